@@ -1,0 +1,127 @@
+"""The nouns of turnwise: task, turn, trajectory, group.
+
+A leaf: standard library and numpy only. Everything here is frozen; a later stage of the pipeline makes a new
+object rather than adding fields to an old one. Raw environment rewards and sampled token ids stay as they
+were drawn, for ever.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+
+End = Literal["terminated", "truncated", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One start state of an environment.
+
+    ``key`` is a hash of the content (the problem itself, not its index): two tasks with equal keys are the
+    same task, whatever they are called. ``type`` groups tasks in tables; ``""`` where a world has no types.
+    """
+
+    env: str
+    split: str
+    index: int
+    key: str
+    type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One observation and one reply.
+
+    ``prompt_ids`` [P] are the tokens *added* to the context before the reply; with ``continues`` they follow
+    the tokens of the turn before, without it they open a fresh context. ``action_ids`` [A] are exactly the
+    sampled tokens, ``logprobs`` [A] their behaviour log-probabilities (nats, after temperature and
+    truncation), ``entropies`` [A] the entropy of the full next-token distribution (nats).
+    """
+
+    observation: str
+    prompt_ids: IntArray
+    continues: bool
+    action_ids: IntArray
+    logprobs: FloatArray
+    entropies: FloatArray
+    reply: str
+    action: str
+    valid: bool
+    reward: float
+    anchor: str = ""
+    env_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Where a trajectory left another one: the parent's episode id, and the turn at which they part."""
+
+    parent: str
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A whole episode. ``sample`` numbers the attempts at one task; ``end_reason`` says what truncated it.
+
+    ``policy_version`` counts the updates behind the sampling policy and ``adapter_hash`` identifies its
+    weights. A forked trajectory is complete without its parent.
+    """
+
+    episode: str
+    task: Task
+    seed: int
+    sample: int
+    turns: tuple[Turn, ...]
+    end: End
+    success: bool | None
+    score: float | None
+    end_reason: str = ""
+    policy_version: int = 0
+    adapter_hash: str = ""
+    player: str = ""
+    role: str = ""
+    policy: str = ""
+    fork: Fork | None = None
+
+    @property
+    def rewards(self) -> list[float]:
+        """Raw environment reward of each turn, [N]."""
+        return [turn.reward for turn in self.turns]
+
+    @property
+    def total_reward(self) -> float:
+        """Undiscounted sum of the raw rewards."""
+        return float(sum(turn.reward for turn in self.turns))
+
+    @property
+    def num_action_tokens(self) -> int:
+        return sum(len(turn.action_ids) for turn in self.turns)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(turn.prompt_ids) + len(turn.action_ids) for turn in self.turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Trajectories that share a task start (and a role)."""
+
+    task: Task
+    trajectories: tuple[Trajectory, ...]
+
+
+def group_by_task(trajectories: Iterable[Trajectory]) -> list[Group]:
+    """Group trajectories by task key and role, in order of first appearance."""
+    members: defaultdict[tuple[str, str], list[Trajectory]] = defaultdict(list)
+    for trajectory in trajectories:
+        members[trajectory.task.key, trajectory.role].append(trajectory)
+    return [Group(found[0].task, tuple(found)) for found in members.values()]
