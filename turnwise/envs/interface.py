@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import gymnasium
@@ -68,6 +69,14 @@ class Panel(Sequence[Task]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.entries[index]
+
+    def may_contain(self, key: str) -> bool:
+        """Whether a task of this content key may be in the panel; False is a proof that it is not."""
+        return key in self._keys
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset(task.key for task in self)
 
 
 @runtime_checkable

@@ -35,7 +35,12 @@ class Receptacle:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """An object. ``receptacle`` is None for fixtures (windows, blinds); ``inside`` names an outer object."""
+    """An object. ``receptacle`` is None for fixtures (windows, blinds); ``inside`` names an outer object.
+
+    Official games hold objects that are in up to four receptacles at once (a pan on two stove burners), at
+    different locations even: ``also_in`` names the others, ``also_inside`` further outer objects. ``type`` is
+    ``""`` where the file gives none (two cracked eggs).
+    """
 
     id: str
     type: str
@@ -54,12 +59,15 @@ class Thing:
     cool: bool = False
     sliced: bool = False
     toggled: bool = False
+    also_in: tuple[str, ...] = ()
+    also_inside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
     """What ends the game: ``count`` distinct objects of ``object_type``, each ``change``d, in one receptacle
-    of ``receptacle_type``; for ``look_at_obj_in_light``: holding one beside a lamp of ``lamp_type`` that is on.
+    of ``receptacle_type``; for ``look_at_obj_in_light``: holding one beside a lamp of ``lamp_type`` that is
+    on.
     """
 
     type: TaskType

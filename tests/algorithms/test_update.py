@@ -1,0 +1,390 @@
+"""The learner: invariances, gradients, state, and learning itself, on a bigram policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.algorithms.fakes import (
+    BigramPolicy,
+    FakeScores,
+    Sampler,
+    buffer_of,
+    episode,
+    groups,
+    learner,
+    task,
+)
+from turnwise.algorithms.epo import EntropyCorridor, EPOConfig
+from turnwise.algorithms.epo_released import ReleasedSettings
+from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.metrics import Agreement, Metrics, Tally, agreement
+from turnwise.algorithms.parts import Objective, UpdateContext
+from turnwise.algorithms.primitives import Counts
+from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
+from turnwise.algorithms.registry import build
+from turnwise.algorithms.update import stream_loss
+from turnwise.replay.batch import TokenBatch, layout
+from turnwise.trajectory import Group
+
+RUN = RunInfo(num_updates=10, group_size=4)
+CONFIGS = [
+    GRPOConfig(),
+    GRPOConfig(ratio_denominator="proximal", group_stats="rows", normalize_std=False),
+    GRPOConfig(aggregation="seq-mean-token-mean", kl_coef=0.5),
+    GRPOConfig(aggregation="seq-mean-token-sum", dual_clip=None),
+    GRPOConfig(aggregation="seq-mean-token-sum-norm", aggregation_constant=50.0),
+    EPOConfig(entropy_coef=0.5, corridor=(0.9, 1.1)),
+    EPOConfig(form="released", entropy_coef=0.5, released=ReleasedSettings(gate_turn=0)),
+]
+
+
+def trained(
+    config: Settings, made: list[Group], policy: BigramPolicy | None = None, **optimizer: Any
+) -> Tensor:
+    """The table after one update, minus the table before."""
+    policy = policy or BigramPolicy()
+    before = policy.table.detach().clone()
+    learner(build(config, RUN), policy, **optimizer).update(buffer_of(made), 0)
+    return policy.table.detach() - before
+
+
+def gradient(config: Settings, made: list[Group], policy: BigramPolicy | None = None) -> Tensor:
+    """Gradient of the table, as it stood before the last optimizer step."""
+    policy = policy or BigramPolicy()
+    captured: list[Tensor] = []
+    policy.table.register_post_accumulate_grad_hook(lambda p: captured.append(p.grad.clone()))
+    learner(build(config, RUN), policy, grad_clip=None).update(buffer_of(made), 0)
+    return captured[-1]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("windowed", [False, True])
+def test_microbatching_changes_nothing(config: Settings, windowed: bool) -> None:
+    made = groups(BigramPolicy(), windowed=windowed)
+    whole = gradient(config, made)
+    assert whole.abs().max() > 1e-4
+    policy = BigramPolicy()
+    captured: list[Tensor] = []
+    policy.table.register_post_accumulate_grad_hook(lambda p: captured.append(p.grad.clone()))
+    learner(build(config, RUN), policy, grad_clip=None, microbatch_tokens=20).update(buffer_of(made), 0)
+    assert len(captured) > 3
+    torch.testing.assert_close(captured[-1], whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_order_of_groups_and_members_changes_nothing(config: Settings) -> None:
+    made = groups(BigramPolicy())
+    shuffled = [Group(g.task, g.trajectories[::-1]) for g in reversed(made)]
+    torch.testing.assert_close(gradient(config, shuffled), gradient(config, made), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_longer_observations_change_nothing(config: Settings) -> None:
+    """Inserted observation tokens carry no loss: the bigram policy sees the last one only."""
+    made = groups(BigramPolicy())
+    longer = []
+    for number, group in enumerate(made):
+        members = []
+        for t in group.trajectories:
+            filler = np.full(2 + number, 8, np.int32)
+            turns = (replace(x, prompt_ids=np.concatenate([filler, x.prompt_ids])) for x in t.turns)
+            members.append(replace(t, turns=tuple(turns)))
+        longer.append(Group(group.task, tuple(members)))
+    torch.testing.assert_close(gradient(config, longer), gradient(config, made), rtol=1e-4, atol=1e-6)
+
+
+class Unmasked(BigramPolicy):
+    """A careless scorer: it scores observation tokens and padding as well."""
+
+    def score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False) -> FakeScores:
+        everything = replace(batch, action_mask=torch.ones_like(batch.action_mask))
+        scores = super().score(everything, entropy=entropy, reference=reference)
+        for found in (scores.logprobs, scores.entropies):
+            if found is not None and found.requires_grad:
+                found.register_hook(lambda grad: self.seen.append((grad, batch.action_mask)))
+        return scores
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_observation_tokens_get_no_gradient(config: Settings) -> None:
+    careless, made = Unmasked(), groups(BigramPolicy())
+    torch.testing.assert_close(gradient(config, made, careless), gradient(config, made))
+    assert len(careless.seen) == (2 if isinstance(config, EPOConfig) else 1)
+    for grad, mask in careless.seen:
+        assert (grad[~mask] == 0).all()
+        assert (grad[mask] != 0).any()
+
+
+def prepared(
+    config: Settings, policy: BigramPolicy, reference: bool = True
+) -> tuple[Recipe, TokenBatch, FakeScores]:
+    recipe, made = build(config, RUN), groups(BigramPolicy())
+    batch = layout(made)
+    scores = policy.score(batch, entropy=True)
+    columns = {"advantages": torch.linspace(-1, 1, len(batch)).unsqueeze(1) * batch.action_mask}
+    if reference:
+        columns["reference_logprobs"] = policy.score(batch, entropy=False, reference=True).logprobs
+    return recipe, batch.with_columns(**columns), scores
+
+
+def test_every_loss_term_has_gradient_when_active() -> None:
+    """Each term alone, through the policy's table; the corridor's two sides and the bonus apart."""
+    policy = BigramPolicy(seed=3)
+    recipe, batch, scores = prepared(EPOConfig(), policy)
+    plan = recipe["fresh"]
+    counts = Counts.of(batch.action_mask, batch.turn_index)
+    ctx = UpdateContext(0, batch, scores.logprobs, scores.entropies, counts, plan.aggregation)
+    (kl, _), (corridor, _) = plan.regularizers
+    assert isinstance(corridor, EntropyCorridor)
+    bare = replace(plan, regularizers=())
+    terms: dict[str, Tensor] = {
+        "surrogate": stream_loss(bare, ctx, Tally()),
+        "kl": kl.term(ctx),
+        "bonus": corridor.term(ctx),
+    }
+    for name, past in (("above", 0.01), ("below", 100.0)):
+        one = EntropyCorridor((0.5, 2.0), 1.0, lambda update: 1.0)
+        one.past_sum, one.past_updates = past, 1
+        terms[name] = one.term(ctx) - corridor.term(ctx)  # the penalty alone
+    for name, term in terms.items():
+        (found,) = torch.autograd.grad(term, policy.table, retain_graph=True)
+        assert found.abs().max() > 1e-4, name
+    up = torch.autograd.grad(terms["below"], policy.table, retain_graph=True)[0]
+    bonus = torch.autograd.grad(terms["bonus"], policy.table, retain_graph=True)[0]
+    down = torch.autograd.grad(terms["above"], policy.table, retain_graph=True)[0]
+    torch.testing.assert_close(up, bonus)  # below the corridor it pushes as the bonus does
+    torch.testing.assert_close(down, -bonus)  # above it the other way
+
+
+def test_on_policy_ratio_is_one_and_sampler_agrees() -> None:
+    policy = BigramPolicy()
+    seen: list[Agreement] = []
+    metrics = learner(build(GRPOConfig(), RUN), policy, epochs=2).update(
+        buffer_of(groups(policy)), 0, seen.append
+    )
+    assert len(seen) == 1
+    assert seen[0].num_tokens == metrics.num_action_tokens
+    assert seen[0].max_abs < 1e-6
+    assert metrics.agreement == seen[0]
+    single = learner(build(GRPOConfig(), RUN), BigramPolicy()).update(buffer_of(groups(BigramPolicy())), 0)
+    assert single.ratio_mean == pytest.approx(1.0, abs=1e-6)
+    assert single.ratio_max == pytest.approx(1.0, abs=1e-6)
+    assert (single.clip_share, single.skipped_steps) == (0.0, 0)
+    assert single.kl_behaviour == pytest.approx(0.0, abs=1e-9)
+    assert metrics.ratio_max > 1.0
+
+
+def test_agreement_looks_at_the_learners_own_version_only() -> None:
+    policy = BigramPolicy()
+    made = groups(policy, version=0) + groups(policy, seed=5, version=1)
+    batch = layout(made, version=1)
+    logprobs = policy.score(batch, entropy=False).logprobs.detach().clone()
+    logprobs[batch.staleness == 1] += 5.0
+    fresh = agreement(logprobs, batch)
+    assert fresh.max_abs < 1e-6
+    row = int((batch.staleness == 0).nonzero()[0])
+    column = int(batch.action_mask[row].nonzero()[0])
+    logprobs[row, column] += 0.5
+    found = agreement(logprobs, batch)
+    assert found.max_abs == pytest.approx(0.5, abs=1e-5)
+    assert found.mean_abs == pytest.approx(0.5 / fresh.num_tokens, rel=1e-3)
+    assert agreement(logprobs[:0, :0], batch.select(torch.zeros(0, dtype=torch.long))).num_tokens == 0
+
+
+def test_a_failed_verification_stops_before_the_step() -> None:
+    policy = BigramPolicy()
+    made = groups(policy)
+    policy.table.data += torch.randn(policy.table.shape)
+    before = policy.table.detach().clone()
+
+    def verify(found: Agreement) -> None:
+        raise RuntimeError(f"disagree by {found.max_abs}")
+
+    with pytest.raises(RuntimeError, match="disagree"):
+        learner(build(GRPOConfig(), RUN), policy).update(buffer_of(made), 0, verify)
+    assert torch.equal(policy.table.detach(), before)
+
+
+def test_scores_cost_what_the_parts_ask_for() -> None:
+    calls = {}
+    for name, config in {
+        "plain": GRPOConfig(kl_coef=0.0),
+        "kl": GRPOConfig(),
+        "epo": EPOConfig(),
+        "off": EPOConfig(entropy_coef=0.0),
+    }.items():
+        policy = BigramPolicy()
+        learner(build(config, RUN), policy).update(buffer_of(groups(policy)), 0)
+        calls[name] = policy.calls
+    assert calls == {
+        "plain": ["logprobs"],
+        "kl": ["reference", "logprobs"],
+        "epo": ["reference", "entropy"],
+        "off": ["reference", "logprobs"],
+    }
+
+
+def test_zero_coefficient_is_the_base() -> None:
+    made = groups(BigramPolicy())
+    base = trained(GRPOConfig(), made)
+    assert torch.equal(trained(EPOConfig(entropy_coef=0.0), made), base)
+    assert not torch.equal(trained(EPOConfig(), made), base)
+
+
+@pytest.mark.parametrize("config", [GRPOConfig(), EPOConfig(), EPOConfig(form="released")])
+def test_nothing_to_learn_is_finite_and_moves_nothing(config: Settings) -> None:
+    policy = BigramPolicy()
+    sampler = Sampler.of(policy, np.random.default_rng(0))
+    silent = tuple(episode(sampler, sample=s, num_actions=0) for s in range(3))
+    lone = episode(sampler)
+    equal = tuple(replace(lone, turns=tuple(replace(x, reward=0.1) for x in lone.turns)) for _ in range(3))
+    empty = tuple(replace(lone, turns=()) for _ in range(2))
+    for members in (silent, (lone,), equal, empty, ()):
+        before = policy.table.detach().clone()
+        kept = Group(task(), members)
+        metrics = learner(build(config, RUN), policy).update(buffer_of([kept] if members else []), 0)
+        assert all(math.isfinite(v) for v in metrics.as_dict().values())
+        assert torch.equal(policy.table.detach(), before)
+        assert metrics.optimizer_steps == 0
+
+
+def test_empty_rows_do_not_disturb_the_others() -> None:
+    made = groups(BigramPolicy())
+    config = GRPOConfig(drop_uniform_groups=False)
+    sampler = Sampler.of(BigramPolicy(), np.random.default_rng(0))
+    silent = Group(task(9), tuple(episode(sampler, index=9, num_actions=0) for _ in range(2)))
+    torch.testing.assert_close(gradient(config, [*made, silent]), gradient(config, made))
+
+
+def test_an_error_shrinks_its_group_and_two_are_the_least() -> None:
+    policy = BigramPolicy()
+    made = groups(policy, num_groups=2, size=3, num_turns=3)
+    first = [replace(t, end="error") if i == 0 else t for i, t in enumerate(made[0].trajectories)]
+    second = [replace(t, end="error") if i < 2 else t for i, t in enumerate(made[1].trajectories)]
+    broken = [Group(made[0].task, tuple(first)), Group(made[1].task, tuple(second))]
+    metrics = learner(build(GRPOConfig(drop_uniform_groups=False), RUN), policy).update(buffer_of(broken), 0)
+    assert (metrics.dropped_groups, metrics.num_rows, metrics.num_trajectories) == (1, 2, 6)
+    torch.testing.assert_close(
+        gradient(GRPOConfig(drop_uniform_groups=False), broken),
+        gradient(GRPOConfig(drop_uniform_groups=False), [Group(made[0].task, made[0].trajectories[1:])]),
+    )
+
+
+def test_a_gradient_that_is_not_finite_skips_its_step() -> None:
+    policy = BigramPolicy()
+    made = groups(policy)
+    bad = replace(made[0].trajectories[0].turns[0], reward=math.nan)
+    poisoned = replace(made[0].trajectories[0], turns=(bad, *made[0].trajectories[0].turns[1:]))
+    made[0] = Group(made[0].task, (poisoned, *made[0].trajectories[1:]))
+    before = policy.table.detach().clone()
+    made_learner = learner(build(GRPOConfig(), RUN), policy)
+    metrics = made_learner.update(buffer_of(made), 0)
+    assert (metrics.skipped_steps, metrics.optimizer_steps) == (1, 0)
+    assert torch.equal(policy.table.detach(), before)
+    assert made_learner.update(buffer_of(groups(policy, version=1), 1), 1).optimizer_steps == 1
+    assert torch.isfinite(policy.table).all()
+
+
+class Baseline(Objective):
+    """A toy value loss with a module of its own."""
+
+    def __init__(self) -> None:
+        self.module = nn.Linear(1, 1)
+
+    def loss(self, ctx: UpdateContext) -> Tensor:
+        assert self.module is not None
+        return ctx.token_mean((self.module(torch.ones(1)) - 3.0).square().expand_as(ctx.logprobs))
+
+
+def with_baseline(config: Settings) -> Recipe:
+    torch.manual_seed(0)
+    recipe = build(config, RUN)
+    return replace(recipe, streams=(replace(recipe["fresh"], objectives=((Baseline(), 1.0),)),))
+
+
+@pytest.mark.parametrize("make", [build, lambda config, run: with_baseline(config)])
+@pytest.mark.parametrize("config", [GRPOConfig(), EPOConfig(), EPOConfig(form="released")])
+def test_resuming_equals_going_on(config: Settings, make: Callable[[Settings, RunInfo], Recipe]) -> None:
+    """4 updates = 2 updates, state saved and loaded elsewhere, 2 updates: to the bit."""
+
+    def run(made: Any, policy: BigramPolicy, updates: range) -> list[Metrics]:
+        return [made.update(buffer_of(groups(policy, seed=7, version=u), u), u) for u in updates]
+
+    def fresh(policy: BigramPolicy) -> Any:
+        return learner(
+            make(config, RUN), policy, epochs=2, num_minibatches=3, schedule="cosine", warmup_share=0.2
+        )
+
+    straight = BigramPolicy()
+    one = fresh(straight)
+    expected = run(one, straight, range(4))
+    first = BigramPolicy()
+    stopped = fresh(first)
+    run(stopped, first, range(2))
+    state, tensors = stopped.state_dict()
+    second = BigramPolicy(seed=99)
+    second.table.data.copy_(first.table.detach())
+    resumed = fresh(second)
+    resumed.load_state_dict(state, {name: value.clone() for name, value in tensors.items()})
+    found = run(resumed, second, range(2, 4))
+    assert torch.equal(second.table, straight.table)
+    assert [m.as_dict() for m in found] == [m.as_dict() for m in expected[2:]]
+    assert resumed.state_dict()[0] == one.state_dict()[0]
+    for name, value in one.state_dict()[1].items():
+        assert torch.equal(resumed.state_dict()[1][name], value), name
+
+
+def test_a_foreign_state_is_refused() -> None:
+    state, tensors = learner(build(GRPOConfig(), RUN), BigramPolicy()).state_dict()
+    with pytest.raises(ValueError, match="EntropyCorridor"):
+        learner(build(EPOConfig(), RUN), BigramPolicy()).load_state_dict(state, tensors)
+    made = learner(build(GRPOConfig(), RUN), BigramPolicy())
+    other: Mapping[str, Tensor] = {"optimizer.0.exp_avg": torch.zeros(2), "optimizer.0.step": torch.zeros(())}
+    with pytest.raises(ValueError, match="parameter 0"):
+        made.load_state_dict(state, other)
+
+
+def success(policy: BigramPolicy) -> float:
+    """Probability of the right action, averaged over the four observations."""
+    return float(policy.table.detach().softmax(-1)[[4, 5, 6, 7], [0, 1, 2, 3]].mean())
+
+
+@pytest.mark.parametrize("config", [GRPOConfig(kl_coef=0.001), EPOConfig(base=GRPOConfig(kl_coef=0.001))])
+@pytest.mark.parametrize("windowed", [False, True])
+def test_learns_the_world(config: Settings, windowed: bool) -> None:
+    policy = BigramPolicy(scale=0.0)
+    made = learner(build(config, RunInfo(40, 8)), policy, RunInfo(40, 8), lr=0.1)
+    assert success(policy) == pytest.approx(1 / 9)
+    for update in range(40):
+        batch = groups(policy, 1, num_groups=4, size=8, num_turns=2, windowed=windowed, version=update)
+        made.update(buffer_of(batch, update), update)
+    assert success(policy) > 0.8
+
+
+def test_without_credit_nothing_is_learnt() -> None:
+    """The crippled copy: rewards that tell nothing."""
+    policy = BigramPolicy(scale=0.0)
+    made = learner(build(GRPOConfig(kl_coef=0.001), RunInfo(40, 8)), policy, RunInfo(40, 8), lr=0.1)
+    rng = np.random.default_rng(0)
+    for update in range(40):
+        batch = groups(policy, 1, num_groups=4, size=8, num_turns=2, version=update)
+        noise = [
+            Group(g.task, tuple(
+                replace(t, turns=tuple(replace(x, reward=float(rng.random() < 0.3)) for x in t.turns))
+                for t in g.trajectories))
+            for g in batch
+        ]  # fmt: skip
+        made.update(buffer_of(noise, update), update)
+    assert success(policy) < 0.4

@@ -1,0 +1,273 @@
+"""Generation for many multi-turn episodes at once.
+
+Every episode keeps its key/value cache across turns: a new turn feeds only the new observation. A step advances
+every waiting slot - observations and single tokens go through the model in one flat batch - so no episode waits
+for another. Log-probabilities and full-vocabulary entropies come with the sampled tokens. What a slot samples
+depends on its own key alone, never on its neighbours or on time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from turnwise.agents.cache import SlotCache, StepPlan, common_prefix
+from turnwise.trajectory import FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 do not truncate."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One finished reply: token ids [A] exactly as sampled, behaviour log-probs and entropies [A] (nats)."""
+
+    slot: int
+    ids: IntArray
+    logprobs: FloatArray
+    entropies: FloatArray
+    ended: bool  # False where the token limit cut it
+
+
+class Engine(Protocol):
+    """What the collector needs. ``num_slots`` episodes at once, each with at most ``max_length`` tokens."""
+
+    num_slots: int
+    max_length: int
+
+    def open(self) -> int: ...
+    def length(self, slot: int) -> int: ...
+    def submit(self, slot: int, ids: IntArray, *, fresh: bool, key: int, sampling: Sampling) -> None: ...
+    def step(self) -> list[Reply]: ...
+    def fork(self, slot: int) -> int: ...
+    def close(self, slot: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Slot:
+    """``context`` are the tokens the cache holds; ``pending`` those still to be fed."""
+
+    context: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
+    sampling: Sampling = field(default_factory=Sampling)
+    uniforms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    active: bool = False
+
+
+@dataclass(slots=True)
+class EngineCounts:
+    """Work done since the engine was made; tokens, and forward passes."""
+
+    prefill_tokens: int = 0
+    sampled_tokens: int = 0
+    reused_tokens: int = 0
+    steps: int = 0
+
+
+class SlotEngine:
+    """The engine that runs a Hugging Face causal LM in this process, on CPU or GPU.
+
+    ``model`` is a ``...ForCausalLM`` whose attention implementation is ``turnwise`` (attention.py). Slots are
+    handles: the physical row of the cache behind one may change, so that live rows stay together.
+    """
+
+    def __init__(self, model: Any, *, num_slots: int, max_length: int, end_ids: frozenset[int]) -> None:
+        self.model, self.num_slots, self.max_length, self.end_ids = model, num_slots, max_length, end_ids
+        config = model.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        weight = next(model.parameters())
+        self.device = weight.device
+        self.cache = SlotCache(
+            num_slots,
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            head_dim,
+            dtype=weight.dtype,
+            device=self.device,
+        )
+        self.counts = EngineCounts()
+        self._slots: dict[int, _Slot] = {}
+        self._rows: list[int] = []  # row -> handle: rows [0, live) are in use
+        self._row_of: dict[int, int] = {}
+        self._next_handle = 0
+
+    @property
+    def num_free(self) -> int:
+        return self.num_slots - len(self._rows)
+
+    def open(self) -> int:
+        """A new empty context; raises RuntimeError when all slots are taken."""
+        if not self.num_free:
+            raise RuntimeError(f"all {self.num_slots} slots of the engine are in use: close one first")
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self._row_of[handle] = len(self._rows)
+        self._rows.append(handle)
+        self._slots[handle] = _Slot()
+        self.cache.lengths[self._row_of[handle]] = 0
+        return handle
+
+    def close(self, slot: int) -> None:
+        """Free a slot. The last live row moves into its place."""
+        row, last = self._row_of.pop(slot), len(self._rows) - 1
+        del self._slots[slot]
+        moved = self._rows.pop()
+        if row != last:
+            self.cache.copy(last, row)
+            self._rows[row] = moved
+            self._row_of[moved] = row
+
+    def fork(self, slot: int) -> int:
+        """A copy of a slot's context (not of a reply in progress) under a new handle."""
+        state = self._slots[slot]
+        if state.active:
+            raise RuntimeError("a slot can be forked between replies only")
+        handle = self.open()
+        self.cache.copy(self._row_of[slot], self._row_of[handle])
+        self._slots[handle] = _Slot(context=list(state.context), pending=list(state.pending))
+        return handle
+
+    def length(self, slot: int) -> int:
+        """Tokens in the slot's context, the sampled ones included."""
+        state = self._slots[slot]
+        return len(state.context) + len(state.pending)
+
+    def submit(self, slot: int, ids: IntArray, *, fresh: bool, key: int, sampling: Sampling) -> None:
+        """Add ``ids`` to the context (or, ``fresh``, make them the whole context) and start a reply.
+
+        ``key`` seeds the reply's draws. A fresh context reuses the cached prefix that it shares with the old.
+        Raises ValueError where context and reply could exceed ``max_length``.
+        """
+        state = self._slots[slot]
+        new = ids.tolist()
+        total = len(new) + sampling.max_tokens + (0 if fresh else self.length(slot))
+        if total > self.max_length:
+            raise ValueError(f"context of {total} tokens exceeds the engine's max_length {self.max_length}")
+        if fresh:
+            keep = common_prefix(np.asarray(state.context), np.asarray(new[:-1]))
+            self.cache.lengths[self._row_of[slot]] = keep
+            state.context, state.pending = new[:keep], new[keep:]
+            self.counts.reused_tokens += keep
+        else:
+            state.pending.extend(new)
+        state.sampling = sampling
+        if sampling.temperature > 0:
+            state.uniforms = np.random.Generator(np.random.Philox(key=key)).random(sampling.max_tokens)
+        state.ids, state.logprobs, state.entropies, state.active = [], [], [], True
+
+    def step(self) -> list[Reply]:
+        """Feed what is pending, sample one token for every active slot; the replies that finished."""
+        live = [handle for handle in self._rows if self._slots[handle].active]
+        if not live:
+            return []
+        ids, logprobs, entropies = self._forward(live)
+        finished = []
+        for i, handle in enumerate(live):
+            state, token = self._slots[handle], int(ids[i])
+            state.ids.append(token)
+            state.logprobs.append(float(logprobs[i]))
+            state.entropies.append(float(entropies[i]))
+            state.pending.append(token)
+            ended = token in self.end_ids
+            if ended or len(state.ids) == state.sampling.max_tokens:
+                state.active = False
+                finished.append(self._reply(handle, state, ended))
+        self.counts.sampled_tokens += len(live)
+        self.counts.steps += 1
+        return finished
+
+    @staticmethod
+    def _reply(handle: int, state: _Slot, ended: bool) -> Reply:
+        return Reply(
+            slot=handle,
+            ids=np.asarray(state.ids, np.int32),
+            logprobs=np.asarray(state.logprobs, np.float32),
+            entropies=np.asarray(state.entropies, np.float32),
+            ended=ended,
+        )
+
+    def _forward(self, live: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        states = [self._slots[handle] for handle in live]
+        rows = [self._row_of[handle] for handle in live]
+        counts = [len(state.pending) for state in states]
+        self.counts.prefill_tokens += sum(n for n in counts if n > 1)
+        plan = StepPlan(self.cache, rows, counts)
+        stream = np.fromiter((t for state in states for t in state.pending), np.int64, sum(counts))
+        with torch.inference_mode():
+            hidden = self.model.model(
+                input_ids=torch.from_numpy(stream).to(self.device)[None],
+                position_ids=plan.positions[None],
+                use_cache=False,
+                plan=plan,
+            ).last_hidden_state[0]
+            logits = self.model.lm_head(hidden[plan.last]).float()
+            ids, logprobs, entropies = self._sample(logits, states)
+        plan.commit(rows, counts)
+        for state in states:
+            state.context.extend(state.pending)
+            state.pending.clear()
+        return ids.cpu().numpy(), logprobs.cpu().numpy(), entropies.cpu().numpy()
+
+    def _sample(self, logits: Tensor, states: list[_Slot]) -> tuple[Tensor, Tensor, Tensor]:
+        """logits [R, V] -> sampled ids, their log-probs and the entropies, each [R]."""
+        full = torch.log_softmax(logits, dim=-1)
+        entropies = -(full.exp() * full).sum(-1)
+        settings = [state.sampling for state in states]
+        greedy = torch.tensor([s.temperature == 0 for s in settings], device=self.device)
+        drawn_from = full
+        if any(s.temperature not in (0, 1) or s.top_p < 1 or s.top_k for s in settings):
+            drawn_from = truncated_logprobs(logits, settings)
+        best = drawn_from.argmax(-1)
+        if bool(greedy.all()):
+            ids = best
+        else:
+            uniforms = [
+                state.uniforms[len(state.ids)] if state.sampling.temperature > 0 else 0.0 for state in states
+            ]
+            ids = inverse_cdf(drawn_from, torch.tensor(uniforms, dtype=torch.float64, device=self.device))
+            ids = torch.where(greedy, best, ids)
+        return ids, drawn_from.gather(-1, ids[:, None])[:, 0], entropies
+
+
+def inverse_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw one index per row of [R, V] from one uniform number in [0, 1) each: the same number, the same index.
+
+    The cumulative sum is scaled to its own total, so rounding cannot point past the last possible token; tokens
+    of probability 0 are never drawn.
+    """
+    cumulative = logprobs.exp().double().cumsum(-1)
+    targets = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True).clamp_(max=logprobs.shape[-1] - 1)[:, 0]
+
+
+def truncated_logprobs(logits: Tensor, settings: list[Sampling]) -> Tensor:
+    """Log-probs [R, V] after temperature, then top-k, then top-p; -inf outside. Temperature 0 counts as 1."""
+    temperature = torch.tensor([s.temperature or 1.0 for s in settings], device=logits.device)
+    logprobs = torch.log_softmax(logits / temperature[:, None], dim=-1)
+    if all(s.top_p >= 1 and not s.top_k for s in settings):
+        return logprobs
+    ordered, order = logprobs.sort(dim=-1, descending=True)
+    rank = torch.arange(logits.shape[-1], device=logits.device)
+    top_k = torch.tensor([s.top_k or logits.shape[-1] for s in settings], device=logits.device)
+    top_p = torch.tensor([s.top_p for s in settings], device=logits.device)
+    keep = rank < top_k[:, None]
+    probabilities = torch.where(keep, ordered.exp(), 0.0)
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    before = probabilities.cumsum(-1) - probabilities
+    keep &= (before < top_p[:, None]) | (rank == 0)
+    kept = torch.zeros_like(keep).scatter_(-1, order, keep)
+    return torch.log_softmax(logprobs.masked_fill(~kept, -torch.inf), dim=-1)

@@ -1,0 +1,246 @@
+"""The policy: a Hugging Face causal LM with LoRA adapters, seen from two sides.
+
+The *learner's* side is the peft model: ``score`` gives differentiable log-probs and entropies of a TokenBatch.
+The *sampler's* side is a plain copy that shares every untouched weight and holds merged weights W + scale * B A
+where adapters sit; ``sync`` refreshes it and names the weights by a hash. The reference policy is the same
+model with the adapters off.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from turnwise.agents.attention import ATTENTION, PackedPlan, packed_positions
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+# Above this many logits (rows x vocabulary) the head works in chunks that are recomputed on the way back.
+_MAX_LOGITS = 1 << 25
+
+
+class LoRAConfig(BaseModel):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by peft."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(16, ge=1, description="rank r of the update B A")
+    alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / r")
+    target_modules: str | tuple[str, ...] = Field(
+        "all-linear", description="module names, or all-linear: every linear layer but the head"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probs and entropies [B, T] (nats), zero off the action tokens; column t belongs to token t."""
+
+    logprobs: Tensor
+    entropies: Tensor | None
+
+
+class Policy:
+    """``lora=None`` trains every weight. Sampling and scoring agree after each ``sync``."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        lora: LoRAConfig | None,
+        seed: int = 0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.tokenizer, self.lora = tokenizer, lora
+        self.version, self.temperature = 0, 1.0
+        self.sampler = _sharing_copy(model)
+        self.sampler.eval().requires_grad_(False)
+        self._merged: list[tuple[Any, Any]] = []
+        self.model = model if lora is None else self._with_adapters(model, lora, seed)
+        self._base = model
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+            self.model.train()
+        self.adapter_hash = ""
+        self.sync(version=0)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        lora: LoRAConfig | None,
+        dtype: DType = "auto",
+        device: str = "cpu",
+        seed: int = 0,
+        gradient_checkpointing: bool = False,
+    ) -> Policy:
+        """A model folder or hub name. Raises ValueError where it cannot be found or is of an unknown kind."""
+        model, tokenizer = load_model(path, dtype=dtype, device=device)
+        return cls(
+            model, tokenizer, lora=lora, seed=seed, gradient_checkpointing=gradient_checkpointing
+        )
+
+    def _with_adapters(self, model: Any, lora: LoRAConfig, seed: int) -> Any:
+        from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
+
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        config = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, config)
+        plain = dict(self.sampler.named_modules())
+        for name, layer in model.named_modules():
+            if isinstance(layer, LoraLayer):
+                target = plain[name]
+                target.weight = nn.Parameter(target.weight.detach().clone(), requires_grad=False)
+                self._merged.append((layer, target))
+        return adapted
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.sampler.parameters()).device  # type: ignore[no-any-return]
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What the optimizer may change."""
+        return (p for p in self.model.parameters() if p.requires_grad)
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The trainable tensors by name, detached, on the CPU."""
+        return {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Inverse of ``trainable_state``; raises ValueError where names or shapes differ."""
+        own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())[:3]
+            raise ValueError(f"the checkpoint's tensors do not fit this model and LoRA setting (e.g. {odd})")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                if parameter.shape != state[name].shape:
+                    raise ValueError(
+                        f"checkpoint tensor {name} has shape {tuple(state[name].shape)}, "
+                        f"the model {tuple(parameter.shape)}"
+                    )
+                parameter.copy_(state[name])
+
+    @torch.no_grad()
+    def sync(self, version: int) -> None:
+        """Bring the sampler to the learner's present weights and name them."""
+        for layer, target in self._merged:
+            target.weight.copy_(layer.base_layer.weight + layer.get_delta_weight("default"))
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.trainable_state().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        self.adapter_hash = digest.hexdigest()[:16]
+        self.version = version
+
+    def score(self, batch: Any, *, entropy: bool = False, reference: bool = False) -> Scores:
+        """Log-probs (and entropies) of a TokenBatch's action tokens, [B, T]; differentiable under grad mode.
+
+            Logits are divided by ``temperature``, as they were when the tokens were drawn. ``reference`` switches the
+        adapters off; it needs LoRA (raises ValueError without).
+        """
+        if reference and self.lora is None:
+            raise ValueError("a reference policy needs LoRA: with full fine-tuning there is no frozen copy")
+        tokens: Tensor = batch.tokens.to(self.device)
+        mask: Tensor = batch.action_mask.to(self.device)
+        lengths: list[int] = batch.lengths.tolist()
+        real = torch.arange(tokens.shape[1], device=self.device) < batch.lengths.to(self.device)[:, None]
+        with self.model.disable_adapter() if reference else nullcontext():
+            hidden = self._base.model(
+                input_ids=tokens[real][None],
+                position_ids=packed_positions(lengths, self.device),
+                use_cache=False,
+                plan=PackedPlan(lengths),
+            ).last_hidden_state[0]
+            # Token t is predicted by the hidden state at t - 1 of the flat stream; a row never opens with one.
+            wanted = mask[real].nonzero()[:, 0]
+            values, entropies = self._head(hidden[wanted - 1], tokens[mask], entropy)
+        empty = torch.zeros(tokens.shape, device=self.device)
+        return Scores(
+            empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropies) if entropy else None
+        )
+
+    def _head(self, hidden: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+        """hidden [M, h], targets [M] -> log-probs and entropies [M], chunked where logits would be large."""
+        head = self._base.lm_head
+        rows = max(1, _MAX_LOGITS // head.weight.shape[0])
+        if len(targets) <= rows:
+            return _logprob_entropy(hidden, targets, head, self.temperature, entropy)
+        parts = [
+            checkpoint(_logprob_entropy, h, t, head, self.temperature, entropy, use_reentrant=False)
+            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+        ]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def save_merged(self, folder: str | Path) -> None:
+        """An ordinary Hugging Face folder with the present weights, tokenizer and chat template."""
+        save_model(self.sampler, self.tokenizer, folder)
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """The peft adapter (safetensors) and the tokenizer. Raises ValueError without LoRA."""
+        if self.lora is None:
+            raise ValueError("this run trained all weights: there is no adapter, export the merged model")
+        self.model.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
+
+
+def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") -> tuple[Any, Any]:
+    """Model (attention ``turnwise``) and tokenizer of a folder or hub name."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch finds no CUDA device; use device=cpu")
+    name = str(path)
+    looks_local = name.startswith((".", "/", "~"))
+    if looks_local and not (Path(name).expanduser() / "config.json").exists():
+        raise ValueError(f"no model at {name!r}: expected a Hugging Face folder with config.json")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            Path(name).expanduser() if looks_local else name, dtype=dtype, attn_implementation=ATTENTION
+        )
+        tokenizer = AutoTokenizer.from_pretrained(Path(name).expanduser() if looks_local else name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"could not load model {name!r}: {str(error).splitlines()[0]}") from error
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"model {name!r} uses {sorted(kinds)}; the engine supports full attention (Qwen2.5, Qwen3, Llama)"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
+    """Write an ordinary Hugging Face folder: safetensors, config, tokenizer, chat template."""
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+def _sharing_copy(model: Any) -> Any:
+    """A copy of the modules over the same parameters and buffers: costs no memory."""
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, shared)
+
+
+def _logprob_entropy(
+    hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    logits = torch.log_softmax(head(hidden).float() / temperature, dim=-1)
+    chosen = logits.gather(-1, targets[:, None])[:, 0]
+    return chosen, -(logits.exp() * logits).sum(-1) if entropy else chosen.detach()

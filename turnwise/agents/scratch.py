@@ -1,0 +1,89 @@
+"""Models from nothing: a byte-level BPE tokenizer trained on a world's text, and a small Qwen3-type LM.
+
+The result is an ordinary Hugging Face folder; everything after it is the same path as a pretrained model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from turnwise.agents.attention import ATTENTION
+
+PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
+
+# Three control tokens a turn; ChatML would take nine.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+class ScratchModelConfig(BaseModel):
+    """A small Qwen3-type model with random weights and its own tokenizer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["scratch"] = "scratch"
+    hidden_size: int = Field(128, ge=8, description="width h")
+    num_layers: int = Field(3, ge=1)
+    num_heads: int = Field(4, ge=1, description="query heads")
+    num_kv_heads: int = Field(2, ge=1, description="key/value heads")
+    head_dim: int = Field(32, ge=2)
+    ffn_size: int = Field(256, ge=8, description="width of the SwiGLU layer")
+    vocab_size: int = Field(1024, ge=300, description="upper limit of the tokenizer's vocabulary")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A byte-level BPE tokenizer (any text can be encoded) with the compact chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, USER, ASSISTANT, SYSTEM, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[USER, ASSISTANT, SYSTEM],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def new_model(config: ScratchModelConfig, tokenizer: Any, *, seed: int, max_length: int = 4096) -> Any:
+    """A Qwen3ForCausalLM with random weights drawn from ``seed``; float32, attention ``turnwise``."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    qwen = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.ffn_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=max_length,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        use_cache=True,
+    )
+    qwen._attn_implementation = ATTENTION
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(qwen).eval()

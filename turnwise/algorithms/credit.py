@@ -1,0 +1,117 @@
+"""From rewards to advantages: group statistics and the returns of the REINFORCE family. Pure functions.
+
+``values`` [N] are returns of trajectories or of rows, ``group`` [N] their group numbers (0 <= group < N).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from turnwise.algorithms.primitives import masked_whiten
+
+Singleton = Literal["zero", "reward"]
+
+
+class GroupStatistics(NamedTuple):
+    """Each value's group mean, unbiased standard deviation and number of members, all [N]."""
+
+    mean: Tensor
+    std: Tensor
+    size: Tensor
+
+
+def group_statistics(values: Tensor, group: Tensor, members: Tensor | None = None) -> GroupStatistics:
+    """Statistics over the values with ``members`` True (all by default), float64.
+
+    Values are measured from their group's minimum first, so a group of equal values has std exactly 0 and
+    deviations exactly 0. A group of one has std 0; a group without members is an error of the caller.
+    """
+    values = values.double()
+    members = torch.ones_like(group, dtype=torch.bool) if members is None else members
+    zeros = values.new_zeros(values.shape[0])
+    lowest = zeros.scatter_reduce(0, group[members], values[members], "amin", include_self=False)
+    count = zeros.index_add(0, group[members], torch.ones_like(values[members]))
+    shifted = values - lowest[group]
+    mean = zeros.index_add(0, group[members], shifted[members]) / count.clamp(min=1)
+    squares = zeros.index_add(0, group[members], (shifted - mean[group])[members].square())
+    std = (squares / (count - 1).clamp(min=1)).sqrt()
+    return GroupStatistics((lowest + mean)[group], std[group], count[group])
+
+
+def group_advantages(
+    values: Tensor,
+    group: Tensor,
+    *,
+    normalize_std: bool = True,
+    eps: float = 1e-6,
+    singleton: Singleton = "zero",
+    members: Tensor | None = None,
+) -> Tensor:
+    """(value - group mean) / (group std + eps), [N] -> [N] (GRPO, Shao et al. 2024; without std: Dr.GRPO).
+
+    A group of one has no baseline: its advantage is 0, or with ``reward`` its own value, as verl releases it.
+    """
+    mean, std, count = group_statistics(values, group, members)
+    deviation = values.double() - mean
+    if normalize_std:
+        deviation = deviation / (std + eps)
+    alone = values.double() if singleton == "reward" else torch.zeros_like(deviation)
+    return torch.where(count > 1, deviation, alone).to(values.dtype)
+
+
+def leave_one_out_advantages(
+    values: Tensor, group: Tensor, *, singleton: Singleton = "zero", members: Tensor | None = None
+) -> Tensor:
+    """value - mean of the group's other members = n/(n-1) (value - mean), [N] -> [N] (RLOO)."""
+    count = group_statistics(values, group, members).size
+    deviation = group_advantages(values, group, normalize_std=False, singleton=singleton, members=members)
+    return torch.where(count > 1, deviation * count / (count - 1).clamp(min=1), deviation).to(values.dtype)
+
+
+def length_weighted_advantages(
+    values: Tensor, lengths: Tensor, group: Tensor, *, singleton: Singleton = "zero"
+) -> Tensor:
+    """value - Σ length·value / Σ length over the group, [N] -> [N] (OPO); lengths in tokens."""
+    zeros = values.new_zeros(values.shape[0], dtype=torch.double)
+    weighted = zeros.index_add(0, group, values.double() * lengths)
+    baseline = weighted / zeros.index_add(0, group, lengths.double()).clamp(min=1)
+    alone = values if singleton == "reward" else torch.zeros_like(values)
+    count = zeros.index_add(0, group, torch.ones_like(zeros))[group]
+    return torch.where(count > 1, values - baseline[group], alone).to(values.dtype)
+
+
+def best_of_group_advantages(values: Tensor, group: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """(best - second best) / (std + eps) for each group's best value, 0 for the others (GRPO pass@k).
+
+    Raises ValueError for a group of one: there is no second best.
+    """
+    std, count = group_statistics(values, group)[1:]
+    if bool((count < 2).any()):
+        raise ValueError("pass@k credit compares a group's two best values; got a group of one")
+    advantages = torch.zeros_like(values)
+    for number in sorted(set(group.tolist())):
+        rows = (group == number).nonzero().squeeze(1)
+        best, second = values[rows].topk(2).values
+        winner = rows[values[rows].argmax()]
+        advantages[winner] = (best - second) / (std[winner] + eps)
+    return advantages
+
+
+def whitened_baseline_advantages(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Spread [B] over action tokens and whiten over all of them, [B, T] (REINFORCE++-baseline)."""
+    spread = advantages.unsqueeze(1) * mask
+    return masked_whiten(spread, mask) * mask
+
+
+def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """G_t = r_t + γ G_{t+1}, [B, T] (REINFORCE++); the sum starts anew before each position off the mask."""
+    running = torch.zeros_like(rewards[:, 0])
+    returns = torch.zeros_like(rewards)
+    for t in reversed(range(rewards.shape[1])):
+        running = rewards[:, t] + gamma * running
+        returns[:, t] = running
+        running = running * mask[:, t]
+    return returns

@@ -1,0 +1,139 @@
+"""EPO: entropy-regularised policy optimisation for multi-turn agents (Xu et al. 2025, arXiv 2509.22576).
+
+A base algorithm plus one term that raises entropy and holds it in a corridor around its own history:
+
+    loss = base - lambda * [ L_H - beta_k * alpha * L_P ]
+    L_H  = mean over turns of the turn's mean token entropy H
+    L_P  = the same mean of  relu(kappa_l * Hbar - H) + relu(H - kappa_r * Hbar)
+    Hbar = mean over past updates of their token-average entropy (a constant; no corridor in the first update)
+    beta_k = 1 + exp(-gamma k / k_mid),  k_mid = half the run's updates
+
+This is the latest text's form. The released code does something else (``form=released``: epo_released.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn.functional import relu
+
+from turnwise.algorithms import grpo
+from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
+from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.metrics import Metrics
+from turnwise.algorithms.parts import Need, Regularizer, Schedule, Streams, UpdateContext, required
+from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
+from turnwise.algorithms.schedules import constant_weight, epo_paper_weight, epo_released_weight
+
+
+class EPOConfig(Settings):
+    """EPO's settings; defaults: the paper's ALFWorld runs (Tables 2, 3). ScienceWorld: corridor_coef 0.05."""
+
+    type: Literal["epo"] = "epo"
+    base: GRPOConfig = Field(default=GRPOConfig(), description="The algorithm that the term is added to.")
+    form: Literal["paper", "released"] = Field(
+        default="paper",
+        description="The paper's differentiable corridor, or the released code's constant penalty.",
+    )
+    entropy_coef: float = Field(
+        default=1e-3, ge=0, description="Coefficient of the whole term (lambda); 0: the base."
+    )
+    corridor: tuple[float, float] = Field(
+        default=(0.0, 2.0),
+        description="Bounds of the corridor as multiples of the past entropy (kappa_l, kappa_r).",
+    )
+    corridor_coef: float = Field(default=0.1, ge=0, description="Weight of leaving the corridor (alpha).")
+    schedule: Literal["paper", "released", "constant"] | None = Field(
+        default=None, description="Course of the corridor's weight over the run; null: the one of `form`."
+    )
+    gamma: float = Field(default=3.0, ge=0, description="Decay of the paper's schedule (gamma).")
+    schedule_updates: int | None = Field(
+        default=None,
+        ge=1,
+        description="Updates that the schedule spans (K); null: the run's (released: always 150).",
+    )
+    released: ReleasedSettings | None = Field(
+        default=None, description="Details of form=released; null: as released."
+    )
+
+    @property
+    def course(self) -> Literal["paper", "released", "constant"]:
+        """The schedule in use."""
+        return self.schedule or self.form
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EPOConfig:
+        low, high = self.corridor
+        if not 0 <= low < high:
+            raise ValueError(f"corridor needs 0 <= kappa_l < kappa_r; got ({low}, {high})")
+        if self.released is not None and self.form != "released":
+            raise ValueError("released: these settings belong to form=released; form is paper")
+        if self.changed("gamma") and self.course != "paper":
+            raise ValueError(f"gamma shapes schedule=paper; the schedule in use is {self.course!r}")
+        if self.schedule_updates is not None and self.course == "constant":
+            raise ValueError("schedule_updates has no effect on schedule=constant")
+        return self
+
+
+def corridor_penalty(entropy: Tensor, reference: float | Tensor, corridor: tuple[float, float]) -> Tensor:
+    """Distance (nats) of each entropy from the corridor around ``reference``, 0 inside; same shape."""
+    low, high = corridor
+    return relu(low * reference - entropy) + relu(entropy - high * reference)
+
+
+class EntropyCorridor(Regularizer):
+    """beta_k * alpha * L_P - L_H in nats; gradient flows through ``ctx.entropy``.
+
+    Keeps the sum and number of past updates' entropies: those of the sampling policy, over all fresh tokens.
+    """
+
+    needs: frozenset[Need] = frozenset({"entropy"})
+    claims: frozenset[str] = frozenset({"entropy"})
+
+    def __init__(self, corridor: tuple[float, float], coef: float, schedule: Schedule) -> None:
+        self.corridor, self.coef, self.schedule = corridor, coef, schedule
+        self.past_sum, self.past_updates = 0.0, 0
+
+    def term(self, ctx: UpdateContext) -> Tensor:
+        entropy = required(ctx.entropy, "entropy")
+        bonus = ctx.turn_mean(entropy)
+        if self.past_updates == 0:
+            return -bonus
+        outside = corridor_penalty(entropy, self.past_sum / self.past_updates, self.corridor)
+        return self.schedule(ctx.update) * self.coef * ctx.turn_mean(outside) - bonus
+
+    def after_update(self, update: int, streams: Streams, metrics: Metrics) -> None:
+        if metrics.entropy is not None:
+            self.past_sum += metrics.entropy
+            self.past_updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"past_sum": self.past_sum, "past_updates": self.past_updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.past_sum, self.past_updates = float(state["past_sum"]), int(state["past_updates"])
+
+
+def schedule(config: EPOConfig, run: RunInfo) -> Schedule:
+    """The corridor's weight as a function of the update."""
+    num_updates = config.schedule_updates or run.num_updates
+    if config.course == "constant":
+        return constant_weight
+    if config.course == "released":
+        return partial(epo_released_weight, num_updates=num_updates)
+    return partial(epo_paper_weight, num_updates=num_updates, gamma=config.gamma)
+
+
+def recipe(config: EPOConfig, run: RunInfo) -> Recipe:
+    """Compose EPO on its base."""
+    part: Regularizer
+    if config.form == "paper":
+        part = EntropyCorridor(config.corridor, config.corridor_coef, schedule(config, run))
+    else:
+        details = config.released or ReleasedSettings()
+        part = EntropyIndicator(config.corridor, config.corridor_coef, schedule(config, run), details)
+    return grpo.recipe(config.base, run).with_regularizer(part, config.entropy_coef).named("epo")

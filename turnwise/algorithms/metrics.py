@@ -1,0 +1,126 @@
+"""What an update reports about itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from turnwise.replay.batch import TokenBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """|log-prob of the learner - behaviour log-prob| over action tokens sampled by the learner's own version.
+
+    In nats. ``num_tokens`` 0 (only stale rows) leaves nothing to compare; the other fields are 0 then.
+    """
+
+    max_abs: float
+    mean_abs: float
+    p99: float
+    num_tokens: int
+
+    @classmethod
+    def of(cls, deviations: Tensor) -> Agreement:
+        """From the absolute differences, [n] nats."""
+        if deviations.numel() == 0:
+            return cls(0.0, 0.0, 0.0, 0)
+        ordered = deviations.double().sort().values
+        # Nearest rank: the smallest value that 99 % of the tokens do not exceed.
+        p99 = ordered[max(-(-99 * len(ordered) // 100) - 1, 0)]
+        return cls(float(ordered[-1]), float(ordered.mean()), float(p99), len(ordered))
+
+
+def deviations(logprobs: Tensor, batch: TokenBatch) -> Tensor:
+    """Absolute log-prob differences on the action tokens of rows of staleness 0, [n] nats."""
+    own = batch.action_mask & (batch.staleness == 0).unsqueeze(1)
+    return (logprobs.detach() - batch.behaviour_logprobs)[own].abs()
+
+
+def agreement(logprobs: Tensor, batch: TokenBatch) -> Agreement:
+    """Do sampler and trainer hold the same policy? [B, T] log-probs before any optimizer step."""
+    return Agreement.of(deviations(logprobs, batch))
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """One update in numbers. Means run over action tokens and optimizer steps; None: not computed.
+
+    ``entropy`` is that of the sampling policy on all fresh trajectories, before any filter;
+    ``policy_entropy`` that of the trained policy during the update. KL values are k3 estimates. All entropies
+    and KL in nats.
+    """
+
+    loss: float
+    policy_loss: float
+    entropy: float | None
+    policy_entropy: float | None
+    clip_share: float
+    dual_clip_share: float
+    ratio_mean: float
+    ratio_max: float
+    kl_behaviour: float
+    kl_reference: float | None
+    grad_norm: float
+    learning_rate: float
+    return_mean: float
+    advantage_mean: float
+    advantage_std: float
+    num_trajectories: int
+    num_rows: int
+    num_action_tokens: int
+    dropped_groups: int
+    optimizer_steps: int
+    skipped_steps: int
+    agreement: Agreement
+    regularizers: Mapping[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, float]:
+        """Flat, for a log: ``agreement/max_abs``, ``regularizers/ReferenceKL``; what is None is left out."""
+        flat: dict[str, float] = {}
+        for name, value in asdict(self).items():
+            if isinstance(value, dict):
+                flat.update({f"{name}/{inner}": v for inner, v in value.items()})
+            elif value is not None:
+                flat[name] = value
+        return flat
+
+
+class Tally:
+    """Sums over the microbatches of an update, for ``Metrics``."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.ratio_max = 0.0
+        self.grad_norms: list[float] = []
+        self.steps = self.skipped = 0
+        self.deviations: list[Tensor] = []
+
+    def add(self, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def per_token(self, name: str) -> float | None:
+        """Mean over the action tokens seen, None if the sum was never taken."""
+        return None if name not in self.sums else self.sums[name] / max(self.sums["tokens"], 1.0)
+
+    def per_step(self, name: str) -> float:
+        """Mean over optimizer steps, skipped ones included."""
+        return self.sums.get(name, 0.0) / max(self.steps + self.skipped, 1)
+
+    def agreement(self) -> Agreement:
+        return Agreement.of(
+            torch.cat([d.cpu() for d in self.deviations]) if self.deviations else torch.empty(0)
+        )
+
+    def count_step(self, norm: float) -> None:
+        """Record an optimizer step by its gradient norm; one that is not finite was skipped."""
+        self.grad_norms.append(norm)
+        if math.isfinite(norm):
+            self.steps += 1
+        else:
+            self.skipped += 1

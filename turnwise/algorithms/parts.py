@@ -1,0 +1,227 @@
+"""The extension points of an update: what an algorithm may add, and what each addition gets to see.
+
+The loss of a stream is  -Σ mask · weight · surrogate / Z + Σ coef · regularizer.  Parts are small objects;
+the learner calls them at the points named here, and saves their state with the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from turnwise.algorithms.metrics import Metrics
+from turnwise.algorithms.primitives import (
+    AggregationMode,
+    Counts,
+    aggregate,
+    denominator,
+    turn_mean,
+)
+from turnwise.algorithms.rewards import RewardTable
+from turnwise.replay.batch import TokenBatch
+from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.trajectory import Group, Trajectory
+
+Need = Literal["entropy", "reference", "proximal", "values"]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """How [B, T] becomes a scalar; ``constant`` (tokens) is Z of ``seq-mean-token-sum-norm``."""
+
+    mode: AggregationMode = "token-mean"
+    constant: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateContext:
+    """A microbatch as weighters, clip policies, regularizers and objectives see it.
+
+    ``counts`` are those of the whole minibatch, so that every mean here is this microbatch's share of the
+    minibatch's mean. Gradient flows through ``logprobs`` and ``entropy`` only.
+    """
+
+    update: int
+    batch: TokenBatch
+    logprobs: Tensor  # [b, T] nats
+    entropy: Tensor | None  # [b, T] nats; None unless a part of the stream needs it
+    counts: Counts
+    aggregation: Aggregation
+
+    @property
+    def mask(self) -> Tensor:
+        return self.batch.action_mask
+
+    @property
+    def advantages(self) -> Tensor:
+        """[b, T]; streams without an estimator have none."""
+        return required(self.batch.advantages, "advantages")
+
+    @property
+    def old_logprobs(self) -> Tensor:
+        """The ratio's denominator, [b, T]: proximal where it was asked for, else behaviour."""
+        proximal = self.batch.proximal_logprobs
+        return self.batch.behaviour_logprobs if proximal is None else proximal
+
+    def aggregate(self, values: Tensor) -> Tensor:
+        """Scalar share of the minibatch under the stream's own aggregation."""
+        mode, constant = self.aggregation.mode, self.aggregation.constant
+        return aggregate(values, self.mask, mode, denominator(self.counts, mode, constant))
+
+    def token_mean(self, values: Tensor) -> Tensor:
+        """Scalar share of the mean over the minibatch's action tokens."""
+        return aggregate(values, self.mask, "token-mean", denominator(self.counts, "token-mean"))
+
+    def turn_mean(self, values: Tensor) -> Tensor:
+        """Scalar share of the mean over the minibatch's turns of their token means."""
+        return turn_mean(values, self.mask, self.batch.turn_index, self.counts.turns)
+
+
+def required(column: Tensor | None, name: str) -> Tensor:
+    """A column that a part relies on; missing is our own mistake (the part does not name it in ``needs``)."""
+    assert column is not None, f"the batch has no {name}: a part uses what its `needs` does not name"
+    return column
+
+
+@dataclass(frozen=True, slots=True)
+class MinibatchView:
+    """A minibatch before its optimizer step; ``logprobs()`` costs one forward without gradient."""
+
+    update: int
+    batch: TokenBatch
+    counts: Counts
+    logprobs: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """This update's fresh groups and the shaped rewards of their trajectories, flattened in order."""
+
+    groups: tuple[Group, ...]
+    rewards: RewardTable
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        return tuple(t for group in self.groups for t in group.trajectories)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Rows that are trained the same way. ``batch.trajectory`` and ``batch.group`` point into ``samples``."""
+
+    samples: Samples
+    batch: TokenBatch
+    coef: float = 1.0
+
+    @property
+    def name(self) -> str:
+        return self.batch.stream
+
+    def with_columns(self, **columns: Tensor) -> Stream:
+        return replace(self, batch=self.batch.with_columns(**columns))
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """What one update trains on, and how many fresh groups were left out."""
+
+    streams: tuple[Stream, ...]
+    dropped_groups: int = 0
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(self.streams)
+
+    def __getitem__(self, name: str) -> Stream:
+        return next(stream for stream in self.streams if stream.name == name)
+
+
+class Part:
+    """What every part may declare and keep (point K).
+
+    ``needs``: columns and scores that must be filled in for it. ``claims``: what no second part of its stream
+    may steer as well. ``module``: parameters of its own, optimized and saved with the policy's.
+    """
+
+    needs: frozenset[Need] = frozenset()
+    claims: frozenset[str] = frozenset()
+    module: nn.Module | None = None
+
+    def before_update(self, update: int, streams: Streams) -> None:
+        """Once an update, when advantages are known and nothing has been optimized."""
+
+    def prepare(self, view: MinibatchView) -> None:
+        """Once an optimizer step and stream, before its first microbatch: selections over the minibatch."""
+
+    def after_update(self, update: int, streams: Streams, metrics: Metrics) -> None:
+        """Once an update, after its last optimizer step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart, JSON-able."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state_dict`` gave."""
+
+
+class Composer(Part):
+    """Point D: filter, down-sample, replay; decides which streams exist."""
+
+    streams: ClassVar[tuple[str, ...]] = ("fresh",)
+
+    def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
+        raise NotImplementedError
+
+
+class AdvantageEstimator(Part):
+    """Point A: credit per token, [B, T], 0 outside the action mask."""
+
+    def estimate(self, stream: Stream) -> Tensor:
+        raise NotImplementedError
+
+
+class TokenWeighter(Part):
+    """Point T: non-negative weights [b, T] on the surrogate, without gradient unless it is meant."""
+
+    def weight(self, ctx: UpdateContext) -> Tensor:
+        raise NotImplementedError
+
+
+class Surrogate(NamedTuple):
+    """Ratio [b, T], its absolute bounds, and the dual-clip constant (None: no dual clip)."""
+
+    ratio: Tensor
+    low: float | Tensor
+    high: float | Tensor
+    dual: float | None
+
+
+class ClipPolicy(Part):
+    """Point C. ``aggregations``: the modes that it is defined for (None: all)."""
+
+    aggregations: ClassVar[frozenset[AggregationMode] | None] = None
+
+    def surrogate(self, ctx: UpdateContext) -> Surrogate:
+        raise NotImplementedError
+
+
+class Regularizer(Part):
+    """Point G: an added, differentiable term; a scalar, this microbatch's share of the minibatch's."""
+
+    def term(self, ctx: UpdateContext) -> Tensor:
+        raise NotImplementedError
+
+
+class Objective(Part):
+    """Point O: a whole loss bound to a stream; a scalar, this microbatch's share of the minibatch's."""
+
+    def loss(self, ctx: UpdateContext) -> Tensor:
+        raise NotImplementedError
+
+
+class Schedule(Protocol):
+    """A factor that depends on the update's number."""
+
+    def __call__(self, update: int) -> float: ...

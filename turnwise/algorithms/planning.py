@@ -1,0 +1,96 @@
+"""What algorithms ask of the rest of the system: a scorer of tokens, and rollouts that a planner can steer.
+
+Both are protocols: the policy and the collector satisfy them structurally, and neither imports the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from turnwise.replay.batch import TokenBatch
+from turnwise.trajectory import FloatArray, Task, Trajectory
+
+
+class Scores(Protocol):
+    """What a policy says about a batch's tokens, [B, T] nats, 0 outside the action mask.
+
+    Differentiable where gradients are enabled and the reference was not asked for.
+    """
+
+    @property
+    def logprobs(self) -> Tensor: ...
+
+    @property
+    def entropies(self) -> Tensor | None: ...
+
+
+class Scorer(Protocol):
+    """The learner's policy: the same sampling temperature as the rollouts', so that ratios start at 1."""
+
+    def score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False) -> Scores:
+        """Score the action tokens; ``reference`` asks the frozen policy (adapters off) instead."""
+        ...
+
+    def parameters(self) -> Iterable[Parameter]:
+        """What is trained, in an order that never changes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFinished:
+    """A rollout has sampled turn ``turn`` and received the observation after it; entropies in nats."""
+
+    rollout: int
+    turn: int
+    entropies: FloatArray  # [A]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutFinished:
+    """A rollout has ended by itself (not by ``stop``)."""
+
+    rollout: int
+    trajectory: Trajectory
+
+
+class Rollouts(Protocol):
+    """Running episodes, named by the numbers that ``start`` and ``fork`` give out."""
+
+    def start(self, task: Task, sample: int) -> int:
+        """Queue attempt number ``sample`` at a task."""
+        ...
+
+    def fork(self, rollout: int, turn: int) -> int:
+        """Queue a copy of a rollout, context and environment, as it stood after ``turn`` turns."""
+        ...
+
+    def stop(self, rollout: int) -> None:
+        """Abandon a rollout; it gives no trajectory."""
+        ...
+
+    def events(self) -> Iterator[TurnFinished | RolloutFinished]:
+        """Run until nothing is queued or running; what is started meanwhile joins."""
+        ...
+
+
+class Planner(Protocol):
+    """Decides which rollouts happen. Planners wrap one another and react to events, never in lock step."""
+
+    def plan(self, tasks: Sequence[Task], rollouts: Rollouts) -> list[Trajectory]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlanner:
+    """``group_size`` independent attempts at every task, returned in the order of tasks and attempts."""
+
+    group_size: int
+
+    def plan(self, tasks: Sequence[Task], rollouts: Rollouts) -> list[Trajectory]:
+        order = [rollouts.start(task, sample) for task in tasks for sample in range(self.group_size)]
+        finished = {e.rollout: e.trajectory for e in rollouts.events() if isinstance(e, RolloutFinished)}
+        return [finished[rollout] for rollout in order if rollout in finished]

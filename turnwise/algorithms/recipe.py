@@ -1,0 +1,155 @@
+"""A recipe: the parts that make an algorithm, put together and checked; no inheritance between algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from turnwise.algorithms.parts import (
+    AdvantageEstimator,
+    Aggregation,
+    ClipPolicy,
+    Composer,
+    Need,
+    Objective,
+    Part,
+    Regularizer,
+    TokenWeighter,
+)
+from turnwise.algorithms.planning import Planner
+from turnwise.algorithms.rewards import RewardShaper
+
+
+class Settings(BaseModel):
+    """Base of every configuration here: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def changed(self, field: str) -> bool:
+        """Whether a field differs from its default: a resolved file that names it unchanged is no error."""
+        return bool(getattr(self, field) != type(self).model_fields[field].default)
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a recipe may know about the run: its length in updates, attempts per task, and its seed."""
+
+    num_updates: int
+    group_size: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRecipe:
+    """How the rows of one stream are trained.
+
+    Without ``clip`` there is no policy surrogate (then ``estimator`` may be missing too), only objectives and
+    regularizers. ``regularizers`` and ``objectives`` come with their coefficients.
+    """
+
+    estimator: AdvantageEstimator | None = None
+    clip: ClipPolicy | None = None
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    weighters: tuple[TokenWeighter, ...] = ()
+    regularizers: tuple[tuple[Regularizer, float], ...] = ()
+    objectives: tuple[tuple[Objective, float], ...] = ()
+    name: str = "fresh"
+
+    def parts(self) -> Iterator[Part]:
+        """Every part of the stream, in an order that never changes."""
+        if self.estimator is not None:
+            yield self.estimator
+        if self.clip is not None:
+            yield self.clip
+        yield from self.weighters
+        yield from (part for part, _ in self.regularizers)
+        yield from (part for part, _ in self.objectives)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset[Need]().union(*(part.needs for part in self.parts()))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """An algorithm. ``phases``: ``joint`` puts all streams into each optimizer step, ``sequential`` one after
+    another.
+
+    ``keep_updates`` is the age (updates) up to which its buffer keeps trajectories. ``planner`` None stands
+    for plain groups of independent attempts.
+    """
+
+    name: str
+    composer: Composer
+    streams: tuple[StreamRecipe, ...]
+    shapers: tuple[RewardShaper, ...] = ()
+    planner: Planner | None = None
+    phases: Literal["joint", "sequential"] = "joint"
+    keep_updates: int = 0
+
+    def __getitem__(self, stream: str) -> StreamRecipe:
+        return next(found for found in self.streams if found.name == stream)
+
+    def parts(self) -> tuple[Part, ...]:
+        """Every part once, composer first; the order names their saved state."""
+        found = [self.composer, *(part for stream in self.streams for part in stream.parts())]
+        return tuple({id(part): part for part in found}.values())
+
+    def named(self, name: str) -> Recipe:
+        return replace(self, name=name)
+
+    def with_shaper(self, shaper: RewardShaper) -> Recipe:
+        """Shaper appended: it sees the table of those before it."""
+        return replace(self, shapers=(*self.shapers, shaper))
+
+    def with_regularizer(self, part: Regularizer, coef: float, stream: str = "fresh") -> Recipe:
+        """Regularizer added to one stream; with a coefficient of 0 the recipe stays as it is, at no cost."""
+        if coef == 0.0:
+            return self
+        old = self[stream]
+        return self._with(replace(old, regularizers=(*old.regularizers, (part, coef)))).checked()
+
+    def with_weighter(self, part: TokenWeighter, stream: str = "fresh") -> Recipe:
+        old = self[stream]
+        return self._with(replace(old, weighters=(*old.weighters, part))).checked()
+
+    def _with(self, new: StreamRecipe) -> Recipe:
+        return replace(self, streams=tuple(new if s.name == new.name else s for s in self.streams))
+
+    def checked(self) -> Recipe:
+        """Itself, or ValueError that says which parts contradict each other and why."""
+        names = [stream.name for stream in self.streams]
+        if set(names) != set(self.composer.streams) or len(set(names)) < len(names):
+            raise ValueError(
+                f"Recipe {self.name!r}: the composer makes the streams {sorted(self.composer.streams)}, but "
+                f"the recipe says how to train {sorted(names)}; every stream needs exactly one StreamRecipe"
+            )
+        for stream in self.streams:
+            _check_stream(self.name, stream)
+        return self
+
+
+def _check_stream(recipe: str, stream: StreamRecipe) -> None:
+    where = f"Recipe {recipe!r}, stream {stream.name!r}"
+    claimed: dict[str, Part] = {}
+    for part in stream.parts():
+        for claim in part.claims:
+            if claim in claimed:
+                first, second = type(claimed[claim]).__name__, type(part).__name__
+                raise ValueError(f"{where}: {first} and {second} both steer the {claim}; keep one of them")
+            claimed[claim] = part
+    if stream.clip is None and not stream.objectives:
+        raise ValueError(f"{where}: nothing to optimize; give it a clip policy (a surrogate) or an objective")
+    if stream.clip is not None and stream.estimator is None:
+        raise ValueError(
+            f"{where}: the surrogate of {type(stream.clip).__name__} needs an advantage estimator"
+        )
+    allowed = None if stream.clip is None else stream.clip.aggregations
+    if allowed is not None and stream.aggregation.mode not in allowed:
+        raise ValueError(
+            f"{where}: {type(stream.clip).__name__} is defined for the aggregations {sorted(allowed)}; "
+            f"got {stream.aggregation.mode!r}"
+        )

@@ -1,0 +1,262 @@
+"""The learner: one update, from collected groups to the last optimizer step; knows no model, no algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turnwise.algorithms.metrics import Agreement, Metrics, Tally, deviations
+from turnwise.algorithms.optimizer import (
+    OptimizerConfig,
+    flat_state,
+    load_flat_state,
+    make_optimizer,
+    set_learning_rate,
+    step,
+)
+from turnwise.algorithms.parts import MinibatchView, Samples, Stream, Streams, UpdateContext
+from turnwise.algorithms.planning import Scorer, Scores
+from turnwise.algorithms.primitives import Counts, clipped_surrogate, kl_estimate, masked_mean
+from turnwise.algorithms.recipe import Recipe, RunInfo, StreamRecipe
+from turnwise.algorithms.rewards import RewardTable, raw_rewards
+from turnwise.replay.batch import TokenBatch, microbatches, minibatches
+from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.trajectory import Trajectory
+
+Verify = Callable[[Agreement], None]
+
+
+class Learner:
+    """Trains a scorer's parameters (and the parts' own) by a recipe.
+
+    Everything random is drawn from (run.seed, update), so that a resumed run repeats what an unbroken one
+    does.
+    """
+
+    def __init__(self, recipe: Recipe, scorer: Scorer, config: OptimizerConfig, run: RunInfo) -> None:
+        self.recipe, self.scorer, self.config, self.run = recipe.checked(), scorer, config, run
+        self.parts = recipe.parts()
+        modules = [part.module for part in self.parts if part.module is not None]
+        self.parameters = [*scorer.parameters(), *(p for module in modules for p in module.parameters())]
+        if not self.parameters:
+            raise ValueError("The scorer has no parameters: there is nothing to train")
+        self.optimizer = make_optimizer(self.parameters, config)
+
+    def shape(self, trajectories: tuple[Trajectory, ...]) -> RewardTable:
+        """The recipe's reward table for trajectories; their raw rewards stay as they are."""
+        rewards = raw_rewards(trajectories)
+        for shaper in self.recipe.shapers:
+            rewards = shaper.shape(trajectories, rewards, self.scorer)
+        return rewards
+
+    def update(self, buffer: TrajectoryBuffer, update: int, verify: Verify | None = None) -> Metrics:
+        """Train on the buffer's groups of ``update`` (and what the composer adds), then prune the buffer.
+
+        ``verify`` is called once, after the first minibatch's backward and before its optimizer step, with
+        the agreement of learner and sampler on that minibatch; what it raises stops the update. Without any
+        row to train on, nothing is optimized and the metrics stay finite.
+        """
+        groups = buffer.fresh(update)
+        samples = Samples(groups, self.shape(tuple(t for g in groups for t in g.trajectories)))
+        streams = self._credit(self.recipe.composer.compose(update, samples, buffer))
+        for part in self.parts:
+            part.before_update(update, streams)
+        rate = set_learning_rate(self.optimizer, self.config, update, self.run.num_updates)
+        tally = Tally()
+        alive = [stream for stream in streams if len(stream.batch)]
+        phases = [alive] if self.recipe.phases == "joint" else [[stream] for stream in alive]
+        for phase in phases:
+            for epoch in range(self.config.epochs):
+                self._epoch(phase, update, epoch, tally, verify)
+        metrics = _metrics(tally, samples, streams, rate)
+        for part in self.parts:
+            part.after_update(update, streams, metrics)
+        buffer.prune(update + 1)
+        return metrics
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(JSON-able, tensors by flat name): optimizer and parts; the scorer saves its own parameters."""
+        state = {"version": 1, "parts": {name: part.state_dict() for name, part in self._named_parts()}}
+        tensors = flat_state(self.optimizer)
+        for name, part in self._named_parts():
+            if part.module is not None:
+                tensors.update({f"parts.{name}.{k}": v for k, v in part.module.state_dict().items()})
+        return state, tensors
+
+    def load_state_dict(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take up what ``state_dict`` gave; ValueError if it was saved from other parts."""
+        expected = {name for name, _ in self._named_parts()}
+        if state.get("version") != 1 or set(state.get("parts", {})) != expected:
+            raise ValueError(
+                f"The saved learner does not fit recipe {self.recipe.name!r}: expected version 1 with the "
+                f"parts {sorted(expected)}, got version {state.get('version')} with "
+                f"{sorted(state.get('parts', {}))}"
+            )
+        load_flat_state(self.optimizer, tensors)
+        for name, part in self._named_parts():
+            part.load_state_dict(state["parts"][name])
+            if part.module is not None:
+                prefix = f"parts.{name}."
+                part.module.load_state_dict(
+                    {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                )
+
+    def _named_parts(self) -> Iterable[tuple[str, Any]]:
+        return [(f"{i}.{type(part).__name__}", part) for i, part in enumerate(self.parts)]
+
+    def _credit(self, streams: Streams) -> Streams:
+        """Fill the columns that each stream's parts need, then its advantages."""
+        filled = []
+        for stream in streams:
+            plan = self.recipe[stream.name]
+            columns = {}
+            if "reference" in plan.needs:
+                columns["reference_logprobs"] = self._logprobs(stream.batch, reference=True)
+            if "proximal" in plan.needs:
+                columns["proximal_logprobs"] = self._logprobs(stream.batch)
+            if columns:
+                stream = stream.with_columns(**columns)
+            if plan.estimator is not None:
+                stream = stream.with_columns(advantages=plan.estimator.estimate(stream))
+            filled.append(stream)
+        return Streams(tuple(filled), streams.dropped_groups)
+
+    @torch.no_grad()
+    def _logprobs(self, batch: TokenBatch, *, reference: bool = False) -> Tensor:
+        """Log-probs of the whole batch by microbatches, [B, T] on the batch's device."""
+        found = torch.zeros_like(batch.behaviour_logprobs)
+        for rows in microbatches(batch, self.config.microbatch_tokens):
+            scores = self._score(batch.select(rows), entropy=False, reference=reference)
+            found[rows, : scores.logprobs.shape[1]] = scores.logprobs.to(found.device, found.dtype)
+        return found
+
+    def _score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False) -> Scores:
+        return self.scorer.score(batch.to(self.parameters[0].device), entropy=entropy, reference=reference)
+
+    def _epoch(
+        self, phase: list[Stream], update: int, epoch: int, tally: Tally, verify: Verify | None
+    ) -> None:
+        """One pass over the streams of a phase; their i-th minibatches share the i-th optimizer step."""
+        splits = []
+        for place, stream in enumerate(phase):
+            generator = np.random.default_rng([self.run.seed, update, epoch, place])
+            splits.append(minibatches(len(stream.batch), self.config.num_minibatches, generator))
+        for i in range(max(map(len, splits), default=0)):
+            for stream, parts in zip(phase, splits, strict=True):
+                if i < len(parts):
+                    self._backward(stream, stream.batch.select(parts[i]), update, tally)
+            if verify is not None and not tally.steps + tally.skipped:
+                verify(tally.agreement())
+            norm = step(self.optimizer, self.parameters, self.config)
+            tally.count_step(norm)
+
+    def _backward(self, stream: Stream, batch: TokenBatch, update: int, tally: Tally) -> None:
+        """Add a minibatch's gradient, microbatch by microbatch."""
+        plan = self.recipe[stream.name]
+        counts = Counts.of(batch.action_mask, batch.turn_index)
+        view = MinibatchView(update, batch, counts, lambda: self._logprobs(batch))
+        for part in plan.parts():
+            part.prepare(view)
+        for rows in microbatches(batch, self.config.microbatch_tokens):
+            micro = batch.select(rows).to(self.parameters[0].device)
+            scores = self.scorer.score(micro, entropy="entropy" in plan.needs)
+            if not tally.steps + tally.skipped:
+                tally.deviations.append(deviations(scores.logprobs, micro))
+            ctx = UpdateContext(update, micro, scores.logprobs, scores.entropies, counts, plan.aggregation)
+            loss = stream_loss(plan, ctx, tally) * stream.coef
+            tally.add(loss=loss.detach())
+            if loss.requires_grad:  # not so for rows without a single action token
+                loss.backward()  # type: ignore[no-untyped-call]
+
+
+def stream_loss(plan: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:
+    """Share of the minibatch's loss: surrogate + Σ coef · regularizer + Σ coef · objective, a scalar."""
+    loss = ctx.logprobs.new_zeros(())
+    if plan.clip is not None:
+        surrogate = plan.clip.surrogate(ctx)
+        clipped = clipped_surrogate(surrogate.ratio, ctx.advantages, *surrogate[1:])
+        weight = ctx.batch.weight.unsqueeze(1)
+        for weighter in plan.weighters:
+            weight = weight * weighter.weight(ctx)
+        policy = ctx.aggregate(weight * clipped.loss)
+        loss = loss + policy
+        _tally_policy(tally, ctx, surrogate.ratio, policy, clipped.clipped, clipped.dual_clipped)
+    terms = [(part, coef, part.term(ctx)) for part, coef in plan.regularizers]
+    losses = [(part, coef, part.loss(ctx)) for part, coef in plan.objectives]
+    for part, coef, term in (*terms, *losses):
+        tally.add(**{f"term/{type(part).__name__}": term.detach()})
+        loss = loss + coef * term
+    return loss
+
+
+@torch.no_grad()
+def _tally_policy(
+    tally: Tally, ctx: UpdateContext, ratio: Tensor, policy: Tensor, clipped: Tensor, dual: Tensor
+) -> None:
+    def total(values: Tensor) -> Tensor:
+        return values.masked_fill(~ctx.mask, 0.0).double().sum()
+
+    behaviour, reference = ctx.batch.behaviour_logprobs, ctx.batch.reference_logprobs
+    tally.add(
+        policy_loss=policy,
+        tokens=ctx.mask.sum(),
+        clipped=total(clipped.double()),
+        dual_clipped=total(dual.double()),
+        ratio=total(ratio),
+        kl_behaviour=total(kl_estimate(behaviour, ctx.logprobs, "k3")),
+    )
+    if reference is not None:
+        tally.add(kl_reference=total(kl_estimate(ctx.logprobs, reference, "k3")))
+    if ctx.entropy is not None:
+        tally.add(entropy=total(ctx.entropy))
+    tally.ratio_max = max(
+        tally.ratio_max, float(ratio.masked_fill(~ctx.mask, 0.0).max()) if ratio.numel() else 0.0
+    )
+
+
+def _metrics(tally: Tally, samples: Samples, streams: Streams, rate: float) -> Metrics:
+    tokens = np.concatenate(
+        [np.empty(0), *(turn.entropies for t in samples.trajectories for turn in t.turns)]
+    )
+    returns = [samples.rewards.total(i) for i in range(len(samples.trajectories))]
+    advantages = [s.batch.advantages[s.batch.action_mask] for s in streams if s.batch.advantages is not None]
+    credit = torch.cat(advantages).double() if advantages else torch.zeros(0, dtype=torch.double)
+    norms = [norm for norm in tally.grad_norms if np.isfinite(norm)]
+    return Metrics(
+        loss=tally.per_step("loss"),
+        policy_loss=tally.per_step("policy_loss"),
+        entropy=_mean(tokens) if tokens.size else None,
+        policy_entropy=tally.per_token("entropy"),
+        clip_share=tally.per_token("clipped") or 0.0,
+        dual_clip_share=tally.per_token("dual_clipped") or 0.0,
+        ratio_mean=tally.per_token("ratio") or 0.0,
+        ratio_max=tally.ratio_max,
+        kl_behaviour=tally.per_token("kl_behaviour") or 0.0,
+        kl_reference=tally.per_token("kl_reference"),
+        grad_norm=_mean(np.array(norms)),
+        learning_rate=rate,
+        return_mean=_mean(np.array(returns)),
+        advantage_mean=float(masked_mean(credit, torch.ones_like(credit, dtype=torch.bool))),
+        advantage_std=float(credit.std(correction=0)) if credit.numel() else 0.0,
+        num_trajectories=len(returns),
+        num_rows=sum(len(s.batch) for s in streams),
+        num_action_tokens=sum(s.batch.num_action_tokens for s in streams),
+        dropped_groups=streams.dropped_groups,
+        optimizer_steps=tally.steps,
+        skipped_steps=tally.skipped,
+        agreement=tally.agreement(),
+        regularizers={
+            name.removeprefix("term/"): tally.per_step(name)
+            for name in tally.sums
+            if name.startswith("term/")
+        },
+    )
+
+
+def _mean(values: np.ndarray[Any, Any]) -> float:
+    """Mean in float64, 0 of nothing."""
+    return float(values.mean(dtype=np.float64)) if values.size else 0.0

@@ -1,0 +1,252 @@
+"""Behaviour cloning: a policy good enough for reinforcement learning to improve, from a world's expert.
+
+The expert plays tasks of the demonstration split; with probability ``noise`` a random admissible action is played
+in its place, so that the demonstrations show recoveries. Cloned are the expert's actions alone; noise stays in
+the context, unlearned, and observations count a little (they teach the words).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from turnwise.agents.attention import PackedPlan, packed_positions
+from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
+from turnwise.agents.scripted import RandomAgent, TextEnv, expert_of
+from turnwise.envs.tasks import panel, start
+from turnwise.trajectory import Task
+
+class WarmstartConfig(BaseModel):
+    """Behaviour cloning. It ends at ``stop_success``, measured by sampling, or when ``max_tokens`` are seen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    expert: str = Field("searching", description="which expert demonstrates")
+    split: str = Field("demonstrations", description="split whose tasks are demonstrated")
+    noise: float = Field(0.2, ge=0, le=1, description="share of turns at which a random action is played")
+    expert_jitter: bool = Field(True, description="seed the expert per episode, so that demonstrations vary")
+    only_successes: bool = Field(True, description="leave failed demonstrations out")
+    batch_episodes: int = Field(16, ge=1, description="demonstrations per optimizer step")
+    max_tokens: int = Field(4_000_000, ge=1, description="tokens of demonstrations to see at most")
+    observation_weight: float = Field(0.2, ge=0, description="loss weight of observation tokens (actions: 1)")
+    muon_lr: float = Field(0.02, ge=0, description="Muon's rate on weight matrices; 0: AdamW for all")
+    adamw_lr: float = Field(4e-3, gt=0, description="AdamW's rate on embeddings and norms")
+    warmup_steps: int = Field(30, ge=0, description="optimizer steps of linear warm-up")
+    tokenizer_episodes: int = Field(400, ge=1, description="demonstrations whose text trains a scratch tokenizer")
+    stop_success: float | None = Field(
+        None, gt=0, lt=1, description="stop at this sampled success on stop_split; None: run to max_tokens"
+    )
+    stop_split: str = Field("validation", description="split on which stop_success is measured")
+    stop_tasks: int = Field(256, ge=1, description="tasks of that split")
+    check_every: int = Field(150_000, ge=1, description="tokens between two measurements")
+
+    @model_validator(mode="after")
+    def _apart(self) -> WarmstartConfig:
+        if self.split == self.stop_split:
+            raise ValueError(f"split and stop_split are both {self.split!r}: success would be measured on the demonstrations")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """What was seen and done, turn by turn; ``learn[n]`` is False where noise acted."""
+
+    observations: tuple[str, ...]
+    admissible: tuple[list[str] | None, ...]
+    actions: tuple[str, ...]
+    learn: tuple[bool, ...]
+    success: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where cloning stands; ``success`` is the latest measurement, in [0, 1]."""
+
+    tokens: int
+    max_tokens: int
+    loss: float
+    success: float | None
+    cpu_s: float
+
+
+OnProgress = Callable[[Progress], None]
+Measure = Callable[[Any, Any], float]
+
+
+def demonstrate(env: TextEnv, task: Task, config: WarmstartConfig, seed: int) -> Demonstration:
+    """One episode of the expert with noise."""
+    rng = np.random.default_rng(seed)
+    observation, info = start(env, task, seed % 2**31)
+    expert = expert_of(env, config.expert, seed % 2**31 if config.expert_jitter else 0)
+    random = RandomAgent(seed)
+    expert.begin(observation, info)
+    observations, admissible, actions, learn = [], [], [], []
+    ended = False
+    while not ended:
+        action = expert.act(observation, info)
+        noisy = bool(rng.random() < config.noise) and bool(info.get("admissible_actions"))
+        observations.append(observation)
+        admissible.append(info.get("admissible_actions"))
+        actions.append(random.act(observation, info) if noisy else action)
+        learn.append(not noisy)
+        observation, _, terminated, truncated, info = env.step(actions[-1])
+        ended = terminated or truncated
+    return Demonstration(
+        tuple(observations), tuple(admissible), tuple(actions), tuple(learn), bool(info.get("success", terminated))
+    )
+
+
+def demonstrations(env: TextEnv, config: WarmstartConfig, seed: int) -> Iterator[Demonstration]:
+    """An endless stream over the split's tasks, in a shuffled order for each pass."""
+    tasks = panel(env, config.split)
+    passes = 0
+    while True:
+        order = np.random.default_rng([seed, passes]).permutation(len(tasks))
+        found = False
+        for place in order:
+            shown = demonstrate(env, tasks[int(place)], config, seed=int(seed * 1_000_003 + passes * 7919 + place))
+            if shown.success or not config.only_successes:
+                found = True
+                yield shown
+        if not found:
+            raise ValueError(
+                f"the {config.expert} expert won none of the {len(tasks)} tasks of split {config.split!r}: nothing to clone"
+            )
+        passes += 1
+
+
+@dataclass(frozen=True, slots=True)
+class CloningRow:
+    """Token ids [T] and the loss weight [T] of each as a target."""
+
+    ids: np.ndarray
+    weights: np.ndarray
+
+
+def rows_of(shown: Demonstration, chat: ChatFormat, agent: AgentConfig, instructions: str, observation_weight: float) -> list[CloningRow]:
+    """A demonstration as training rows, under the same context policy as the agent's own episodes."""
+    context = new_context(chat, agent, instructions)
+    prompt, continues = context.begin(shown.observations[0], shown.admissible[0]), False
+    rows: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
+    for n, (action, learn) in enumerate(zip(shown.actions, shown.learn, strict=True)):
+        text = f"<action>{action}</action>" if agent.action_format == "tags" else action
+        reply = chat.reply(text)
+        if not continues:
+            rows.append(([], []))
+        ids, weights = rows[-1]
+        ids += [prompt, reply]
+        weights += [np.full(len(prompt), observation_weight), np.full(len(reply), float(learn))]
+        if n + 1 < len(shown.actions):
+            prompt, continues = context.extend(reply, action, shown.observations[n + 1], shown.admissible[n + 1])
+    made = [CloningRow(np.concatenate(i), np.concatenate(w)) for i, w in rows]
+    return [row for row in made if len(row.ids) <= agent.max_context_tokens]
+
+
+class Cloner:
+    """Trains a causal LM on cloning rows; Muon (Jordan et al. 2024) on matrices, AdamW on the rest."""
+
+    def __init__(self, model: Any, config: WarmstartConfig) -> None:
+        self.model, self.config = model, config
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        use_muon = config.muon_lr > 0
+        matrices = [p for n, p in named if use_muon and p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+        others = [p for _, p in named if all(p is not m for m in matrices)]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
+        ]
+        if matrices:
+            self.optimizers.append(
+                torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.0, adjust_lr_fn="original")
+            )
+        self._peaks = [group["lr"] for o in self.optimizers for group in o.param_groups]
+        self.steps = 0
+
+    def step(self, rows: Sequence[CloningRow]) -> float:
+        """One optimizer step on rows laid end to end; the weighted mean loss in nats."""
+        share = min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
+        groups = [group for o in self.optimizers for group in o.param_groups]
+        for group, peak in zip(groups, self._peaks, strict=True):
+            group["lr"] = peak * share
+        loss = cloning_loss(self.model, rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        return float(loss.detach())
+
+
+def cloning_loss(model: Any, rows: Sequence[CloningRow]) -> Tensor:
+    """Weighted mean cross-entropy (nats) of every token given those before it in its row."""
+    device = model.lm_head.weight.device
+    lengths = [len(row.ids) for row in rows]
+    ids = torch.from_numpy(np.concatenate([row.ids for row in rows]).astype(np.int64)).to(device)
+    weights = torch.from_numpy(np.concatenate([row.weights for row in rows])).float().to(device)
+    weights[np.cumsum([0, *lengths[:-1]])] = 0.0  # nothing predicts a row's first token
+    hidden = model.model(
+        input_ids=ids[None],
+        position_ids=packed_positions(lengths, device),
+        use_cache=False,
+        plan=PackedPlan(lengths),
+    ).last_hidden_state[0]
+    wanted = weights.nonzero()[:, 0]
+    logits = model.lm_head(hidden[wanted - 1]).float()
+    losses = torch.nn.functional.cross_entropy(logits, ids[wanted], reduction="none")
+    return (losses * weights[wanted]).sum() / weights.sum()
+
+
+def clone(
+    model: Any,
+    tokenizer: Any,
+    env: TextEnv,
+    agent: AgentConfig,
+    config: WarmstartConfig,
+    *,
+    seed: int,
+    measure: Measure | None = None,
+    on_progress: OnProgress | None = None,
+) -> Progress:
+    """Train ``model`` in place until success or the token budget is reached; where it ended.
+
+    ``measure(model, tokenizer)`` gives the success that ``stop_success`` is compared with.
+    """
+    chat = ChatFormat(tokenizer, agent.system)
+    instructions = str(getattr(env.unwrapped, "instructions", ""))
+    cloner = Cloner(model, config)
+    source = demonstrations(env, config, seed)
+    began = time.process_time()
+    seen, checked, success, smooth = 0, 0, None, None
+    model.train()
+    while seen < config.max_tokens:
+        rows = [
+            row
+            for _ in range(config.batch_episodes)
+            for row in rows_of(next(source), chat, agent, instructions, config.observation_weight)
+        ]
+        if not rows:
+            raise ValueError(
+                f"no demonstration fits max_context_tokens={agent.max_context_tokens}: raise agent.max_context_tokens"
+            )
+        loss = cloner.step(rows)
+        smooth = loss if smooth is None else 0.95 * smooth + 0.05 * loss
+        seen += sum(len(row.ids) for row in rows)
+        if config.stop_success is not None and measure is not None and seen - checked >= config.check_every:
+            checked = seen
+            model.eval()
+            success = measure(model, tokenizer)
+            model.train()
+        progress = Progress(seen, config.max_tokens, smooth, success, time.process_time() - began)
+        if on_progress is not None:
+            on_progress(progress)
+        if success is not None and config.stop_success is not None and success >= config.stop_success:
+            break
+    model.eval()
+    return progress

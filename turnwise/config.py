@@ -1,0 +1,249 @@
+"""The run configuration: parsed at the edge, frozen inside.
+
+A run is described by one YAML file and ``key.path=value`` overrides. Unknown keys, wrong types, impossible
+combinations and settings that the run would not use are errors of one line each, with the nearest right name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from turnwise.agents.policy import DType, LoRAConfig
+from turnwise.agents.prompts import AgentConfig
+from turnwise.agents.scratch import ScratchModelConfig
+from turnwise.algorithms.optimizer import OptimizerConfig
+from turnwise.algorithms.recipe import Settings
+from turnwise.algorithms.registry import resolve
+from turnwise.cloning import WarmstartConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EnvConfig(_Section):
+    """The world."""
+
+    id: str = Field("turnwise/Household-v0", description="gymnasium id, or module:ns/Id-v0")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
+    split: str = Field("train", description="split that training draws tasks from")
+    success_threshold: float | None = Field(
+        None, description="total reward that counts as success, for worlds without info['success']"
+    )
+
+
+class PretrainedModelConfig(_Section):
+    """A Hugging Face causal LM (Qwen2.5, Qwen3, Llama type) with its own tokenizer and chat template."""
+
+    type: Literal["pretrained"] = "pretrained"
+    path: str = Field(description="folder or hub name")
+    dtype: DType = Field("auto", description="auto: as stored")
+    gradient_checkpointing: bool = Field(False, description="recompute activations on the way back")
+
+
+ModelConfig = Annotated[ScratchModelConfig | PretrainedModelConfig, Field(discriminator="type")]
+
+
+class RolloutConfig(_Section):
+    """What one update collects: ``num_tasks`` groups of ``group_size`` episodes."""
+
+    num_tasks: int = Field(8, ge=1, description="tasks (groups) per update")
+    group_size: int = Field(8, ge=1, description="episodes per task, G")
+    num_slots: int = Field(64, ge=1, description="episodes played at once")
+    temperature: float = Field(1.0, gt=0, description="of sampling, and of the log-probs that are trained")
+
+
+class EvalConfig(_Section):
+    """Measurements along the way (``split``) and before and after training (``test_split``)."""
+
+    every: int = Field(10, ge=0, description="updates between two evaluations; 0: never")
+    split: str = Field("validation", description="panel that chooses the best checkpoint")
+    tasks: int = Field(128, ge=1, description="tasks of that panel")
+    test_split: str | None = Field("test", description="panel measured before and after; None: skip")
+    test_tasks: int = Field(256, ge=1, description="tasks of the test panel")
+    samples: int = Field(1, ge=1, description="sampled episodes per task")
+    greedy: bool = Field(True, description="measure greedy decoding beside sampling before and after")
+
+
+class RunConfig(_Section):
+    """Everything that decides a run's numbers."""
+
+    env: EnvConfig = EnvConfig()
+    model: ModelConfig = ScratchModelConfig()
+    lora: LoRAConfig | None = LoRAConfig()
+    agent: AgentConfig = AgentConfig()
+    warmstart: WarmstartConfig | None = None
+    algorithm: SerializeAsAny[Settings] = Field(validate_default=True, default="epo")  # type: ignore[assignment]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    eval: EvalConfig = EvalConfig()
+    num_updates: int = Field(100, ge=0, description="updates (collect, then train)")
+    checkpoint_every: int = Field(10, ge=1, description="updates between two checkpoints")
+    seed: int = Field(0, ge=0, description="of everything random")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1")
+    threads: int = Field(1, ge=1, description="torch threads; small models run fastest on one")
+    keep_checkpoint: Literal["best", "last"] = Field(
+        "last", description="which policy the final evaluation and exports use: the last, or the best on eval.split"
+    )
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Settings:
+        """``"grpo"``, ``{"type": "grpo", ...}``, or ``module:recipe`` from outside."""
+        if isinstance(value, Settings):
+            return value
+        given = {"type": value} if isinstance(value, str) else dict(value)
+        if "type" not in given:
+            raise ValueError("algorithm needs a type, such as grpo or epo")
+        algorithm = resolve(str(given["type"]))
+        if "type" not in algorithm.config.model_fields:
+            given.pop("type")
+        return algorithm.config.model_validate(given)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if isinstance(self.model, ScratchModelConfig) and self.warmstart is None:
+            raise ValueError(
+                "model.type=scratch starts from random weights, which win no episode to learn from: add a "
+                "`warmstart:` section (warmstart={} takes the defaults), or give model.type=pretrained model.path=..."
+            )
+        if self.eval.test_split is not None and self.eval.test_split in (self.env.split, self.eval.split):
+            raise ValueError(
+                f"eval.test_split={self.eval.test_split!r} is also used for training or for choosing checkpoints: "
+                "the final numbers would not be of unseen tasks"
+            )
+        if self.env.split == self.eval.split and self.eval.every:
+            raise ValueError(f"env.split and eval.split are both {self.env.split!r}: choose two")
+        if self.agent.context == "full" and self.agent.window != AgentConfig().window:
+            raise ValueError("agent.window is set, but agent.context=full does not use it: set agent.context=window")
+        return self
+
+
+CONFIG_SUFFIXES = (".yaml", ".yml")
+
+
+def config_folder() -> Path:
+    """The folder of the configuration files that come with turnwise."""
+    shipped = Path(str(files("turnwise"))) / "configs"
+    return shipped if shipped.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def shipped_configs() -> list[str]:
+    """Names of the shipped configurations, such as ``epo/household``."""
+    root = config_folder()
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
+
+
+def read_config(name: str | Path) -> dict[str, Any]:
+    """A configuration file by path, or a shipped one by name; ValueError that names the nearest."""
+    path = Path(name)
+    if path.suffix not in CONFIG_SUFFIXES and not path.exists():
+        path = config_folder() / f"{name}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name), shipped_configs(), n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no configuration {str(name)!r}.{hint} Shipped: {', '.join(shipped_configs())}; or a path to a YAML file")
+    try:
+        read = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{path} should hold `key: value` lines; got {type(read).__name__}")
+    return read
+
+
+def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """``key.path=value`` settings laid over a configuration; values are YAML (``true``, ``0.1``, ``[1, 2]``)."""
+    made = _deep_copy(config)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{setting!r} is not of the form key.path=value, such as optimizer.lr=1e-3")
+        *parents, leaf = key.split(".")
+        section = made
+        for parent in parents:
+            below = section.setdefault(parent, {})
+            if isinstance(below, str) and parent == "algorithm":
+                below = section[parent] = {"type": below}
+            if below is None:
+                below = section[parent] = {}
+            if not isinstance(below, dict):
+                raise ValueError(f"{setting!r}: {parent!r} is a value, not a section")
+            section = below
+        section[leaf] = _yaml_value(text)
+    return made
+
+
+def _yaml_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _deep_copy(v) for k, v in value.items()}
+    return list(value) if isinstance(value, list) else value
+
+
+def parse_config(raw: Mapping[str, Any]) -> RunConfig:
+    """Validate; a ValueError with one line per problem, each with the nearest right name."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(problem, raw) for problem in error.errors()]
+        raise ValueError("\n".join(dict.fromkeys(lines))) from None
+
+
+def load_config(name: str | Path | None, settings: Sequence[str] = ()) -> RunConfig:
+    """Read, override, validate. ``name`` None starts from the defaults."""
+    return parse_config(override(read_config(name) if name is not None else {}, settings))
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML; ``parse_config`` of it gives the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=False), sort_keys=False)
+
+
+def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
+    place = [str(part) for part in problem["loc"]]
+    names = _setting_names()
+    shown = ".".join(part for part in place if part not in ("scratch", "pretrained"))
+    if problem["type"] == "extra_forbidden":
+        prefix = shown.rpartition(".")[0]
+        siblings = [n for n in names if n.rpartition(".")[0] == prefix]
+        near = difflib.get_close_matches(place[-1], [n.rpartition(".")[2] for n in siblings], n=1, cutoff=0.5)
+        if near:
+            hint = f" Did you mean {f'{prefix}.{near[0]}' if prefix else near[0]!r}?"
+        else:
+            elsewhere = [n for n in names if n.rpartition(".")[2] == place[-1]]
+            hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else f" Known here: {', '.join(n.rpartition('.')[2] for n in siblings)}."
+        return f"Unknown setting {shown!r}.{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] in ("value_error", "model_type", "union_tag_invalid", "union_tag_not_found"):
+        return f"{shown}: {message}" if shown else message
+    return f"{shown}: {message}; got {problem['input']!r}"
+
+
+def _setting_names() -> list[str]:
+    return [name for name, _ in settings_of(RunConfig)]
+
+
+def settings_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, field) of every setting below a configuration class."""
+    for name, info in section.model_fields.items():
+        yield f"{prefix}{name}", info
+        for candidate in (info.annotation, *get_args(info.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel) and candidate is not Settings:
+                yield from settings_of(candidate, f"{prefix}{name}.")

@@ -1,0 +1,169 @@
+"""Many games in one file on disk: opened in a millisecond, read one at a time.
+
+The official set is 200 MB of text. It is read once, from wherever it comes, into an SQLite file in the
+user's cache directory: what a panel needs (id, content key, task type) beside each compressed problem.
+Processes that build the same file at the same time each write their own and rename it, so a reader never sees
+half a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import sqlite3
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+from turnwise.envs.alfworld.game import Game
+from turnwise.envs.alfworld.pddl import GameText, parse_game
+from turnwise.envs.interface import Panel
+from turnwise.trajectory import Task
+
+ENV_ID = "turnwise/ALFWorld-v0"
+FORMAT = 1  # raise when the stored columns, or the content key, change: older files are then rebuilt
+SPLIT_ORDER = ("train", "valid_seen", "valid_unseen", "valid_train")
+
+_SCHEMA = """
+    CREATE TABLE games (
+        split TEXT, id TEXT, key TEXT, type TEXT, task TEXT, dialect TEXT, walkthrough TEXT, problem BLOB,
+        PRIMARY KEY (split, id)
+    )
+"""
+
+_log = logging.getLogger(__name__)
+
+
+class GameSource(Protocol):
+    """Where an environment's games come from. ``name`` says so to a reader; both methods raise ValueError
+    for an unknown split or an index outside the panel."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+    def panel(self, split: str) -> Panel: ...
+    def game(self, split: str, index: int) -> Game: ...
+
+
+def cache_dir() -> Path:
+    """``TURNWISE_CACHE``, else ``~/.cache/turnwise``."""
+    return Path(os.environ.get("TURNWISE_CACHE") or "~/.cache/turnwise").expanduser()
+
+
+def cached_store(
+    name: str, fingerprint: str, read: Callable[[], Iterable[tuple[str, GameText]]]
+) -> StoredGames:
+    """The store of what ``read`` yields, (split, game) each; built unless the cache holds ``fingerprint``.
+
+    Building parses every game, so a damaged one is found here (ValueError) and not in the middle of a run.
+    """
+    path = cache_dir() / "alfworld" / f"games-{fingerprint[:20]}-{FORMAT}.sqlite"
+    if not path.exists():
+        _log.info("reading the games of %s once into %s", name, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        except OSError as error:
+            raise ValueError(
+                f"Cannot write the game cache {path.parent} ({error.strerror}). "
+                "Set TURNWISE_CACHE to a directory that you can write to."
+            ) from error
+        os.close(handle)
+        try:
+            _write(partial, read())
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    return StoredGames(name, path)
+
+
+def _write(path: str, games: Iterable[tuple[str, GameText]]) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode = OFF")  # the file appears whole, by renaming, or not at all
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute(_SCHEMA)
+        database.executemany("INSERT INTO games VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, games))
+        database.commit()
+
+
+def _row(entry: tuple[str, GameText]) -> tuple[Any, ...]:
+    split, text = entry
+    game = parse_game(text)
+    problem = zlib.compress(text.problem.encode(), 1)
+    walkthrough = json.dumps(text.walkthrough)
+    return split, text.id, game.key, game.goal.type, text.task, text.dialect, walkthrough, problem
+
+
+class StoredGames:
+    """A ``GameSource`` over a store file; games are in the order of their ids.
+
+    Every read opens the file anew (a tenth of a millisecond), so an instance may cross a fork.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        found = {split for (split,) in self._query("SELECT DISTINCT split FROM games")}
+        self.splits: tuple[str, ...] = (
+            *(split for split in SPLIT_ORDER if split in found),
+            *sorted(found.difference(SPLIT_ORDER)),
+        )
+        self._panels: dict[str, Panel] = {}
+
+    def panel(self, split: str) -> Panel:
+        check_split(self, split)
+        if split not in self._panels:
+            rows = self._query("SELECT key, type FROM games WHERE split = ? ORDER BY id", split)
+            tasks = (Task(ENV_ID, split, index, key, type_) for index, (key, type_) in enumerate(rows))
+            self._panels[split] = Panel(ENV_ID, split, tuple(tasks))
+        return self._panels[split]
+
+    def game(self, split: str, index: int) -> Game:
+        check_index(self, split, index)
+        columns = "id, task, dialect, problem, walkthrough"
+        query = f"SELECT {columns} FROM games WHERE split = ? ORDER BY id LIMIT 1 OFFSET ?"
+        ((id, task, dialect, problem, walkthrough),) = self._query(query, split, int(index))
+        text = zlib.decompress(problem).decode()
+        return parse_game(GameText(id, task, dialect, text, tuple(json.loads(walkthrough))))
+
+    def task(self, id: str) -> Task:
+        """The task of a game by its official id, ``split/folder/trial``. Raises ValueError for others."""
+        query = """
+            SELECT split, key, type, (SELECT count(*) FROM games AS b WHERE b.split = a.split AND b.id < a.id)
+            FROM games AS a WHERE id = ?
+        """
+        for split, key, type_, index in self._query(query, id):
+            return Task(ENV_ID, split, index, key, type_)
+        raise ValueError(f"No game {id!r} in {self.name}: expected an id such as train/<folder>/<trial>.")
+
+    def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        try:
+            with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True)) as database:
+                return database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path} is damaged ({error}). Delete it: it is built again.") from error
+
+
+def check_split(source: GameSource, split: str) -> None:
+    """Raises ValueError with the splits that there are, and the nearest."""
+    if split not in source.splits:
+        near = difflib.get_close_matches(str(split), source.splits, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"Unknown split {split!r}: expected one of {', '.join(source.splits)} ({source.name}).{hint}"
+        )
+
+
+def check_index(source: GameSource, split: str, index: int) -> None:
+    """Raises ValueError with the range that there is."""
+    num_games = len(source.panel(split))
+    if not 0 <= index < num_games:
+        raise ValueError(
+            f"No task {index} in split {split!r}: expected 0 to {num_games - 1} ({source.name})."
+        )

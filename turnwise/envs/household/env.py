@@ -1,0 +1,31 @@
+"""Procedural household games: ALFWorld's rules and sentences without its data, in three sizes."""
+
+from __future__ import annotations
+
+from turnwise.envs.alfworld.env import INSTRUCTIONS, ALFWorldEnv
+from turnwise.envs.household.panels import GeneratedGames
+from turnwise.envs.household.settings import Settings
+
+
+class HouseholdEnv(ALFWorldEnv):
+    """``ALFWorldEnv`` on generated games; reward, ``info`` and capabilities are the same.
+
+    ``difficulty``: "easy" (5 to 6 receptacles, 16 steps; small enough for a model trained from nothing
+    within minutes), "medium", "hard" (like the official rooms, 50 steps), or a ``Settings`` of your own.
+    ``max_episode_steps`` defaults to the difficulty's. Splits: ``train`` and ``demonstrations`` (100,000
+    tasks each), ``validation`` (256), ``test`` (512); no game is in two of them. All six task types take
+    turns, so the first 256 tasks of any split are a balanced panel too.
+    """
+
+    instructions = INSTRUCTIONS.rsplit("\n", 1)[0]  # its last line is about an older release of ALFWorld
+
+    def __init__(
+        self,
+        difficulty: str | Settings = "easy",
+        split: str = "train",
+        max_episode_steps: int | None = None,
+    ) -> None:
+        games = GeneratedGames(difficulty)
+        limit = games.settings.max_episode_steps if max_episode_steps is None else max_episode_steps
+        super().__init__(source=games, split=split, max_episode_steps=limit)
+        self.difficulty = difficulty

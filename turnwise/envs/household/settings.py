@@ -1,0 +1,60 @@
+"""How big a household game is: explicit settings and the three presets."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from turnwise.envs.household.rooms import ROOMS, RoomName, Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How big a game is. Pairs are (least, most), both included."""
+
+    rooms: tuple[RoomName, ...] = ("kitchen", "bedroom")
+    vocabulary: Vocabulary = "small"
+    receptacles: tuple[int, int] = (5, 6)
+    objects: tuple[int, int] = (5, 7)
+    """Movable objects at the start; the lamp of a ``look_at`` task is not counted."""
+    capacity: int = 3
+    """Most objects in one receptacle at the start."""
+    copies: int = 1
+    """Most objects of one type, beyond what the goal needs."""
+    shared_spots: float = 0.0
+    """Chance that a receptacle stands at the same location as the one before it."""
+    max_episode_steps: int = 16
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.rooms if name not in ROOMS]
+        if unknown or not self.rooms:
+            raise ValueError(f"Unknown rooms {unknown}; expected some of {sorted(ROOMS)}.")
+        for name in ("receptacles", "objects"):
+            low, high = getattr(self, name)
+            if not 2 <= low <= high:
+                raise ValueError(
+                    f"Settings.{name} must be (least, most) with 2 <= least <= most, got {(low, high)}."
+                )
+        if min(self.capacity, self.copies, self.max_episode_steps) < 1 or not 0 <= self.shared_spots <= 1:
+            raise ValueError("Settings: capacity, copies, max_episode_steps >= 1 and shared_spots in [0, 1].")
+
+
+ALL_ROOMS: tuple[RoomName, ...] = ("kitchen", "living room", "bedroom", "bathroom")
+PRESETS: dict[str, Settings] = {
+    "easy": Settings(),
+    "medium": Settings(ALL_ROOMS, "full", (9, 13), (10, 16), 4, 2, 0.0, 35),
+    "hard": Settings(ALL_ROOMS, "full", (18, 30), (22, 36), 9, 3, 0.1, 50),
+}
+
+
+def settings_for(difficulty: str | Settings) -> Settings:
+    """A preset by its name, or the settings themselves."""
+    if isinstance(difficulty, Settings):
+        return difficulty
+    if difficulty in PRESETS:
+        return PRESETS[difficulty]
+    near = difflib.get_close_matches(str(difficulty), PRESETS, n=1, cutoff=0.3)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"Unknown difficulty {difficulty!r}; expected one of {sorted(PRESETS)} or a Settings.{hint}"
+    )

@@ -1,0 +1,78 @@
+"""Starting tasks: one way for worlds with fixed panels and for worlds that only know seeds."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from turnwise.envs.interface import HasTasks, Info, Panel, capability
+from turnwise.trajectory import Task
+
+TextEnv = gymnasium.Env[str, str]
+
+# Worlds without panels: each split owns a range of reset seeds, so that no seed serves two splits.
+_SEED_RANGES = {"train": (0, 1_000_000), "validation": (2_000_000, 256), "test": (3_000_000, 512)}
+
+
+def make_env(env_id: str, **kwargs: Any) -> TextEnv:
+    """``gymnasium.make`` with errors for a reader: unknown ids name the nearest right one.
+
+    ``module:ns/Id-v0`` imports the module first, which registers the environment.
+    """
+    import turnwise.envs  # noqa: F401  (registers turnwise/...)
+
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"environment {env_id!r}: cannot import module {module!r} ({error})") from error
+    if name not in gymnasium.registry:
+        near = difflib.get_close_matches(name, gymnasium.registry, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"unknown environment {name!r}.{hint} `turnwise envs` lists what is there; "
+            "your own: --env your_module:Your/Env-v0"
+        )
+    try:
+        return gymnasium.make(name, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"environment {name!r} does not take these settings {kwargs}: {error}") from error
+
+
+def maker(env_id: str, **kwargs: Any) -> Callable[[], TextEnv]:
+    """A factory of fresh, equal environments."""
+    return lambda: make_env(env_id, **kwargs)
+
+
+def panel(env: TextEnv, split: str) -> Sequence[Task]:
+    """The tasks of a split: the world's own panel, else a range of reset seeds."""
+    world = capability(env, HasTasks)
+    if world is not None:
+        return world.tasks(split)
+    if split not in _SEED_RANGES:
+        raise ValueError(f"unknown split {split!r}: this environment has no panels, only {sorted(_SEED_RANGES)}")
+    first, count = _SEED_RANGES[split]
+    name = env.spec.id if env.spec else type(env.unwrapped).__name__
+    entries = tuple(Task(name, split, seed, f"{name}:{seed}") for seed in range(first, first + min(count, 10_000)))
+    return Panel(name, split, entries)
+
+
+def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
+    """Reset ``env`` to ``task``. ``seed`` feeds the world's own randomness where the task does not fix it."""
+    if capability(env, HasTasks) is not None:
+        return env.reset(seed=seed, options={"split": task.split, "task": task.index})
+    return env.reset(seed=task.index)
+
+
+def draw_tasks(tasks: Sequence[Task], num: int, seed: int) -> list[Task]:
+    """``num`` different tasks (all of them, in order, where ``num`` is the panel's size or more)."""
+    if num >= len(tasks):
+        return [tasks[i] for i in range(len(tasks))]
+    rng = np.random.default_rng(seed)
+    return [tasks[int(i)] for i in rng.choice(len(tasks), size=num, replace=False)]

@@ -1,0 +1,170 @@
+"""Success rates that can be trusted: a fixed panel, every task once (or k times), and an interval beside each rate."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from turnwise.agents.collector import Collector, Job, OnEpisode, SuccessRule, jobs_for
+from turnwise.agents.engine import Sampling
+from turnwise.agents.scripted import Agent, TextEnv, play_episode
+from turnwise.statistics import Estimate, bootstrap_mean, pass_at_k, wilson
+from turnwise.trajectory import Task, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a panel of episodes showed. ``num`` episodes counted; ``errors`` ended in a fault of the environment
+    and are left out. ``success`` is None where the world does not say what success is.
+    """
+
+    name: str
+    env: str
+    split: str
+    panel_hash: str
+    num_tasks: int
+    samples: int
+    temperature: float
+    success: Estimate | None
+    per_type: dict[str, Estimate]
+    pass_at: dict[int, float]
+    mean_return: float
+    mean_turns: float
+    mean_action_tokens: float
+    invalid_share: float
+    entropy: float
+    errors: int
+    outcomes: tuple[tuple[float, ...], ...]  # [task][sample] success (or return), in panel order
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+
+def summarize(
+    name: str,
+    panel_hash: str,
+    tasks: Sequence[Task],
+    trajectories: Sequence[Trajectory],
+    *,
+    samples: int,
+    temperature: float,
+) -> Report:
+    """A report of ``samples`` trajectories for each task, in the order of ``jobs_for``.
+
+    With several samples per task the interval of the rate is a bootstrap over tasks (attempts at one task are not
+    independent); with one it is Wilson's.
+    """
+    sound = [t for t in trajectories if t.end != "error"]
+    judged = [t for t in sound if t.success is not None]
+    by_task: dict[int, list[Trajectory]] = defaultdict(list)
+    for place, trajectory in enumerate(trajectories):
+        if trajectory.end != "error":
+            by_task[place // samples].append(trajectory)
+    known = bool(judged) and len(judged) == len(sound)
+    outcomes = tuple(
+        tuple(float(t.success) if known else t.total_reward for t in by_task.get(i, ())) for i in range(len(tasks))
+    )
+    turns = [turn for t in sound for turn in t.turns]
+    entropies = [turn.entropies for turn in turns if len(turn.entropies)]
+    return Report(
+        name=name,
+        env=tasks[0].env if tasks else "",
+        split=tasks[0].split if tasks else "",
+        panel_hash=panel_hash,
+        num_tasks=len(tasks),
+        samples=samples,
+        temperature=temperature,
+        success=_rate(outcomes) if known else None,
+        per_type=_per_type(tasks, outcomes) if known else {},
+        pass_at=_pass_at(outcomes, samples) if known else {},
+        mean_return=_mean([t.total_reward for t in sound]),
+        mean_turns=_mean([len(t.turns) for t in sound]),
+        mean_action_tokens=_mean([t.num_action_tokens for t in sound]),
+        invalid_share=_mean([float(not turn.valid) for turn in turns]),
+        entropy=float(np.concatenate(entropies).mean()) if entropies else 0.0,
+        errors=len(trajectories) - len(sound),
+        outcomes=outcomes,
+    )
+
+
+def _rate(outcomes: Sequence[Sequence[float]]) -> Estimate:
+    if all(len(task) <= 1 for task in outcomes):
+        return wilson(int(sum(sum(task) for task in outcomes)), sum(len(task) for task in outcomes))
+    return bootstrap_mean([float(np.mean(task)) for task in outcomes if task])
+
+
+def _per_type(tasks: Sequence[Task], outcomes: Sequence[Sequence[float]]) -> dict[str, Estimate]:
+    found: dict[str, list[Sequence[float]]] = defaultdict(list)
+    for task, result in zip(tasks, outcomes, strict=True):
+        if task.type:
+            found[task.type].append(result)
+    return {kind: _rate(results) for kind, results in sorted(found.items())}
+
+
+def _pass_at(outcomes: Sequence[Sequence[float]], samples: int) -> dict[int, float]:
+    powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
+    full = [task for task in outcomes if len(task) == samples]
+    if not full:
+        return {}
+    return {k: _mean([pass_at_k(samples, int(sum(task)), k) for task in full]) for k in powers}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def evaluate_policy(
+    collector: Collector,
+    tasks: Sequence[Task],
+    *,
+    name: str,
+    panel_hash: str,
+    temperature: float = 1.0,
+    samples: int = 1,
+    max_tokens: int,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    key: int = 0,
+    on_episode: OnEpisode | None = None,
+) -> tuple[Report, list[Trajectory]]:
+    """Play every task ``samples`` times. The same key, tasks and weights give the same episodes."""
+    jobs: list[Job] = jobs_for(tasks, samples, key)
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens)
+    trajectories = collector.collect(jobs, sampling, on_episode)
+    report = summarize(name, panel_hash, tasks, trajectories, samples=samples, temperature=temperature)
+    return report, trajectories
+
+
+def evaluate_agent(
+    env: TextEnv,
+    new_agent: Callable[[int], Agent],
+    tasks: Sequence[Task],
+    *,
+    name: str,
+    panel_hash: str,
+    samples: int = 1,
+    success: SuccessRule | None = None,
+    on_episode: OnEpisode | None = None,
+) -> tuple[Report, list[Trajectory]]:
+    """The same for a scripted agent; ``new_agent(seed)`` makes one for each episode."""
+    trajectories = []
+    for number, job in enumerate(jobs_for(tasks, samples, 0)):
+        played = play_episode(env, new_agent(number), job.task, sample=job.sample, success=success)
+        trajectories.append(played)
+        if on_episode is not None:
+            on_episode(played)
+    report = summarize(name, panel_hash, tasks, trajectories, samples=samples, temperature=1.0)
+    return report, trajectories
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write atomically: a reader sees the old file or the new one."""
+    partial = path.with_suffix(path.suffix + ".tmp")
+    partial.write_text(json.dumps(content, indent=1))
+    partial.replace(path)

@@ -1,0 +1,200 @@
+"""TokenBatch: trajectories laid out as right-padded rows of tokens, the one shape that a learner sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turnwise.trajectory import Group, Trajectory, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """Rows of tokens, [B, T], with the origin of each.
+
+    Column t holds what belongs to token t itself, so ``behaviour_logprobs[b, t]`` is the log-probability
+    (nats) of ``tokens[b, t]`` given the tokens before it. Float columns are 0 outside ``action_mask``. A
+    column that nobody asked for is None, never zeros.
+    """
+
+    tokens: Tensor  # [B, T] int64, 0 in the padding
+    action_mask: Tensor  # [B, T] bool, True on sampled tokens
+    turn_index: Tensor  # [B, T] int64, the turn's number in its trajectory on action tokens, else -1
+    lengths: Tensor  # [B] int64, tokens of the row without padding
+    trajectory: Tensor  # [B] int64, place in the flattened list of the groups' trajectories
+    group: Tensor  # [B] int64, place in the list of groups
+    first_turn: Tensor  # [B] int64, number of the row's first turn
+    num_turns: Tensor  # [B] int64, turns in the row
+    behaviour_logprobs: Tensor  # [B, T] float32, nats
+    behaviour_entropies: Tensor  # [B, T] float32, nats
+    staleness: Tensor  # [B] int64, updates between sampling and use
+    weight: Tensor  # [B] float32, factor on the row's policy loss
+    stream: str = "fresh"
+    proximal_logprobs: Tensor | None = None  # [B, T] nats, of the policy at the start of the update
+    reference_logprobs: Tensor | None = None  # [B, T] nats, of the frozen policy
+    values: Tensor | None = None  # [B, T] reward units
+    rewards: Tensor | None = None  # [B, T], each turn's reward on its last action token
+    advantages: Tensor | None = None  # [B, T], 0 outside the mask
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def num_action_tokens(self) -> int:
+        return int(self.action_mask.sum())
+
+    def select(self, rows: Tensor) -> TokenBatch:
+        """The given rows in the given order, trimmed to the longest of them."""
+        width = int(self.lengths[rows].max()) if len(rows) else 0
+        return self._map(lambda column: column[rows, :width] if column.ndim == 2 else column[rows])
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        return self._map(lambda column: column.to(device))
+
+    def with_columns(self, **columns: Tensor) -> TokenBatch:
+        """A copy with optional columns set, such as ``reference_logprobs``."""
+        changes: dict[str, Any] = {**columns}
+        return replace(self, **changes)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {n: change(c) for n, c in columns.items() if isinstance(c, Tensor)}
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    trajectory: int
+    group: int
+    first_turn: int
+    turns: tuple[Turn, ...]
+    staleness: int
+    rewards: tuple[float, ...] | None
+
+    @property
+    def length(self) -> int:
+        return sum(len(turn.prompt_ids) + len(turn.action_ids) for turn in self.turns)
+
+
+def layout(
+    groups: Sequence[Group],
+    *,
+    rewards: Sequence[Sequence[float]] | None = None,
+    version: int | None = None,
+    stream: str = "fresh",
+    weights: Sequence[float] | None = None,
+) -> TokenBatch:
+    """Lay the trajectories of ``groups`` out as rows.
+
+    A row starts at a turn with ``continues=False`` and extends over the following turns with
+    ``continues=True``; a trajectory without turns has no row. ``rewards[i][n]`` is the reward of turn n of
+    the i-th trajectory (groups flattened) and fills the ``rewards`` column; ``weights[i]`` its sample weight
+    (1). ``version`` counts the updates behind the learner's policy; staleness is its distance from the
+    trajectory's ``policy_version`` (0 without it).
+    Raises ValueError for a first turn that continues nothing, for ids and log-probs of different lengths, and
+    for an action token without a token before it.
+    """
+    rows: list[_Row] = []
+    number = 0
+    for place, group in enumerate(groups):
+        for trajectory in group.trajectories:
+            age = 0 if version is None else version - trajectory.policy_version
+            table = None if rewards is None else tuple(rewards[number])
+            if table is not None and len(table) != len(trajectory.turns):
+                raise ValueError(
+                    f"Episode {trajectory.episode!r}: {len(trajectory.turns)} turns, but {len(table)} rewards"
+                )
+            for start, turns in _contexts(trajectory):
+                part = None if table is None else table[start : start + len(turns)]
+                rows.append(_Row(number, place, start, turns, age, part))
+            number += 1
+    return _fill(rows, stream, weights)
+
+
+def _contexts(trajectory: Trajectory) -> Iterator[tuple[int, tuple[Turn, ...]]]:
+    """(number of the first turn, turns) of each unbroken context of the trajectory."""
+    starts = [n for n, turn in enumerate(trajectory.turns) if not turn.continues]
+    if trajectory.turns and starts[:1] != [0]:
+        raise ValueError(
+            f"Episode {trajectory.episode!r}: the first turn continues a context that is not there"
+        )
+    for start, end in pairwise([*starts, len(trajectory.turns)]):
+        turns = trajectory.turns[start:end]
+        if len(turns[0].prompt_ids) == 0:
+            raise ValueError(
+                f"Episode {trajectory.episode!r}, turn {start}: a context must open with a prompt token, "
+                "else its first action token has no log-probability"
+            )
+        yield start, turns
+
+
+def _fill(rows: Sequence[_Row], stream: str, weights: Sequence[float] | None) -> TokenBatch:
+    shape = (len(rows), max((row.length for row in rows), default=0))
+    tokens, turn_index = np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
+    logprobs, entropies, table = (np.zeros(shape, np.float32) for _ in range(3))
+    for b, row in enumerate(rows):
+        end = 0
+        for offset, turn in enumerate(row.turns):
+            sampled = len(turn.action_ids)
+            if len(turn.logprobs) != sampled or len(turn.entropies) != sampled:
+                raise ValueError(
+                    f"Turn {row.first_turn + offset}: {sampled} action tokens need as many log-probs "
+                    f"and entropies; got {len(turn.logprobs)} and {len(turn.entropies)}"
+                )
+            start = end + len(turn.prompt_ids)
+            tokens[b, end:start] = turn.prompt_ids
+            end = start + sampled
+            tokens[b, start:end] = turn.action_ids
+            turn_index[b, start:end] = row.first_turn + offset
+            logprobs[b, start:end] = turn.logprobs
+            entropies[b, start:end] = turn.entropies
+            if row.rewards is not None and sampled:
+                table[b, end - 1] = row.rewards[offset]
+
+    def column(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64)
+
+    trajectory = column([row.trajectory for row in rows])
+    return TokenBatch(
+        tokens=torch.from_numpy(tokens),
+        action_mask=torch.from_numpy(turn_index >= 0),
+        turn_index=torch.from_numpy(turn_index),
+        lengths=column([row.length for row in rows]),
+        trajectory=trajectory,
+        group=column([row.group for row in rows]),
+        first_turn=column([row.first_turn for row in rows]),
+        num_turns=column([len(row.turns) for row in rows]),
+        behaviour_logprobs=torch.from_numpy(logprobs),
+        behaviour_entropies=torch.from_numpy(entropies),
+        staleness=column([row.staleness for row in rows]),
+        weight=torch.ones(len(rows)) if weights is None else torch.tensor(weights)[trajectory].float(),
+        stream=stream,
+        rewards=torch.from_numpy(table) if any(row.rewards is not None for row in rows) else None,
+    )
+
+
+def minibatches(num_rows: int, num: int, generator: np.random.Generator) -> list[Tensor]:
+    """Shuffle row numbers into ``num`` parts whose sizes differ by at most one; never an empty part."""
+    order = generator.permutation(num_rows)
+    return [torch.from_numpy(np.sort(part)) for part in np.array_split(order, max(num, 1)) if len(part)]
+
+
+def microbatches(batch: TokenBatch, max_tokens: int) -> list[Tensor]:
+    """Split into row numbers of similar length, each part at most ``max_tokens`` big with its padding.
+
+    A row longer than the budget is alone. Every row comes exactly once; the order depends on lengths only.
+    """
+    parts: list[list[int]] = []
+    for row in torch.argsort(batch.lengths, stable=True).tolist():
+        length = max(int(batch.lengths[row]), 1)
+        if parts and (len(parts[-1]) + 1) * length <= max_tokens:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return [torch.tensor(part, dtype=torch.int64) for part in parts]

@@ -1,0 +1,132 @@
+"""From an environment's expert to a model folder: made once, cached by the hash of everything it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.collector import Collector, SuccessRule
+from turnwise.agents.engine import SlotEngine
+from turnwise.agents.policy import load_model, save_model
+from turnwise.agents.prompts import ChatFormat
+from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
+from turnwise.cloning import OnProgress, Progress, WarmstartConfig, clone, demonstrations
+from turnwise.config import RunConfig
+from turnwise.envs.interface import Panel
+from turnwise.envs.tasks import TextEnv, make_env, maker, panel
+from turnwise.evaluate import evaluate_policy
+
+FORMAT = 1
+"""Raise whenever the same configuration may give another model."""
+
+_STOP_KEY = 1 << 42
+
+
+def warmstart(config: RunConfig, on_progress: OnProgress | None = None, *, fresh: bool = False) -> Path:
+    """The folder of the warm-started model that ``config`` asks for; trains it unless the cache holds it.
+
+    Raises ValueError where the configuration has no warmstart section or the environment no expert.
+    """
+    if config.warmstart is None:
+        raise ValueError("this configuration has no `warmstart:` section: nothing to clone")
+    folder = cache_folder() / "warmstart" / warmstart_key(config)
+    if folder.exists() and not fresh:
+        return folder
+    env = make_env(config.env.id, **config.env.kwargs)
+    model, tokenizer = _start_model(config, env)
+    progress = clone(
+        model,
+        tokenizer,
+        env,
+        config.agent,
+        config.warmstart,
+        seed=config.seed,
+        measure=partial(_success, config, panel(env, config.warmstart.stop_split)),
+        on_progress=on_progress,
+    )
+    _store(folder, model, tokenizer, config, progress)
+    return folder
+
+
+def warmstart_key(config: RunConfig) -> str:
+    """16 hex digits over environment, model, agent, cloning settings and seed."""
+    parts = {
+        "format": FORMAT,
+        "env": [config.env.id, config.env.kwargs],
+        "model": config.model.model_dump(),
+        "agent": config.agent.model_dump(),
+        "warmstart": config.warmstart.model_dump() if config.warmstart else None,
+        "seed": config.seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """``TURNWISE_CACHE``, else ``~/.cache/turnwise``."""
+    return Path(os.environ.get("TURNWISE_CACHE", "~/.cache/turnwise")).expanduser()
+
+
+def _start_model(config: RunConfig, env: TextEnv) -> tuple[Any, Any]:
+    if not isinstance(config.model, ScratchModelConfig):
+        return load_model(config.model.path, dtype=config.model.dtype, device=config.device)
+    assert config.warmstart is not None
+    tokenizer = train_tokenizer(_texts(env, config.warmstart, config.seed), config.model.vocab_size)
+    length = max(4096, config.agent.max_context_tokens)
+    return new_model(config.model, tokenizer, seed=config.seed, max_length=length).to(config.device), tokenizer
+
+
+def _texts(env: TextEnv, config: WarmstartConfig, seed: int) -> list[str]:
+    """Text of demonstrations, the world's words in their natural shares."""
+    source = demonstrations(env, config, seed=seed + 1)
+    texts: list[str] = []
+    for _ in range(config.tokenizer_episodes):
+        shown = next(source)
+        texts += [*shown.observations, *shown.actions]
+    return texts
+
+
+def _success(config: RunConfig, tasks: Panel, model: Any, tokenizer: Any) -> float:
+    """Sampled success (T = 1) of the model being cloned on the first ``stop_tasks`` of the stopping panel."""
+    assert config.warmstart is not None
+    chat = ChatFormat(tokenizer, config.agent.system)
+    engine = SlotEngine(
+        model,
+        num_slots=config.rollout.num_slots,
+        max_length=config.agent.max_context_tokens,
+        end_ids=chat.end_ids,
+    )
+    collector = Collector(
+        maker(config.env.id, **config.env.kwargs),
+        engine,
+        chat,
+        config.agent,
+        success=SuccessRule(config.env.success_threshold),
+    )
+    chosen = tasks[: config.warmstart.stop_tasks]
+    report, _ = evaluate_policy(
+        collector,
+        chosen,
+        name="warmstart",
+        panel_hash=tasks.hash,
+        max_tokens=config.agent.max_reply_tokens,
+        key=_STOP_KEY,
+    )
+    return report.success.value if report.success else report.mean_return
+
+
+def _store(folder: Path, model: Any, tokenizer: Any, config: RunConfig, progress: Progress) -> None:
+    """Write beside, then rename: an interrupted warm start leaves no half folder."""
+    partial_folder = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
+    save_model(model, tokenizer, partial_folder)
+    about = {"config": config.model_dump(mode="json"), "progress": asdict(progress)}
+    (partial_folder / "warmstart.json").write_text(json.dumps(about, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial_folder.rename(folder)
