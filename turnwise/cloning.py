@@ -19,7 +19,7 @@ from torch import Tensor
 
 from turnwise.agents.attention import PackedPlan, packed_positions
 from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
-from turnwise.agents.scripted import RandomAgent, TextEnv, expert_of
+from turnwise.agents.scripted import TextEnv, expert_of
 from turnwise.envs.tasks import panel, start
 from turnwise.trajectory import Task
 
@@ -31,6 +31,9 @@ class WarmstartConfig(BaseModel):
     expert: str = Field("searching", description="which expert demonstrates")
     split: str = Field("demonstrations", description="split whose tasks are demonstrated")
     noise: float = Field(0.2, ge=0, le=1, description="share of turns at which a random action is played")
+    noise_excludes: tuple[str, ...] = Field(
+        ("help",), description="actions that noise never plays (long texts without consequence)"
+    )
     expert_jitter: bool = Field(True, description="seed the expert per episode, so that demonstrations vary")
     only_successes: bool = Field(True, description="leave failed demonstrations out")
     batch_episodes: int = Field(16, ge=1, description="demonstrations per optimizer step")
@@ -85,16 +88,16 @@ def demonstrate(env: TextEnv, task: Task, config: WarmstartConfig, seed: int) ->
     rng = np.random.default_rng(seed)
     observation, info = start(env, task, seed % 2**31)
     expert = expert_of(env, config.expert, seed % 2**31 if config.expert_jitter else 0)
-    random = RandomAgent(seed)
     expert.begin(observation, info)
     observations, admissible, actions, learn = [], [], [], []
     ended = False
     while not ended:
         action = expert.act(observation, info)
-        noisy = bool(rng.random() < config.noise) and bool(info.get("admissible_actions"))
+        choices = [a for a in info.get("admissible_actions") or () if a not in config.noise_excludes]
+        noisy = bool(rng.random() < config.noise) and bool(choices)
         observations.append(observation)
         admissible.append(info.get("admissible_actions"))
-        actions.append(random.act(observation, info) if noisy else action)
+        actions.append(choices[int(rng.integers(len(choices)))] if noisy else action)
         learn.append(not noisy)
         observation, _, terminated, truncated, info = env.step(actions[-1])
         ended = terminated or truncated

@@ -76,7 +76,8 @@ def _start_model(config: RunConfig, env: TextEnv) -> tuple[Any, Any]:
     if not isinstance(config.model, ScratchModelConfig):
         return load_model(config.model.path, dtype=config.model.dtype, device=config.device)
     assert config.warmstart is not None
-    tokenizer = train_tokenizer(_texts(env, config.warmstart, config.seed), config.model.vocab_size)
+    texts = _texts(env, config.warmstart, config.seed)
+    tokenizer = train_tokenizer(texts, config.model.vocab_size, config.model.num_phrases)
     length = max(4096, config.agent.max_context_tokens)
     return new_model(config.model, tokenizer, seed=config.seed, max_length=length).to(config.device), tokenizer
 
@@ -92,8 +93,11 @@ def _texts(env: TextEnv, config: WarmstartConfig, seed: int) -> list[str]:
 
 
 def _success(config: RunConfig, tasks: Panel, model: Any, tokenizer: Any) -> float:
-    """Sampled success (T = 1) of the model being cloned on the first ``stop_tasks`` of the stopping panel."""
-    assert config.warmstart is not None
+    """Sampled success (T = 1) of the model being cloned on the first ``stop_tasks`` of the stopping panel.
+
+    A quarter of them is enough to see that a model is far from the goal.
+    """
+    assert config.warmstart is not None and config.warmstart.stop_success is not None
     chat = ChatFormat(tokenizer, config.agent.system)
     engine = SlotEngine(
         model,
@@ -108,16 +112,20 @@ def _success(config: RunConfig, tasks: Panel, model: Any, tokenizer: Any) -> flo
         config.agent,
         success=SuccessRule(config.env.success_threshold),
     )
-    chosen = tasks[: config.warmstart.stop_tasks]
-    report, _ = evaluate_policy(
-        collector,
-        chosen,
-        name="warmstart",
-        panel_hash=tasks.hash,
-        max_tokens=config.agent.max_reply_tokens,
-        key=_STOP_KEY,
-    )
-    return report.success.value if report.success else report.mean_return
+    rate = 0.0
+    for num in (config.warmstart.stop_tasks // 4, config.warmstart.stop_tasks):
+        report, _ = evaluate_policy(
+            collector,
+            tasks[:num],
+            name="warmstart",
+            panel_hash=tasks.hash,
+            max_tokens=config.agent.max_reply_tokens,
+            key=_STOP_KEY,
+        )
+        rate = report.success.value if report.success else report.mean_return
+        if rate < config.warmstart.stop_success - 0.15:
+            break
+    return rate
 
 
 def _store(folder: Path, model: Any, tokenizer: Any, config: RunConfig, progress: Progress) -> None:

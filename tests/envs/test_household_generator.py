@@ -37,7 +37,9 @@ def test_games_keep_to_their_settings(settings: Settings) -> None:
         load = Counter(thing.receptacle for thing in game.things)
         kinds = Counter(thing.type for thing in game.things)
         movable = sum(thing.pickupable for thing in game.things)
+        places = Counter(place.type for place in game.receptacles)
         wanted = game.goal.object_type
+        assert max(places.values()) <= settings.twins
         assert 2 <= len(game.receptacles) <= settings.receptacles[1]
         assert game.goal.count <= movable <= settings.objects[1]
         assert max(load.values()) <= settings.capacity

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -102,7 +101,7 @@ def _attempt(task_type: TaskType, settings: Settings, dice: Dice) -> Draft | Non
         raise ValueError(
             f"{task_type} needs one of the rooms {rooms.HOSTS[task_type]}, got {settings.rooms}."
         )
-    room = _room(dice.choice(hosts), settings.vocabulary)
+    room = rooms.room(dice.choice(hosts), settings.vocabulary, settings.twins)
     places = _furnish(room, settings, dice)
     goal = _choose_goal(task_type, room, places, dice)
     if goal is None:
@@ -116,9 +115,6 @@ def _attempt(task_type: TaskType, settings: Settings, dice: Dice) -> Draft | Non
         return None
     _distract(made, room, wanted, load, settings, dice)
     return made
-
-
-_room = lru_cache(maxsize=None)(rooms.room)
 
 
 def _spots(number: int, shared: float, dice: Dice) -> list[int]:

@@ -195,17 +195,21 @@ SMALL = _words(
 """The small vocabulary: twelve receptacle types and fifteen object types (the lamp comes on top)."""
 
 
-def room(name: RoomName, vocabulary: Vocabulary) -> Room:
-    """The room's table, cut to a vocabulary. At most two of a kind of receptacle in the small one."""
+@lru_cache(maxsize=64)
+def room(name: RoomName, vocabulary: Vocabulary, twins: int) -> Room:
+    """The room's table, cut to a vocabulary and to ``twins`` receptacles of one type."""
     full = ROOMS[name]
-    if vocabulary == "full":
-        return full
-    return Room(
-        {kind: min(most, 2) for kind, most in full.always.items() if kind in SMALL and kind != "Cabinet"},
-        {kind: (share, min(most, 2)) for kind, (share, most) in full.sometimes.items() if kind in SMALL}
-        | ({"Cabinet": (1.0, 2)} if "Cabinet" in full.always else {}),
-        {kind: usual for kind, usual in full.objects.items() if kind in SMALL},
-    )
+
+    def known(kind: str) -> bool:
+        return vocabulary == "full" or kind in SMALL
+
+    always = {kind: min(most, twins) for kind, most in full.always.items() if known(kind)}
+    sometimes = {
+        kind: (share, min(most, twins)) for kind, (share, most) in full.sometimes.items() if known(kind)
+    }
+    if vocabulary == "small" and "Cabinet" in always:  # else small kitchens would be nearly all alike
+        sometimes["Cabinet"] = (1.0, always.pop("Cabinet"))
+    return Room(always, sometimes, {kind: usual for kind, usual in full.objects.items() if known(kind)})
 
 
 @lru_cache(maxsize=4096)

@@ -15,9 +15,11 @@ class Settings:
     rooms: tuple[RoomName, ...] = ("kitchen", "bedroom")
     vocabulary: Vocabulary = "small"
     receptacles: tuple[int, int] = (5, 6)
-    objects: tuple[int, int] = (5, 7)
+    twins: int = 1
+    """Most receptacles of one type."""
+    objects: tuple[int, int] = (4, 6)
     """Movable objects at the start; the lamp of a ``look_at`` task is not counted."""
-    capacity: int = 3
+    capacity: int = 2
     """Most objects in one receptacle at the start."""
     copies: int = 1
     """Most objects of one type, beyond what the goal needs."""
@@ -35,15 +37,39 @@ class Settings:
                 raise ValueError(
                     f"Settings.{name} must be (least, most) with 2 <= least <= most, got {(low, high)}."
                 )
-        if min(self.capacity, self.copies, self.max_episode_steps) < 1 or not 0 <= self.shared_spots <= 1:
-            raise ValueError("Settings: capacity, copies, max_episode_steps >= 1 and shared_spots in [0, 1].")
+        if (
+            min(self.twins, self.capacity, self.copies, self.max_episode_steps) < 1
+            or not 0 <= self.shared_spots <= 1
+        ):
+            raise ValueError(
+                "Settings: twins, capacity, copies, max_episode_steps >= 1 and shared_spots in [0, 1]."
+            )
 
 
 ALL_ROOMS: tuple[RoomName, ...] = ("kitchen", "living room", "bedroom", "bathroom")
 PRESETS: dict[str, Settings] = {
     "easy": Settings(),
-    "medium": Settings(ALL_ROOMS, "full", (9, 13), (10, 16), 4, 2, 0.0, 35),
-    "hard": Settings(ALL_ROOMS, "full", (18, 30), (22, 36), 9, 3, 0.1, 50),
+    "medium": Settings(
+        rooms=ALL_ROOMS,
+        vocabulary="full",
+        receptacles=(9, 13),
+        twins=20,
+        objects=(10, 16),
+        capacity=4,
+        copies=2,
+        max_episode_steps=35,
+    ),
+    "hard": Settings(
+        rooms=ALL_ROOMS,
+        vocabulary="full",
+        receptacles=(18, 30),
+        twins=20,
+        objects=(22, 36),
+        capacity=9,
+        copies=3,
+        shared_spots=0.1,
+        max_episode_steps=50,
+    ),
 }
 
 
