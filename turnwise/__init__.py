@@ -1,0 +1,33 @@
+"""turnwise: multi-turn reinforcement learning for language-model agents in text worlds.
+
+import turnwise
+result = turnwise.train(turnwise.load_config("household"), out="runs/first")
+report = turnwise.evaluate("runs/first", split="test")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turnwise.config import RunConfig, load_config
+    from turnwise.experiment import evaluate, resume, train
+
+__version__ = "0.1.0"
+__all__ = ["RunConfig", "__version__", "evaluate", "load_config", "resume", "train"]
+
+_HOMES = {
+    "RunConfig": "turnwise.config",
+    "load_config": "turnwise.config",
+    "evaluate": "turnwise.experiment",
+    "resume": "turnwise.experiment",
+    "train": "turnwise.experiment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: ``import turnwise`` alone loads neither torch nor transformers."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'turnwise' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
 from turnwise.agents.scripted import TextEnv, expert_of
 from turnwise.envs.tasks import panel, start
 from turnwise.trajectory import Task
+
 
 class WarmstartConfig(BaseModel):
     """Behaviour cloning. It ends at ``stop_success``, measured by sampling, or when ``max_tokens`` are seen."""
@@ -41,6 +43,11 @@ class WarmstartConfig(BaseModel):
     observation_weight: float = Field(0.2, ge=0, description="loss weight of observation tokens (actions: 1)")
     muon_lr: float = Field(0.02, ge=0, description="Muon's rate on weight matrices; 0: AdamW for all")
     adamw_lr: float = Field(4e-3, gt=0, description="AdamW's rate on embeddings and norms")
+    average_steps: int = Field(
+        40,
+        ge=1,
+        description="optimizer steps that the averaged weights reach back; 1: the last weights alone",
+    )
     warmup_steps: int = Field(30, ge=0, description="optimizer steps of linear warm-up")
     tokenizer_episodes: int = Field(400, ge=1, description="demonstrations whose text trains a scratch tokenizer")
     stop_success: float | None = Field(
@@ -53,7 +60,9 @@ class WarmstartConfig(BaseModel):
     @model_validator(mode="after")
     def _apart(self) -> WarmstartConfig:
         if self.split == self.stop_split:
-            raise ValueError(f"split and stop_split are both {self.split!r}: success would be measured on the demonstrations")
+            raise ValueError(
+                f"split and stop_split are both {self.split!r}: success would be measured on the demonstrations"
+            )
         return self
 
 
@@ -102,7 +111,11 @@ def demonstrate(env: TextEnv, task: Task, config: WarmstartConfig, seed: int) ->
         observation, _, terminated, truncated, info = env.step(actions[-1])
         ended = terminated or truncated
     return Demonstration(
-        tuple(observations), tuple(admissible), tuple(actions), tuple(learn), bool(info.get("success", terminated))
+        tuple(observations),
+        tuple(admissible),
+        tuple(actions),
+        tuple(learn),
+        bool(info.get("success", terminated)),
     )
 
 
@@ -120,7 +133,7 @@ def demonstrations(env: TextEnv, config: WarmstartConfig, seed: int) -> Iterator
                 yield shown
         if not found:
             raise ValueError(
-                f"the {config.expert} expert won none of the {len(tasks)} tasks of split {config.split!r}: nothing to clone"
+                f"the {config.expert} expert won none of the {len(tasks)} tasks of {config.split!r}: nothing to clone"
             )
         passes += 1
 
@@ -133,7 +146,9 @@ class CloningRow:
     weights: np.ndarray
 
 
-def rows_of(shown: Demonstration, chat: ChatFormat, agent: AgentConfig, instructions: str, observation_weight: float) -> list[CloningRow]:
+def rows_of(
+    shown: Demonstration, chat: ChatFormat, agent: AgentConfig, instructions: str, observation_weight: float
+) -> list[CloningRow]:
     """A demonstration as training rows, under the same context policy as the agent's own episodes."""
     context = new_context(chat, agent, instructions)
     prompt, continues = context.begin(shown.observations[0], shown.admissible[0]), False
@@ -168,6 +183,7 @@ class Cloner:
             self.optimizers.append(
                 torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.0, adjust_lr_fn="original")
             )
+        self._average = {n: p.detach().clone() for n, p in model.named_parameters()}
         self._peaks = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.steps = 0
 
@@ -184,7 +200,37 @@ class Cloner:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.steps += 1
+        self._follow()
         return float(loss.detach())
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average towards the present weights; over the first steps it is a plain mean."""
+        share = max(1.0 / self.config.average_steps, 2.0 / (self.steps + 1))
+        for name, parameter in self.model.named_parameters():
+            self._average[name].lerp_(parameter, share)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with its averaged weights: smoother and better than any single step's."""
+        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self._put(self._average)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self._put(own)
+            self.model.train()
+
+    def finish(self) -> None:
+        """Leave the averaged weights in the model."""
+        self._put(self._average)
+        self.model.eval()
+
+    @torch.no_grad()
+    def _put(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(weights[name])
 
 
 def cloning_loss(model: Any, rows: Sequence[CloningRow]) -> Tensor:
@@ -243,13 +289,12 @@ def clone(
         seen += sum(len(row.ids) for row in rows)
         if config.stop_success is not None and measure is not None and seen - checked >= config.check_every:
             checked = seen
-            model.eval()
-            success = measure(model, tokenizer)
-            model.train()
+            with cloner.averaged():
+                success = measure(model, tokenizer)
         progress = Progress(seen, config.max_tokens, smooth, success, time.process_time() - began)
         if on_progress is not None:
             on_progress(progress)
         if success is not None and config.stop_success is not None and success >= config.stop_success:
             break
-    model.eval()
+    cloner.finish()
     return progress

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from turnwise.agents.policy import DType, LoRAConfig
 from turnwise.agents.prompts import AgentConfig
@@ -80,7 +88,7 @@ class RunConfig(_Section):
     lora: LoRAConfig | None = LoRAConfig()
     agent: AgentConfig = AgentConfig()
     warmstart: WarmstartConfig | None = None
-    algorithm: SerializeAsAny[Settings] = Field(validate_default=True, default="epo")  # type: ignore[assignment]
+    algorithm: SerializeAsAny[Settings] = Field(validate_default=True, default="epo")
     optimizer: OptimizerConfig = OptimizerConfig()
     rollout: RolloutConfig = RolloutConfig()
     eval: EvalConfig = EvalConfig()
@@ -90,8 +98,17 @@ class RunConfig(_Section):
     device: str = Field("cpu", description="cpu, cuda, cuda:1")
     threads: int = Field(1, ge=1, description="torch threads; small models run fastest on one")
     keep_checkpoint: Literal["best", "last"] = Field(
-        "last", description="which policy the final evaluation and exports use: the last, or the best on eval.split"
+        "last",
+        description="which policy the final evaluation and exports use: the last, or the best on eval.split",
     )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _kind_of_model(cls, value: Any) -> Any:
+        """A path means a pretrained model; without one the model is made from nothing."""
+        if isinstance(value, Mapping) and "type" not in value:
+            return {"type": "pretrained" if "path" in value else "scratch", **value}
+        return value
 
     @field_validator("algorithm", mode="before")
     @classmethod
@@ -112,7 +129,7 @@ class RunConfig(_Section):
         if isinstance(self.model, ScratchModelConfig) and self.warmstart is None:
             raise ValueError(
                 "model.type=scratch starts from random weights, which win no episode to learn from: add a "
-                "`warmstart:` section (warmstart={} takes the defaults), or give model.type=pretrained model.path=..."
+                "`warmstart:` section (warmstart={} takes the defaults), or give model.path=FOLDER_OR_NAME"
             )
         if self.eval.test_split is not None and self.eval.test_split in (self.env.split, self.eval.split):
             raise ValueError(
@@ -149,7 +166,9 @@ def read_config(name: str | Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(str(name), shipped_configs(), n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no configuration {str(name)!r}.{hint} Shipped: {', '.join(shipped_configs())}; or a path to a YAML file")
+        raise ValueError(
+            f"no configuration {str(name)!r}.{hint} Shipped: {', '.join(shipped_configs())}; or a path to a YAML file"
+        )
     try:
         read = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -161,7 +180,7 @@ def read_config(name: str | Path) -> dict[str, Any]:
 
 def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """``key.path=value`` settings laid over a configuration; values are YAML (``true``, ``0.1``, ``[1, 2]``)."""
-    made = _deep_copy(config)
+    made: dict[str, Any] = _deep_copy(config)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
@@ -179,6 +198,32 @@ def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
             section = below
         section[leaf] = _yaml_value(text)
     return made
+
+
+def with_algorithm(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The configuration with another algorithm; settings of a shared base are kept.
+
+    EPO on GRPO to GRPO takes the base; GRPO to EPO makes it the base.
+    """
+    made: dict[str, Any] = _deep_copy(config)
+    present = made.get("algorithm") or {}
+    present = {"type": present} if isinstance(present, str) else present
+    if present.get("type") == name:
+        return made
+    base = present.get("base") or present
+    if base.get("type", "grpo") == name:
+        made["algorithm"] = {**base, "type": name}
+    elif "base" in resolve(name).config.model_fields:
+        made["algorithm"] = {"type": name, **({"base": base} if base else {})}
+    else:
+        made["algorithm"] = {"type": name}
+    return made
+
+
+def config_for_env(env_id: str) -> str:
+    """The shipped configuration that fits an environment: its own, else ``default``."""
+    name = env_id.rpartition("/")[2].rpartition("-v")[0].lower()
+    return name if name in shipped_configs() else "default"
 
 
 def _yaml_value(text: str) -> Any:
@@ -206,14 +251,25 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
         raise ValueError("\n".join(dict.fromkeys(lines))) from None
 
 
-def load_config(name: str | Path | None, settings: Sequence[str] = ()) -> RunConfig:
-    """Read, override, validate. ``name`` None starts from the defaults."""
-    return parse_config(override(read_config(name) if name is not None else {}, settings))
+def load_config(
+    name: str | Path | None = None,
+    settings: Sequence[str] = (),
+    *,
+    env: str | None = None,
+    algorithm: str | None = None,
+) -> RunConfig:
+    """Read, override, validate. Without ``name`` the shipped configuration that fits ``env`` is taken."""
+    raw = read_config(name if name is not None else config_for_env(env or EnvConfig().id))
+    if env is not None and raw.get("env", {}).get("id") != env:
+        raw["env"] = {"id": env}
+    if algorithm is not None:
+        raw = with_algorithm(raw, algorithm)
+    return parse_config(override(raw, settings))
 
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML; ``parse_config`` of it gives the same configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_unset=False), sort_keys=False)
+    return str(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=False), sort_keys=False))
 
 
 def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
@@ -228,7 +284,11 @@ def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
             hint = f" Did you mean {f'{prefix}.{near[0]}' if prefix else near[0]!r}?"
         else:
             elsewhere = [n for n in names if n.rpartition(".")[2] == place[-1]]
-            hint = f" Did you mean {elsewhere[0]!r}?" if elsewhere else f" Known here: {', '.join(n.rpartition('.')[2] for n in siblings)}."
+            hint = (
+                f" Did you mean {elsewhere[0]!r}?"
+                if elsewhere
+                else f" Known here: {', '.join(n.rpartition('.')[2] for n in siblings)}."
+            )
         return f"Unknown setting {shown!r}.{hint}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("value_error", "model_type", "union_tag_invalid", "union_tag_not_found"):

@@ -1,12 +1,12 @@
 """A run on disk: configuration, metrics, trajectories, checkpoints. safetensors and JSON; nothing executes on load.
 
-    config.yaml        the resolved configuration
-    run.json           versions, commit, data hashes, command
-    model/             the base model (scratch models; a pretrained one stays where it is)
-    metrics.jsonl      one line per update, flushed at once
-    trajectories.jsonl.gz   every training episode
-    checkpoints/last, checkpoints/best     state.json + tensors.safetensors, replaced atomically
-    evaluation.json    measurements before and after
+config.yaml        the resolved configuration
+run.json           versions, commit, data hashes, command
+model/             the base model (scratch models; a pretrained one stays where it is)
+metrics.jsonl      one line per update, flushed at once
+trajectories.jsonl.gz   every training episode
+checkpoints/last, checkpoints/best     state.json + tensors.safetensors, replaced atomically
+evaluation.json    measurements before and after
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ import yaml
 from torch import Tensor
 
 from turnwise.config import RunConfig, dump_config, parse_config
+from turnwise.replay.store import truncate_after
 
 CheckpointName = Literal["last", "best"]
+
+POLICY = "policy."
+"""Prefix of the policy's own tensors in a checkpoint."""
 
 _PACKAGES = ("turnwise", "torch", "transformers", "peft", "gymnasium", "numpy")
 
@@ -41,6 +45,10 @@ class Checkpoint:
     update: int
     state: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    def policy_tensors(self) -> dict[str, Tensor]:
+        """The policy's trainable tensors (the others are the learner's)."""
+        return {k.removeprefix(POLICY): v for k, v in self.tensors.items() if k.startswith(POLICY)}
 
 
 class RunDirectory:
@@ -98,10 +106,12 @@ class RunDirectory:
             return []
         return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
-    def cut_metrics(self, update: int) -> None:
-        """Drop lines of updates after ``update`` (they are repeated by a resumed run)."""
-        kept = [line for line in self.metrics() if line["update"] <= update]
+    def cut(self, finished: int) -> None:
+        """Drop what was logged after ``finished`` updates: a resumed run repeats it."""
+        kept = [line for line in self.metrics() if line["update"] < finished]
         _write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        if self.trajectories_path.exists():
+            truncate_after(self.trajectories_path, finished - 1)
 
     def save(self, name: CheckpointName, checkpoint: Checkpoint) -> None:
         """Write beside the old checkpoint, then take its place: a crash leaves one of the two whole."""
@@ -113,7 +123,10 @@ class RunDirectory:
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         # Copies: safetensors refuses tensors that share storage.
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()}, partial / "tensors.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()},
+            partial / "tensors.safetensors",
+        )
         digest = _sha256(partial / "tensors.safetensors")
         state = {"update": checkpoint.update, "tensors_sha256": digest, "state": checkpoint.state}
         _write_text(partial / "state.json", json.dumps(state))
@@ -162,7 +175,10 @@ def provenance() -> dict[str, Any]:
 
 def _commit() -> str | None:
     asked = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return asked.stdout.strip() or None if asked.returncode == 0 else None
 

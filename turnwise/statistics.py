@@ -82,18 +82,14 @@ def paired_difference(
     point. Raises ValueError unless both sides hold the same tasks with at least one sample each.
     """
     if len(first) != len(second):
-        raise ValueError(
-            f"Paired by task: both sides need the same tasks; got {len(first)} and {len(second)}"
-        )
+        raise ValueError(f"Paired by task: both sides need the same tasks; got {len(first)} and {len(second)}")
     if not all(len(samples) for samples in (*first, *second)):
         raise ValueError("Paired by task: every task needs at least one sample on each side")
     gaps = [float(np.mean(b) - np.mean(a)) for a, b in zip(first, second, strict=True)]
     return bootstrap_mean(gaps, confidence, resamples, seed)
 
 
-def _percentiles(
-    data: NDArray[np.float64], confidence: float, resamples: int, seed: int
-) -> tuple[float, float]:
+def _percentiles(data: NDArray[np.float64], confidence: float, resamples: int, seed: int) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     chunk = max(1, 1_000_000 // data.size)  # resamples drawn at once: bounded memory
     means = [

@@ -112,6 +112,23 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnFinished:
+    """A rollout has sampled turn ``turn`` and received the observation after it; entropies in nats."""
+
+    rollout: int
+    turn: int
+    entropies: FloatArray  # [A]
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutFinished:
+    """A rollout has ended by itself (not by ``stop``)."""
+
+    rollout: int
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Trajectories that share a task start (and a role)."""
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,9 @@ from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.cloning import OnProgress, Progress, WarmstartConfig, clone, demonstrations
 from turnwise.config import RunConfig
-from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import TextEnv, make_env, maker, panel
-from turnwise.evaluate import evaluate_policy
+from turnwise.evaluation import evaluate_policy
+from turnwise.trajectory import Task
 
 FORMAT = 1
 """Raise whenever the same configuration may give another model."""
@@ -92,12 +93,13 @@ def _texts(env: TextEnv, config: WarmstartConfig, seed: int) -> list[str]:
     return texts
 
 
-def _success(config: RunConfig, tasks: Panel, model: Any, tokenizer: Any) -> float:
+def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: Any) -> float:
     """Sampled success (T = 1) of the model being cloned on the first ``stop_tasks`` of the stopping panel.
 
     A quarter of them is enough to see that a model is far from the goal.
     """
-    assert config.warmstart is not None and config.warmstart.stop_success is not None
+    assert config.warmstart is not None
+    assert config.warmstart.stop_success is not None
     chat = ChatFormat(tokenizer, config.agent.system)
     engine = SlotEngine(
         model,
@@ -118,7 +120,6 @@ def _success(config: RunConfig, tasks: Panel, model: Any, tokenizer: Any) -> flo
             collector,
             tasks[:num],
             name="warmstart",
-            panel_hash=tasks.hash,
             max_tokens=config.agent.max_reply_tokens,
             key=_STOP_KEY,
         )

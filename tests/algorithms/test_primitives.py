@@ -48,8 +48,7 @@ def test_microbatches_add_up_and_padding_changes_nothing(mode: str, seed: int) -
     parts = [aggregate(values[r], mask[r], mode, z) for r in ([3], [0, 4], [1, 2])]  # type: ignore[arg-type]
     torch.testing.assert_close(sum(parts), whole)
     padded = [
-        torch.cat([x, torch.full((5, 3), fill)], 1)
-        for x, fill in ((values, math.nan), (mask, False), (turns, -1))
+        torch.cat([x, torch.full((5, 3), fill)], 1) for x, fill in ((values, math.nan), (mask, False), (turns, -1))
     ]
     assert Counts.of(padded[1], padded[2]) == Counts(counts.rows, counts.turns, counts.action_tokens, 10)
     torch.testing.assert_close(aggregate(padded[0], padded[1].bool(), mode, z), whole)  # type: ignore[arg-type]
@@ -63,11 +62,7 @@ def test_microbatches_add_up_and_padding_changes_nothing(mode: str, seed: int) -
 @given(seed=st.integers(0, 10_000))
 def test_turn_mean_weighs_every_turn_the_same(seed: int) -> None:
     values, mask, turns = case(seed)
-    means = [
-        values[b][turns[b] == n].mean()
-        for b in range(len(values))
-        for n in sorted(set(turns[b].tolist()) - {-1})
-    ]
+    means = [values[b][turns[b] == n].mean() for b in range(len(values)) for n in sorted(set(turns[b].tolist()) - {-1})]
     counts = Counts.of(mask, turns)
     assert (counts.turns, counts.rows) == (len(means), int(mask.any(1).sum()))
     expected = torch.stack(means).mean() if means else torch.tensor(0.0, dtype=torch.float64)
@@ -151,14 +146,10 @@ def test_schedules() -> None:
     assert schedules.epo_paper_weight(0, 150) == 2.0
     assert schedules.epo_paper_weight(75, 150) == pytest.approx(1 + math.exp(-3))
     assert schedules.epo_paper_weight(0, 1) == 2.0
-    share = [
-        schedules.learning_rate_share(u, 20, shape="cosine", warmup_share=0.1, floor=0.2) for u in range(20)
-    ]
+    share = [schedules.learning_rate_share(u, 20, shape="cosine", warmup_share=0.1, floor=0.2) for u in range(20)]
     assert share[:3] == [0.5, 1.0, 1.0]
     assert share[2:] == sorted(share[2:], reverse=True)
-    assert share[11] == pytest.approx(
-        0.6
-    )  # half of what follows the warm-up has passed: the middle of 1 and 0.2
+    assert share[11] == pytest.approx(0.6)  # half of what follows the warm-up has passed: the middle of 1 and 0.2
     assert min(share) > 0.2
     assert schedules.learning_rate_share(15, 20, shape="linear") == 0.25
     assert schedules.learning_rate_share(15, 20) == 1.0

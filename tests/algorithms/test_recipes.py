@@ -35,9 +35,7 @@ def by_hand(rewards: Sequence[Sequence[float]], invalid: Sequence[int], windowed
     sampler, members = Sampler.of(BigramPolicy(), np.random.default_rng(0)), []
     for sample, (row, bad) in enumerate(zip(rewards, invalid, strict=True)):
         made = episode(sampler, sample=sample, num_turns=len(row), windowed=windowed)
-        turns = (
-            replace(t, reward=r, valid=n >= bad) for n, (t, r) in enumerate(zip(made.turns, row, strict=True))
-        )
+        turns = (replace(t, reward=r, valid=n >= bad) for n, (t, r) in enumerate(zip(made.turns, row, strict=True)))
         members.append(replace(made, turns=tuple(turns)))
     return Group(task(), tuple(members))
 
@@ -92,9 +90,7 @@ def test_credit_over_trajectories_and_over_rows() -> None:
 
 def test_uniform_groups_are_left_out_and_counted() -> None:
     equal, mixed = by_hand([[0.1, 0.2]] * 3, [0, 0, 0]), by_hand([[1.0], [0.0], [0.0]], [0, 0, 0])
-    made = Samples(
-        (equal, mixed, equal), raw_rewards([*equal.trajectories, *mixed.trajectories, *equal.trajectories])
-    )
+    made = Samples((equal, mixed, equal), raw_rewards([*equal.trajectories, *mixed.trajectories, *equal.trajectories]))
     streams = FreshGroups(drop_uniform=True).compose(0, made, TrajectoryBuffer())
     assert streams.dropped_groups == 2
     assert streams["fresh"].samples.groups == (mixed,)
@@ -107,9 +103,7 @@ def test_a_group_of_one_learns_only_where_it_is_meant_to() -> None:
     with pytest.raises(ValueError, match="group_size"):
         build(GRPOConfig(), RunInfo(10, 1))
     released = build(GRPOConfig(singleton="reward"), RunInfo(10, 1))
-    streams = released.composer.compose(
-        0, Samples((lone,), raw_rewards(lone.trajectories)), TrajectoryBuffer()
-    )
+    streams = released.composer.compose(0, Samples((lone,), raw_rewards(lone.trajectories)), TrajectoryBuffer())
     assert len(streams["fresh"].batch) == 1
     estimator = GroupAdvantage("trajectories", True, 1e-6, "reward")
     assert float(estimator.estimate(streams["fresh"]).max()) == 1.0
@@ -151,9 +145,7 @@ def test_epo_remembers_past_updates_and_decays_its_corridor() -> None:
         metrics = made.update(buffer_of(fresh, update), update)
         entropies.append(float(tokens.mean(dtype=np.float64)))
         assert metrics.entropy == pytest.approx(entropies[-1], rel=1e-6)
-        assert corridor.state_dict() == pytest.approx(
-            {"past_sum": sum(entropies), "past_updates": update + 1}
-        )
+        assert corridor.state_dict() == pytest.approx({"past_sum": sum(entropies), "past_updates": update + 1})
 
 
 def test_epo_released_keeps_its_quirks() -> None:
@@ -167,9 +159,7 @@ def test_epo_released_keeps_its_quirks() -> None:
     with pytest.raises(ValueError, match="history_turns=2"):
         turn_entropies(streams["fresh"].batch, num_turns=2)
 
-    part = EntropyIndicator(
-        (0.0, 2.0), 0.05, lambda update: 0.5, ReleasedSettings(gate_turn=2, history_turns=5)
-    )
+    part = EntropyIndicator((0.0, 2.0), 0.05, lambda update: 0.5, ReleasedSettings(gate_turn=2, history_turns=5))
     part.before_update(0, streams)  # this update is in its own history
     ctx = context(0, streams["fresh"], policy)
     bonus = ctx.token_mean(ctx.entropy) if ctx.entropy is not None else torch.tensor(math.nan)
@@ -184,9 +174,7 @@ def test_epo_released_keeps_its_quirks() -> None:
     reference = float(vector[2])
     assert ctx.entropy is not None
     inside = (ctx.entropy < 2 * reference) & ~own & ctx.mask
-    expected = 0.5 * 0.05 * float((ctx.mask & ~inside).sum()) / ctx.counts.action_tokens - float(
-        bonus.detach()
-    )
+    expected = 0.5 * 0.05 * float((ctx.mask & ~inside).sum()) / ctx.counts.action_tokens - float(bonus.detach())
     term = part.term(ctx)
     assert float(term.detach()) == pytest.approx(expected, rel=1e-5)
     penalised = torch.autograd.grad(term, policy.table, retain_graph=True)[0]
@@ -195,9 +183,7 @@ def test_epo_released_keeps_its_quirks() -> None:
     again.load_state_dict(part.state_dict())
     assert again.past_sum.tolist() == part.past_sum.tolist()
     with pytest.raises(ValueError, match="history_turns=50"):
-        EntropyIndicator((0.0, 2.0), 0.05, lambda u: 1.0, ReleasedSettings()).load_state_dict(
-            part.state_dict()
-        )
+        EntropyIndicator((0.0, 2.0), 0.05, lambda u: 1.0, ReleasedSettings()).load_state_dict(part.state_dict())
 
 
 def test_epo_released_sequence_level_does_not_see_the_padding() -> None:
@@ -328,9 +314,7 @@ class FakeRollouts:
         sampler = Sampler.of(BigramPolicy(), np.random.default_rng(0))
         for number, (_, sample) in reversed(list(enumerate(self.started))):
             yield TurnFinished(number, 0, np.zeros(2, np.float32))
-            yield RolloutFinished(
-                number, replace(episode(sampler, sample=sample), task=self.started[number][0])
-            )
+            yield RolloutFinished(number, replace(episode(sampler, sample=sample), task=self.started[number][0]))
 
 
 def test_group_planner_returns_trajectories_in_the_order_of_tasks() -> None:

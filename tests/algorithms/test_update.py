@@ -46,9 +46,7 @@ CONFIGS = [
 ]
 
 
-def trained(
-    config: Settings, made: list[Group], policy: BigramPolicy | None = None, **optimizer: Any
-) -> Tensor:
+def trained(config: Settings, made: list[Group], policy: BigramPolicy | None = None, **optimizer: Any) -> Tensor:
     """The table after one update, minus the table before."""
     policy = policy or BigramPolicy()
     before = policy.table.detach().clone()
@@ -127,9 +125,7 @@ def test_observation_tokens_get_no_gradient(config: Settings) -> None:
         assert (grad[mask] != 0).any()
 
 
-def prepared(
-    config: Settings, policy: BigramPolicy, reference: bool = True
-) -> tuple[Recipe, TokenBatch, FakeScores]:
+def prepared(config: Settings, policy: BigramPolicy, reference: bool = True) -> tuple[Recipe, TokenBatch, FakeScores]:
     recipe, made = build(config, RUN), groups(BigramPolicy())
     batch = layout(made)
     scores = policy.score(batch, entropy=True)
@@ -171,9 +167,7 @@ def test_every_loss_term_has_gradient_when_active() -> None:
 def test_on_policy_ratio_is_one_and_sampler_agrees() -> None:
     policy = BigramPolicy()
     seen: list[Agreement] = []
-    metrics = learner(build(GRPOConfig(), RUN), policy, epochs=2).update(
-        buffer_of(groups(policy)), 0, seen.append
-    )
+    metrics = learner(build(GRPOConfig(), RUN), policy, epochs=2).update(buffer_of(groups(policy)), 0, seen.append)
     assert len(seen) == 1
     assert seen[0].num_tokens == metrics.num_action_tokens
     assert seen[0].max_abs < 1e-6
@@ -323,9 +317,7 @@ def test_resuming_equals_going_on(config: Settings, make: Callable[[Settings, Ru
         return [made.update(buffer_of(groups(policy, seed=7, version=u), u), u) for u in updates]
 
     def fresh(policy: BigramPolicy) -> Any:
-        return learner(
-            make(config, RUN), policy, epochs=2, num_minibatches=3, schedule="cosine", warmup_share=0.2
-        )
+        return learner(make(config, RUN), policy, epochs=2, num_minibatches=3, schedule="cosine", warmup_share=0.2)
 
     straight = BigramPolicy()
     one = fresh(straight)

@@ -36,9 +36,7 @@ THINGS = (
         coolable=True,
         sliceable=True,
     ),
-    _thing(
-        "Apple_bar_2", "Fridge_bar_1", "loc_bar_2", heatable=True, coolable=True, cleanable=True, cool=True
-    ),
+    _thing("Apple_bar_2", "Fridge_bar_1", "loc_bar_2", heatable=True, coolable=True, cleanable=True, cool=True),
     _thing("Knife_bar_1", "CounterTop_bar_2", "loc_bar_1", cleanable=True),
     _thing("Pan_bar_1", "CounterTop_bar_2", "loc_bar_1", is_receptacle=True, also_in=("Desk_bar_1",)),
     _thing("Spoon_bar_1", "CounterTop_bar_2", "loc_bar_1", inside="Pan_bar_1"),

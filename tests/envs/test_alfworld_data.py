@@ -304,9 +304,7 @@ def headless(path: Path) -> Path:
         ),
     ],
 )
-def test_a_damaged_archive_is_one_clear_error(
-    tmp_path: Path, damage: Callable[[Path], Path], message: str
-) -> None:
+def test_a_damaged_archive_is_one_clear_error(tmp_path: Path, damage: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_archive(damage(tmp_path / "games.jsonl.xz"))
     assert not list((tmp_path / "cache" / "alfworld").iterdir()), "nothing half-read stays in the cache"
@@ -344,9 +342,7 @@ def test_a_damaged_cache_says_what_to_do(tmp_path: Path) -> None:
         source.game("train", 0)
 
 
-def test_a_cache_that_cannot_be_written_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "file", "")
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "file"))
     with pytest.raises(ValueError, match="Set TURNWISE_CACHE"):

@@ -58,9 +58,7 @@ def test_a_win_pays_one_and_ends() -> None:
     env = make()
     _, info = env.reset(options=PICK)
     assert (info["success"], info["score"], info["valid"]) == (False, 0.0, True)
-    assert (info["task_type"], info["task"], info["game"]) == (
-        *("pick_and_place_simple", "do pick.", "train/pick"),
-    )
+    assert (info["task_type"], info["task"], info["game"]) == (*("pick_and_place_simple", "do pick.", "train/pick"),)
     results = [env.step(action) for action in PLAN]
     assert [result[1] for result in results] == [0.0] * 4 + [1.0]
     assert [result[2] for result in results] == [False] * 4 + [True]
@@ -84,7 +82,7 @@ def test_any_string_is_an_action_and_nothing_else_is() -> None:
 
 @pytest.mark.parametrize("through_make", [True, False])
 def test_truncation(through_make: bool) -> None:
-    env = make(step_limit=5) if through_make else ALFWorldEnv(Houses(), max_episode_steps=5)
+    env = make(step_limit=5) if through_make else ALFWorldEnv(Houses(), step_limit=5)
     assert env.unwrapped is env, "the limit is the environment's own, not a wrapper's"
     env.reset(options=PICK)
     assert [env.step("look")[2:4] for _ in range(5)] == [(False, False)] * 4 + [(False, True)]
@@ -158,7 +156,7 @@ def test_capabilities() -> None:
 @pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("same_env", [True, False])
 def test_a_restored_episode_continues_as_the_original(same_env: bool, pickled: bool) -> None:
-    env = ALFWorldEnv(Houses(), max_episode_steps=8)
+    env = ALFWorldEnv(Houses(), step_limit=8)
     _, info = env.reset(options={"task": 5})
     for _ in range(3):
         info = env.step(info["admissible_actions"][0])[4]
@@ -166,13 +164,13 @@ def test_a_restored_episode_continues_as_the_original(same_env: bool, pickled: b
     actions = ["go to desk 1", "nonsense", "take cd 1 from desk 1", "examine cd 1", "look"]
     original = [env.step(action) for action in actions]
     assert original[-1][3], "three steps before the copy and five after it reach the limit"
-    other = env if same_env else ALFWorldEnv(Houses(), max_episode_steps=50)
+    other = env if same_env else ALFWorldEnv(Houses(), step_limit=50)
     other.restore(pickle.loads(pickle.dumps(snapshot)) if pickled else snapshot)
     assert [other.step(action) for action in actions] == original
 
 
 def test_a_snapshot_of_an_ended_episode_is_ended() -> None:
-    env = ALFWorldEnv(Houses(), max_episode_steps=1)
+    env = ALFWorldEnv(Houses(), step_limit=1)
     env.reset()
     env.step("look")
     snapshot = env.snapshot()
@@ -214,7 +212,7 @@ def test_wrong_options_are_errors(options: dict[str, Any], message: str) -> None
 
 def test_wrong_arguments_are_errors() -> None:
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
-        ALFWorldEnv(Houses(), max_episode_steps=0)
+        ALFWorldEnv(Houses(), step_limit=0)
     with pytest.raises(ValueError, match="got both"):
         ALFWorldEnv(Houses(), data="somewhere")
     with pytest.raises(ValueError, match="Unknown expert 'oracle': expected 'knowing' or 'searching'"):

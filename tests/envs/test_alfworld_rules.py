@@ -112,9 +112,7 @@ def test_a_thing_that_holds_others_tells_them_for_ever() -> None:
     simulator = Simulator(house())
     play(simulator, "go to countertop 1", "take spoon 1 from countertop 1", "move spoon 1 to countertop 2")
     play(simulator, "take pan 1 from countertop 1")
-    assert play(simulator, "examine pan 1") == (
-        "This is a normal pan 1. In it, you see a fork 1, and a spoon 1."
-    )
+    assert play(simulator, "examine pan 1") == ("This is a normal pan 1. In it, you see a fork 1, and a spoon 1.")
 
 
 def test_a_thing_in_two_places_stays_in_the_other_when_taken() -> None:

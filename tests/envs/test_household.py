@@ -69,10 +69,10 @@ def test_made_by_its_id_it_offers_everything() -> None:
 
 @pytest.mark.parametrize("difficulty", sorted(PRESETS))
 def test_the_preset_sets_the_step_limit(difficulty: str) -> None:
-    limit = PRESETS[difficulty].max_episode_steps
+    limit = PRESETS[difficulty].step_limit
     assert _episode(HouseholdEnv(difficulty), 0, lambda *_: "look") == (False, limit)
-    assert _episode(HouseholdEnv(difficulty, max_episode_steps=3), 0, lambda *_: "look") == (False, 3)
-    own = HouseholdEnv(Settings(max_episode_steps=4))
+    assert _episode(HouseholdEnv(difficulty, step_limit=3), 0, lambda *_: "look") == (False, 3)
+    own = HouseholdEnv(Settings(step_limit=4))
     assert _episode(own, 0, lambda *_: "look") == (False, 4)
 
 

@@ -73,9 +73,7 @@ def test_a_grammar_without_a_task_rule_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("difficulty", "seeds"), [("easy", range(6)), ("hard", range(6, 9))])
-def test_the_official_engine_plays_exported_games_alike(
-    difficulty: str, seeds: range, tmp_path: Path
-) -> None:
+def test_the_official_engine_plays_exported_games_alike(difficulty: str, seeds: range, tmp_path: Path) -> None:
     pytest.importorskip("alfworld", reason='needs the official engine: pip install "turnwise[official]"')
     import textworld
     import textworld.gym

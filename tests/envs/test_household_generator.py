@@ -27,7 +27,7 @@ def test_walkthrough_wins_on_its_last_command_and_not_before(settings: Settings)
             _, understood = simulator.step(command)
             assert understood, (game.id, command)
         assert simulator.won
-        assert len(game.walkthrough) <= settings.max_episode_steps
+        assert len(game.walkthrough) <= settings.step_limit
 
 
 @pytest.mark.parametrize("settings", WORLDS, ids=[*PRESETS, "neighbours"])
@@ -108,9 +108,7 @@ def test_long_panels_are_lazy() -> None:
     assert panel[-1] == panel[99_999]
     assert panel[3:5] == (panel[3], panel[4])
     assert next(iter(panel)) == panel[0]
-    assert (
-        panel.hash == GeneratedGames("hard").panel("train").hash != GeneratedGames("easy").panel("train").hash
-    )
+    assert panel.hash == GeneratedGames("hard").panel("train").hash != GeneratedGames("easy").panel("train").hash
     with pytest.raises(IndexError, match="100000 tasks"):
         panel[100_000]
 

@@ -25,9 +25,7 @@ from turnwise.envs.household.panels import GeneratedGames
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("TURNWISE_DATA", ROOT.parent / "shared" / "data"))
 GAMES = DATA / "alfworld" / "games_2.1.3.jsonl.xz"
-needs_games = pytest.mark.skipif(
-    not GAMES.exists(), reason=f"needs the official games: {GAMES} (TURNWISE_DATA)"
-)
+needs_games = pytest.mark.skipif(not GAMES.exists(), reason=f"needs the official games: {GAMES} (TURNWISE_DATA)")
 
 
 @lru_cache(maxsize=1)
@@ -40,9 +38,7 @@ def _records() -> list[dict[str, Any]]:
 @lru_cache(maxsize=4)
 def _games(split: str) -> list[Game]:
     return [
-        parse_game(
-            GameText(one["id"], one["task"].removeprefix("Your task is to: "), "2.1.3", one["pddl_problem"])
-        )
+        parse_game(GameText(one["id"], one["task"].removeprefix("Your task is to: "), "2.1.3", one["pddl_problem"]))
         for one in _records()
         if one["id"].startswith(split + "/")
     ]
@@ -95,17 +91,14 @@ def test_expert_wins_held_out_games_within_fifty_turns(split: str, dialect: Dial
 @needs_games
 def test_packaged_priors_are_those_of_the_training_games() -> None:
     counted = count_placements(_games("train"))
-    rounded = {
-        thing: {place: rate for place, rate in row.items() if rate >= 0.0005}
-        for thing, row in counted.items()
-    }
+    rounded = {thing: {place: rate for place, rate in row.items() if rate >= 0.0005} for thing, row in counted.items()}
     assert rounded == placement_rates()
 
 
 @pytest.mark.parametrize("difficulty", sorted(PRESETS))
 def test_expert_wins_generated_games_within_their_limit(difficulty: str) -> None:
     source = GeneratedGames(difficulty)
-    limit = source.settings.max_episode_steps
+    limit = source.settings.step_limit
     turns = [_play(source.game("test", index), SearchingExpert(), limit) for index in range(256)]
     assert sum(turn is not None for turn in turns) / len(turns) > 0.97
 

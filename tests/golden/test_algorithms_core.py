@@ -88,9 +88,7 @@ def test_aggregation(case: dict[str, Any], mode: Any, family: str) -> None:
     loss, mask = tensor(case["loss_mat"]), tensor(case["loss_mask"]).bool()
     ours = aggregate(loss, mask, mode, rows_of(family, mode, mask))
     official = case[f"{family}_{mode}"]
-    if (
-        official == "nan"
-    ):  # verl-agent divides an empty row by its length of 0; ours adds nothing for that row
+    if official == "nan":  # verl-agent divides an empty row by its length of 0; ours adds nothing for that row
         assert torch.isfinite(ours)
         return
     close(ours, official)
@@ -119,8 +117,7 @@ def test_group_advantages_over_trajectories(case: dict[str, Any]) -> None:
         "reinforce_pp_baseline": credit.whitened_baseline_advantages(lone, valid),
         "remax": credit.returns_to_go(rewards, torch.ones_like(mask))
         - tensor(case["remax_baseline"]).unsqueeze(1) * mask,
-        "opo": credit.length_weighted_advantages(totals, mask.sum(1), group, singleton="reward").unsqueeze(1)
-        * mask,
+        "opo": credit.length_weighted_advantages(totals, mask.sum(1), group, singleton="reward").unsqueeze(1) * mask,
     }
     ours["remax"] = ours["remax"] * mask
     for name, value in ours.items():
@@ -181,9 +178,7 @@ def test_clipped_surrogate(case: dict[str, Any], family: str, clamp: float | Non
 
 
 @pytest.mark.parametrize("case", cases("kl_and_value_loss"))
-@pytest.mark.parametrize(
-    ("estimator", "name"), [("k1", "kl"), ("abs", "abs"), ("k2", "mse"), ("k3", "low_var_kl")]
-)
+@pytest.mark.parametrize(("estimator", "name"), [("k1", "kl"), ("abs", "abs"), ("k2", "mse"), ("k3", "low_var_kl")])
 def test_kl_estimators(case: dict[str, Any], estimator: Any, name: str) -> None:
     logprobs = tensor(case["log_prob"]).requires_grad_()
     kl = kl_estimate(logprobs, tensor(case["ref_log_prob"]), estimator)
@@ -195,9 +190,7 @@ def test_kl_estimators(case: dict[str, Any], estimator: Any, name: str) -> None:
 @pytest.mark.parametrize(("family", "factor"), [("verl", 0.5), ("verlagent", 1.0)])
 def test_clipped_value_loss(case: dict[str, Any], family: str, factor: float) -> None:
     values, mask = tensor(case["vpreds"]).requires_grad_(), tensor(case["response_mask"]).bool()
-    loss = clipped_value_loss(
-        values, tensor(case["values"]), tensor(case["returns"]), case["cliprange_value"]
-    )
+    loss = clipped_value_loss(values, tensor(case["values"]), tensor(case["returns"]), case["cliprange_value"])
     total = factor * masked_mean(loss, mask)
     close(total, case[f"{family}_value_loss"])
     close(torch.autograd.grad(total, values)[0], case[f"{family}_value_grad"], gradient=True)

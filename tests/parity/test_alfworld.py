@@ -87,7 +87,7 @@ def source_for(record: dict[str, Any]) -> StoredGames:
 
 
 def env_for(record: dict[str, Any]) -> ALFWorldEnv:
-    return ALFWorldEnv(source_for(record), max_episode_steps=10_000)
+    return ALFWorldEnv(source_for(record), step_limit=10_000)
 
 
 def start_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def test_loading_a_game_is_quick() -> None:
 @needs_games
 def test_memory_does_not_grow_over_ten_thousand_real_episodes() -> None:
     """Peak memory of the process, KiB."""
-    env, peaks = ALFWorldEnv(games(), max_episode_steps=20), []
+    env, peaks = ALFWorldEnv(games(), step_limit=20), []
     for num_episodes in (1_000, 10_000):
         for episode in range(num_episodes):
             _, info = env.reset(options={"split": "train", "task": 7 * episode % 3553})

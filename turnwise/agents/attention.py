@@ -37,9 +37,7 @@ def plan_attention(
 ) -> tuple[Tensor, None]:
     """The function registered with transformers: shapes [1, heads, N, D] in, [1, N, H, D] out."""
     if plan is None:
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layer = int(module.layer_idx)  # type: ignore[arg-type]
@@ -60,9 +58,9 @@ class PackedPlan:
         outputs = [
             scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=grouped)[0]
             for q, k, v in zip(
-                query.split(self.lengths, dim=1),
-                key.split(self.lengths, dim=1),
-                value.split(self.lengths, dim=1),
+                torch.split(query, self.lengths, dim=1),
+                torch.split(key, self.lengths, dim=1),
+                torch.split(value, self.lengths, dim=1),
                 strict=True,
             )
         ]

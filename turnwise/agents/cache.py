@@ -95,8 +95,7 @@ class StepPlan:
         self._plan_decode([slots[i] for i in single], [int(offsets[i]) for i in single], device)
         longer = sorted((i for i, n in enumerate(counts) if n > 1), key=lambda i: (counts[i], i))
         self._groups = [
-            self._prefill_group(members, slots, sizes, starts, offsets, device)
-            for members in _similar(longer, counts)
+            self._prefill_group(members, slots, sizes, starts, offsets, device) for members in _similar(longer, counts)
         ]
 
     def _plan_decode(self, slots: list[int], tokens: list[int], device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Playing episodes with the engine: many at once, each at its own pace, recorded token by token.
 
-What an episode does depends on its job alone (task, sample, key): not on its neighbours, the number of slots or
-time. Results come back in the order of the jobs.
+``Collector`` owns the worlds; ``Rollouts`` is one act of collecting, whose events a planner can react to. What an
+episode does depends on its task, sample and key alone: not on its neighbours, the number of slots or time.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import gymnasium
+import numpy as np
 
 from turnwise.agents.actions import parse_action
 from turnwise.agents.engine import Engine, Reply, Sampling
 from turnwise.agents.prompts import AgentConfig, ChatFormat, Context, new_context
 from turnwise.envs.interface import Info
 from turnwise.envs.tasks import start
-from turnwise.trajectory import IntArray, Task, Trajectory, Turn
+from turnwise.trajectory import End, Fork, IntArray, RolloutFinished, Task, Trajectory, Turn, TurnFinished
 
 TextEnv = gymnasium.Env[str, str]
 OnEpisode = Callable[[Trajectory], None]
@@ -28,7 +29,7 @@ OnEpisode = Callable[[Trajectory], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One episode to play: attempt ``sample`` at ``task``; ``key`` tells apart repeated visits (the update)."""
+    """One episode to play: attempt ``sample`` at ``task``; ``key`` tells repeated visits apart (the update)."""
 
     task: Task
     sample: int = 0
@@ -36,21 +37,12 @@ class Job:
 
     @property
     def seed(self) -> int:
-        """Seed of the environment's reset, in [0, 2**31)."""
+        """Seed of the environment's reset, in [0, 2**31): the same for all samples of a group."""
         return mix("env", self.task.key, self.key) >> 33
 
-
-@dataclass(slots=True)
-class _Episode:
-    job: Job
-    index: int
-    env: TextEnv
-    context: Context
-    prompt: IntArray
-    continues: bool
-    observation: str
-    turns: list[Turn] = field(default_factory=list)
-    total: float = 0.0
+    @property
+    def episode(self) -> str:
+        return f"{self.task.split}-{self.task.index}-{self.key}-{self.sample}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +58,9 @@ class SuccessRule:
 
 
 class Collector:
-    """Plays jobs with one engine. Environments are made on demand, one a slot, and reused.
+    """Environments (made on demand, one a slot, reused), an engine, and how the agent sees the world.
 
-    An environment that raises is replaced and its episode retried once with the same seed; a second failure is
-    recorded as a trajectory that ended in ``error``, never as a reward of 0.
+    ``version`` and ``adapter_hash`` name the sampling policy in every trajectory.
     """
 
     def __init__(
@@ -83,108 +74,180 @@ class Collector:
     ) -> None:
         self.make_env, self.engine, self.chat, self.config = make_env, engine, chat, config
         self.success = success or SuccessRule()
-        self.env_s = 0.0
-        self.version = 0
-        self.adapter_hash = ""
-        self._idle: list[TextEnv] = []
+        self.version, self.adapter_hash = 0, ""
+        self.idle: list[TextEnv] = []
 
-    def collect(
-        self, jobs: Sequence[Job], sampling: Sampling, on_episode: OnEpisode | None = None
-    ) -> list[Trajectory]:
+    def collect(self, jobs: Sequence[Job], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Trajectory]:
         """Play every job; trajectories in the order of ``jobs``. ``on_episode`` hears each as it ends."""
-        waiting = deque((index, job, 0) for index, job in enumerate(jobs))
-        playing: dict[int, _Episode] = {}
-        results: dict[int, Trajectory] = {}
+        rollouts = Rollouts(self, sampling)
+        order = [rollouts.add(job) for job in jobs]
+        finished: dict[int, Trajectory] = {}
+        for event in rollouts.events():
+            if isinstance(event, RolloutFinished):
+                finished[event.rollout] = event.trajectory
+                if on_episode is not None:
+                    on_episode(event.trajectory)
+        return [finished[rollout] for rollout in order]
 
-        def finish(index: int, trajectory: Trajectory) -> None:
-            results[index] = trajectory
-            if on_episode is not None:
-                on_episode(trajectory)
 
-        retries: dict[int, int] = {}
+@dataclass(slots=True)
+class _Rollout:
+    """An episode and where it stands. ``prefix`` are turns of a parent that a fork has to walk again."""
 
-        def failed(index: int, job: Job, turns: list[Turn], error: Exception) -> None:
-            retries[index] = retries.get(index, 0) + 1
-            if retries[index] == 1:
-                waiting.appendleft((index, job, 1))
-            else:
-                reason = f"{type(error).__name__}: {error}"[:200]
-                finish(index, self._record(job, turns, "error", {}, reason))
+    job: Job
+    number: int
+    prefix: tuple[Turn, ...] = ()
+    fork: Fork | None = None
+    attempts: int = 0
+    slot: int = -1
+    env: TextEnv | None = None
+    context: Context | None = None
+    observation: str = ""
+    prompt: IntArray | None = None
+    continues: bool = False
+    turns: list[Turn] = field(default_factory=list)
+    reward: float = 0.0
+    info: Info = field(default_factory=dict)
 
-        while waiting or playing:
-            while waiting and len(playing) < self.engine.num_slots:
-                index, job, _ = waiting.popleft()
-                try:
-                    episode = self._begin(index, job)
-                except Exception as error:  # whatever a third party's world raises
-                    failed(index, job, [], error)
-                    continue
-                slot = self.engine.open()
-                if not self._ask(slot, episode, fresh=True, sampling=sampling):
-                    self._release(slot, episode)
-                    finish(index, self._record(job, [], "truncated", {}, "context"))
-                    continue
-                playing[slot] = episode
-            for reply in self.engine.step():
-                episode = playing.pop(reply.slot)
-                try:
-                    ended = self._advance(episode, reply)
-                except Exception as error:
-                    self.engine.close(reply.slot)
-                    failed(episode.index, episode.job, episode.turns, error)
-                    continue
-                if ended is None and self._ask(
-                    reply.slot, episode, fresh=not episode.continues, sampling=sampling
-                ):
-                    playing[reply.slot] = episode
-                    continue
-                self._release(reply.slot, episode)
-                finish(episode.index, ended or self._record(episode.job, episode.turns, "truncated", {}, "context"))
-        return [results[i] for i in range(len(jobs))]
 
-    def _begin(self, index: int, job: Job) -> _Episode:
-        env = self._idle.pop() if self._idle else self.make_env()
+class Rollouts:
+    """Running episodes, steered by a planner (turnwise.algorithms.planning.Rollouts).
+
+    An environment that raises is replaced and its episode retried once with the same seed; a second failure is
+    recorded as a trajectory that ended in ``error``, never as a reward of 0.
+    """
+
+    def __init__(self, collector: Collector, sampling: Sampling, key: int = 0) -> None:
+        self._c, self._sampling, self._key = collector, sampling, key
+        self._all: list[_Rollout] = []
+        self._waiting: deque[_Rollout] = deque()
+        self._playing: dict[int, _Rollout] = {}
+        self._stopped: set[int] = set()
+
+    def start(self, task: Task, sample: int) -> int:
+        """Queue attempt number ``sample`` at a task."""
+        return self.add(Job(task, sample, self._key))
+
+    def add(self, job: Job) -> int:
+        return self._queue(_Rollout(job, len(self._all)))
+
+    def fork(self, rollout: int, turn: int) -> int:
+        """Queue a copy of a rollout as it stood after ``turn`` turns; its sample number is its own number.
+
+        The copy walks the same actions through a fresh environment and compares every observation, so it works
+        in any world that repeats itself; a difference fails the copy as an error of the environment would.
+        """
+        parent = self._all[rollout]
+        if not 0 <= turn <= len(parent.turns):
+            raise ValueError(f"rollout {rollout} has {len(parent.turns)} turns: it cannot be forked after {turn}")
+        job = replace(parent.job, sample=len(self._all))
+        fork = Fork(parent.job.episode, turn)
+        return self._queue(_Rollout(job, len(self._all), tuple(parent.turns[:turn]), fork))
+
+    def stop(self, rollout: int) -> None:
+        """Abandon a rollout; it gives no trajectory."""
+        self._stopped.add(rollout)
+
+    def _queue(self, rollout: _Rollout) -> int:
+        self._all.append(rollout)
+        self._waiting.append(rollout)
+        return rollout.number
+
+    def events(self) -> Iterator[TurnFinished | RolloutFinished]:
+        """Run until nothing is queued or running; what is started meanwhile joins."""
+        engine = self._c.engine
+        while self._waiting or self._playing:
+            while self._waiting and len(self._playing) < engine.num_slots:
+                yield from self._admit(self._waiting.popleft())
+            for reply in engine.step():
+                yield from self._advance(self._playing.pop(reply.slot), reply)
+
+    def _admit(self, rollout: _Rollout) -> Iterator[RolloutFinished]:
+        """Reset its world, give it a slot and ask for the first reply."""
+        if rollout.number in self._stopped:
+            return
+        try:
+            self._reset(rollout)
+        except Exception as error:  # whatever a third party's world raises
+            yield from self._failed(rollout, error)
+            return
+        rollout.slot = self._c.engine.open()
+        yield from self._ask(rollout)
+
+    def _reset(self, rollout: _Rollout) -> None:
+        rollout.env = self._c.idle.pop() if self._c.idle else self._c.make_env()
+        rollout.observation, rollout.info = start(rollout.env, rollout.job.task, rollout.job.seed)
+        rollout.turns, rollout.reward = [], 0.0
+        instructions = str(getattr(rollout.env.unwrapped, "instructions", ""))
+        rollout.context = new_context(self._c.chat, self._c.config, instructions)
+        rollout.prompt = rollout.context.begin(rollout.observation, _admissible(rollout.info))
+        rollout.continues = False
+        for turn in rollout.prefix:
+            if rollout.observation != turn.observation:
+                raise RuntimeError("the environment did not repeat itself: a fork cannot be replayed in it")
+            observation, reward, terminated, truncated, rollout.info = rollout.env.step(turn.action)
+            if terminated or truncated:
+                raise RuntimeError("the environment ended where the forked episode went on")
+            rollout.turns.append(turn)
+            rollout.reward += float(reward)
+            rollout.observation = observation
+            rollout.prompt, rollout.continues = rollout.context.extend(
+                turn.action_ids, turn.action, observation, _admissible(rollout.info)
+            )
+
+    def _ask(self, rollout: _Rollout) -> Iterator[RolloutFinished]:
+        """Submit the prompt, or end the episode where the context is full."""
+        engine, config, job = self._c.engine, self._c.config, rollout.job
+        assert rollout.context is not None
+        assert rollout.prompt is not None
+        limit = min(config.max_context_tokens, engine.max_length) - self._sampling.max_tokens
+        fresh, ids = not rollout.continues, rollout.prompt
+        if rollout.continues and not engine.length(rollout.slot):  # a fork, or its retry: the slot knows nothing yet
+            fresh, ids = True, _context(rollout.turns, rollout.prompt)
+        if len(ids) + (0 if fresh else engine.length(rollout.slot)) > limit and config.on_overflow == "restart":
+            rollout.prompt = ids = rollout.context.restart()
+            rollout.continues, fresh = False, True
+        if len(ids) + (0 if fresh else engine.length(rollout.slot)) > limit:
+            yield self._finish(rollout, "truncated", "context")
+            return
+        key = mix("reply", job.task.key, job.key, job.sample, len(rollout.turns))
+        engine.submit(rollout.slot, ids, fresh=fresh, key=key, sampling=self._sampling)
+        self._playing[rollout.slot] = rollout
+
+    def _advance(self, rollout: _Rollout, reply: Reply) -> Iterator[TurnFinished | RolloutFinished]:
+        """Act on a reply."""
+        if rollout.number in self._stopped:
+            self._release(rollout)
+            return
+        try:
+            end = self._act(rollout, reply)
+        except Exception as error:  # whatever a third party's world raises
+            self._c.engine.close(reply.slot)
+            yield from self._failed(rollout, error)
+            return
+        yield TurnFinished(rollout.number, len(rollout.turns) - 1, reply.entropies)
+        if rollout.number in self._stopped:
+            self._release(rollout)
+        elif end is not None:
+            yield self._finish(rollout, end, "turns" if end == "truncated" else "")
+        else:
+            yield from self._ask(rollout)
+
+    def _act(self, rollout: _Rollout, reply: Reply) -> End | None:
+        """Step the world with the reply's action and record the turn; how the episode ended, if it did."""
+        assert rollout.env is not None
+        assert rollout.context is not None
+        assert rollout.prompt is not None
+        text = self._c.chat.decode(reply.ids)
+        parsed = parse_action(text, self._c.config.action_format)
         began = time.perf_counter()
-        observation, info = start(env, job.task, job.seed)
-        self.env_s += time.perf_counter() - began
-        instructions = str(getattr(env.unwrapped, "instructions", ""))
-        context = new_context(self.chat, self.config, instructions)
-        prompt = context.begin(observation, info.get("admissible_actions"))
-        return _Episode(job, index, env, context, prompt, False, observation)
-
-    def _release(self, slot: int, episode: _Episode) -> None:
-        self.engine.close(slot)
-        self._idle.append(episode.env)
-
-    def _ask(self, slot: int, episode: _Episode, *, fresh: bool, sampling: Sampling) -> bool:
-        """Submit the episode's prompt; False where the context is full and the configuration says to end."""
-        limit = min(self.config.max_context_tokens, self.engine.max_length) - sampling.max_tokens
-        held = 0 if fresh else self.engine.length(slot)
-        if held + len(episode.prompt) > limit:
-            if self.config.on_overflow == "end":
-                return False
-            episode.prompt, episode.continues, fresh = episode.context.restart(), False, True
-            if len(episode.prompt) > limit:
-                return False
-        job = episode.job
-        key = mix("reply", job.task.key, job.key, job.sample, len(episode.turns))
-        self.engine.submit(slot, episode.prompt, fresh=fresh, key=key, sampling=sampling)
-        return True
-
-    def _advance(self, episode: _Episode, reply: Reply) -> Trajectory | None:
-        """Act on a reply; the trajectory where that ended the episode, else None with the next prompt set."""
-        text = self.chat.decode(reply.ids)
-        parsed = parse_action(text, self.config.action_format)
-        began = time.perf_counter()
-        observation, reward, terminated, truncated, info = episode.env.step(parsed.text)
+        observation, reward, terminated, truncated, info = rollout.env.step(parsed.text)
         env_s = time.perf_counter() - began
-        self.env_s += env_s
-        episode.total += float(reward)
-        episode.turns.append(
+        rollout.turns.append(
             Turn(
-                observation=episode.observation,
-                prompt_ids=episode.prompt,
-                continues=episode.continues,
+                observation=rollout.observation,
+                prompt_ids=rollout.prompt,
+                continues=rollout.continues,
                 action_ids=reply.ids,
                 logprobs=reply.logprobs,
                 entropies=reply.entropies,
@@ -196,37 +259,54 @@ class Collector:
                 env_s=env_s,
             )
         )
+        rollout.reward += float(reward)
+        rollout.info, rollout.observation = info, observation
         if terminated or truncated:
-            end: Literal["terminated", "truncated"] = "terminated" if terminated else "truncated"
-            return self._record(episode.job, episode.turns, end, info, "" if terminated else "turns")
-        episode.observation = observation
-        episode.prompt, episode.continues = episode.context.extend(
-            reply.ids, parsed.text, observation, info.get("admissible_actions")
+            return "terminated" if terminated else "truncated"
+        rollout.prompt, rollout.continues = rollout.context.extend(
+            reply.ids, parsed.text, observation, _admissible(info)
         )
         return None
 
+    def _failed(self, rollout: _Rollout, error: Exception) -> Iterator[RolloutFinished]:
+        """Retry once, in a fresh environment; then record the failure."""
+        rollout.attempts += 1
+        rollout.env = None  # a world that raised is not used again
+        if rollout.attempts == 1:
+            self._waiting.appendleft(rollout)
+            return
+        reason = f"{type(error).__name__}: {error}"[:200]
+        yield RolloutFinished(rollout.number, self._record(rollout, "error", reason, None, None))
+
+    def _finish(self, rollout: _Rollout, end: End, reason: str) -> RolloutFinished:
+        self._release(rollout)
+        info = rollout.info
+        score = float(info["score"]) if "score" in info else None
+        judged = self._c.success.judge(info, rollout.reward)
+        return RolloutFinished(rollout.number, self._record(rollout, end, reason, judged, score))
+
+    def _release(self, rollout: _Rollout) -> None:
+        self._c.engine.close(rollout.slot)
+        if rollout.env is not None:
+            self._c.idle.append(rollout.env)
+            rollout.env = None
+
     def _record(
-        self,
-        job: Job,
-        turns: list[Turn],
-        end: Literal["terminated", "truncated", "error"],
-        info: dict[str, Any],
-        reason: str,
+        self, rollout: _Rollout, end: End, reason: str, success: bool | None, score: float | None
     ) -> Trajectory:
-        total = sum(turn.reward for turn in turns)
-        judged = self.success.judge(info, total) if info else (None if end == "error" else False)
         return Trajectory(
-            episode=f"{job.task.split}-{job.task.index}-{job.key}-{job.sample}",
-            task=job.task,
-            seed=job.seed,
-            sample=job.sample,
-            turns=tuple(turns),
+            episode=rollout.job.episode,
+            task=rollout.job.task,
+            seed=rollout.job.seed,
+            sample=rollout.job.sample,
+            turns=tuple(rollout.turns),
             end=end,
-            success=judged,
-            score=float(info["score"]) if "score" in info else None,
+            success=success,
+            score=score,
             end_reason=reason,
-            policy_version=self.version,
-            adapter_hash=self.adapter_hash,
+            policy_version=self._c.version,
+            adapter_hash=self._c.adapter_hash,
+            fork=rollout.fork,
         )
 
 
@@ -239,3 +319,17 @@ def mix(*parts: object) -> int:
     """A 64-bit number from any values: the same everywhere and always (unlike ``hash``)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def _admissible(info: dict[str, Any]) -> list[str] | None:
+    return info.get("admissible_actions")
+
+
+def _context(turns: Sequence[Turn], prompt: IntArray) -> IntArray:
+    """The ids of the present context: everything since the last fresh start, then ``prompt``."""
+    parts = [prompt]
+    for turn in reversed(turns):
+        parts += [turn.action_ids, turn.prompt_ids]
+        if not turn.continues:
+            break
+    return np.concatenate(parts[::-1])

@@ -235,9 +235,7 @@ class SlotEngine:
         if bool(greedy.all()):
             ids = best
         else:
-            uniforms = [
-                state.uniforms[len(state.ids)] if state.sampling.temperature > 0 else 0.0 for state in states
-            ]
+            uniforms = [state.uniforms[len(state.ids)] if state.sampling.temperature > 0 else 0.0 for state in states]
             ids = inverse_cdf(drawn_from, torch.tensor(uniforms, dtype=torch.float64, device=self.device))
             ids = torch.where(greedy, best, ids)
         return ids, drawn_from.gather(-1, ids[:, None])[:, 0], entropies

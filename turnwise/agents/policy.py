@@ -88,9 +88,7 @@ class Policy:
     ) -> Policy:
         """A model folder or hub name. Raises ValueError where it cannot be found or is of an unknown kind."""
         model, tokenizer = load_model(path, dtype=dtype, device=device)
-        return cls(
-            model, tokenizer, lora=lora, seed=seed, gradient_checkpointing=gradient_checkpointing
-        )
+        return cls(model, tokenizer, lora=lora, seed=seed, gradient_checkpointing=gradient_checkpointing)
 
     def _with_adapters(self, model: Any, lora: LoRAConfig, seed: int) -> Any:
         from peft import LoraConfig, get_peft_model
@@ -98,7 +96,11 @@ class Policy:
 
         targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
         config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM", lora_dropout=0.0
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            lora_dropout=0.0,
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -173,9 +175,7 @@ class Policy:
             wanted = mask[real].nonzero()[:, 0]
             values, entropies = self._head(hidden[wanted - 1], tokens[mask], entropy)
         empty = torch.zeros(tokens.shape, device=self.device)
-        return Scores(
-            empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropies) if entropy else None
-        )
+        return Scores(empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropies) if entropy else None)
 
     def _head(self, hidden: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
         """hidden [M, h], targets [M] -> log-probs and entropies [M], chunked where logits would be large."""
@@ -185,7 +185,7 @@ class Policy:
             return _logprob_entropy(hidden, targets, head, self.temperature, entropy)
         parts = [
             checkpoint(_logprob_entropy, h, t, head, self.temperature, entropy, use_reentrant=False)
-            for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+            for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 

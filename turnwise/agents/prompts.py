@@ -24,8 +24,7 @@ from turnwise.trajectory import IntArray
 _FIRST, _ANSWER, _SECOND = "<<<one>>>", "<<<two>>>", "<<<three>>>"
 
 TAG_INSTRUCTIONS = (
-    "First think step by step inside <think> </think>. "
-    "Then give exactly one action inside <action> </action>."
+    "First think step by step inside <think> </think>. Then give exactly one action inside <action> </action>."
 )
 
 

@@ -42,7 +42,9 @@ class ScratchModelConfig(BaseModel):
     ffn_size: int = Field(256, ge=8, description="width of the SwiGLU layer")
     vocab_size: int = Field(1024, ge=300, description="upper limit of the tokenizer's vocabulary")
     num_phrases: int = Field(
-        64, ge=0, description="set phrases of the world's text (', you see a') that become one token each, at most"
+        64,
+        ge=0,
+        description="set phrases of the world's text (', you see a') that become one token each, at most",
     )
 
 

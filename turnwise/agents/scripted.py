@@ -88,7 +88,18 @@ def play_episode(
         following, reward, terminated, truncated, info = env.step(action)
         valid = bool(info.get("valid", True))
         turns.append(
-            Turn(observation, _NO_IDS, True, _NO_IDS, _NO_FLOATS, _NO_FLOATS, action, action, valid, float(reward))
+            Turn(
+                observation,
+                _NO_IDS,
+                True,
+                _NO_IDS,
+                _NO_FLOATS,
+                _NO_FLOATS,
+                action,
+                action,
+                valid,
+                float(reward),
+            )
         )
         observation = following
     total = sum(turn.reward for turn in turns)

@@ -53,9 +53,7 @@ class FreshGroups(Composer):
                 continue
             if self.drop_uniform and len({samples.rewards.total(n) for n in sound}) == 1:
                 continue
-            kept.append(
-                replace(group, trajectories=tuple(group.trajectories[n - numbers.start] for n in sound))
-            )
+            kept.append(replace(group, trajectories=tuple(group.trajectories[n - numbers.start] for n in sound)))
             places.extend(sound)
         fresh = Samples(tuple(kept), samples.rewards.select(places))
         stream = Stream(fresh, layout(fresh.groups, version=update))
@@ -85,18 +83,14 @@ class GroupAdvantage(AdvantageEstimator):
         return per_row.float().unsqueeze(1) * batch.action_mask
 
     def _advantages(self, values: Tensor, group: Tensor) -> Tensor:
-        return group_advantages(
-            values, group, normalize_std=self.normalize_std, eps=self.eps, singleton=self.singleton
-        )
+        return group_advantages(values, group, normalize_std=self.normalize_std, eps=self.eps, singleton=self.singleton)
 
 
 def row_returns(stream: Stream) -> Tensor:
     """[B] float64: what the whole trajectory earned plus what the row's turns answer for alone."""
     rewards, batch = stream.samples.rewards, stream.batch
     rows = zip(batch.trajectory.tolist(), batch.first_turn.tolist(), batch.num_turns.tolist(), strict=True)
-    return _doubles(
-        [math.fsum((*rewards.earned[i], *rewards.own[i][start : start + n])) for i, start, n in rows]
-    )
+    return _doubles([math.fsum((*rewards.earned[i], *rewards.own[i][start : start + n])) for i, start, n in rows])
 
 
 def _doubles(values: list[float]) -> Tensor:

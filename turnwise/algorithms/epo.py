@@ -39,9 +39,7 @@ class EPOConfig(Settings):
         default="paper",
         description="The paper's differentiable corridor, or the released code's constant penalty.",
     )
-    entropy_coef: float = Field(
-        default=1e-3, ge=0, description="Coefficient of the whole term (lambda); 0: the base."
-    )
+    entropy_coef: float = Field(default=1e-3, ge=0, description="Coefficient of the whole term (lambda); 0: the base.")
     corridor: tuple[float, float] = Field(
         default=(0.0, 2.0),
         description="Bounds of the corridor as multiples of the past entropy (kappa_l, kappa_r).",
@@ -56,9 +54,7 @@ class EPOConfig(Settings):
         ge=1,
         description="Updates that the schedule spans (K); null: the run's (released: always 150).",
     )
-    released: ReleasedSettings | None = Field(
-        default=None, description="Details of form=released; null: as released."
-    )
+    released: ReleasedSettings | None = Field(default=None, description="Details of form=released; null: as released.")
 
     @property
     def course(self) -> Literal["paper", "released", "constant"]:

@@ -48,17 +48,11 @@ class ReleasedSettings(Settings):
         default="token",
         description="What is held against the corridor: each token's entropy, or its turn's mean.",
     )
-    gate_turn: int = Field(
-        default=25, ge=0, description="First turn number (0-based) that switches the penalty on."
-    )
-    history_turns: int = Field(
-        default=50, ge=1, description="Length of the history: the environment's step limit."
-    )
+    gate_turn: int = Field(default=25, ge=0, description="First turn number (0-based) that switches the penalty on.")
+    history_turns: int = Field(default=50, ge=1, description="Length of the history: the environment's step limit.")
 
 
-def indicator_penalty(
-    level: Tensor, reference: Tensor, corridor: tuple[float, float], amount: float
-) -> Tensor:
+def indicator_penalty(level: Tensor, reference: Tensor, corridor: tuple[float, float], amount: float) -> Tensor:
     """``amount`` where the level is not strictly inside the corridor around its reference; no gradient."""
     low, high = corridor
     inside = (low * reference < level) & (level < high * reference)

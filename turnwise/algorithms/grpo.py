@@ -36,9 +36,7 @@ class GRPOConfig(Settings):
     """GRPO's settings; the defaults are those of verl-agent unless a field says otherwise."""
 
     type: Literal["grpo"] = "grpo"
-    normalize_std: bool = Field(
-        default=True, description="Divide by the group's unbiased std; False is Dr.GRPO."
-    )
+    normalize_std: bool = Field(default=True, description="Divide by the group's unbiased std; False is Dr.GRPO.")
     std_eps: float = Field(default=1e-6, gt=0, description="Added to the std, in reward units (eps).")
     group_stats: GroupStats = Field(
         default="trajectories",
@@ -56,9 +54,7 @@ class GRPOConfig(Settings):
     dual_clip: float | None = Field(
         default=3.0, gt=1, description="Bound c on the ratio where the advantage is negative; null: none."
     )
-    aggregation: AggregationMode = Field(
-        default="token-mean", description="How token losses become a scalar."
-    )
+    aggregation: AggregationMode = Field(default="token-mean", description="How token losses become a scalar.")
     aggregation_constant: float | None = Field(
         default=None,
         gt=0,
@@ -94,8 +90,7 @@ class GRPOConfig(Settings):
             )
         if not normed and self.aggregation_constant is not None:
             raise ValueError(
-                "aggregation_constant is the divisor of seq-mean-token-sum-norm; "
-                f"{self.aggregation} does not use it"
+                f"aggregation_constant is the divisor of seq-mean-token-sum-norm; {self.aggregation} does not use it"
             )
         if self.ratio_denominator == "behaviour" and self.changed("importance_cap"):
             raise ValueError("importance_cap is used with ratio_denominator=proximal only")
@@ -111,9 +106,7 @@ def recipe(config: GRPOConfig, run: RunInfo) -> Recipe:
             f"GRPO compares attempts at one task: group_size={run.group_size} with singleton=zero gives "
             "every advantage 0. Use a group_size of at least 2"
         )
-    lonely = (
-        run.group_size == 1
-    )  # a group of one is always uniform, and singleton=reward wants to learn from it
+    lonely = run.group_size == 1  # a group of one is always uniform, and singleton=reward wants to learn from it
     proximal = config.ratio_denominator == "proximal"
     fresh = StreamRecipe(
         estimator=GroupAdvantage(config.group_stats, config.normalize_std, config.std_eps, config.singleton),

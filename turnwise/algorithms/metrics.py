@@ -113,9 +113,7 @@ class Tally:
         return self.sums.get(name, 0.0) / max(self.steps + self.skipped, 1)
 
     def agreement(self) -> Agreement:
-        return Agreement.of(
-            torch.cat([d.cpu() for d in self.deviations]) if self.deviations else torch.empty(0)
-        )
+        return Agreement.of(torch.cat([d.cpu() for d in self.deviations]) if self.deviations else torch.empty(0))
 
     def count_step(self, norm: float) -> None:
         """Record an optimizer step by its gradient norm; one that is not finite was skipped."""

@@ -36,9 +36,7 @@ class OptimizerConfig(Settings):
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="Course of the learning rate over the run's updates."
     )
-    warmup_share: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of the run's updates with a rising rate."
-    )
+    warmup_share: float = Field(default=0.0, ge=0, lt=1, description="Share of the run's updates with a rising rate.")
     min_lr_share: float = Field(
         default=0.0,
         ge=0,
@@ -48,9 +46,7 @@ class OptimizerConfig(Settings):
 
 
 def make_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig) -> AdamW:
-    return AdamW(
-        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay
-    )
+    return AdamW(parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
 
 
 def set_learning_rate(optimizer: AdamW, config: OptimizerConfig, update: int, num_updates: int) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from turnwise.replay.batch import TokenBatch
-from turnwise.trajectory import FloatArray, Task, Trajectory
+from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
 
 
 class Scores(Protocol):
@@ -39,23 +39,6 @@ class Scorer(Protocol):
     def parameters(self) -> Iterable[Parameter]:
         """What is trained, in an order that never changes."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class TurnFinished:
-    """A rollout has sampled turn ``turn`` and received the observation after it; entropies in nats."""
-
-    rollout: int
-    turn: int
-    entropies: FloatArray  # [A]
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutFinished:
-    """A rollout has ended by itself (not by ``stop``)."""
-
-    rollout: int
-    trajectory: Trajectory
 
 
 class Rollouts(Protocol):

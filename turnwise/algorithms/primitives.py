@@ -13,9 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-AggregationMode = Literal[
-    "token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
-]
+AggregationMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 KLEstimator = Literal["k1", "abs", "k2", "k3"]
 
 

@@ -144,9 +144,7 @@ def _check_stream(recipe: str, stream: StreamRecipe) -> None:
     if stream.clip is None and not stream.objectives:
         raise ValueError(f"{where}: nothing to optimize; give it a clip policy (a surrogate) or an objective")
     if stream.clip is not None and stream.estimator is None:
-        raise ValueError(
-            f"{where}: the surrogate of {type(stream.clip).__name__} needs an advantage estimator"
-        )
+        raise ValueError(f"{where}: the surrogate of {type(stream.clip).__name__} needs an advantage estimator")
     allowed = None if stream.clip is None else stream.clip.aggregations
     if allowed is not None and stream.aggregation.mode not in allowed:
         raise ValueError(

@@ -48,9 +48,7 @@ def raw_rewards(trajectories: Sequence[Trajectory]) -> RewardTable:
 class RewardShaper(Protocol):
     """Point W: a new table from the old one; may ask the scorer about tokens."""
 
-    def shape(
-        self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer
-    ) -> RewardTable: ...
+    def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +59,7 @@ class RewardScale:
 
     def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable:
         earned, own = (
-            tuple(tuple(self.factor * r for r in row) for row in part)
-            for part in (rewards.earned, rewards.own)
+            tuple(tuple(self.factor * r for r in row) for row in part) for part in (rewards.earned, rewards.own)
         )
         return RewardTable(earned, own)
 

@@ -137,9 +137,7 @@ class Learner:
     def _score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False) -> Scores:
         return self.scorer.score(batch.to(self.parameters[0].device), entropy=entropy, reference=reference)
 
-    def _epoch(
-        self, phase: list[Stream], update: int, epoch: int, tally: Tally, verify: Verify | None
-    ) -> None:
+    def _epoch(self, phase: list[Stream], update: int, epoch: int, tally: Tally, verify: Verify | None) -> None:
         """One pass over the streams of a phase; their i-th minibatches share the i-th optimizer step."""
         splits = []
         for place, stream in enumerate(phase):
@@ -213,15 +211,11 @@ def _tally_policy(
         tally.add(kl_reference=total(kl_estimate(ctx.logprobs, reference, "k3")))
     if ctx.entropy is not None:
         tally.add(entropy=total(ctx.entropy))
-    tally.ratio_max = max(
-        tally.ratio_max, float(ratio.masked_fill(~ctx.mask, 0.0).max()) if ratio.numel() else 0.0
-    )
+    tally.ratio_max = max(tally.ratio_max, float(ratio.masked_fill(~ctx.mask, 0.0).max()) if ratio.numel() else 0.0)
 
 
 def _metrics(tally: Tally, samples: Samples, streams: Streams, rate: float) -> Metrics:
-    tokens = np.concatenate(
-        [np.empty(0), *(turn.entropies for t in samples.trajectories for turn in t.turns)]
-    )
+    tokens = np.concatenate([np.empty(0), *(turn.entropies for t in samples.trajectories for turn in t.turns)])
     returns = [samples.rewards.total(i) for i in range(len(samples.trajectories))]
     advantages = [s.batch.advantages[s.batch.action_mask] for s in streams if s.batch.advantages is not None]
     credit = torch.cat(advantages).double() if advantages else torch.zeros(0, dtype=torch.double)
@@ -250,9 +244,7 @@ def _metrics(tally: Tally, samples: Samples, streams: Streams, rate: float) -> M
         skipped_steps=tally.skipped,
         agreement=tally.agreement(),
         regularizers={
-            name.removeprefix("term/"): tally.per_step(name)
-            for name in tally.sums
-            if name.startswith("term/")
+            name.removeprefix("term/"): tally.per_step(name) for name in tally.sums if name.startswith("term/")
         },
     )
 

@@ -70,7 +70,8 @@ def scripts(num: int, turns: tuple[int, int], vocab: int, seed: int) -> list[Scr
 def run_engine(model: Any, episodes: list[Script], num_slots: int) -> tuple[int, list[np.ndarray], list[np.ndarray]]:
     """Play all scripts; sampled tokens, and per episode its token stream and log-probs (0 on prompts)."""
     engine = SlotEngine(model, num_slots=num_slots, max_length=8192, end_ids=frozenset())
-    queue, playing = deque(range(len(episodes))), {}
+    queue = deque(range(len(episodes)))
+    playing: dict[int, tuple[int, int]] = {}
     streams: list[list[np.ndarray]] = [[] for _ in episodes]
     logprobs: list[list[np.ndarray]] = [[] for _ in episodes]
 
@@ -101,7 +102,8 @@ def run_engine(model: Any, episodes: list[Script], num_slots: int) -> tuple[int,
 
 def run_generate(model: Any, episodes: list[Script], at_once: int, pad: int) -> int:
     """The same scripts through ``generate()``; the sampled tokens that count."""
-    queue, playing, counted = deque(range(len(episodes))), [], 0
+    queue, counted = deque(range(len(episodes))), 0
+    playing: list[tuple[int, int]] = []
     histories: list[IntArray] = [np.zeros(0, np.int32) for _ in episodes]
     while queue or playing:
         while queue and len(playing) < at_once:
@@ -125,7 +127,7 @@ def run_generate(model: Any, episodes: list[Script], at_once: int, pad: int) -> 
             eos_token_id=None,
             pad_token_id=pad,
         )
-        for row, (index, turn) in enumerate(playing):
+        for row, (index, _) in enumerate(playing):
             reply = out[row, width : width + wanted[row]].numpy().astype(np.int32)
             histories[index] = np.concatenate([histories[index], np.maximum(reply, 1)])
             counted += wanted[row]

@@ -10,10 +10,10 @@ that an environment may satisfy structurally; nobody has to import this module t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -111,7 +111,8 @@ class HasExpert(Protocol):
 Capability = TypeVar("Capability")
 
 
-def capability(env: gymnasium.Env[str, str], protocol: type[Capability]) -> Capability | None:
+def capability(env: gymnasium.Env[str, str], protocol: Callable[..., Capability]) -> Capability | None:
     """The innermost environment as ``protocol``, or None where it does not offer it."""
-    inner = env.unwrapped
-    return inner if isinstance(inner, protocol) else None
+    # Typed as a callable because mypy admits no protocol class as ``type[...]``.
+    inner: Any = env.unwrapped
+    return cast(Capability, inner) if isinstance(inner, cast(type, protocol)) else None

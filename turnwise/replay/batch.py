@@ -121,9 +121,7 @@ def _contexts(trajectory: Trajectory) -> Iterator[tuple[int, tuple[Turn, ...]]]:
     """(number of the first turn, turns) of each unbroken context of the trajectory."""
     starts = [n for n, turn in enumerate(trajectory.turns) if not turn.continues]
     if trajectory.turns and starts[:1] != [0]:
-        raise ValueError(
-            f"Episode {trajectory.episode!r}: the first turn continues a context that is not there"
-        )
+        raise ValueError(f"Episode {trajectory.episode!r}: the first turn continues a context that is not there")
     for start, end in pairwise([*starts, len(trajectory.turns)]):
         turns = trajectory.turns[start:end]
         if len(turns[0].prompt_ids) == 0:

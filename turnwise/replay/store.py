@@ -132,9 +132,7 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(text.partition(b"\n")[0])
         kind = (header["format"], header["version"], isinstance(header["update"], int))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: the gzip member at byte {start} is no trajectory flush: {error!r}"
-        ) from error
+        raise ValueError(f"{path}: the gzip member at byte {start} is no trajectory flush: {error!r}") from error
     if kind != (FORMAT, VERSION, True):
         raise ValueError(f"{path}, byte {start}: expected {FORMAT} version {VERSION}; got {header}")
     return header

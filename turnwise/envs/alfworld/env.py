@@ -44,9 +44,8 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
 
     ``source`` gives the games; without one, ``open_games(data)`` finds them. ``split`` is where ``reset``
     draws its task unless ``options`` say otherwise: ``{"split": name, "task": index}``. An episode is
-    truncated after ``max_episode_steps`` steps (the papers' 50). ``gymnasium.make`` keeps an argument of that
-    name for a ``TimeLimit`` wrapper, which can only shorten episodes and is in no snapshot; there, say
-    ``step_limit``, which means the same.
+    truncated after ``step_limit`` steps (the papers' 50), a count that is part of every snapshot.
+    (``gymnasium.make`` keeps the name ``max_episode_steps`` for its own wrapper, which is in none.)
 
     ``info``: ``admissible_actions`` (sorted), ``success``, ``score`` (0.0 or 1.0), ``valid`` (False after
     "Nothing happens."), ``task_type``, ``task`` (the sentence), ``game`` (its id).
@@ -60,23 +59,21 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         source: GameSource | None = None,
         data: str | Path | Sequence[str | Path] | None = None,
         split: str = "train",
-        max_episode_steps: int = 50,
-        step_limit: int | None = None,
+        step_limit: int = 50,
     ) -> None:
-        limit = max_episode_steps if step_limit is None else step_limit
-        if limit < 1:
-            raise ValueError(f"The step limit must be at least 1, got {limit}.")
+        if step_limit < 1:
+            raise ValueError(f"step_limit must be at least 1, got {step_limit}.")
         if source is not None and data is not None:
             raise ValueError("Expected `source` or `data`, got both: `data` only says where to find one.")
         self.observation_space = AnyText()
         self.action_space = AnyText()
         self.source = source if source is not None else open_games(data)
         self.split = split
-        self.max_episode_steps = limit
+        self.step_limit = step_limit
         self._loaded: tuple[tuple[str, int], Game] | None = None
         self._simulator: Simulator | None = None
         self._num_steps = 0
-        self._step_limit = limit
+        self._step_limit = step_limit
         self._ended = True
 
     # ------------------------------------------------------------------ gymnasium
@@ -92,7 +89,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
             self._simulator = Simulator(game)
         observation = self._simulator.reset()
         self._num_steps = 0
-        self._step_limit = self.max_episode_steps
+        self._step_limit = self.step_limit
         self._ended = False
         return observation, self._info(self._simulator, valid=True)
 
@@ -155,9 +152,7 @@ class ALFWorldEnv(gymnasium.Env[str, str]):
         if self._simulator is None:
             raise ResetNeeded("There is no episode to copy yet: call reset() before snapshot().")
         simulator = self._simulator
-        return Snapshot(
-            simulator.world.game, simulator.snapshot(), self._num_steps, self._step_limit, self._ended
-        )
+        return Snapshot(simulator.world.game, simulator.snapshot(), self._num_steps, self._step_limit, self._ended)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue the episode of ``snapshot``, whichever environment took it."""

@@ -72,9 +72,7 @@ def read_task(sentence: str) -> Wish:
     for verb, pattern in _TASKS:
         if found := pattern.search(text):
             return Wish(verb, found["thing"], found["place"])
-    raise ValueError(
-        f"Cannot read the task {sentence!r}: expected an ALFWorld wording like 'put a mug in desk.'."
-    )
+    raise ValueError(f"Cannot read the task {sentence!r}: expected an ALFWorld wording like 'put a mug in desk.'.")
 
 
 @dataclass(slots=True)
@@ -123,9 +121,7 @@ class Belief:
             self._stand_at(place, observation)
         elif found := _TOOK.search(observation):
             self.held = found[1]
-            self.contents[found[2]] = [
-                thing for thing in self.contents.get(found[2], []) if thing != found[1]
-            ]
+            self.contents[found[2]] = [thing for thing in self.contents.get(found[2], []) if thing != found[1]]
             self._stand_at(found[2], observation)
         elif found := _PLACED.search(observation):
             self.held = None
@@ -308,9 +304,7 @@ class SearchingExpert:
     def _destination(self) -> str | None:
         """Where to deliver: for two objects the receptacle that already holds one."""
         places = [
-            place
-            for place in self._of_type(self.wish.place)
-            if (self.wish.thing, place) not in self.belief.refused
+            place for place in self._of_type(self.wish.place) if (self.wish.thing, place) not in self.belief.refused
         ] or self._of_type(self.wish.place)
         if self.wish.verb != "two":
             return places[0] if places else None
@@ -345,9 +339,7 @@ class SearchingExpert:
     def _order(self, kind: str) -> list[str]:
         """Receptacles by likelihood per turn spent, in classes a factor of three wide, then as listed."""
         rates = placement_rates().get(kind, {})
-        ruled_out = (
-            self.wish.place if self.wish.verb == "pick" else None
-        )  # there, the task would be done already
+        ruled_out = self.wish.place if self.wish.verb == "pick" else None  # there, the task would be done already
 
         def unlikely(place: str) -> int:
             if base(place) == ruled_out:

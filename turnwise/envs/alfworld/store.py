@@ -56,9 +56,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("TURNWISE_CACHE") or "~/.cache/turnwise").expanduser()
 
 
-def cached_store(
-    name: str, fingerprint: str, read: Callable[[], Iterable[tuple[str, GameText]]]
-) -> StoredGames:
+def cached_store(name: str, fingerprint: str, read: Callable[[], Iterable[tuple[str, GameText]]]) -> StoredGames:
     """The store of what ``read`` yields, (split, game) each; built unless the cache holds ``fingerprint``.
 
     Building parses every game, so a damaged one is found here (ValueError) and not in the middle of a run.
@@ -155,15 +153,11 @@ def check_split(source: GameSource, split: str) -> None:
     if split not in source.splits:
         near = difflib.get_close_matches(str(split), source.splits, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"Unknown split {split!r}: expected one of {', '.join(source.splits)} ({source.name}).{hint}"
-        )
+        raise ValueError(f"Unknown split {split!r}: expected one of {', '.join(source.splits)} ({source.name}).{hint}")
 
 
 def check_index(source: GameSource, split: str, index: int) -> None:
     """Raises ValueError with the range that there is."""
     num_games = len(source.panel(split))
     if not 0 <= index < num_games:
-        raise ValueError(
-            f"No task {index} in split {split!r}: expected 0 to {num_games - 1} ({source.name})."
-        )
+        raise ValueError(f"No task {index} in split {split!r}: expected 0 to {num_games - 1} ({source.name}).")

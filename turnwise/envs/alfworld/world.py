@@ -107,9 +107,7 @@ class World:
         for t, thing in enumerate(self.things):
             for id in (*filter(None, [thing.receptacle]), *thing.also_in):
                 if id not in receptacle_number:
-                    raise ValueError(
-                        f"{self.game.id}: {thing.id} is in {id}, which is not one of its receptacles"
-                    )
+                    raise ValueError(f"{self.game.id}: {thing.id} is in {id}, which is not one of its receptacles")
                 contents[receptacle_number[id]].append(t)
             if thing.location is not None:
                 lying[location_number[thing.location]].append(t)

@@ -98,9 +98,7 @@ def _attempt(task_type: TaskType, settings: Settings, dice: Dice) -> Draft | Non
     """One attempt; None where the room drawn affords no such goal."""
     hosts = [name for name in settings.rooms if name in rooms.HOSTS[task_type]]
     if not hosts:
-        raise ValueError(
-            f"{task_type} needs one of the rooms {rooms.HOSTS[task_type]}, got {settings.rooms}."
-        )
+        raise ValueError(f"{task_type} needs one of the rooms {rooms.HOSTS[task_type]}, got {settings.rooms}.")
     room = rooms.room(dice.choice(hosts), settings.vocabulary, settings.twins)
     places = _furnish(room, settings, dice)
     goal = _choose_goal(task_type, room, places, dice)
@@ -151,9 +149,7 @@ _SUITABLE = {
 }
 
 
-def _choose_goal(
-    task_type: TaskType, room: rooms.Room, places: list[str], dice: Dice
-) -> tuple[str, str | None] | None:
+def _choose_goal(task_type: TaskType, room: rooms.Room, places: list[str], dice: Dice) -> tuple[str, str | None] | None:
     """(object type, destination type), an object type uniformly among those that the room affords."""
     kinds = sorted(set(places))
     suitable, appliance = _SUITABLE.get(task_type, (None, None))
@@ -177,9 +173,7 @@ def _choose_goal(
     return thing, dice.choice(ends) if ends else None
 
 
-def _place(
-    made: Draft, thing: str, forbidden: str | None, load: list[int], settings: Settings, dice: Dice
-) -> bool:
+def _place(made: Draft, thing: str, forbidden: str | None, load: list[int], settings: Settings, dice: Dice) -> bool:
     """Put one object where its kind usually lies; False where no receptacle has room for it."""
     weights = [
         0.0 if place == forbidden or load[index] >= settings.capacity else rooms.rate(thing, place)
@@ -193,9 +187,7 @@ def _place(
     return True
 
 
-def _distract(
-    made: Draft, room: rooms.Room, already: int, load: list[int], settings: Settings, dice: Dice
-) -> None:
+def _distract(made: Draft, room: rooms.Room, already: int, load: list[int], settings: Settings, dice: Dice) -> None:
     """Fill the room with objects of other types than the wanted one, usual ones more often."""
     left = {kind: settings.copies for kind in room.objects if kind != made.thing}
     for _ in range(dice.integer(settings.objects) - already):

@@ -12,7 +12,7 @@ class HouseholdEnv(ALFWorldEnv):
 
     ``difficulty``: "easy" (5 to 6 receptacles, 16 steps; small enough for a model trained from nothing
     within minutes), "medium", "hard" (like the official rooms, 50 steps), or a ``Settings`` of your own.
-    ``max_episode_steps`` defaults to the difficulty's. Splits: ``train`` and ``demonstrations`` (100,000
+    ``step_limit`` defaults to the difficulty's. Splits: ``train`` and ``demonstrations`` (100,000
     tasks each), ``validation`` (256), ``test`` (512); no game is in two of them. All six task types take
     turns, so the first 256 tasks of any split are a balanced panel too.
     """
@@ -23,9 +23,9 @@ class HouseholdEnv(ALFWorldEnv):
         self,
         difficulty: str | Settings = "easy",
         split: str = "train",
-        max_episode_steps: int | None = None,
+        step_limit: int | None = None,
     ) -> None:
         games = GeneratedGames(difficulty)
-        limit = games.settings.max_episode_steps if max_episode_steps is None else max_episode_steps
-        super().__init__(source=games, split=split, max_episode_steps=limit)
+        limit = games.settings.step_limit if step_limit is None else step_limit
+        super().__init__(source=games, split=split, step_limit=limit)
         self.difficulty = difficulty

@@ -15,9 +15,7 @@ from turnwise.envs.alfworld.game import Game, Goal, Thing
 from turnwise.envs.household import rooms
 
 
-def export_game(
-    game: Game, folder: Path | str, *, domain: str | None = None, grammar: str | None = None
-) -> Path:
+def export_game(game: Game, folder: Path | str, *, domain: str | None = None, grammar: str | None = None) -> Path:
     """Write ``game.tw-pddl`` and ``traj_data.json`` into ``folder`` (made if need be); the game file's path.
 
     ``domain`` is the text of ``alfred.pddl`` and ``grammar`` that of ``alfred.twl2``; by default both come
@@ -56,13 +54,9 @@ def official_texts() -> tuple[str, str]:
 def with_task(grammar: str, sentence: str) -> str:
     """The grammar with its task line replaced: the rule named ``task``, whatever its text was."""
     line = json.dumps(f"Your task is to: {sentence}")
-    text, count = re.subn(
-        r'("task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*)"[^"]*"', lambda found: found[1] + line, grammar
-    )
+    text, count = re.subn(r'("task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*)"[^"]*"', lambda found: found[1] + line, grammar)
     if count != 1:
-        raise ValueError(
-            f'The grammar holds {count} rules of the form "task": [{{"rhs": "..."}}]; expected one.'
-        )
+        raise ValueError(f'The grammar holds {count} rules of the form "task": [{{"rhs": "..."}}]; expected one.')
     return text
 
 

@@ -135,9 +135,7 @@ class _Route:
     def commands(self) -> tuple[str, ...]:
         made = self.made
         names = _display_names([kind for kind, _ in made.things])
-        wanted = [
-            (name, at) for name, (kind, at) in zip(names, made.things, strict=True) if kind == made.thing
-        ]
+        wanted = [(name, at) for name, (kind, at) in zip(names, made.things, strict=True) if kind == made.thing]
         if made.destination is None:
             self._take(*wanted[0])
             self._visit(next(at for kind, at in made.things if kind == LAMP), inside=False)

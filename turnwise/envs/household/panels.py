@@ -65,9 +65,7 @@ def _game(settings: Settings, split: str, index: int) -> Game:
         made = draft(_seed(split, index, attempt), settings)
         if split_of(made.key()) == split:
             return build(made)
-    raise ValueError(
-        f"{settings} leaves too few different games to fill split {split!r}: allow more objects."
-    )
+    raise ValueError(f"{settings} leaves too few different games to fill split {split!r}: allow more objects.")
 
 
 def _seed(split: str, index: int, attempt: int) -> int:
@@ -132,6 +130,10 @@ class GeneratedPanel(Panel):
     def _at(self, index: int) -> Task:
         return _task(self.settings, self.split, index)
 
+    def may_contain(self, key: str) -> bool:
+        """By the key alone: a split holds the games whose key falls to it, and no others."""
+        return split_of(key) == self.split
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GeneratedPanel) and self.hash == other.hash
 
@@ -139,6 +141,4 @@ class GeneratedPanel(Panel):
         return hash(self.hash)
 
     def __repr__(self) -> str:
-        return (
-            f"GeneratedPanel(env={self.env!r}, split={self.split!r}, tasks={len(self)}, hash={self.hash!r})"
-        )
+        return f"GeneratedPanel(env={self.env!r}, split={self.split!r}, tasks={len(self)}, hash={self.hash!r})"

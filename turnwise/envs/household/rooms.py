@@ -204,9 +204,7 @@ def room(name: RoomName, vocabulary: Vocabulary, twins: int) -> Room:
         return vocabulary == "full" or kind in SMALL
 
     always = {kind: min(most, twins) for kind, most in full.always.items() if known(kind)}
-    sometimes = {
-        kind: (share, min(most, twins)) for kind, (share, most) in full.sometimes.items() if known(kind)
-    }
+    sometimes = {kind: (share, min(most, twins)) for kind, (share, most) in full.sometimes.items() if known(kind)}
     if vocabulary == "small" and "Cabinet" in always:  # else small kitchens would be nearly all alike
         sometimes["Cabinet"] = (1.0, always.pop("Cabinet"))
     return Room(always, sometimes, {kind: usual for kind, usual in full.objects.items() if known(kind)})

@@ -25,7 +25,7 @@ class Settings:
     """Most objects of one type, beyond what the goal needs."""
     shared_spots: float = 0.0
     """Chance that a receptacle stands at the same location as the one before it."""
-    max_episode_steps: int = 16
+    step_limit: int = 16
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.rooms if name not in ROOMS]
@@ -34,16 +34,9 @@ class Settings:
         for name in ("receptacles", "objects"):
             low, high = getattr(self, name)
             if not 2 <= low <= high:
-                raise ValueError(
-                    f"Settings.{name} must be (least, most) with 2 <= least <= most, got {(low, high)}."
-                )
-        if (
-            min(self.twins, self.capacity, self.copies, self.max_episode_steps) < 1
-            or not 0 <= self.shared_spots <= 1
-        ):
-            raise ValueError(
-                "Settings: twins, capacity, copies, max_episode_steps >= 1 and shared_spots in [0, 1]."
-            )
+                raise ValueError(f"Settings.{name} must be (least, most) with 2 <= least <= most, got {(low, high)}.")
+        if min(self.twins, self.capacity, self.copies, self.step_limit) < 1 or not 0 <= self.shared_spots <= 1:
+            raise ValueError("Settings: twins, capacity, copies, step_limit >= 1 and shared_spots in [0, 1].")
 
 
 ALL_ROOMS: tuple[RoomName, ...] = ("kitchen", "living room", "bedroom", "bathroom")
@@ -57,7 +50,7 @@ PRESETS: dict[str, Settings] = {
         objects=(10, 16),
         capacity=4,
         copies=2,
-        max_episode_steps=35,
+        step_limit=35,
     ),
     "hard": Settings(
         rooms=ALL_ROOMS,
@@ -68,7 +61,7 @@ PRESETS: dict[str, Settings] = {
         capacity=9,
         copies=3,
         shared_spots=0.1,
-        max_episode_steps=50,
+        step_limit=50,
     ),
 }
 
@@ -81,6 +74,4 @@ def settings_for(difficulty: str | Settings) -> Settings:
         return PRESETS[difficulty]
     near = difflib.get_close_matches(str(difficulty), PRESETS, n=1, cutoff=0.3)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-        f"Unknown difficulty {difficulty!r}; expected one of {sorted(PRESETS)} or a Settings.{hint}"
-    )
+    raise ValueError(f"Unknown difficulty {difficulty!r}; expected one of {sorted(PRESETS)} or a Settings.{hint}")

@@ -1,18 +1,14 @@
-"""The loop: collect -> store -> sample -> credit -> update.
+"""The loop: collect -> store -> sample -> credit -> update (the last three are the learner's).
 
-``train`` makes a run from a configuration: a warm start where one is asked for, a measurement on the test panel,
-the updates, and the same measurement again. Everything random is drawn from (seed, update), so a resumed run
-repeats what an unbroken one does.
+Everything random is drawn from (seed, update), so a resumed run repeats what an unbroken one does.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,23 +16,21 @@ import torch
 
 from turnwise.agents.collector import Collector, SuccessRule, jobs_for
 from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.policy import Policy, load_model
+from turnwise.agents.policy import Policy
 from turnwise.agents.prompts import ChatFormat
 from turnwise.algorithms.metrics import Agreement, Metrics
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.update import Learner
-from turnwise.config import PretrainedModelConfig, RunConfig
-from turnwise.envs.interface import Panel
-from turnwise.envs.tasks import draw_tasks, make_env, maker, panel
-from turnwise.evaluate import Report, evaluate_policy, write_json
-from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.replay.store import TrajectoryWriter, truncate_after
-from turnwise.rundir import Checkpoint, CheckpointName, RunDirectory
-from turnwise.statistics import Estimate, paired_difference
-from turnwise.trajectory import Group, Task, Trajectory, group_by_task
 from turnwise.cloning import Progress
-from turnwise.warmstart import warmstart
+from turnwise.config import RunConfig
+from turnwise.envs.interface import Panel
+from turnwise.envs.tasks import make_env, maker, panel
+from turnwise.evaluation import Report, evaluate_policy
+from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.replay.store import TrajectoryWriter
+from turnwise.rundir import POLICY, Checkpoint, CheckpointName, RunDirectory
+from turnwise.trajectory import Group, Task, Trajectory, group_by_task
 
 # Sampler against learner on the same tokens, nats: exact arithmetic agrees to rounding, half precision less.
 _FLOAT32_LIMIT = 1e-4
@@ -68,17 +62,6 @@ class Silent:
 
 class DisagreementError(RuntimeError):
     """Sampler and learner do not hold the same policy: the run stops before it trains on wrong ratios."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a run reached. ``gain`` is paired by task on the test panel; None where there was no test panel."""
-
-    path: Path
-    before: dict[str, Report]
-    after: dict[str, Report]
-    gain: Estimate | None
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -169,7 +152,10 @@ class Trainer:
 
     def _task(self, epoch: int, place: int) -> Task:
         if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.config.seed, epoch]).permutation(len(self.tasks)))
+            self._order = (
+                epoch,
+                np.random.default_rng([self.config.seed, epoch]).permutation(len(self.tasks)),
+            )
         return self.tasks[int(self._order[1][place])]
 
     def store(self, groups: list[Group], update: int) -> None:
@@ -218,7 +204,6 @@ class Trainer:
             self.collector,
             tasks,
             name=name,
-            panel_hash=Panel("", "", tuple(tasks)).hash,
             temperature=temperature,
             samples=samples,
             max_tokens=self.config.agent.max_reply_tokens,
@@ -239,7 +224,7 @@ class Trainer:
 
     def save(self, name: CheckpointName) -> None:
         state, tensors = self.learner.state_dict()
-        policy = {f"policy.{k}": v for k, v in self.policy.trainable_state().items()}
+        policy = {f"{POLICY}{k}": v for k, v in self.policy.trainable_state().items()}
         extra = {
             "learner": state,
             "best": asdict(self.best) if self.best.update >= 0 else None,
@@ -252,9 +237,7 @@ class Trainer:
     def load(self, name: CheckpointName) -> None:
         """Take up a checkpoint; what the run logged after it is dropped."""
         checkpoint = self.run.load(name)
-        self.policy.load_trainable_state(
-            {k.removeprefix("policy."): v for k, v in checkpoint.tensors.items() if k.startswith("policy.")}
-        )
+        self.policy.load_trainable_state(checkpoint.policy_tensors())
         self.learner.load_state_dict(checkpoint.state["learner"], checkpoint.tensors)
         self.buffer.load_state_dict(checkpoint.state["buffer"])
         best = checkpoint.state["best"]
@@ -286,95 +269,19 @@ class Trainer:
         }
 
 
-def train(config: RunConfig, out: str | Path, observer: Observer | None = None) -> Result:
-    """Make a run in ``out``: warm start, measure, train, measure. Raises ValueError for what cannot be run."""
-    observer = observer or Silent()
-    began = time.perf_counter()
-    torch.set_num_threads(config.threads)
-    run = RunDirectory.create(out, config)
-    _base_model(config, run, observer)
-    trainer = Trainer(config, run, _policy(config, run), observer)
-    observer.stage("measure")
-    before = trainer.final()
-    write_json(run.evaluation_path, {"before": {k: asdict(r) for k, r in before.items()}})
-    trainer.save("last")
-    return _finish(trainer, before, began)
-
-
-def resume(path: str | Path, observer: Observer | None = None) -> Result:
-    """Continue a run after its last checkpoint, to the same numbers as an unbroken one."""
-    observer = observer or Silent()
-    began = time.perf_counter()
-    run = RunDirectory.open(path)
-    config = run.config()
-    torch.set_num_threads(config.threads)
-    if not run.has("last"):
-        raise ValueError(f"{run.path} has no checkpoint to resume from: it stopped before training began; start anew")
-    update = run.load("last").update
-    run.cut_metrics(update - 1)
-    if run.trajectories_path.exists():
-        truncate_after(run.trajectories_path, update - 1)
-    trainer = Trainer(config, run, _policy(config, run), observer)
-    trainer.load("last")
-    return _finish(trainer, _read_reports(run), began)
-
-
-def _finish(trainer: Trainer, before: dict[str, Report], began: float) -> Result:
-    trainer.observer.stage("train")
-    while trainer.finished < trainer.config.num_updates:
-        trainer.step()
-    if trainer.config.keep_checkpoint == "best" and trainer.run.has("best"):
-        trainer.load("best")
-    trainer.observer.stage("measure")
-    after = trainer.final()
-    gain = None
-    if before and after:
-        gain = paired_difference(before["sampled"].outcomes, after["sampled"].outcomes)
-    write_json(
-        trainer.run.evaluation_path,
-        {
-            "before": {k: asdict(r) for k, r in before.items()},
-            "after": {k: asdict(r) for k, r in after.items()},
-            "gain": asdict(gain) if gain else None,
-        },
-    )
-    return Result(trainer.run.path, before, after, gain, time.perf_counter() - began)
-
-
-def _base_model(config: RunConfig, run: RunDirectory, observer: Observer) -> None:
-    """Put the warm-started model into the run; a pretrained one without warm start stays where it is."""
-    if config.warmstart is not None:
-        observer.stage("clone")
-        folder = warmstart(config, observer.cloning)
-        shutil.copytree(folder, run.model_path)
-
-
-def _policy(config: RunConfig, run: RunDirectory) -> Policy:
-    pretrained = config.model if isinstance(config.model, PretrainedModelConfig) else None
-    path: str | Path = run.model_path if run.model_path.exists() or pretrained is None else pretrained.path
-    model, tokenizer = load_model(path, dtype=pretrained.dtype if pretrained else "float32", device=config.device)
-    return Policy(
-        model,
-        tokenizer,
-        lora=config.lora,
-        seed=config.seed,
-        gradient_checkpointing=pretrained.gradient_checkpointing if pretrained else False,
-    )
-
-
 def _subset(tasks: Sequence[Task], num: int) -> list[Task]:
     """The first ``num`` tasks of a panel: the same for every run."""
     return [tasks[i] for i in range(min(num, len(tasks)))]
 
 
 def prove_disjoint(train: Sequence[Task], *panels: Sequence[Task]) -> None:
-    """No evaluation task is in another panel, nor among the training tasks. Raises ValueError that names one.
-
-    """
+    """No evaluation task is in another panel, nor among the training tasks. Raises ValueError that names one."""
     seen: dict[str, Task] = {}
     for task in (task for tasks in panels for task in tasks):
         if task.key in seen and seen[task.key].split != task.split:
-            raise ValueError(f"task {task.key} is in {seen[task.key].split} and in {task.split}: panels must be disjoint")
+            raise ValueError(
+                f"task {task.key} is in {seen[task.key].split} and in {task.split}: panels must be disjoint"
+            )
         seen[task.key] = task
     overlap = [key for key in seen if _may_contain(train, key)]
     if overlap:
@@ -383,26 +290,3 @@ def prove_disjoint(train: Sequence[Task], *panels: Sequence[Task]) -> None:
 
 def _may_contain(tasks: Sequence[Task], key: str) -> bool:
     return tasks.may_contain(key) if isinstance(tasks, Panel) else any(task.key == key for task in tasks)
-
-
-def _read_reports(run: RunDirectory) -> dict[str, Report]:
-    import json
-
-    def estimate(raw: Any) -> Any:
-        return None if raw is None else Estimate(**raw)
-
-    if not run.evaluation_path.exists():
-        return {}
-    raw = json.loads(run.evaluation_path.read_text()).get("before", {})
-    return {
-        name: Report(
-            **{
-                **report,
-                "success": estimate(report["success"]),
-                "per_type": {k: estimate(v) for k, v in report["per_type"].items()},
-                "pass_at": {int(k): v for k, v in report["pass_at"].items()},
-                "outcomes": tuple(tuple(task) for task in report["outcomes"]),
-            }
-        )
-        for name, report in raw.items()
-    }

@@ -14,6 +14,7 @@ import numpy as np
 from turnwise.agents.collector import Collector, Job, OnEpisode, SuccessRule, jobs_for
 from turnwise.agents.engine import Sampling
 from turnwise.agents.scripted import Agent, TextEnv, play_episode
+from turnwise.envs.interface import Panel
 from turnwise.statistics import Estimate, bootstrap_mean, pass_at_k, wilson
 from turnwise.trajectory import Task, Trajectory
 
@@ -45,10 +46,22 @@ class Report:
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 
+    @classmethod
+    def from_plain(cls, raw: dict[str, Any]) -> Report:
+        """Inverse of ``asdict`` after a trip through JSON."""
+        return cls(
+            **{
+                **raw,
+                "success": Estimate(**raw["success"]) if raw["success"] else None,
+                "per_type": {k: Estimate(**v) for k, v in raw["per_type"].items()},
+                "pass_at": {int(k): v for k, v in raw["pass_at"].items()},
+                "outcomes": tuple(tuple(task) for task in raw["outcomes"]),
+            }
+        )
+
 
 def summarize(
     name: str,
-    panel_hash: str,
     tasks: Sequence[Task],
     trajectories: Sequence[Trajectory],
     *,
@@ -68,7 +81,8 @@ def summarize(
             by_task[place // samples].append(trajectory)
     known = bool(judged) and len(judged) == len(sound)
     outcomes = tuple(
-        tuple(float(t.success) if known else t.total_reward for t in by_task.get(i, ())) for i in range(len(tasks))
+        tuple(float(bool(t.success)) if known else t.total_reward for t in by_task.get(i, ()))
+        for i in range(len(tasks))
     )
     turns = [turn for t in sound for turn in t.turns]
     entropies = [turn.entropies for turn in turns if len(turn.entropies)]
@@ -76,7 +90,7 @@ def summarize(
         name=name,
         env=tasks[0].env if tasks else "",
         split=tasks[0].split if tasks else "",
-        panel_hash=panel_hash,
+        panel_hash=Panel("", "", tuple(tasks)).hash,
         num_tasks=len(tasks),
         samples=samples,
         temperature=temperature,
@@ -124,7 +138,6 @@ def evaluate_policy(
     tasks: Sequence[Task],
     *,
     name: str,
-    panel_hash: str,
     temperature: float = 1.0,
     samples: int = 1,
     max_tokens: int,
@@ -137,7 +150,7 @@ def evaluate_policy(
     jobs: list[Job] = jobs_for(tasks, samples, key)
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens)
     trajectories = collector.collect(jobs, sampling, on_episode)
-    report = summarize(name, panel_hash, tasks, trajectories, samples=samples, temperature=temperature)
+    report = summarize(name, tasks, trajectories, samples=samples, temperature=temperature)
     return report, trajectories
 
 
@@ -147,7 +160,6 @@ def evaluate_agent(
     tasks: Sequence[Task],
     *,
     name: str,
-    panel_hash: str,
     samples: int = 1,
     success: SuccessRule | None = None,
     on_episode: OnEpisode | None = None,
@@ -159,7 +171,7 @@ def evaluate_agent(
         trajectories.append(played)
         if on_episode is not None:
             on_episode(played)
-    report = summarize(name, panel_hash, tasks, trajectories, samples=samples, temperature=1.0)
+    report = summarize(name, tasks, trajectories, samples=samples, temperature=1.0)
     return report, trajectories
 
 

@@ -1,0 +1,322 @@
+"""The command line: thin doors to ``experiment`` and its neighbours. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+# Waiting threads should sleep, not spin: on shared cores spinning barriers cost several times the work itself.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from turnwise.config import RunConfig
+    from turnwise.experiment import Result
+
+app = typer.Typer(
+    name="turnwise",
+    help="Train, evaluate and play language-model agents in multi-turn text worlds.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench_app = typer.Typer(help="Measure this machine: environments, rollouts.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+console = Console()
+
+SettingsArg = Annotated[
+    list[str] | None,
+    typer.Argument(help="A configuration (a YAML path or a shipped name), then key.path=value settings."),
+]
+EnvOption = Annotated[str | None, typer.Option("--env", help="gymnasium id, or module:ns/Id-v0 for your own.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.command()
+def train(
+    settings: SettingsArg = None,
+    env: EnvOption = None,
+    algorithm: Annotated[str | None, typer.Option("--algorithm", help="grpo, epo, or module:recipe.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/ENV-ALGORITHM-N.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Shorthand for seed=N.")] = None,
+) -> None:
+    """Train an agent and measure it on unseen tasks before and after.
+
+    [dim]turnwise train --env turnwise/Household-v0 --algorithm grpo optimizer.lr=5e-4 num_updates=40[/dim]
+    """
+    if resume is not None:
+        if settings or env or algorithm or out or seed is not None:
+            raise ValueError("--resume takes everything from the run: leave the other settings out")
+        _run(None, resume)
+        return
+    config = _config(settings, env, algorithm, [f"seed={seed}"] if seed is not None else [])
+    _run(config, out or _new_folder(config))
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Under a minute: every part runs, little is learned.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.")] = None,
+    settings: SettingsArg = None,
+) -> None:
+    """The main job: from an untrained model to an agent that does household tasks, on two CPU cores.
+
+    Ends with exit code 1 where the 95 % interval of the gain includes 0 (not with --smoke).
+    """
+    config = _config(["smoke" if smoke else "household", *(settings or [])], None, None, [f"seed={seed}"])
+    result = _run(config, out or _new_folder(config))
+    if not smoke and (result.gain is None or result.gain.low <= 0):
+        console.print("[red]The gain is not distinguishable from 0.[/red]")
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A run, a model folder or hub name, random, expert[:knowing].")],
+    env: EnvOption = None,
+    split: Annotated[str | None, typer.Option(help="Panel of tasks; default: the run's test split.")] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="The first N tasks only.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Episodes per task; pass@k needs k of them.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
+    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+    slots: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 64,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option()] = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the report as JSON here.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Success rate on a fixed panel, with its 95 % interval, per task type, and pass@k."""
+    from rich.progress import Progress
+
+    from turnwise.display import report_table
+    from turnwise.experiment import evaluate as run_evaluation
+
+    if checkpoint not in ("last", "best"):
+        raise ValueError(f"--checkpoint is last or best, got {checkpoint!r}")
+    _quiet()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("episodes", total=None)
+        report = run_evaluation(
+            target,
+            env=env,
+            split=split,
+            tasks=tasks,
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            checkpoint="best" if checkpoint == "best" else "last",
+            num_slots=slots,
+            seed=seed,
+            device=device,
+            on_episode=lambda _: progress.advance(bar),
+        )
+    if out is not None:
+        out.write_text(report.as_json())
+    if as_json:
+        typer.echo(report.as_json())
+    else:
+        console.print(report_table(report))
+
+
+@app.command()
+def play(
+    env: Annotated[str, typer.Argument(help="gymnasium id.")] = "turnwise/Household-v0",
+    agent: Annotated[str, typer.Option(help="human, expert, expert:knowing, random.")] = "human",
+    split: Annotated[str, typer.Option(help="Panel of tasks.")] = "train",
+    task: Annotated[int, typer.Option(min=0, help="Number of the task in its panel.")] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Play one episode: you at the terminal, the expert, or a random agent."""
+    from turnwise.play import play as run_play
+
+    run_play(console, env, agent, split, task, seed)
+
+
+@app.command()
+def envs() -> None:
+    """List the environments: splits, task types, what each offers."""
+    from turnwise.play import envs_table
+
+    console.print(envs_table())
+
+
+@app.command()
+def configs() -> None:
+    """List the shipped configurations."""
+    from turnwise.config import config_folder, shipped_configs
+
+    for name in shipped_configs():
+        first = (config_folder() / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
+        console.print(f"[bold]{name:<12}[/bold] {first}", highlight=False)
+
+
+@app.command()
+def settings(section: Annotated[str, typer.Argument(help="Such as optimizer or warmstart; all without.")] = "") -> None:
+    """Every setting of a run: its default and what it means."""
+    from turnwise.play import settings_table
+
+    console.print(settings_table(section))
+
+
+@app.command()
+def warmstart(
+    settings: SettingsArg = None,
+    env: EnvOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Clone anew even if the cache holds this model.")] = False,
+) -> None:
+    """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
+    from turnwise.display import LiveDisplay
+    from turnwise.warmstart import warmstart as run_warmstart
+
+    config = _config(settings, env, None, [])
+    _quiet()
+    import torch
+
+    torch.set_num_threads(config.threads)
+    with LiveDisplay(console, 0, "turnwise warmstart") as display:
+        display.stage("clone")
+        folder = run_warmstart(config, display.cloning, fresh=fresh)
+    console.print(f"model: {folder}", highlight=False)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="The peft adapter alone, not merged weights.")] = False,
+    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+) -> None:
+    """Write a run's policy as a merged Hugging Face folder, or as its adapter."""
+    from turnwise.experiment import export as run_export
+
+    if checkpoint not in ("last", "best"):
+        raise ValueError(f"--checkpoint is last or best, got {checkpoint!r}")
+    _quiet()
+    folder = run_export(run, to, adapter=adapter, checkpoint="best" if checkpoint == "best" else "last")
+    console.print(f"{'adapter' if adapter else 'merged model'}: {folder}", highlight=False)
+
+
+@bench_app.command("env")
+def bench_env(
+    env: Annotated[str, typer.Argument(help="gymnasium id.")] = "turnwise/Household-v0",
+    games: Annotated[int, typer.Option(min=1, help="Different tasks to play.")] = 100,
+    seconds: Annotated[float, typer.Option(min=0.1, help="CPU seconds to measure for.")] = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Steps per second on one core: random admissible actions through gymnasium.make, admissible list included."""
+    from dataclasses import asdict
+
+    from turnwise.envs.bench import bench
+
+    _print_bench(asdict(bench(num_games=games, seconds=seconds, env_id=env)), as_json)
+
+
+@bench_app.command("rollout")
+def bench_rollout(
+    against: Annotated[str, typer.Option(help="generate: re-prefilling with transformers' generate().")] = "generate",
+    short: Annotated[bool, typer.Option(help="Also measure 6-12 turns (without a bar).")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """The engine's CPU time against ``generate()`` every turn: same scripted episodes, same model, one thread."""
+    from dataclasses import asdict
+
+    from turnwise.bench.rollout import bench_rollout as run_bench
+
+    if against != "generate":
+        raise ValueError(f"--against knows generate, got {against!r}")
+    _quiet()
+    result = run_bench()
+    numbers = {**asdict(result), "ratio": result.ratio}
+    if short:
+        numbers["ratio_6_12_turns"] = run_bench(num_episodes=16, turns=(6, 12)).ratio
+    _print_bench(numbers, as_json)
+
+
+def _print_bench(numbers: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    for name, value in numbers.items():
+        console.print(f"{name:<20} {value:.4g}" if isinstance(value, float) else f"{name:<20} {value}", highlight=False)
+    if as_json:
+        typer.echo(json.dumps(numbers))
+
+
+def _config(given: list[str] | None, env: str | None, algorithm: str | None, more: list[str]) -> RunConfig:
+    """The first word without ``=`` names the configuration; the rest are settings."""
+    from turnwise.config import load_config
+
+    words = list(given or [])
+    name = words.pop(0) if words and "=" not in words[0] else None
+    return load_config(name, [*words, *more], env=env, algorithm=algorithm)
+
+
+def _new_folder(config: RunConfig) -> Path:
+    world = config.env.id.rpartition("/")[2].lower()
+    kind = str(getattr(config.algorithm, "type", type(config.algorithm).__name__)).replace(":", "-")
+    stem = f"{world}-{kind}-s{config.seed}"
+    number = next(n for n in range(1, 10_000) if not (Path("runs") / f"{stem}-{n}").exists())
+    return Path("runs") / f"{stem}-{number}"
+
+
+def _run(config: RunConfig | None, folder: Path) -> Result:
+    """Train (or, without a configuration, resume) under the display; the closing table."""
+    from turnwise.display import LiveDisplay, result_table, sparkline
+    from turnwise.experiment import resume, train
+    from turnwise.rundir import RunDirectory
+
+    _quiet()
+    shown = config or RunDirectory.open(folder).config()
+    title = f"turnwise · {shown.env.id} · {getattr(shown.algorithm, 'type', '')} · seed {shown.seed}"
+    with LiveDisplay(console, shown.num_updates, title) as display:
+        result = train(config, folder, display) if config is not None else resume(folder, display)
+    if result.after:
+        console.print(result_table(result))
+    curve = [line["success"] for line in RunDirectory.open(folder).metrics() if line["success"] is not None]
+    if curve:
+        console.print(f"training success  {sparkline(curve)}  {curve[0]:.2f} → {curve[-1]:.2f}", highlight=False)
+    if result.gain is not None:
+        gain = result.gain
+        console.print(
+            f"gain, paired by task: [bold]{100 * gain.value:+.1f} points[/bold] "
+            f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] over {gain.num} tasks",
+            highlight=False,
+        )
+    console.print(f"run: {folder}   ({result.seconds:.0f} s)", highlight=False)
+    return result
+
+
+def _quiet() -> None:
+    """Loading bars and notices of the model library are noise here."""
+    import warnings
+
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
+    try:
+        app()
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

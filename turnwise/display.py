@@ -1,0 +1,230 @@
+"""What a person sees while a run works: a live panel on a terminal, plain lines elsewhere; tables at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from turnwise.cloning import Progress as Cloning
+from turnwise.evaluation import Report
+from turnwise.experiment import Result
+from turnwise.statistics import Estimate
+from turnwise.trajectory import Trajectory
+
+_BARS = "▁▂▃▄▅▆▇█"
+_STAGES = {
+    "clone": "Warm start: cloning the expert",
+    "measure": "Measuring on the test panel",
+    "train": "Training",
+}
+
+
+def sparkline(values: Sequence[float], width: int = 60, low: float = 0.0, high: float = 1.0) -> str:
+    """Values as bars between ``low`` and ``high``; longer series are averaged into ``width`` bars."""
+    if not values:
+        return ""
+    per_bar = max(1.0, len(values) / width)
+    bars = []
+    for i in range(min(width, len(values))):
+        part = values[int(i * per_bar) : max(int((i + 1) * per_bar), int(i * per_bar) + 1)]
+        share = (sum(part) / len(part) - low) / max(high - low, 1e-12)
+        bars.append(_BARS[min(len(_BARS) - 1, max(0, int(share * len(_BARS))))])
+    return "".join(bars)
+
+
+class LiveDisplay:
+    """An observer of a run. Use as a context manager."""
+
+    def __init__(self, console: Console, num_updates: int, title: str) -> None:
+        self.console, self.num_updates, self.title = console, num_updates, title
+        self.started = time.perf_counter()
+        self.stage_name = ""
+        self.curve: list[float] = []
+        self.evaluations: list[tuple[int, float]] = []
+        self.latest: dict[str, Any] = {}
+        self.recent: deque[bool] = deque(maxlen=256)
+        self.episodes = 0
+        self._cloning: Cloning | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=36),
+            MofNCompleteColumn(),
+            TextColumn("·"),
+            TimeElapsedColumn(),
+            TextColumn("· left"),
+            TimeRemainingColumn(),
+        )
+        self._bar = self._progress.add_task("updates", total=num_updates, start=False)
+        self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
+        self._plain = not console.is_terminal
+
+    def __enter__(self) -> LiveDisplay:
+        if not self._plain:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if not self._plain:
+            self._live.__exit__(*error)
+
+    def stage(self, name: str) -> None:
+        self.stage_name = name
+        if name == "train":
+            self._progress.start_task(self._bar)
+        self._say(f"[bold]{_STAGES.get(name, name)}[/bold]")
+
+    def cloning(self, progress: Cloning) -> None:
+        fresh = self._cloning is None or progress.success != self._cloning.success
+        self._cloning = progress
+        if fresh and progress.success is not None:
+            self._say(
+                f"  {progress.tokens:>9,} tokens  loss {progress.loss:.3f}  sampled success {progress.success:.2f}"
+            )
+
+    def episode(self, trajectory: Trajectory) -> None:
+        self.episodes += 1
+        if trajectory.success is not None:
+            self.recent.append(trajectory.success)
+
+    def update(self, record: dict[str, Any]) -> None:
+        self.latest = record
+        done = record["update"] + 1
+        self._progress.update(self._bar, completed=done)
+        self.curve.append(record["success"] if record["success"] is not None else record["reward"])
+        if "eval_success" in record:
+            self.evaluations.append((done, record["eval_success"]))
+            self._say(self._line(record))
+
+    def report(self, report: Report) -> None:
+        if report.success is not None:
+            self._say(f"  {report.name:<8} success {estimate_text(report.success)}, {report.success.num} tasks")
+
+    def render(self) -> RenderableType:
+        """The live panel as it is now."""
+        if self.stage_name == "clone" and self._cloning is not None:
+            return Panel(self._cloning_text(self._cloning), title=self.title, border_style="cyan")
+        if not self.latest:
+            return Panel(
+                Text(f"{_STAGES.get(self.stage_name, 'Starting')} …  {self.episodes} episodes"),
+                title=self.title,
+            )
+        record, seconds = self.latest, self.latest["seconds"]
+        rate = record["sampled_tokens"] / max(seconds["collect"], 1e-9)
+        table = Table.grid(padding=(0, 3))
+        for _ in range(4):
+            table.add_column(justify="left")
+        table.add_row(
+            _cell("success", record["success"]),
+            _cell("reward", record["reward"]),
+            _cell("entropy", record["entropy"], "nats"),
+            _cell("invalid", record["invalid_share"]),
+        )
+        table.add_row(
+            _cell("turns", record["turns"], digits=1),
+            _cell("grad norm", record["grad_norm"]),
+            _cell("KL", record["kl_behaviour"], "nats", digits=4),
+            Text(f"{rate:,.0f} sampled tokens/s"),
+        )
+        evaluations = "  ".join(f"{n}: {value:.2f}" for n, value in self.evaluations[-6:])
+        parts: list[RenderableType] = [
+            self._progress,
+            table,
+            Text("success  " + sparkline(self.curve), style="green"),
+        ]
+        if evaluations:
+            parts.append(Text(f"validation  {evaluations}", style="cyan"))
+        return Panel(Group(*parts), title=self.title, border_style="cyan")
+
+    def _cloning_text(self, progress: Cloning) -> RenderableType:
+        success = "–" if progress.success is None else f"{progress.success:.2f}"
+        return Text(
+            f"cloning the expert   {progress.tokens:,} tokens   loss {progress.loss:.3f} nats   "
+            f"sampled success {success}   {progress.cpu_s:.0f} CPU s"
+        )
+
+    def _line(self, record: dict[str, Any]) -> str:
+        return (
+            f"  update {record['update'] + 1:>4}/{self.num_updates}  success {record['success'] or 0:.2f}  "
+            f"validation {record['eval_success']:.2f}  entropy {record['entropy']:.3f}  "
+            f"invalid {record['invalid_share']:.2f}  {time.perf_counter() - self.started:.0f} s"
+        )
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False)
+
+
+def _cell(name: str, value: float | None, unit: str = "", digits: int = 3) -> Text:
+    shown = "–" if value is None else f"{value:.{digits}f}"
+    return Text.assemble((f"{name} ", "dim"), (shown, "bold"), (f" {unit}" if unit else "", "dim"))
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """``73.8 % [68.1, 78.8]``."""
+    return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def result_table(result: Result) -> Table:
+    """Before and after on the same panel: overall sampled and greedy, then sampled per task type."""
+    table = Table(title="Success on unseen tasks, with 95 % intervals", title_justify="left")
+    table.add_column("")
+    table.add_column("episodes", justify="right")
+    table.add_column("before")
+    table.add_column("after")
+    for name in result.after:
+        _row(table, f"[bold]{name}[/bold]", result.before.get(name), result.after[name])
+    sampled_before, sampled_after = result.before.get("sampled"), result.after.get("sampled")
+    if sampled_after is not None:
+        table.add_section()
+        for kind, after in sampled_after.per_type.items():
+            before = sampled_before.per_type.get(kind) if sampled_before else None
+            table.add_row(kind, str(after.num), estimate_text(before) if before else "", estimate_text(after))
+    return table
+
+
+def _row(table: Table, name: str, before: Report | None, after: Report) -> None:
+    if after.success is None:
+        shown = f"{before.mean_return:.3f}" if before else ""
+        table.add_row(f"{name} (mean return)", str(sum(map(len, after.outcomes))), shown, f"{after.mean_return:.3f}")
+        return
+    shown = estimate_text(before.success) if before and before.success else ""
+    table.add_row(name, str(sum(map(len, after.outcomes))), shown, estimate_text(after.success))
+
+
+def report_table(report: Report) -> Table:
+    """One evaluation: success overall and per type, pass@k, and what the episodes were like."""
+    table = Table(title=f"{report.name} on {report.env} {report.split}", title_justify="left")
+    table.add_column("")
+    table.add_column("episodes", justify="right")
+    table.add_column("success (95 % interval)")
+    episodes = sum(map(len, report.outcomes))
+    if report.success is None:
+        table.add_row("mean return", str(episodes), f"{report.mean_return:.3f}")
+    else:
+        table.add_row("[bold]all[/bold]", str(episodes), estimate_text(report.success))
+        for kind, estimate in report.per_type.items():
+            table.add_row(kind, str(estimate.num), estimate_text(estimate))
+    table.add_section()
+    for k, value in report.pass_at.items():
+        if k > 1:
+            table.add_row(f"pass@{k}", str(episodes), f"{100 * value:.1f} %")
+    table.add_row("turns", "", f"{report.mean_turns:.1f}")
+    table.add_row("invalid actions", "", f"{100 * report.invalid_share:.1f} %")
+    if report.errors:
+        table.add_row("[red]failed episodes (left out)[/red]", str(report.errors), "")
+    return table

@@ -1,0 +1,219 @@
+"""Whole jobs, as the command line and Python call them: train, resume, evaluate, export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from turnwise.agents.collector import Collector, OnEpisode, SuccessRule
+from turnwise.agents.engine import SlotEngine
+from turnwise.agents.policy import Policy, load_model
+from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.agents.scripted import Agent, RandomAgent, expert_of
+from turnwise.config import EnvConfig, PretrainedModelConfig, RunConfig
+from turnwise.envs.tasks import TextEnv, make_env, maker, panel
+from turnwise.evaluation import Report, evaluate_agent, evaluate_policy, write_json
+from turnwise.rundir import CheckpointName, RunDirectory
+from turnwise.statistics import Estimate, paired_difference
+from turnwise.trainer import Observer, Silent, Trainer
+from turnwise.warmstart import warmstart
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run reached. ``gain`` is paired by task on the test panel; None where there was no test panel."""
+
+    path: Path
+    before: dict[str, Report]
+    after: dict[str, Report]
+    gain: Estimate | None
+    seconds: float
+
+
+def train(config: RunConfig, out: str | Path, observer: Observer | None = None) -> Result:
+    """Make a run in ``out``: warm start, measure, train, measure. Raises ValueError for what cannot be run."""
+    observer = observer or Silent()
+    began = time.perf_counter()
+    torch.set_num_threads(config.threads)
+    make_env(config.env.id, **config.env.kwargs)  # a wrong world is found before a folder is made
+    run = RunDirectory.create(out, config)
+    if config.warmstart is not None:
+        observer.stage("clone")
+        shutil.copytree(warmstart(config, observer.cloning), run.model_path)
+    trainer = Trainer(config, run, load_policy(run), observer)
+    observer.stage("measure")
+    before = trainer.final()
+    write_json(run.evaluation_path, {"before": _plain(before)})
+    trainer.save("last")
+    return _finish(trainer, before, began)
+
+
+def resume(path: str | Path, observer: Observer | None = None) -> Result:
+    """Continue a run after its last checkpoint, to the same numbers as an unbroken one."""
+    observer = observer or Silent()
+    began = time.perf_counter()
+    run = RunDirectory.open(path)
+    torch.set_num_threads(run.config().threads)
+    if not run.has("last"):
+        raise ValueError(f"{run.path} stopped before training began and has no checkpoint: start a new run")
+    run.cut(run.load("last").update)
+    trainer = Trainer(run.config(), run, load_policy(run), observer)
+    trainer.load("last")
+    return _finish(trainer, _read_reports(run), began)
+
+
+def _finish(trainer: Trainer, before: dict[str, Report], began: float) -> Result:
+    trainer.observer.stage("train")
+    while trainer.finished < trainer.config.num_updates:
+        trainer.step()
+    if trainer.config.keep_checkpoint == "best" and trainer.run.has("best"):
+        trainer.load("best")
+    trainer.observer.stage("measure")
+    after = trainer.final()
+    gain = None
+    if before and after:
+        gain = paired_difference(before["sampled"].outcomes, after["sampled"].outcomes)
+    measured = {"before": _plain(before), "after": _plain(after), "gain": asdict(gain) if gain else None}
+    write_json(trainer.run.evaluation_path, measured)
+    return Result(trainer.run.path, before, after, gain, time.perf_counter() - began)
+
+
+def load_policy(run: RunDirectory, checkpoint: CheckpointName | None = None) -> Policy:
+    """The policy of a run: its base model with fresh adapters, or as a checkpoint left it."""
+    config = run.config()
+    pretrained = config.model if isinstance(config.model, PretrainedModelConfig) else None
+    if run.model_path.exists():
+        path: str | Path = run.model_path
+    elif pretrained is not None:
+        path = pretrained.path
+    else:
+        raise ValueError(f"{run.path} has no model folder: its warm start did not finish; start a new run")
+    model, tokenizer = load_model(path, dtype=pretrained.dtype if pretrained else "float32", device=config.device)
+    policy = Policy(
+        model,
+        tokenizer,
+        lora=config.lora,
+        seed=config.seed,
+        gradient_checkpointing=pretrained.gradient_checkpointing if pretrained else False,
+    )
+    if checkpoint is not None:
+        saved = run.load(checkpoint)
+        policy.load_trainable_state(saved.policy_tensors())
+        policy.sync(saved.update)
+    return policy
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    env: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    split: str | None = None,
+    tasks: int | None = None,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    checkpoint: CheckpointName = "last",
+    agent: AgentConfig | None = None,
+    num_slots: int = 64,
+    device: str = "cpu",
+    seed: int = 0,
+    on_episode: OnEpisode | None = None,
+) -> Report:
+    """Success on a fixed panel: every task ``samples`` times, in panel order.
+
+    ``target`` is a run folder, a model folder or hub name, ``random``, or ``expert:searching`` / ``expert:knowing``.
+    A run brings its own environment, agent settings and test split; elsewhere ``env`` is needed. ``temperature`` 0 is
+    greedy. Raises ValueError for a target, environment or split that is not there.
+    """
+    run = RunDirectory.open(target) if (Path(target) / "config.yaml").is_file() else None
+    config = run.config() if run else None
+    same_env = config is not None and (env is None or env == config.env.id)
+    where = config.env if config is not None and same_env else EnvConfig(id=env or EnvConfig().id)
+    if env_kwargs:
+        where = where.model_copy(update={"kwargs": {**where.kwargs, **env_kwargs}})
+    world = make_env(where.id, **where.kwargs)
+    split = split or (config.eval.test_split if config is not None and same_env else None) or "test"
+    whole = panel(world, split)
+    chosen = whole if tasks is None else whole[:tasks]
+    rule = SuccessRule(where.success_threshold)
+    scripted = scripted_agent(str(target), world)
+    if scripted is not None:
+        report, _ = evaluate_agent(
+            world,
+            scripted,
+            chosen,
+            name=str(target),
+            samples=samples,
+            success=rule,
+            on_episode=on_episode,
+        )
+        return report
+    settings = agent or (config.agent if config else AgentConfig())
+    policy = load_policy(run, checkpoint) if run else Policy.load(target, lora=None, device=device)
+    chat = ChatFormat(policy.tokenizer, settings.system)
+    engine = SlotEngine(
+        policy.sampler, num_slots=num_slots, max_length=settings.max_context_tokens, end_ids=chat.end_ids
+    )
+    collector = Collector(maker(where.id, **where.kwargs), engine, chat, settings, success=rule)
+    report, _ = evaluate_policy(
+        collector,
+        chosen,
+        name=str(target),
+        temperature=temperature,
+        samples=samples,
+        max_tokens=settings.max_reply_tokens,
+        top_p=top_p,
+        top_k=top_k,
+        key=(1 << 41) + seed,
+        on_episode=on_episode,
+    )
+    return report
+
+
+def scripted_agent(name: str, env: TextEnv) -> Any:
+    """A factory ``seed -> Agent`` for ``random``, ``expert`` and ``expert:KIND``; None for any other name."""
+    if name == "random":
+        return RandomAgent
+    kind, _, which = name.partition(":")
+    if kind != "expert":
+        return None
+
+    def make(seed: int) -> Agent:
+        return expert_of(env, which or "searching", seed)
+
+    return make
+
+
+def export(path: str | Path, out: str | Path, *, adapter: bool = False, checkpoint: CheckpointName = "last") -> Path:
+    """Write a run's policy as an ordinary Hugging Face folder, or as its peft ``adapter`` alone.
+
+    Raises ValueError where the run or checkpoint is missing, or ``out`` is a folder with something in it.
+    """
+    target = Path(out)
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"{target} is not empty: export writes a new folder")
+    policy = load_policy(RunDirectory.open(path), checkpoint)
+    if adapter:
+        policy.save_adapter(target)
+    else:
+        policy.save_merged(target)
+    return target
+
+
+def _plain(reports: dict[str, Report]) -> dict[str, Any]:
+    return {name: asdict(report) for name, report in reports.items()}
+
+
+def _read_reports(run: RunDirectory) -> dict[str, Report]:
+    if not run.evaluation_path.exists():
+        return {}
+    raw = json.loads(run.evaluation_path.read_text()).get("before", {})
+    return {name: Report.from_plain(report) for name, report in raw.items()}

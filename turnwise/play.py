@@ -1,0 +1,99 @@
+"""What the command line shows of worlds and settings: an episode played, the lists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import gymnasium
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.table import Table
+
+from turnwise.agents.scripted import Agent, HumanAgent, play_episode
+from turnwise.envs.interface import Info
+from turnwise.envs.tasks import make_env, panel
+from turnwise.experiment import scripted_agent
+from turnwise.trajectory import Turn
+
+_WORLDS = {
+    "turnwise/Household-v0": "generated household games, three sizes; no download",
+    "turnwise/ALFWorld-v0": "the official ALFWorld text games, exact; set ALFWORLD_DATA",
+}
+
+
+def play(console: Console, env_id: str, agent: str, split: str, task: int, seed: int) -> None:
+    """One episode on the console. Raises ValueError for an unknown agent, split or task."""
+    env = make_env(env_id)
+    tasks = panel(env, split)
+    if task >= len(tasks):
+        raise ValueError(f"split {split!r} has {len(tasks)} tasks: --task is at most {len(tasks) - 1}")
+    shown: Agent
+    if agent == "human":
+        shown = HumanAgent(lambda observation, info: _ask(console, observation, info))
+    else:
+        factory = scripted_agent(agent, env)
+        if factory is None:
+            raise ValueError(f"unknown agent {agent!r}: expected human, expert, expert:knowing or random")
+        shown = factory(seed)
+    try:
+        played = play_episode(env, shown, tasks[task])
+    except (EOFError, KeyboardInterrupt):
+        console.print("\nstopped")
+        return
+    if agent != "human":
+        for turn in played.turns:
+            _show(console, turn)
+    verdict = {True: "[green]success[/green]", False: "[red]no success[/red]", None: "over"}[played.success]
+    console.print(f"{verdict} after {len(played.turns)} turns, total reward {played.total_reward:g}")
+
+
+def _show(console: Console, turn: Turn) -> None:
+    console.print(turn.observation, markup=False, highlight=False)
+    console.print(f"[bold cyan]>[/bold cyan] {turn.action}", highlight=False)
+
+
+def _ask(console: Console, observation: str, info: Info) -> str:
+    console.print(observation, markup=False, highlight=False)
+    while True:
+        action = console.input("[bold cyan]>[/bold cyan] ")
+        if action.strip() != "?":
+            return action
+        console.print("  " + "\n  ".join(info.get("admissible_actions", ["(this world does not list them)"])))
+
+
+def envs_table() -> Table:
+    """Registered turnwise worlds, with splits and sizes where their data is at hand."""
+    table = Table(title="Environments", title_justify="left")
+    for column in ("id", "what", "splits (tasks)"):
+        table.add_column(column, overflow="fold")
+    for env_id in sorted(name for name in gymnasium.registry if name.startswith("turnwise/")):
+        table.add_row(env_id, _WORLDS.get(env_id, ""), _splits(env_id))
+    table.caption = "your own: register it with gymnasium and say --env your_module:Your/Env-v0"
+    return table
+
+
+def _splits(env_id: str) -> str:
+    try:
+        env = make_env(env_id)
+    except ValueError:
+        data = os.environ.get("ALFWORLD_DATA")
+        return "data not found" if data is None else f"no games in {Path(data)}"
+    names = getattr(getattr(env.unwrapped, "source", None), "splits", ())
+    return ", ".join(f"{name} ({len(panel(env, name)):,})" for name in names)
+
+
+def settings_table(section: str) -> Table:
+    """Name, default and meaning of the settings whose name starts with ``section``."""
+    from turnwise.config import RunConfig, settings_of
+
+    table = Table(title="Settings", title_justify="left")
+    for column in ("setting", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    found = [(name, info) for name, info in settings_of(RunConfig) if name.startswith(section) and info.description]
+    if not found:
+        raise ValueError(f"no settings under {section!r}: try env, model, lora, agent, warmstart, optimizer, eval")
+    for name, info in found:
+        default = "required" if info.default is PydanticUndefined else str(info.default)
+        table.add_row(name, default, info.description)
+    return table
