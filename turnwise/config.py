@@ -27,8 +27,8 @@ from turnwise.agents.policy import DType, LoRAConfig
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scratch import ScratchModelConfig
 from turnwise.algorithms.optimizer import OptimizerConfig
-from turnwise.algorithms.recipe import Settings
-from turnwise.algorithms.registry import resolve
+from turnwise.algorithms.recipe import RunInfo, Settings
+from turnwise.algorithms.registry import build, resolve
 from turnwise.cloning import WarmstartConfig
 
 
@@ -116,13 +116,23 @@ class RunConfig(_Section):
         """``"grpo"``, ``{"type": "grpo", ...}``, or ``module:recipe`` from outside."""
         if isinstance(value, Settings):
             return value
-        given = {"type": value} if isinstance(value, str) else dict(value)
-        if "type" not in given:
-            raise ValueError("algorithm needs a type, such as grpo or epo")
+        given = {"type": value} if isinstance(value, str) else value
+        if not isinstance(given, Mapping) or "type" not in given:
+            raise ValueError("algorithm is a name, such as grpo or epo, or a section with a `type:`")
+        given = dict(given)
         algorithm = resolve(str(given["type"]))
         if "type" not in algorithm.config.model_fields:
             given.pop("type")
         return algorithm.config.model_validate(given)
+
+    def _check_algorithm(self) -> None:
+        """The algorithm fits the rollouts, and what it needs is there."""
+        recipe = build(self.algorithm, RunInfo(self.num_updates, self.rollout.group_size, self.seed))
+        if self.lora is None and any("reference" in stream.needs for stream in recipe.streams):
+            raise ValueError(
+                f"algorithm {recipe.name!r} compares with a frozen reference policy, which is the model with its adapters "
+                "off: with lora=null there is none. Set kl_coef=0, or keep LoRA"
+            )
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -138,6 +148,7 @@ class RunConfig(_Section):
             )
         if self.env.split == self.eval.split and self.eval.every:
             raise ValueError(f"env.split and eval.split are both {self.env.split!r}: choose two")
+        self._check_algorithm()
         if self.agent.context == "full" and self.agent.window != AgentConfig().window:
             raise ValueError("agent.window is set, but agent.context=full does not use it: set agent.context=window")
         return self
@@ -277,23 +288,22 @@ def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
     names = _setting_names()
     shown = ".".join(part for part in place if part not in ("scratch", "pretrained"))
     if problem["type"] == "extra_forbidden":
-        prefix = shown.rpartition(".")[0]
-        siblings = [n for n in names if n.rpartition(".")[0] == prefix]
-        near = difflib.get_close_matches(place[-1], [n.rpartition(".")[2] for n in siblings], n=1, cutoff=0.5)
-        if near:
-            hint = f" Did you mean {f'{prefix}.{near[0]}' if prefix else near[0]!r}?"
-        else:
-            elsewhere = [n for n in names if n.rpartition(".")[2] == place[-1]]
-            hint = (
-                f" Did you mean {elsewhere[0]!r}?"
-                if elsewhere
-                else f" Known here: {', '.join(n.rpartition('.')[2] for n in siblings)}."
-            )
-        return f"Unknown setting {shown!r}.{hint}"
+        return f"Unknown setting {shown!r}.{_nearest(shown, names)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("value_error", "model_type", "union_tag_invalid", "union_tag_not_found"):
         return f"{shown}: {message}" if shown else message
     return f"{shown}: {message}; got {problem['input']!r}"
+
+
+def _nearest(wrong: str, names: list[str]) -> str:
+    """A hint: the same name in another section, else the nearest in this one, else what this section knows."""
+    section, _, leaf = wrong.rpartition(".")
+    elsewhere = [name for name in names if name.rpartition(".")[2] == leaf]
+    here = [name for name in names if name.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(wrong, here, n=1, cutoff=0.6)
+    if elsewhere or near:
+        return f" Did you mean {(elsewhere or near)[0]!r}?"
+    return f" Known here: {', '.join(name.rpartition('.')[2] for name in here)}."
 
 
 def _setting_names() -> list[str]:

@@ -64,7 +64,7 @@ class Policy:
         self.tokenizer, self.lora = tokenizer, lora
         self.version, self.temperature = 0, 1.0
         self.sampler = _sharing_copy(model)
-        self.sampler.eval().requires_grad_(False)
+        self.sampler.eval()
         self._merged: list[tuple[Any, Any]] = []
         self.model = model if lora is None else self._with_adapters(model, lora, seed)
         self._base = model
@@ -233,8 +233,9 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
 
 
 def _sharing_copy(model: Any) -> Any:
-    """A copy of the modules over the same parameters and buffers: costs no memory."""
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    """A copy of the modules over the same memory, without gradients; what the optimizer writes, it reads."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, shared)
 
 

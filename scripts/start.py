@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""From a bare machine to a running turnwise: makes .venv beside this project, installs into it, and runs.
+
+    python3 scripts/start.py                 the demo (arguments follow: demo --seed 1, demo --smoke)
+    python3 scripts/start.py test            the tests (arguments follow: test -k engine)
+    python3 scripts/start.py check           format, lint, types and tests
+    python3 scripts/start.py run train ...   any turnwise command
+
+Needs python3 >= 3.11 with venv and pip, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+EXTRAS = {"demo": "", "run": "", "test": "[test]", "check": "[test,dev]"}
+
+
+def main() -> int:
+    job, *words = sys.argv[1:] or ["demo"]
+    if job in ("-h", "--help"):
+        say(__doc__ or "")
+        return 0
+    if job not in EXTRAS:
+        say(f"unknown job {job!r}: expected one of {', '.join(EXTRAS)}")
+        return 2
+    if sys.version_info < (3, 11):  # noqa: UP036  (this file runs before anything checks the version)
+        say(f"turnwise needs Python 3.11 or newer; this is {sys.version.split()[0]}")
+        return 2
+    install(EXTRAS[job])
+    python = str(BIN / "python")
+    tests = [python, "-m", "pytest", "-m", "not slow and not gpu", *words]
+    commands = {
+        "demo": [[python, "-m", "turnwise.cli", "demo", *words]],
+        "run": [[python, "-m", "turnwise.cli", *words]],
+        "test": [tests],
+        "check": [
+            [python, "-m", "ruff", "format", "--check", "."],
+            [python, "-m", "ruff", "check", "."],
+            [python, "-m", "mypy"],
+            tests,
+        ],
+    }
+    where = Path.cwd() if job in ("demo", "run") else ROOT
+    for command in commands[job]:
+        code = subprocess.run(command, cwd=where, check=False).returncode
+        if code:
+            return code
+    return 0
+
+
+def install(extras: str) -> None:
+    """Make the environment and install, unless it already holds this project with these requirements."""
+    content = (ROOT / "pyproject.toml").read_bytes() + (ROOT / "constraints.txt").read_bytes()
+    stamp = VENV / f"installed-{hashlib.sha256(content + extras.encode()).hexdigest()[:16]}"
+    if stamp.exists():
+        return
+    if not (BIN / "python").exists() and not (BIN / "python.exe").exists():
+        say(f"making {VENV}")
+        step(
+            [sys.executable, "-m", "venv", str(VENV)],
+            "python3 needs its venv module (Debian: apt install python3-venv)",
+        )
+    say(f"installing turnwise{extras} (PyTorch is large: the first time takes a while)")
+    command = [str(BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    step([*command, "-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}{extras}"], "installation failed")
+    stamp.touch()
+
+
+def step(command: list[str], advice: str) -> None:
+    if subprocess.run(command, check=False).returncode:
+        say(advice)
+        sys.exit(1)
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Collecting: what is recorded is what was sampled, in an order and with results that depend on the jobs alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models import tiny_model, tokenizer
+from tests.worlds import Faults
+from turnwise.agents.collector import Collector, Rollouts, SuccessRule, jobs_for
+from turnwise.agents.engine import Sampling, SlotEngine
+from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.algorithms.planning import GroupPlanner
+from turnwise.envs.tasks import make_env, maker, panel
+from turnwise.replay.batch import layout
+from turnwise.trajectory import Group, RolloutFinished, Trajectory, TurnFinished, group_by_task
+
+SAMPLING = Sampling(max_tokens=6)
+HOUSE = "turnwise/Household-v0"
+
+
+def collector(
+    env_id: str = "tests.worlds:tests/Echo-v0",
+    slots: int = 4,
+    rule: SuccessRule | None = None,
+    env: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Collector:
+    chat = ChatFormat(tokenizer())
+    config = AgentConfig(max_reply_tokens=6, **{"max_context_tokens": 512, **settings})
+    engine = SlotEngine(tiny_model(), num_slots=slots, max_length=config.max_context_tokens, end_ids=chat.end_ids)
+    return Collector(maker(env_id, **(env or {})), engine, chat, config, success=rule)
+
+
+def tasks(num: int, env_id: str = "tests.worlds:tests/Echo-v0", split: str = "train") -> list[Any]:
+    whole = panel(make_env(env_id), split)
+    return [whole[i] for i in range(num)]
+
+
+def same(first: list[Trajectory], second: list[Trajectory]) -> bool:
+    return all(
+        a.episode == b.episode
+        and [t.action_ids.tolist() for t in a.turns] == [t.action_ids.tolist() for t in b.turns]
+        and [t.observation for t in a.turns] == [t.observation for t in b.turns]
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"context": "window"}])
+@pytest.mark.parametrize("env_id", ["tests.worlds:tests/Echo-v0", HOUSE])
+def test_results_do_not_depend_on_the_number_of_slots(env_id: str, settings: dict[str, Any]) -> None:
+    jobs = jobs_for(tasks(3, env_id), samples=2, key=5)
+    few = collector(env_id, slots=1, **settings).collect(jobs, SAMPLING)
+    many = collector(env_id, slots=6, **settings).collect(jobs, SAMPLING)
+    assert same(few, many)
+    assert [t.episode for t in few] == [job.episode for job in jobs]
+    other = collector(env_id, slots=6, **settings).collect(jobs_for(tasks(3, env_id), 2, key=6), SAMPLING)
+    assert [t.turns[0].action_ids.tolist() for t in other] != [t.turns[0].action_ids.tolist() for t in many]
+
+
+@pytest.mark.parametrize(("context", "rows"), [("full", 4), ("window", 12)])
+def test_recorded_tokens_give_the_recorded_logprobs(context: str, rows: int) -> None:
+    played = collector(context=context).collect(jobs_for(tasks(2), 2, 0), SAMPLING)
+    batch = layout(group_by_task(played))
+    assert len(batch) == rows
+    model = tiny_model()
+    with torch.no_grad():
+        for row, length in enumerate(batch.lengths.tolist()):
+            ids = batch.tokens[row, :length]
+            full = torch.log_softmax(model(ids[None]).logits[0], -1)[:-1].gather(-1, ids[1:, None])[:, 0]
+            mask = batch.action_mask[row, 1:length]
+            torch.testing.assert_close(full[mask], batch.behaviour_logprobs[row, 1:length][mask], atol=1e-4, rtol=0)
+
+
+def test_replies_are_decoded_and_sampled_ids_are_kept() -> None:
+    (played,) = collector().collect(jobs_for(tasks(1), 1, 0), SAMPLING)
+    chat = ChatFormat(tokenizer())
+    for turn in played.turns:
+        assert chat.decode(turn.action_ids) == turn.reply
+        assert len(turn.action_ids) == len(turn.logprobs) == len(turn.entropies) <= 6
+    assert [turn.continues for turn in played.turns] == [False, True, True]
+    assert played.rewards == [0.0, 0.0, 1.0]
+    assert played.end == "terminated"
+
+
+def test_success_is_never_guessed() -> None:
+    jobs = jobs_for(tasks(1), 1, 0)
+    assert collector().collect(jobs, SAMPLING)[0].success is None
+    assert collector(rule=SuccessRule(0.5)).collect(jobs, SAMPLING)[0].success is True
+    assert collector(rule=SuccessRule(1.5)).collect(jobs, SAMPLING)[0].success is False
+    (house,) = collector(HOUSE, max_context_tokens=2048).collect(jobs_for(tasks(1, HOUSE), 1, 0), SAMPLING)
+    assert house.success is False
+    assert house.end_reason == "turns"
+
+
+def test_a_full_context_ends_the_episode_or_opens_a_fresh_one() -> None:
+    jobs = jobs_for(tasks(1), 1, 0)
+    (ended,) = collector(max_context_tokens=40).collect(jobs, SAMPLING)
+    assert (ended.end, ended.end_reason) == ("truncated", "context")
+    assert len(ended.turns) < 3
+    (restarted,) = collector(max_context_tokens=40, on_overflow="restart").collect(jobs, SAMPLING)
+    assert restarted.end == "terminated"
+    assert [turn.continues for turn in restarted.turns].count(False) > 1
+    (never,) = collector(HOUSE, max_context_tokens=32).collect(jobs_for(tasks(1, HOUSE), 1, 0), SAMPLING)
+    assert (len(never.turns), never.end_reason) == (0, "context")
+
+
+def test_a_failing_world_is_retried_once_and_then_recorded_as_an_error() -> None:
+    jobs = jobs_for(tasks(2), 2, 0)
+    sound = collector().collect(jobs, SAMPLING)
+    Faults.left = 1
+    assert same(sound, collector(env={"fail_at": 1}).collect(jobs, SAMPLING)), "the retry has the same seed"
+    Faults.left = 2
+    played = collector(env={"fail_at": 1}, slots=1).collect(jobs, SAMPLING)
+    assert [t.end for t in played] == ["error", "terminated", "terminated", "terminated"]
+    assert played[0].end_reason == "RuntimeError: the simulator died"
+    assert played[0].success is None
+    assert same(sound[1:], played[1:])
+
+
+@pytest.mark.parametrize("env_id", ["tests.worlds:tests/Echo-v0", HOUSE])
+@pytest.mark.parametrize("context", ["full", "window"])
+def test_a_fork_shares_its_past_and_goes_its_own_way(env_id: str, context: str) -> None:
+    made = Rollouts(collector(env_id, context=context), SAMPLING, key=3)
+    first = made.start(tasks(1, env_id)[0], 0)
+    copies, finished = [], {}
+    for event in made.events():
+        if isinstance(event, TurnFinished) and event.rollout == first and event.turn == 1:
+            copies.append(made.fork(first, 2))
+        if isinstance(event, RolloutFinished):
+            finished[event.rollout] = event.trajectory
+    parent, child = finished[first], finished[copies[0]]
+    assert child.fork is not None
+    assert (child.fork.parent, child.fork.turn) == (parent.episode, 2)
+    assert [t.action_ids.tolist() for t in child.turns[:2]] == [t.action_ids.tolist() for t in parent.turns[:2]]
+    assert child.turns[2].observation == parent.turns[2].observation
+    assert child.turns[2].prompt_ids.tolist() == parent.turns[2].prompt_ids.tolist()
+    assert child.turns[2].action_ids.tolist() != parent.turns[2].action_ids.tolist()
+    batch, model = layout([Group(child.task, (child,))]), tiny_model()
+    with torch.no_grad():
+        row = batch.tokens[:1, : int(batch.lengths[0])]
+        full = torch.log_softmax(model(row).logits[0], -1)[:-1].gather(-1, row[0, 1:, None])[:, 0]
+    mask = batch.action_mask[0, 1 : row.shape[1]]
+    np.testing.assert_allclose(full[mask], batch.behaviour_logprobs[0, 1 : row.shape[1]][mask], atol=1e-4)
+
+
+def test_a_world_that_does_not_repeat_itself_cannot_be_forked() -> None:
+    made = Rollouts(collector("tests.worlds:tests/Drifting-v0"), SAMPLING)
+    first = made.start(tasks(1, "tests.worlds:tests/Drifting-v0")[0], 0)
+    ends = {}
+    for event in made.events():
+        if isinstance(event, TurnFinished) and event.rollout == first and event.turn == 1:
+            made.fork(first, 2)
+        if isinstance(event, RolloutFinished):
+            ends[event.rollout] = event.trajectory
+    assert ends[first].end == "terminated"
+    assert "did not repeat itself" in ends[1].end_reason
+
+
+def test_a_stopped_rollout_gives_no_trajectory_and_frees_its_slot() -> None:
+    source = collector(slots=1)
+    made = Rollouts(source, SAMPLING)
+    numbers = [made.start(task, 0) for task in tasks(3)]
+    finished = []
+    for event in made.events():
+        if isinstance(event, TurnFinished) and event.rollout == numbers[0]:
+            made.stop(numbers[0])
+        if isinstance(event, RolloutFinished):
+            finished.append(event.rollout)
+    assert finished == numbers[1:]
+    assert source.engine.num_free == 1  # type: ignore[attr-defined]
+
+
+def test_group_planner_drives_it() -> None:
+    played = GroupPlanner(3).plan(tasks(2), Rollouts(collector(), SAMPLING, key=1))
+    assert [(t.task.index, t.sample) for t in played] == [(i, s) for i in (0, 1) for s in range(3)]

@@ -1,0 +1,134 @@
+"""Behaviour cloning: what is learned, what is left out, and that it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models import TINY, tokenizer
+from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.agents.scratch import new_model, set_phrases, train_tokenizer
+from turnwise.cloning import Cloner, Demonstration, WarmstartConfig, cloning_loss, demonstrate, demonstrations, rows_of
+from turnwise.config import load_config
+from turnwise.envs.tasks import make_env, panel
+from turnwise.warmstart import warmstart_key
+
+AGENT = AgentConfig()
+SHOWN = Demonstration(
+    observations=("You arrive at cabinet 1.", "On the cabinet 1, you see a mug 2.", "ok"),
+    admissible=(None, None, None),
+    actions=("go to drawer 1", "look", "go to drawer 2"),
+    learn=(True, False, True),
+    success=True,
+)
+
+
+def test_only_the_expert_s_actions_are_learned() -> None:
+    chat = ChatFormat(tokenizer())
+    (row,) = rows_of(SHOWN, chat, AGENT, "", observation_weight=0.0)
+    learned = tokenizer().decode(row.ids[row.weights == 1.0])
+    assert learned == "go to drawer 1<|end|>go to drawer 2<|end|>"
+    (row,) = rows_of(SHOWN, chat, AGENT, "", observation_weight=0.25)
+    noise = tokenizer().decode(row.ids[row.weights == 0.0])
+    assert noise == "look<|end|>", "noise stays in the context, unlearned"
+    assert set(row.weights) == {0.0, 0.25, 1.0}
+
+
+def test_windowed_agents_clone_one_row_a_turn() -> None:
+    chat = ChatFormat(tokenizer())
+    rows = rows_of(SHOWN, chat, AgentConfig(context="window"), "", 0.0)
+    assert [tokenizer().decode(row.ids[row.weights == 1.0]) for row in rows] == [
+        "go to drawer 1<|end|>",
+        "",
+        "go to drawer 2<|end|>",
+    ]
+
+
+def test_demonstrations_show_recoveries_and_are_reproducible() -> None:
+    env = make_env("turnwise/Household-v0")
+    config = WarmstartConfig(noise=0.4)
+    tasks = panel(env, "demonstrations")
+    shown = [demonstrate(env, tasks[i], config, seed=i) for i in range(40)]
+    assert [demonstrate(env, tasks[i], config, seed=i) for i in range(40)] == shown
+    noisy = [not learn for each in shown for learn in each.learn]
+    assert 0.3 < np.mean(noisy) < 0.5
+    assert not any(action == "help" for each in shown for action in each.actions)
+    source = demonstrations(env, config, seed=0)
+    assert all(next(source).success for _ in range(30))
+
+
+def test_the_loss_is_the_weighted_cross_entropy() -> None:
+    chat = ChatFormat(tokenizer())
+    rows = rows_of(SHOWN, chat, AGENT, "", 0.3) * 2
+    model = new_model(TINY, tokenizer(), seed=0)
+    total, weight = 0.0, 0.0
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.from_numpy(row.ids.astype(np.int64))
+            full = torch.log_softmax(model(ids[None]).logits[0], -1)[:-1].gather(-1, ids[1:, None])[:, 0]
+            total -= float((full * torch.from_numpy(row.weights[1:])).sum())
+            weight += float(row.weights[1:].sum())
+        assert abs(float(cloning_loss(model, rows)) - total / weight) < 1e-5
+
+
+@pytest.mark.parametrize("muon_lr", [0.02, 0.0])
+def test_cloning_learns_a_demonstration_by_heart(muon_lr: float) -> None:
+    chat = ChatFormat(tokenizer())
+    model = new_model(TINY, tokenizer(), seed=0)
+    rows = rows_of(SHOWN, chat, AGENT, "", 0.0)
+    cloner = Cloner(model, WarmstartConfig(muon_lr=muon_lr, warmup_steps=5, average_steps=5))
+    first = cloner.step(rows)
+    for _ in range(100):
+        last = cloner.step(rows)
+    assert last < 0.05 < first
+    cloner.finish()
+    with torch.no_grad():
+        assert float(cloning_loss(model, rows)) < 0.1, "the averaged weights know it too"
+
+
+def test_averaged_weights_are_lent_and_taken_back() -> None:
+    model = new_model(TINY, tokenizer(), seed=0)
+    cloner = Cloner(model, WarmstartConfig())
+    rows = rows_of(SHOWN, ChatFormat(tokenizer()), AGENT, "", 0.1)
+    for _ in range(3):
+        cloner.step(rows)
+    own = [p.clone() for p in model.parameters()]
+    with cloner.averaged():
+        assert any(not torch.equal(p, o) for p, o in zip(model.parameters(), own, strict=True))
+    assert all(torch.equal(p, o) for p, o in zip(model.parameters(), own, strict=True))
+
+
+def test_set_phrases_leave_names_alone() -> None:
+    env = make_env("turnwise/Household-v0")
+    source = demonstrations(env, WarmstartConfig(), seed=0)
+    texts: list[str] = []
+    for _ in range(60):
+        shown = next(source)
+        texts += [*shown.observations, *shown.actions]
+    phrases = set_phrases(texts, 30, min_count=20)
+    assert "You arrive at" in phrases
+    assert not any(any(c.isdigit() for c in phrase) for phrase in phrases)
+    plain, short = train_tokenizer(texts, 700), train_tokenizer(texts, 700, 30)
+    lengths = [sum(len(t.encode(text)) for text in texts) for t in (plain, short)]
+    assert lengths[1] < 0.8 * lengths[0]
+    for text in texts[:50]:
+        assert short.decode(short.encode(text)) == text
+
+
+def test_the_cache_key_follows_what_matters() -> None:
+    def key(*settings: str) -> str:
+        return warmstart_key(load_config("household", settings))
+
+    assert key() == key("num_updates=3", "optimizer.lr=1e-5", "algorithm=grpo")
+    different = [key(s) for s in ("seed=1", "warmstart.noise=0.3", "model.num_layers=2", "agent.max_reply_tokens=9")]
+    assert len({key(), *different}) == 5
+
+
+def test_a_world_without_an_expert_says_so(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match=r"has no expert: demonstrations need an `expert\(kind, seed=\)` method"):
+        next(
+            demonstrations(make_env("tests.worlds:tests/Echo-v0"), WarmstartConfig(split="train", stop_split="test"), 0)
+        )

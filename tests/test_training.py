@@ -1,0 +1,242 @@
+"""The loop on a tiny model: runs are reproducible, resumable, guarded, and complete on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import turnwise
+from turnwise.config import RunConfig, load_config
+from turnwise.envs.interface import Panel
+from turnwise.experiment import evaluate, export, load_policy, resume, train
+from turnwise.replay.store import TrajectoryReader
+from turnwise.rundir import RunDirectory
+from turnwise.trainer import DisagreementError, Silent, Trainer, prove_disjoint
+from turnwise.trajectory import Task
+from turnwise.warmstart import warmstart
+
+TINY = [
+    "model.hidden_size=32",
+    "model.head_dim=16",
+    "model.ffn_size=48",
+    "warmstart.max_tokens=20000",
+    "warmstart.tokenizer_episodes=40",
+    "agent.max_reply_tokens=8",
+    "rollout.num_tasks=2",
+    "rollout.group_size=3",
+    "eval.every=2",
+    "eval.tasks=4",
+    "eval.test_tasks=6",
+    "num_updates=4",
+    "checkpoint_every=1",
+    "optimizer.num_minibatches=2",
+    "algorithm.base.drop_uniform_groups=false",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One warm start for the whole module, in a cache of its own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TURNWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+def config(*settings: str) -> RunConfig:
+    return load_config("smoke", [*TINY, *settings])
+
+
+class StopError(Exception):
+    """Stands for a crash."""
+
+
+class StopAfter(Silent):
+    """Stops a run once some updates are logged."""
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+
+    def update(self, record: dict[str, Any]) -> None:
+        if record["update"] + 1 == self.updates:
+            raise StopError
+
+
+def timeless(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunDirectory.open(run).metrics()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run of four updates."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    train(config(), path)
+    return path
+
+
+def test_a_run_is_complete_on_disk(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert names == {
+        "config.yaml",
+        "run.json",
+        "model",
+        "metrics.jsonl",
+        "trajectories.jsonl.gz",
+        "checkpoints",
+        "evaluation.json",
+    }
+    assert RunDirectory.open(whole).config() == config()
+    lines = timeless(whole)
+    assert [line["update"] for line in lines] == [0, 1, 2, 3]
+    assert all(line["agreement/max_abs"] <= 1e-4 and line["agreement/num_tokens"] > 0 for line in lines)
+    assert ["eval_success" in line for line in lines] == [False, True, False, True]
+    measured = json.loads((whole / "evaluation.json").read_text())
+    assert set(measured) == {"before", "after", "gain"}
+    assert measured["before"]["sampled"]["panel_hash"] == measured["after"]["sampled"]["panel_hash"]
+    assert len(measured["after"]["greedy"]["outcomes"]) == 6
+    stored = list(TrajectoryReader(whole / "trajectories.jsonl.gz"))
+    assert len(stored) == 4 * 2 * 3
+    assert len({t.adapter_hash for t in stored}) == len({t.policy_version for t in stored}) == 4
+    assert not [path for path in whole.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")], "no pickle anywhere"
+
+
+def test_the_same_seed_gives_the_same_run(whole: Path, tmp_path: Path) -> None:
+    train(config(), tmp_path / "again")
+    assert timeless(tmp_path / "again") == timeless(whole)
+
+
+@pytest.mark.parametrize("crash", [1, 3])
+def test_resuming_repeats_the_unbroken_run_to_the_bit(whole: Path, tmp_path: Path, crash: int) -> None:
+    broken = tmp_path / "broken"
+    with pytest.raises(StopError):
+        train(config(), broken, StopAfter(crash))
+    resume(broken)
+    assert timeless(broken) == timeless(whole)
+    ours, theirs = RunDirectory.open(broken).load("last"), RunDirectory.open(whole).load("last")
+    assert ours.state == theirs.state
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
+    name = "trajectories.jsonl.gz"
+
+    def episodes(path: Path) -> list[Any]:
+        return [(t.episode, t.adapter_hash, [turn.action for turn in t.turns]) for t in TrajectoryReader(path / name)]
+
+    assert episodes(broken) == episodes(whole)
+
+
+def test_a_damaged_checkpoint_is_named(whole: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    with pytest.raises(StopError):
+        train(config(), broken, StopAfter(2))
+    tensors = broken / "checkpoints" / "last" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-4] + b"\0\1\2\3")
+    with pytest.raises(ValueError, match="does not match its checksum"):
+        resume(broken)
+
+
+def test_runs_that_are_not_there_or_are_there_already(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a folder with config\.yaml"):
+        resume(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(config(), whole)
+    with pytest.raises(ValueError, match="Did you mean 'turnwise/Household-v0'"):
+        train(config("env.id=turnwise/Hausehold-v0"), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def trainer(path: Path, *settings: str) -> Trainer:
+    made = config(*settings)
+    run = RunDirectory.create(path, made)
+    import shutil
+
+    shutil.copytree(warmstart(made), run.model_path)
+    return Trainer(made, run, load_policy(run), Silent())
+
+
+def test_a_sampler_with_other_weights_stops_the_run(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run")
+    made.step()
+    _, target = made.policy._merged[0]
+    with torch.no_grad():
+        target.weight.add_(0.05)  # the sampler drifts away from what its hash says
+    with pytest.raises(DisagreementError, match="disagree on the log-probs"):
+        made.step()
+
+
+def test_a_sampler_that_was_not_synchronised_stops_the_run(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run")
+    made.collector.adapter_hash = "stale"
+    with pytest.raises(DisagreementError, match="not synchronised"):
+        made.step()
+
+
+def test_each_pass_over_the_tasks_takes_every_task_once(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run")
+    made.tasks = [Task("env", "train", i, str(i)) for i in range(5)]
+    made._order = (-1, None)
+    drawn = [task.index for update in range(5) for task in made.tasks_of(update)]
+    assert sorted(drawn[:5]) == sorted(drawn[5:]) == [0, 1, 2, 3, 4]
+    assert drawn[:5] != drawn[5:]
+
+
+def test_overlapping_panels_are_refused() -> None:
+    def tasks(split: str, *keys: str) -> Panel:
+        return Panel("env", split, tuple(Task("env", split, i, key) for i, key in enumerate(keys)))
+
+    prove_disjoint(tasks("train", "a", "b"), tasks("validation", "c"), tasks("test", "d"))
+    with pytest.raises(ValueError, match="task b is also a training task"):
+        prove_disjoint(tasks("train", "a", "b"), tasks("test", "b"))
+    with pytest.raises(ValueError, match="panels must be disjoint"):
+        prove_disjoint(tasks("train", "a"), tasks("validation", "c"), tasks("test", "c"))
+
+
+def test_evaluation_of_a_run_repeats_the_run_s_own(whole: Path, tmp_path: Path) -> None:
+    measured = json.loads((whole / "evaluation.json").read_text())["after"]["sampled"]
+    again = evaluate(whole, tasks=6)
+    assert again.panel_hash == measured["panel_hash"]
+    assert [list(task) for task in again.outcomes] == measured["outcomes"]
+    assert again.mean_turns == measured["mean_turns"]
+    merged = export(whole, tmp_path / "merged")
+    elsewhere = evaluate(merged, env="turnwise/Household-v0", tasks=6, agent=config().agent)
+    assert elsewhere.outcomes == again.outcomes
+    assert elsewhere.mean_action_tokens == again.mean_action_tokens
+    export(whole, tmp_path / "adapter", adapter=True)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    with pytest.raises(ValueError, match="is not empty"):
+        export(whole, merged)
+
+
+def test_several_samples_give_pass_at_k(whole: Path) -> None:
+    report = turnwise.evaluate("expert", env="turnwise/Household-v0", tasks=6, samples=4)
+    assert report.pass_at == {1: 1.0, 2: 1.0, 4: 1.0}
+    assert report.success is not None
+    assert report.success.value == 1.0
+    assert evaluate(whole, tasks=2, samples=2, temperature=0.7, top_p=0.9).samples == 2
+
+
+def test_grpo_without_lora_and_with_a_windowed_context(tmp_path: Path) -> None:
+    settings = ["algorithm={type: grpo, kl_coef: 0, drop_uniform_groups: false}", "lora=null", "agent.context=window", "num_updates=1"]
+    result = train(config(*settings), tmp_path / "run")
+    (line,) = timeless(result.path)
+    assert line["num_rows"] > line["num_trajectories"]
+    assert line["agreement/max_abs"] <= 1e-4
+
+
+def test_a_third_party_s_world_trains_without_any_change(tmp_path: Path, whole: Path) -> None:
+    settings = [
+        "env={id: 'tests.worlds:tests/Echo-v0', success_threshold: 0.5}",
+        f"model={{path: {whole / 'model'}}}",
+        "warmstart=null",
+        "algorithm={type: grpo}",
+        "num_updates=1",
+    ]
+    result = train(config(*settings), tmp_path / "run")
+    success = result.after["sampled"].success
+    assert success is not None
+    assert success.value == 1.0
+    assert result.gain is not None
+    assert result.gain.value == 0.0
