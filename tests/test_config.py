@@ -117,3 +117,13 @@ def test_any_value_is_accepted_or_refused_with_a_sentence(value: Any, section: s
     raw = {**BASE, section: value} if section else value if isinstance(value, dict) else {"x": value}
     with contextlib.suppress(ValueError):  # any other exception would reach the user as a traceback
         parse_config(raw)
+
+
+def test_an_algorithm_from_outside_is_named_by_its_module() -> None:
+    config = load_config("household", ["algorithm.cost=0.02"], algorithm="tests.outside:recipe")
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    assert build(config.algorithm, RunInfo(1, 4)).name == "brisk"
+    with pytest.raises(ValueError, match="algorithm"):
+        load_config("household", ["algorithm.coast=0.02"], algorithm="tests.outside:recipe")
+    with pytest.raises(ValueError, match="cannot be imported"):
+        load_config("household", algorithm="tests.outside:nothing")

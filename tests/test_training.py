@@ -219,7 +219,12 @@ def test_several_samples_give_pass_at_k(whole: Path) -> None:
 
 
 def test_grpo_without_lora_and_with_a_windowed_context(tmp_path: Path) -> None:
-    settings = ["algorithm={type: grpo, kl_coef: 0, drop_uniform_groups: false}", "lora=null", "agent.context=window", "num_updates=1"]
+    settings = [
+        "algorithm={type: grpo, kl_coef: 0, drop_uniform_groups: false}",
+        "lora=null",
+        "agent.context=window",
+        "num_updates=1",
+    ]
     result = train(config(*settings), tmp_path / "run")
     (line,) = timeless(result.path)
     assert line["num_rows"] > line["num_trajectories"]

@@ -1,8 +1,8 @@
 """Behaviour cloning: a policy good enough for reinforcement learning to improve, from a world's expert.
 
-The expert plays tasks of the demonstration split; with probability ``noise`` a random admissible action is played
-in its place, so that the demonstrations show recoveries. Cloned are the expert's actions alone; noise stays in
-the context, unlearned, and observations count a little (they teach the words).
+The expert plays tasks of the demonstration split; with probability ``noise`` another action is played in its
+place, admissible or not any more, so that the demonstrations show recoveries from both. Cloned are the expert's
+actions alone; noise stays in the context, unlearned, and observations count a little (they teach the words).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from turnwise.agents.attention import PackedPlan, packed_positions
 from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
 from turnwise.agents.scripted import TextEnv, expert_of
+from turnwise.envs.interface import CanBeOverruled
 from turnwise.envs.tasks import panel, start
 from turnwise.trajectory import Task
 
@@ -33,6 +34,9 @@ class WarmstartConfig(BaseModel):
     expert: str = Field("searching", description="which expert demonstrates")
     split: str = Field("demonstrations", description="split whose tasks are demonstrated")
     noise: float = Field(0.2, ge=0, le=1, description="share of turns at which a random action is played")
+    noise_stale: float = Field(
+        0.5, ge=0, le=1, description="share of the noise drawn from actions that were admissible earlier, not now"
+    )
     noise_excludes: tuple[str, ...] = Field(
         ("help",), description="actions that noise never plays (long texts without consequence)"
     )
@@ -40,7 +44,7 @@ class WarmstartConfig(BaseModel):
     only_successes: bool = Field(True, description="leave failed demonstrations out")
     batch_episodes: int = Field(16, ge=1, description="demonstrations per optimizer step")
     max_tokens: int = Field(4_000_000, ge=1, description="tokens of demonstrations to see at most")
-    observation_weight: float = Field(0.2, ge=0, description="loss weight of observation tokens (actions: 1)")
+    observation_weight: float = Field(0.1, ge=0, description="loss weight of observation tokens (actions: 1)")
     muon_lr: float = Field(0.02, ge=0, description="Muon's rate on weight matrices; 0: AdamW for all")
     adamw_lr: float = Field(4e-3, gt=0, description="AdamW's rate on embeddings and norms")
     average_steps: int = Field(
@@ -98,15 +102,24 @@ def demonstrate(env: TextEnv, task: Task, config: WarmstartConfig, seed: int) ->
     observation, info = start(env, task, seed % 2**31)
     expert = expert_of(env, config.expert, seed % 2**31 if config.expert_jitter else 0)
     expert.begin(observation, info)
+    known: dict[str, None] = {}  # every action seen admissible so far, in order
     observations, admissible, actions, learn = [], [], [], []
     ended = False
     while not ended:
         action = expert.act(observation, info)
         choices = [a for a in info.get("admissible_actions") or () if a not in config.noise_excludes]
         noisy = bool(rng.random() < config.noise) and bool(choices)
+        stale = [a for a in known if a not in choices]
+        known.update(dict.fromkeys(choices))
+        if noisy and stale and rng.random() < config.noise_stale:
+            choices = stale
         observations.append(observation)
         admissible.append(info.get("admissible_actions"))
-        actions.append(choices[int(rng.integers(len(choices)))] if noisy else action)
+        if noisy:
+            action = choices[int(rng.integers(len(choices)))]
+            if isinstance(expert, CanBeOverruled):
+                expert.overrule(action)
+        actions.append(action)
         learn.append(not noisy)
         observation, _, terminated, truncated, info = env.step(actions[-1])
         ended = terminated or truncated

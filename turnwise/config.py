@@ -120,18 +120,15 @@ class RunConfig(_Section):
         if not isinstance(given, Mapping) or "type" not in given:
             raise ValueError("algorithm is a name, such as grpo or epo, or a section with a `type:`")
         given = dict(given)
-        algorithm = resolve(str(given["type"]))
-        if "type" not in algorithm.config.model_fields:
-            given.pop("type")
-        return algorithm.config.model_validate(given)
+        return resolve(str(given["type"])).config.model_validate(given)
 
     def _check_algorithm(self) -> None:
         """The algorithm fits the rollouts, and what it needs is there."""
         recipe = build(self.algorithm, RunInfo(self.num_updates, self.rollout.group_size, self.seed))
         if self.lora is None and any("reference" in stream.needs for stream in recipe.streams):
             raise ValueError(
-                f"algorithm {recipe.name!r} compares with a frozen reference policy, which is the model with its adapters "
-                "off: with lora=null there is none. Set kl_coef=0, or keep LoRA"
+                f"algorithm {recipe.name!r} compares with a frozen reference policy, which is the model with its "
+                "adapters off: with lora=null there is none. Set kl_coef=0, or keep LoRA"
             )
 
     @model_validator(mode="after")

@@ -7,9 +7,10 @@ import importlib
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, create_model
 
 from turnwise.algorithms import epo, grpo
 from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
@@ -49,6 +50,7 @@ def build(config: Settings, run: RunInfo) -> Recipe:
     return resolve(str(getattr(config, "type", ""))).recipe(config, run)
 
 
+@cache  # one class for one name: equal settings compare equal
 def _imported(name: str) -> Algorithm:
     """``module:recipe``; the annotation of the function's first parameter gives the configuration class."""
     module_name, _, attribute = name.partition(":")
@@ -63,4 +65,7 @@ def _imported(name: str) -> Algorithm:
             f"Algorithm {name!r}: expected a function recipe(config: C, run: RunInfo) -> Recipe whose C is a "
             f"subclass of turnwise.algorithms.recipe.Settings; got {function!r}"
         )
+    if "type" not in config.model_fields:  # so that a stored configuration says where its recipe is
+        named: type[Settings] = create_model(config.__name__, __base__=config, type=(str, name))
+        return Algorithm(name, named, function)
     return Algorithm(name, config, function)

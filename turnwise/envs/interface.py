@@ -102,6 +102,13 @@ class Expert(Protocol):
 
 
 @runtime_checkable
+class CanBeOverruled(Protocol):
+    """An expert that wants to know when another action than its own was played."""
+
+    def overrule(self, action: str) -> None: ...
+
+
+@runtime_checkable
 class HasExpert(Protocol):
     """``kind`` "knowing" sees the state, "searching" sees what a player sees."""
 

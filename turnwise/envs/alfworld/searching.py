@@ -158,6 +158,8 @@ class Belief:
 
     def _explain(self, last: str) -> None:
         """Why did ``last`` do nothing? A place that cannot be gone to is at this spot already."""
+        if not last:
+            return
         words = last.split()
         target = " ".join(words[-2:])
         if last.startswith("go to "):
@@ -227,6 +229,10 @@ class SearchingExpert:
         else:
             self._last = self._plan(info)
         return self._last
+
+    def overrule(self, action: str) -> None:
+        """Another command was played: if it does nothing, that is no news about the expert's own."""
+        self._last = ""
 
     @staticmethod
     def _verbs(info: dict[str, Any]) -> set[str]:

@@ -1,0 +1,31 @@
+"""An algorithm from outside, as a user would write it: GRPO with a bonus for short episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import Field
+
+from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.grpo import recipe as grpo
+from turnwise.algorithms.planning import Scorer
+from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
+from turnwise.algorithms.rewards import RewardTable
+from turnwise.trajectory import Trajectory
+
+
+class BriskConfig(Settings):
+    cost: float = Field(0.01, ge=0, description="Taken for every turn.")
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCost:
+    cost: float
+
+    def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable:
+        return replace(rewards, own=tuple(tuple(r - self.cost for r in row) for row in rewards.own))
+
+
+def recipe(config: BriskConfig, run: RunInfo) -> Recipe:
+    return grpo(GRPOConfig(kl_coef=0.0), run).with_shaper(TurnCost(config.cost)).named("brisk")
