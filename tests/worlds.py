@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Text
 
 
@@ -49,6 +50,54 @@ class Drifting(Echo):
         return f"{observation} {Drifting.count}", *rest  # type: ignore[return-value]
 
 
-for _id, _entry in {"tests/Echo-v0": Echo, "tests/Drifting-v0": Drifting}.items():
+class Cue(gymnasium.Env[str, str]):
+    """Three turns; each shows a cabinet's number, and the drawer of the same number is the right answer.
+
+    Rewards 1/3 for each right answer; success is all three. Its expert guesses every second time: a perfect clone is
+    right in 5 of 8 turns and succeeds in a quarter of its episodes. Everything above that is learned from reward.
+    """
+
+    observation_space = Text(100)
+    action_space = Text(100)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.right: list[bool] = []
+        return self._show()
+
+    def _show(self) -> tuple[str, dict[str, Any]]:
+        self.number = int(self.np_random.integers(1, 5))
+        return f"You arrive at cabinet {self.number}.", self._info()
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "admissible_actions": [f"go to drawer {i}" for i in range(1, 5)],
+            "success": len(self.right) == 3 and all(self.right),
+        }
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self.right.append(action == f"go to drawer {self.number}")
+        over = len(self.right) == 3
+        observation = "" if over else self._show()[0]
+        return observation, self.right[-1] / 3, over, False, self._info()
+
+    def expert(self, kind: str = "searching", *, seed: int = 0) -> Any:
+        return _HalfGuess(seed)
+
+
+class _HalfGuess:
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def begin(self, observation: str, info: dict[str, Any]) -> None:
+        pass
+
+    def act(self, observation: str, info: dict[str, Any]) -> str:
+        if self.rng.random() < 0.5:
+            return f"go to drawer {observation[-2]}"
+        return str(self.rng.choice(info["admissible_actions"]))
+
+
+for _id, _entry in {"tests/Echo-v0": Echo, "tests/Drifting-v0": Drifting, "tests/Cue-v0": Cue}.items():
     if _id not in gymnasium.registry:
         gymnasium.register(_id, _entry, disable_env_checker=True)

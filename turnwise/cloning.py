@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +46,6 @@ class WarmstartConfig(BaseModel):
     observation_weight: float = Field(0.1, ge=0, description="loss weight of observation tokens (actions: 1)")
     muon_lr: float = Field(0.02, ge=0, description="Muon's rate on weight matrices; 0: AdamW for all")
     adamw_lr: float = Field(4e-3, gt=0, description="AdamW's rate on embeddings and norms")
-    average_steps: int = Field(
-        40,
-        ge=1,
-        description="optimizer steps that the averaged weights reach back; 1: the last weights alone",
-    )
     warmup_steps: int = Field(30, ge=0, description="optimizer steps of linear warm-up")
     tokenizer_episodes: int = Field(400, ge=1, description="demonstrations whose text trains a scratch tokenizer")
     stop_success: float | None = Field(
@@ -98,9 +92,10 @@ Measure = Callable[[Any, Any], float]
 
 def demonstrate(env: TextEnv, task: Task, config: WarmstartConfig, seed: int) -> Demonstration:
     """One episode of the expert with noise."""
-    rng = np.random.default_rng(seed)
-    observation, info = start(env, task, seed % 2**31)
-    expert = expert_of(env, config.expert, seed % 2**31 if config.expert_jitter else 0)
+    # Three streams: a world and its expert with equal generators would not be independent.
+    rng, world_seed, expert_seed = np.random.default_rng([seed, 0]), _draw(seed, 1), _draw(seed, 2)
+    observation, info = start(env, task, world_seed)
+    expert = expert_of(env, config.expert, expert_seed if config.expert_jitter else 0)
     expert.begin(observation, info)
     known: dict[str, None] = {}  # every action seen admissible so far, in order
     observations, admissible, actions, learn = [], [], [], []
@@ -140,7 +135,7 @@ def demonstrations(env: TextEnv, config: WarmstartConfig, seed: int) -> Iterator
         order = np.random.default_rng([seed, passes]).permutation(len(tasks))
         found = False
         for place in order:
-            shown = demonstrate(env, tasks[int(place)], config, seed=int(seed * 1_000_003 + passes * 7919 + place))
+            shown = demonstrate(env, tasks[int(place)], config, seed=_draw(seed, passes, int(place)))
             if shown.success or not config.only_successes:
                 found = True
                 yield shown
@@ -149,6 +144,11 @@ def demonstrations(env: TextEnv, config: WarmstartConfig, seed: int) -> Iterator
                 f"the {config.expert} expert won none of the {len(tasks)} tasks of {config.split!r}: nothing to clone"
             )
         passes += 1
+
+
+def _draw(*entropy: int) -> int:
+    """A seed in [0, 2**31) that looks nothing like its neighbours'."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,6 @@ class Cloner:
             self.optimizers.append(
                 torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.0, adjust_lr_fn="original")
             )
-        self._average = {n: p.detach().clone() for n, p in model.named_parameters()}
         self._peaks = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.steps = 0
 
@@ -213,37 +212,7 @@ class Cloner:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        self._follow()
         return float(loss.detach())
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the average towards the present weights; over the first steps it is a plain mean."""
-        share = max(1.0 / self.config.average_steps, 2.0 / (self.steps + 1))
-        for name, parameter in self.model.named_parameters():
-            self._average[name].lerp_(parameter, share)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model with its averaged weights: smoother and better than any single step's."""
-        own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
-        self._put(self._average)
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self._put(own)
-            self.model.train()
-
-    def finish(self) -> None:
-        """Leave the averaged weights in the model."""
-        self._put(self._average)
-        self.model.eval()
-
-    @torch.no_grad()
-    def _put(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(weights[name])
 
 
 def cloning_loss(model: Any, rows: Sequence[CloningRow]) -> Tensor:
@@ -302,12 +271,13 @@ def clone(
         seen += sum(len(row.ids) for row in rows)
         if config.stop_success is not None and measure is not None and seen - checked >= config.check_every:
             checked = seen
-            with cloner.averaged():
-                success = measure(model, tokenizer)
+            model.eval()
+            success = measure(model, tokenizer)
+            model.train()
         progress = Progress(seen, config.max_tokens, smooth, success, time.process_time() - began)
         if on_progress is not None:
             on_progress(progress)
         if success is not None and config.stop_success is not None and success >= config.stop_success:
             break
-    cloner.finish()
+    model.eval()
     return progress

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field, create_model
 
@@ -66,6 +66,5 @@ def _imported(name: str) -> Algorithm:
             f"subclass of turnwise.algorithms.recipe.Settings; got {function!r}"
         )
     if "type" not in config.model_fields:  # so that a stored configuration says where its recipe is
-        named: type[Settings] = create_model(config.__name__, __base__=config, type=(str, name))
-        return Algorithm(name, named, function)
+        config = cast(type[Settings], create_model(config.__name__, __base__=config, type=(str, name)))
     return Algorithm(name, config, function)
