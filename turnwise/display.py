@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -49,11 +49,13 @@ def sparkline(values: Sequence[float], width: int = 60, low: float = 0.0, high: 
 
 
 class LiveDisplay:
-    """An observer of a run. Use as a context manager."""
+    """An observer of a run. Use as a context manager. ``clock`` gives seconds."""
 
-    def __init__(self, console: Console, num_updates: int, title: str) -> None:
+    def __init__(
+        self, console: Console, num_updates: int, title: str, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.console, self.num_updates, self.title = console, num_updates, title
-        self.started = time.perf_counter()
+        self.clock, self.started = clock, clock()
         self.stage_name = ""
         self.curve: list[float] = []
         self.evaluations: list[tuple[int, float]] = []
@@ -69,6 +71,7 @@ class LiveDisplay:
             TimeElapsedColumn(),
             TextColumn("· left"),
             TimeRemainingColumn(),
+            get_time=clock,
         )
         self._bar = self._progress.add_task("updates", total=num_updates, start=False)
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
@@ -161,8 +164,8 @@ class LiveDisplay:
     def _line(self, record: dict[str, Any]) -> str:
         return (
             f"  update {record['update'] + 1:>4}/{self.num_updates}  success {record['success'] or 0:.2f}  "
-            f"validation {record['eval_success']:.2f}  entropy {record['entropy']:.3f}  "
-            f"invalid {record['invalid_share']:.2f}  {time.perf_counter() - self.started:.0f} s"
+            f"validation {record['eval_success']:.2f}  entropy {record['entropy'] or 0:.3f}  "
+            f"invalid {record['invalid_share']:.2f}  {self.clock() - self.started:.0f} s"
         )
 
     def _say(self, line: str) -> None:

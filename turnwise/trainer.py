@@ -265,6 +265,7 @@ class Trainer:
             "sampled_tokens": sampled,
             "total_sampled_tokens": self.sampled_tokens,
             "adapter_hash": self.policy.adapter_hash,
+            "entropy": None,  # as_dict leaves out what was not measured
             **metrics.as_dict(),
         }
 

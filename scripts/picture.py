@@ -1,0 +1,39 @@
+"""The README's picture: ``python scripts/picture.py RUN OUT.svg`` draws a finished run as it looked two thirds through,
+and its closing table.
+"""
+
+import io
+import json
+import sys
+
+from rich.console import Console
+
+from turnwise.display import LiveDisplay, result_table
+from turnwise.evaluation import Report
+from turnwise.experiment import Result
+from turnwise.rundir import RunDirectory
+from turnwise.statistics import Estimate
+
+
+def main(folder: str, out: str) -> None:
+    run = RunDirectory.open(folder)
+    config, lines = run.config(), run.metrics()
+    console = Console(record=True, width=100, force_terminal=True, file=io.StringIO())
+    title = f"turnwise · {config.env.id} · {getattr(config.algorithm, 'type', '')} · seed {config.seed}"
+    seconds = [0.0]
+    display = LiveDisplay(console, config.num_updates, title, clock=lambda: seconds[0])
+    display.stage("train")
+    for line in lines[: 2 * len(lines) // 3]:
+        seconds[0] += sum(line["seconds"].values())
+        display.update(line)
+    measured = json.loads(run.evaluation_path.read_text())
+    before, after = (
+        {name: Report.from_plain(report) for name, report in measured[when].items()} for when in ("before", "after")
+    )
+    console.print(display.render())
+    console.print(result_table(Result(run.path, before, after, Estimate(**measured["gain"]), 0.0)))
+    console.save_svg(out, title="turnwise demo")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,113 @@
+"""Reports: what counts, what is left out, and that the display can show them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from turnwise.display import LiveDisplay, report_table, result_table, sparkline
+from turnwise.evaluation import Report, summarize
+from turnwise.experiment import Result
+from turnwise.statistics import paired_difference, wilson
+from turnwise.trajectory import Task, Trajectory, Turn
+
+TASKS = [Task("env", "test", i, f"key{i}", "clean" if i % 2 else "heat") for i in range(4)]
+
+
+def played(task: Task, success: bool | None, end: Any = "terminated", sample: int = 0) -> Trajectory:
+    ids, floats = np.array([1, 2], np.int32), np.array([0.5, 1.5], np.float32)
+    turn = Turn("seen", ids, False, ids, floats, floats, "go", "go", True, float(bool(success)))
+    return Trajectory(f"{task.index}-{sample}", task, 0, sample, (turn, turn), end, success, None)
+
+
+def report(outcomes: list[bool | None], samples: int = 1, ends: dict[int, str] | None = None) -> Report:
+    episodes = [
+        played(TASKS[i // samples], success, (ends or {}).get(i, "terminated"), i % samples)
+        for i, success in enumerate(outcomes)
+    ]
+    return summarize("agent", TASKS, episodes, samples=samples, temperature=1.0)
+
+
+def test_one_sample_a_task_gives_a_wilson_interval() -> None:
+    made = report([True, False, True, True])
+    assert made.success == wilson(3, 4)
+    assert made.per_type == {"clean": wilson(1, 2), "heat": wilson(2, 2)}
+    assert (made.mean_turns, made.mean_action_tokens, made.entropy) == (2.0, 4.0, 1.0)
+
+
+def test_failed_episodes_are_left_out_and_counted() -> None:
+    made = report([True, None, False, True], ends={1: "error"})
+    assert made.success == wilson(2, 3)
+    assert made.errors == 1
+    assert made.outcomes == ((1.0,), (), (0.0,), (1.0,))
+
+
+def test_several_samples_a_task_are_one_observation() -> None:
+    made = report([True, False, True, True, False, False, True, False], samples=2)
+    assert made.success is not None
+    assert (made.success.value, made.success.num) == (0.5, 4)
+    assert made.pass_at == {1: 0.5, 2: 0.75}
+
+
+def test_unknown_success_is_reported_as_return_alone() -> None:
+    made = report([None, None, None, None])
+    assert made.success is None
+    assert made.per_type == {}
+    assert made.outcomes == ((0.0,),) * 4
+
+
+def test_reports_survive_json_and_panels_are_identified() -> None:
+    made = report([True, False, True, True])
+    assert Report.from_plain(json.loads(made.as_json())) == made
+    assert report([False] * 4).panel_hash == made.panel_hash
+    other = summarize("agent", TASKS[:3], [played(t, True) for t in TASKS[:3]], samples=1, temperature=1.0)
+    assert other.panel_hash != made.panel_hash
+
+
+def test_tables_show_the_numbers(tmp_path: Any) -> None:
+    before, after = report([False, False, True, False]), report([True, False, True, True])
+    gain = paired_difference(before.outcomes, after.outcomes)
+    console = Console(record=True, width=120)
+    console.print(result_table(Result(tmp_path, {"sampled": before}, {"sampled": after}, gain, 1.0)))
+    console.print(report_table(after))
+    text = console.export_text()
+    assert "25.0 %" in text
+    assert "75.0 %" in text
+    assert "heat" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_display_follows_a_run(terminal: bool) -> None:
+    console = Console(record=True, width=120, force_terminal=terminal)
+    record = {
+        "update": 1,
+        "success": 0.5,
+        "reward": 0.5,
+        "entropy": None,
+        "invalid_share": 0.1,
+        "turns": 3.0,
+        "grad_norm": 0.1,
+        "kl_behaviour": 0.001,
+        "sampled_tokens": 1000,
+        "eval_success": 0.25,
+        "seconds": {"collect": 2.0, "update": 1.0, "evaluate": 0.0},
+    }
+    with LiveDisplay(console, 4, "title") as display:
+        display.stage("train")
+        display.episode(played(TASKS[0], True))
+        display.update(record)
+        console.print(display.render())
+    text = console.export_text()
+    assert "2/4" in text
+    assert "500 sampled tokens/s" in text
+    assert "0.25" in text
+
+
+def test_sparkline() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert len(sparkline([0.1] * 500, width=40)) == 40
