@@ -31,7 +31,7 @@ def main(folder: str, out: str) -> None:
         {name: Report.from_plain(report) for name, report in measured[when].items()} for when in ("before", "after")
     )
     console.print(display.render())
-    console.print(result_table(Result(run.path, before, after, Estimate(**measured["gain"]), 0.0)))
+    console.print(result_table(Result(run.path, before, after, Estimate(**measured["gain"]), 0.0, 0.0)))
     console.save_svg(out, title="turnwise demo")
 
 

@@ -72,7 +72,7 @@ def test_tables_show_the_numbers(tmp_path: Any) -> None:
     before, after = report([False, False, True, False]), report([True, False, True, True])
     gain = paired_difference(before.outcomes, after.outcomes)
     console = Console(record=True, width=120)
-    console.print(result_table(Result(tmp_path, {"sampled": before}, {"sampled": after}, gain, 1.0)))
+    console.print(result_table(Result(tmp_path, {"sampled": before}, {"sampled": after}, gain, 1.0, 1.0)))
     console.print(report_table(after))
     text = console.export_text()
     assert "25.0 %" in text

@@ -294,7 +294,7 @@ def _run(config: RunConfig | None, folder: Path) -> Result:
             f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] over {gain.num} tasks",
             highlight=False,
         )
-    console.print(f"run: {folder}   ({result.seconds:.0f} s)", highlight=False)
+    console.print(f"run: {folder}   ({result.seconds:.0f} s, {result.cpu_seconds:.0f} CPU s)", highlight=False)
     return result
 
 

@@ -27,19 +27,36 @@ from turnwise.warmstart import warmstart
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run reached. ``gain`` is paired by task on the test panel; None where there was no test panel."""
+    """What a run reached. ``gain`` is paired by task on the test panel; None where there was no test panel.
+
+    ``seconds`` (wall) and ``cpu_seconds`` (process) are of this call, warm start included.
+    """
 
     path: Path
     before: dict[str, Report]
     after: dict[str, Report]
     gain: Estimate | None
     seconds: float
+    cpu_seconds: float
+
+
+class _Clock:
+    """Seconds since it was made: on the wall, and of this process."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def wall(self) -> float:
+        return time.perf_counter() - self._wall
+
+    def cpu(self) -> float:
+        return time.process_time() - self._cpu
 
 
 def train(config: RunConfig, out: str | Path, observer: Observer | None = None) -> Result:
     """Make a run in ``out``: warm start, measure, train, measure. Raises ValueError for what cannot be run."""
     observer = observer or Silent()
-    began = time.perf_counter()
+    began = _Clock()
     torch.set_num_threads(config.threads)
     make_env(config.env.id, **config.env.kwargs)  # a wrong world is found before a folder is made
     run = RunDirectory.create(out, config)
@@ -57,7 +74,7 @@ def train(config: RunConfig, out: str | Path, observer: Observer | None = None) 
 def resume(path: str | Path, observer: Observer | None = None) -> Result:
     """Continue a run after its last checkpoint, to the same numbers as an unbroken one."""
     observer = observer or Silent()
-    began = time.perf_counter()
+    began = _Clock()
     run = RunDirectory.open(path)
     torch.set_num_threads(run.config().threads)
     if not run.has("last"):
@@ -68,7 +85,7 @@ def resume(path: str | Path, observer: Observer | None = None) -> Result:
     return _finish(trainer, _read_reports(run), began)
 
 
-def _finish(trainer: Trainer, before: dict[str, Report], began: float) -> Result:
+def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Result:
     trainer.observer.stage("train")
     while trainer.finished < trainer.config.num_updates:
         trainer.step()
@@ -79,9 +96,16 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: float) -> Result
     gain = None
     if before and after:
         gain = paired_difference(before["sampled"].outcomes, after["sampled"].outcomes)
-    measured = {"before": _plain(before), "after": _plain(after), "gain": asdict(gain) if gain else None}
+    result = Result(trainer.run.path, before, after, gain, began.wall(), began.cpu())
+    measured = {
+        "before": _plain(before),
+        "after": _plain(after),
+        "gain": asdict(gain) if gain else None,
+        "seconds": result.seconds,
+        "cpu_seconds": result.cpu_seconds,
+    }
     write_json(trainer.run.evaluation_path, measured)
-    return Result(trainer.run.path, before, after, gain, time.perf_counter() - began)
+    return result
 
 
 def load_policy(run: RunDirectory, checkpoint: CheckpointName | None = None) -> Policy:

@@ -40,7 +40,7 @@ def warmstart(config: RunConfig, on_progress: OnProgress | None = None, *, fresh
     if folder.exists() and not fresh:
         return folder
     env = make_env(config.env.id, **config.env.kwargs)
-    model, tokenizer = _start_model(config, env)
+    model, tokenizer = start_model(config, env)
     progress = clone(
         model,
         tokenizer,
@@ -73,7 +73,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TURNWISE_CACHE", "~/.cache/turnwise")).expanduser()
 
 
-def _start_model(config: RunConfig, env: TextEnv) -> tuple[Any, Any]:
+def start_model(config: RunConfig, env: TextEnv) -> tuple[Any, Any]:
+    """Model and tokenizer before cloning: random weights, or the pretrained ones."""
     if not isinstance(config.model, ScratchModelConfig):
         return load_model(config.model.path, dtype=config.model.dtype, device=config.device)
     assert config.warmstart is not None

@@ -1,0 +1,74 @@
+"""What cloning alone reaches with the CPU time of a whole demo: the baseline beside its learning claim.
+
+    python benchmarks/cloning_alone.py --cpu-seconds 400 --seed 0
+
+Same configuration, demonstrations and seed as ``turnwise demo``, but cloning goes on instead of stopping for
+reinforcement learning; measured on the demo's own test panel. ``--json`` ends with one JSON line.
+"""
+
+import argparse
+import json
+import time
+
+import torch
+
+from turnwise.agents.collector import Collector
+from turnwise.agents.engine import SlotEngine
+from turnwise.agents.policy import Policy
+from turnwise.agents.prompts import ChatFormat
+from turnwise.cloning import Progress, clone
+from turnwise.config import load_config
+from turnwise.envs.tasks import make_env, maker, panel
+from turnwise.evaluation import evaluate_policy
+from turnwise.warmstart import start_model
+
+
+class _TimeIsUpError(Exception):
+    pass
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--cpu-seconds", type=float, required=True)
+    asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("--json", action="store_true")
+    words = asked.parse_args()
+    began = time.process_time()
+    config = load_config(
+        "household", [f"seed={words.seed}", "warmstart.stop_success=null", "warmstart.max_tokens=1000000000"]
+    )
+    torch.set_num_threads(config.threads)
+    env = make_env(config.env.id, **config.env.kwargs)
+    model, tokenizer = start_model(config, env)
+    seen = 0
+
+    def watch(progress: Progress) -> None:
+        nonlocal seen
+        seen = progress.tokens
+        if time.process_time() - began >= words.cpu_seconds:
+            raise _TimeIsUpError
+
+    assert config.warmstart is not None
+    try:
+        clone(model, tokenizer, env, config.agent, config.warmstart, seed=config.seed, on_progress=watch)
+    except _TimeIsUpError:
+        model.eval()
+    policy = Policy(model, tokenizer, lora=None)
+    chat = ChatFormat(tokenizer)
+    engine = SlotEngine(policy.sampler, num_slots=64, max_length=config.agent.max_context_tokens, end_ids=chat.end_ids)
+    collector = Collector(maker(config.env.id), engine, chat, config.agent)
+    tasks = panel(env, "test")[: config.eval.test_tasks]
+    found = {"cpu_seconds": round(time.process_time() - began, 1), "tokens": seen, "seed": words.seed}
+    for name, temperature in (("sampled", 1.0), ("greedy", 0.0)):
+        report, _ = evaluate_policy(
+            collector, tasks, name=name, temperature=temperature, max_tokens=config.agent.max_reply_tokens, key=1 << 41
+        )
+        found[name] = str(report.success)
+    for name, value in found.items():
+        print(f"{name:<12} {value}")
+    if words.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
