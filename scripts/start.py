@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,10 @@ EXTRAS = {"demo": "", "run": "", "test": "[test]", "check": "[test,dev]"}
 
 
 def main() -> int:
-    job, *words = sys.argv[1:] or ["demo"]
+    given = sys.argv[1:]
+    if not given or (given[0].startswith("-") and given[0] not in ("-h", "--help")):
+        given = ["demo", *given]
+    job, *words = given
     if job in ("-h", "--help"):
         say(__doc__ or "")
         return 0
@@ -62,7 +66,9 @@ def install(extras: str) -> None:
     stamp = VENV / f"installed-{hashlib.sha256(content + extras.encode()).hexdigest()[:16]}"
     if stamp.exists():
         return
-    if not (BIN / "python").exists() and not (BIN / "python.exe").exists():
+    pip = [str(BIN / "python"), "-m", "pip", "--version"]
+    if not BIN.exists() or subprocess.run(pip, stdout=subprocess.DEVNULL, check=False).returncode:
+        shutil.rmtree(VENV, ignore_errors=True)  # missing, or half made
         say(f"making {VENV}")
         step(
             [sys.executable, "-m", "venv", str(VENV)],

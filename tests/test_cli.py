@@ -39,6 +39,11 @@ def run(*words: str, cwd: Path, cache: Path | None = None) -> subprocess.Complet
         (["play", "--agent", "robot"], "unknown agent 'robot'"),
         (["export", "nowhere", "--to", "x"], "no run at nowhere"),
         (["settings", "nothing"], "no settings under 'nothing'"),
+        (["train", "device=gpu"], "unknown device 'gpu'"),
+        (["train", "optimizer.betas=[0.9"], "is not a YAML value"),
+        (["demo", "seed=x"], "seed: Input should be a valid integer"),
+        (["evaluate", "random", "--out", "nodir/x.json", "--tasks", "1"], "nodir/x.json"),
+        (["evaluate", "random", "agent.contxt=full", "--tasks", "1"], "random plays without a model"),
     ],
 )
 def test_mistakes_are_one_message(words: list[str], message: str, tmp_path: Path) -> None:

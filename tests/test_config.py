@@ -55,6 +55,15 @@ def test_shipped_configurations_build_and_survive_the_trip_to_disk(name: str) ->
         (["algorithm.base.kl_estimator=k1"], "kl_estimator has no effect"),
         (["lora=null", "algorithm.base.kl_coef=0.1"], "with lora=null there is none"),
         (["rollout.group_size=1"], "GRPO compares attempts at one task"),
+        (["warmstart.split=test"], "it must stay unseen"),
+        (["warmstart.stop_split=test"], "it must stay unseen"),
+        (["agent.max_reply_tokens=600"], "no episode could begin"),
+        (["agent.context=window", "agent.on_overflow=restart"], "a window is fresh every turn"),
+        (["keep_checkpoint=best", "eval.every=0", "eval.tasks=128"], "nothing would be the best"),
+        (["eval.every=0", "eval.tasks=9"], "eval.every=0 never measures"),
+        (["warmstart.stop_success=null"], "do nothing without warmstart.stop_success"),
+        (["optimizer.betas=[0.9"], "is not a YAML value"),
+        (["algorithm.bse=1"], "Did you mean 'algorithm.base'?"),
         (["model.type=nothing"], "does not match any of the expected tags"),
         (["model.layers=3"], "Unknown setting 'model.layers'"),
         (["num_updates"], "is not of the form key.path=value"),
@@ -95,6 +104,8 @@ def test_overrides_are_yaml_values() -> None:
 def test_the_kind_of_model_follows_from_its_settings() -> None:
     assert isinstance(parse_config(override(BASE, ["model.num_layers=2"])).model, ScratchModelConfig)
     assert isinstance(parse_config({"model": {"path": "somewhere"}}).model, PretrainedModelConfig)
+    own = load_config("alfworld", ["model.path=somewhere", "model.dtype=bfloat16", "warmstart=null"])
+    assert own.model == PretrainedModelConfig(path="somewhere", dtype="bfloat16")
 
 
 def test_changing_the_algorithm_keeps_the_settings_of_the_base() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,17 @@ def test_several_samples_a_task_are_one_observation() -> None:
     assert made.success is not None
     assert (made.success.value, made.success.num) == (0.5, 4)
     assert made.pass_at == {1: 0.5, 2: 0.75}
+
+
+def test_equal_outcomes_still_have_an_interval() -> None:
+    made = report([True] * 8, samples=2)
+    assert made.success == wilson(4, 4)
+    assert made.success.low < 1.0
+
+
+def test_a_full_context_is_shown() -> None:
+    episodes = [replace(played(task, False), end="truncated", end_reason="context") for task in TASKS]
+    assert summarize("agent", TASKS, episodes, samples=1, temperature=1.0).context_share == 1.0
 
 
 def test_unknown_success_is_reported_as_return_alone() -> None:

@@ -15,7 +15,7 @@ from turnwise.envs.interface import Panel
 from turnwise.experiment import evaluate, export, load_policy, resume, train
 from turnwise.replay.store import TrajectoryReader
 from turnwise.rundir import RunDirectory
-from turnwise.trainer import DisagreementError, Silent, Trainer, prove_disjoint
+from turnwise.trainer import CollectionError, DisagreementError, Silent, Trainer, prove_disjoint
 from turnwise.trajectory import Task
 from turnwise.warmstart import warmstart
 
@@ -150,7 +150,7 @@ def test_runs_that_are_not_there_or_are_there_already(whole: Path, tmp_path: Pat
 
 def trainer(path: Path, *settings: str) -> Trainer:
     made = config(*settings)
-    run = RunDirectory.create(path, made)
+    run = RunDirectory.create(path, made, {})
     import shutil
 
     shutil.copytree(warmstart(made), run.model_path)
@@ -174,39 +174,47 @@ def test_a_sampler_that_was_not_synchronised_stops_the_run(tmp_path: Path) -> No
         made.step()
 
 
-def test_each_pass_over_the_tasks_takes_every_task_once(tmp_path: Path) -> None:
+def test_an_update_s_tasks_differ_and_each_pass_is_in_a_new_order(tmp_path: Path) -> None:
     made = trainer(tmp_path / "run")
     made.tasks = [Task("env", "train", i, str(i)) for i in range(5)]
     made._order = (-1, None)
-    drawn = [task.index for update in range(5) for task in made.tasks_of(update)]
-    assert sorted(drawn[:5]) == sorted(drawn[5:]) == [0, 1, 2, 3, 4]
-    assert drawn[:5] != drawn[5:]
+    drawn = [[task.index for task in made.tasks_of(update)] for update in range(8)]
+    passes = [drawn[i] + drawn[i + 1] for i in range(0, 8, 2)]
+    assert all(len(set(each)) == 4 for each in passes)
+    assert len({tuple(each) for each in passes}) > 1
+
+
+def test_too_few_tasks_and_unlearnable_rollouts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 256 tasks, fewer than"):
+        train(config("env.split=validation", "eval.every=0", "eval.tasks=128", "rollout.num_tasks=300"), tmp_path / "a")
+    with pytest.raises(CollectionError, match=r"truncated: context"):
+        train(config("agent.max_context_tokens=40", "warmstart.max_tokens=1", "num_updates=1"), tmp_path / "b")
 
 
 def test_overlapping_panels_are_refused() -> None:
     def tasks(split: str, *keys: str) -> Panel:
         return Panel("env", split, tuple(Task("env", split, i, key) for i, key in enumerate(keys)))
 
-    prove_disjoint(tasks("train", "a", "b"), tasks("validation", "c"), tasks("test", "d"))
+    prove_disjoint([tasks("train", "a", "b")], [tasks("validation", "c"), tasks("test", "d")])
     with pytest.raises(ValueError, match="task b is also a training task"):
-        prove_disjoint(tasks("train", "a", "b"), tasks("test", "b"))
+        prove_disjoint([tasks("demonstrations", "a"), tasks("train", "a", "b")], [tasks("test", "b")])
     with pytest.raises(ValueError, match="panels must be disjoint"):
-        prove_disjoint(tasks("train", "a"), tasks("validation", "c"), tasks("test", "c"))
+        prove_disjoint([tasks("train", "a")], [tasks("validation", "c"), tasks("test", "c")])
 
 
 def test_evaluation_of_a_run_repeats_the_run_s_own(whole: Path, tmp_path: Path) -> None:
     measured = json.loads((whole / "evaluation.json").read_text())["after"]["sampled"]
-    again = evaluate(whole, tasks=6)
+    again = evaluate(whole)
     assert again.panel_hash == measured["panel_hash"]
     assert [list(task) for task in again.outcomes] == measured["outcomes"]
     assert again.mean_turns == measured["mean_turns"]
     merged = export(whole, tmp_path / "merged")
-    elsewhere = evaluate(merged, env="turnwise/Household-v0", tasks=6, agent=config().agent)
+    elsewhere = evaluate(merged, env="turnwise/Household-v0", tasks=6)
     assert elsewhere.outcomes == again.outcomes
     assert elsewhere.mean_action_tokens == again.mean_action_tokens
     export(whole, tmp_path / "adapter", adapter=True)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="is not an empty folder"):
         export(whole, merged)
 
 
@@ -216,6 +224,9 @@ def test_several_samples_give_pass_at_k(whole: Path) -> None:
     assert report.success is not None
     assert report.success.value == 1.0
     assert evaluate(whole, tasks=2, samples=2, temperature=0.7, top_p=0.9).samples == 2
+    assert evaluate(whole, tasks=2, agent={"max_reply_tokens": 1}).mean_action_tokens <= 16
+    with pytest.raises(ValueError, match="Did you mean 'agent.context'"):
+        evaluate(whole, agent={"contxt": "full"})
 
 
 def test_grpo_without_lora_and_with_a_windowed_context(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from turnwise.config import RunConfig
     from turnwise.experiment import Result
+    from turnwise.rundir import CheckpointName
 
 app = typer.Typer(
     name="turnwise",
@@ -64,7 +65,7 @@ def train(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Shorthand for seed=N.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Under a minute: every part runs, little is learned.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.")] = None,
     settings: SettingsArg = None,
@@ -73,7 +74,8 @@ def demo(
 
     Ends with exit code 1 where the 95 % interval of the gain includes 0 (not with --smoke).
     """
-    config = _config(["smoke" if smoke else "household", *(settings or [])], None, None, [f"seed={seed}"])
+    more = [f"seed={seed}"] if seed is not None else []
+    config = _config(["smoke" if smoke else "household", *(settings or [])], None, None, more)
     result = _run(config, out or _new_folder(config))
     if not smoke and (result.gain is None or result.gain.low <= 0):
         console.print("[red]The gain is not distinguishable from 0.[/red]")
@@ -83,41 +85,53 @@ def demo(
 @app.command()
 def evaluate(
     target: Annotated[str, typer.Argument(help="A run, a model folder or hub name, random, expert[:knowing].")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="agent.KEY=VALUE, env.kwargs.KEY=VALUE, env.success_threshold=VALUE."),
+    ] = None,
     env: EnvOption = None,
-    split: Annotated[str | None, typer.Option(help="Panel of tasks; default: the run's test split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Panel of tasks; default: the run's test panel.")] = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="The first N tasks only.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Episodes per task; pass@k needs k of them.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
-    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+    checkpoint: Annotated[str | None, typer.Option(help="last or best; default: the run's own.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 64,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draws; default: the run's.")] = None,
     device: Annotated[str, typer.Option()] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="torch threads.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", help="Also write the report as JSON here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Success rate on a fixed panel, with its 95 % interval, per task type, and pass@k."""
+    import torch
     from rich.progress import Progress
 
+    from turnwise.config import EvaluationOverrides, override, parse_section
     from turnwise.display import report_table
     from turnwise.experiment import evaluate as run_evaluation
 
-    if checkpoint not in ("last", "best"):
-        raise ValueError(f"--checkpoint is last or best, got {checkpoint!r}")
+    if temperature == 0 and samples > 1:
+        raise ValueError("--temperature 0 is greedy: every sample would be the same episode; leave --samples at 1")
+    changes = parse_section(EvaluationOverrides, override({}, settings or []))
     _quiet()
+    torch.set_num_threads(threads)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("episodes", total=None)
         report = run_evaluation(
             target,
             env=env,
+            env_kwargs=changes.env.kwargs,
             split=split,
             tasks=tasks,
             samples=samples,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
-            checkpoint="best" if checkpoint == "best" else "last",
+            checkpoint=_checkpoint(checkpoint),
+            agent=changes.agent,
+            success_threshold=changes.env.success_threshold,
             num_slots=slots,
             seed=seed,
             device=device,
@@ -129,6 +143,12 @@ def evaluate(
         typer.echo(report.as_json())
     else:
         console.print(report_table(report))
+
+
+def _checkpoint(name: str | None) -> CheckpointName | None:
+    if name not in (None, "last", "best"):
+        raise ValueError(f"--checkpoint is last or best, got {name!r}")
+    return "best" if name == "best" else "last" if name == "last" else None
 
 
 @app.command()
@@ -197,15 +217,13 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     to: Annotated[Path, typer.Option("--to", help="New folder.")],
     adapter: Annotated[bool, typer.Option("--adapter", help="The peft adapter alone, not merged weights.")] = False,
-    checkpoint: Annotated[str, typer.Option(help="last or best.")] = "last",
+    checkpoint: Annotated[str | None, typer.Option(help="last or best; default: the run's own.")] = None,
 ) -> None:
     """Write a run's policy as a merged Hugging Face folder, or as its adapter."""
     from turnwise.experiment import export as run_export
 
-    if checkpoint not in ("last", "best"):
-        raise ValueError(f"--checkpoint is last or best, got {checkpoint!r}")
     _quiet()
-    folder = run_export(run, to, adapter=adapter, checkpoint="best" if checkpoint == "best" else "last")
+    folder = run_export(run, to, adapter=adapter, checkpoint=_checkpoint(checkpoint))
     console.print(f"{'adapter' if adapter else 'merged model'}: {folder}", highlight=False)
 
 
@@ -310,12 +328,24 @@ def _quiet() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and exit code 2, never a traceback."""
+    """Entry point: a user's mistake is one message and exit code 2, never a traceback (TURNWISE_DEBUG=1 shows it)."""
+    sys.path.insert(0, os.getcwd())  # so that module:Your/Env-v0 and module:recipe are found here, as with python -m
     try:
         app()
-    except ValueError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("TURNWISE_DEBUG"):
+            raise
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(_reason(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong and what to do; faults that are not the user's say how to see more."""
+    if isinstance(error, ValueError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: lower rollout.num_slots or optimizer.microbatch_tokens ({str(error).splitlines()[0]})"
+    return f"{type(error).__name__}: {error} (TURNWISE_DEBUG=1 shows where; `turnwise train --resume RUN` goes on)"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from turnwise.agents.attention import PackedPlan, packed_positions
+from turnwise.agents.collector import mix
 from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
 from turnwise.agents.scripted import TextEnv, expert_of
 from turnwise.envs.interface import CanBeOverruled
@@ -93,7 +94,7 @@ Measure = Callable[[Any, Any], float]
 def demonstrate(env: TextEnv, task: Task, config: WarmstartConfig, seed: int) -> Demonstration:
     """One episode of the expert with noise."""
     # Three streams: a world and its expert with equal generators would not be independent.
-    rng, world_seed, expert_seed = np.random.default_rng([seed, 0]), _draw(seed, 1), _draw(seed, 2)
+    rng, world_seed, expert_seed = np.random.default_rng(seed), mix("world", seed) >> 33, mix("expert", seed) >> 33
     observation, info = start(env, task, world_seed)
     expert = expert_of(env, config.expert, expert_seed if config.expert_jitter else 0)
     expert.begin(observation, info)
@@ -132,10 +133,10 @@ def demonstrations(env: TextEnv, config: WarmstartConfig, seed: int) -> Iterator
     tasks = panel(env, config.split)
     passes = 0
     while True:
-        order = np.random.default_rng([seed, passes]).permutation(len(tasks))
+        order = np.random.default_rng(mix("demonstrations", seed, passes)).permutation(len(tasks))
         found = False
         for place in order:
-            shown = demonstrate(env, tasks[int(place)], config, seed=_draw(seed, passes, int(place)))
+            shown = demonstrate(env, tasks[int(place)], config, seed=mix("episode", seed, passes, int(place)))
             if shown.success or not config.only_successes:
                 found = True
                 yield shown
@@ -144,11 +145,6 @@ def demonstrations(env: TextEnv, config: WarmstartConfig, seed: int) -> Iterator
                 f"the {config.expert} expert won none of the {len(tasks)} tasks of {config.split!r}: nothing to clone"
             )
         passes += 1
-
-
-def _draw(*entropy: int) -> int:
-    """A seed in [0, 2**31) that looks nothing like its neighbours'."""
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -28,7 +28,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scratch import ScratchModelConfig
 from turnwise.algorithms.optimizer import OptimizerConfig
 from turnwise.algorithms.recipe import RunInfo, Settings
-from turnwise.algorithms.registry import build, resolve
+from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.cloning import WarmstartConfig
 
 
@@ -65,7 +65,7 @@ class RolloutConfig(_Section):
     num_tasks: int = Field(8, ge=1, description="tasks (groups) per update")
     group_size: int = Field(8, ge=1, description="episodes per task, G")
     num_slots: int = Field(64, ge=1, description="episodes played at once")
-    temperature: float = Field(1.0, gt=0, description="of sampling, and of the log-probs that are trained")
+    temperature: float = Field(1.0, gt=0, le=10, description="of sampling, and of the log-probs that are trained")
 
 
 class EvalConfig(_Section):
@@ -78,6 +78,18 @@ class EvalConfig(_Section):
     test_tasks: int = Field(256, ge=1, description="tasks of the test panel")
     samples: int = Field(1, ge=1, description="sampled episodes per task")
     greedy: bool = Field(True, description="measure greedy decoding beside sampling before and after")
+
+
+class _WorldOverrides(_Section):
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    success_threshold: float | None = None
+
+
+class EvaluationOverrides(_Section):
+    """What ``turnwise evaluate`` may change about a run or a model: the agent's settings, and the world's."""
+
+    agent: dict[str, Any] = Field(default_factory=dict)
+    env: _WorldOverrides = _WorldOverrides()
 
 
 class RunConfig(_Section):
@@ -146,10 +158,42 @@ class RunConfig(_Section):
         if self.env.split == self.eval.split and self.eval.every:
             raise ValueError(f"env.split and eval.split are both {self.env.split!r}: choose two")
         self._check_algorithm()
-        if self.agent.context == "full" and self.agent.window != AgentConfig().window:
-            raise ValueError("agent.window is set, but agent.context=full does not use it: set agent.context=window")
+        self._check_use()
         return self
 
+    def _check_use(self) -> None:
+        """Settings that this run would not use, or that leave it nothing to do."""
+        agent, clone, measured = self.agent, self.warmstart, self.eval
+        if agent.context == "full" and agent.window != AgentConfig().window:
+            raise ValueError("agent.window is set, but agent.context=full does not use it: set agent.context=window")
+        if agent.context == "window" and agent.on_overflow == "restart":
+            raise ValueError("agent.on_overflow=restart is for agent.context=full: a window is fresh every turn")
+        if agent.max_reply_tokens >= agent.max_context_tokens:
+            raise ValueError(
+                f"agent.max_reply_tokens={agent.max_reply_tokens} leaves no room in "
+                f"agent.max_context_tokens={agent.max_context_tokens}: no episode could begin"
+            )
+        if not measured.every and measured.tasks != EvalConfig().tasks:
+            raise ValueError("eval.tasks is set, but eval.every=0 never measures on eval.split")
+        if self.keep_checkpoint == "best" and not 0 < measured.every <= self.num_updates:
+            raise ValueError(
+                "keep_checkpoint=best needs eval.every between 1 and num_updates: nothing would be the best"
+            )
+        if clone is not None:
+            for name in ("split", "stop_split"):
+                if getattr(clone, name) == measured.test_split:
+                    raise ValueError(f"warmstart.{name} is the test split {measured.test_split!r}: it must stay unseen")
+            if clone.split == measured.split and measured.every:
+                raise ValueError(f"warmstart.split and eval.split are both {clone.split!r}: choose two")
+            default = WarmstartConfig()
+            if clone.stop_success is None and (clone.stop_tasks, clone.check_every) != (
+                default.stop_tasks,
+                default.check_every,
+            ):
+                raise ValueError("warmstart.stop_tasks and check_every do nothing without warmstart.stop_success")
+
+
+Section = TypeVar("Section", bound=BaseModel)
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
 
@@ -205,6 +249,10 @@ def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
                 raise ValueError(f"{setting!r}: {parent!r} is a value, not a section")
             section = below
         section[leaf] = _yaml_value(text)
+        if key == "model.path":  # another kind of model: what described the old one goes
+            made["model"] = {
+                k: v for k, v in section.items() if k in PretrainedModelConfig.model_fields and k != "type"
+            }
     return made
 
 
@@ -235,7 +283,10 @@ def config_for_env(env_id: str) -> str:
 
 
 def _yaml_value(text: str) -> Any:
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"{text!r} is not a YAML value (an open bracket or quote?)") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:
             return float(value)
@@ -252,10 +303,16 @@ def _deep_copy(value: Any) -> Any:
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     """Validate; a ValueError with one line per problem, each with the nearest right name."""
+    return parse_section(RunConfig, raw)
+
+
+def parse_section(section: type[Section], raw: Mapping[str, Any], prefix: str = "") -> Section:
+    """The same for a part of the configuration that stands alone; ``prefix`` is its name."""
     try:
-        return RunConfig.model_validate(raw)
+        return section.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(problem, raw) for problem in error.errors()]
+        place = (prefix,) if prefix else ()
+        lines = [_explain({**problem, "loc": (*place, *problem["loc"])}) for problem in error.errors()]
         raise ValueError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -280,31 +337,34 @@ def dump_config(config: RunConfig) -> str:
     return str(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=False), sort_keys=False))
 
 
-def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
+def _explain(problem: Any) -> str:
     place = [str(part) for part in problem["loc"]]
-    names = _setting_names()
     shown = ".".join(part for part in place if part not in ("scratch", "pretrained"))
     if problem["type"] == "extra_forbidden":
-        return f"Unknown setting {shown!r}.{_nearest(shown, names)}"
+        return f"Unknown setting {shown!r}.{_nearest(shown)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("value_error", "model_type", "union_tag_invalid", "union_tag_not_found"):
         return f"{shown}: {message}" if shown else message
     return f"{shown}: {message}; got {problem['input']!r}"
 
 
-def _nearest(wrong: str, names: list[str]) -> str:
+def _nearest(wrong: str) -> str:
     """A hint: the same name in another section, else the nearest in this one, else what this section knows."""
+    names = [name for name, _ in all_settings()]
     section, _, leaf = wrong.rpartition(".")
-    elsewhere = [name for name in names if name.rpartition(".")[2] == leaf]
-    here = [name for name in names if name.rpartition(".")[0] == section]
-    near = difflib.get_close_matches(wrong, here, n=1, cutoff=0.6)
-    if elsewhere or near:
+    elsewhere = [name for name in names if name.rpartition(".")[2] == leaf and name != wrong]
+    here = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section and name != wrong}
+    near = [here[found] for found in difflib.get_close_matches(leaf, here, n=1, cutoff=0.6)]
+    if near or elsewhere:
         return f" Did you mean {(elsewhere or near)[0]!r}?"
-    return f" Known here: {', '.join(name.rpartition('.')[2] for name in here)}."
+    return f" Known here: {', '.join(here)}." if here else ""
 
 
-def _setting_names() -> list[str]:
-    return [name for name, _ in settings_of(RunConfig)]
+def all_settings() -> Iterator[tuple[str, Any]]:
+    """(dotted name, field) of every setting there is, those of each algorithm included."""
+    yield from settings_of(RunConfig)
+    for algorithm in ALGORITHMS.values():
+        yield from settings_of(algorithm.config, "algorithm.")
 
 
 def settings_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

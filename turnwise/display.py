@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,7 +59,6 @@ class LiveDisplay:
         self.curve: list[float] = []
         self.evaluations: list[tuple[int, float]] = []
         self.latest: dict[str, Any] = {}
-        self.recent: deque[bool] = deque(maxlen=256)
         self.episodes = 0
         self._cloning: Cloning | None = None
         self._progress = Progress(
@@ -102,8 +100,6 @@ class LiveDisplay:
 
     def episode(self, trajectory: Trajectory) -> None:
         self.episodes += 1
-        if trajectory.success is not None:
-            self.recent.append(trajectory.success)
 
     def update(self, record: dict[str, Any]) -> None:
         self.latest = record
@@ -228,6 +224,8 @@ def report_table(report: Report) -> Table:
             table.add_row(f"pass@{k}", str(episodes), f"{100 * value:.1f} %")
     table.add_row("turns", "", f"{report.mean_turns:.1f}")
     table.add_row("invalid actions", "", f"{100 * report.invalid_share:.1f} %")
+    if report.context_share:
+        table.add_row("ended by a full context", "", f"{100 * report.context_share:.1f} %")
     if report.errors:
         table.add_row("[red]failed episodes (left out)[/red]", str(report.errors), "")
     return table

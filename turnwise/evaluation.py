@@ -40,6 +40,7 @@ class Report:
     mean_action_tokens: float
     invalid_share: float
     entropy: float
+    context_share: float  # episodes that a full context ended, in [0, 1]
     errors: int
     outcomes: tuple[tuple[float, ...], ...]  # [task][sample] success (or return), in panel order
 
@@ -102,15 +103,17 @@ def summarize(
         mean_action_tokens=_mean([t.num_action_tokens for t in sound]),
         invalid_share=_mean([float(not turn.valid) for turn in turns]),
         entropy=float(np.concatenate(entropies).mean()) if entropies else 0.0,
+        context_share=_mean([float(t.end_reason == "context") for t in sound]),
         errors=len(trajectories) - len(sound),
         outcomes=outcomes,
     )
 
 
 def _rate(outcomes: Sequence[Sequence[float]]) -> Estimate:
-    if all(len(task) <= 1 for task in outcomes):
-        return wilson(int(sum(sum(task) for task in outcomes)), sum(len(task) for task in outcomes))
-    return bootstrap_mean([float(np.mean(task)) for task in outcomes if task])
+    means = [float(np.mean(task)) for task in outcomes if task]
+    if all(len(task) <= 1 for task in outcomes) or set(means) <= {0.0} or set(means) <= {1.0}:
+        return wilson(int(sum(means)), len(means))  # equal means leave a bootstrap nothing to vary
+    return bootstrap_mean(means)
 
 
 def _per_type(tasks: Sequence[Task], outcomes: Sequence[Sequence[float]]) -> dict[str, Estimate]:

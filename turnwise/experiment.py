@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ import torch
 
 from turnwise.agents.collector import Collector, OnEpisode, SuccessRule
 from turnwise.agents.engine import SlotEngine
-from turnwise.agents.policy import Policy, load_model
+from turnwise.agents.policy import Policy, check_device, load_model
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import Agent, RandomAgent, expert_of
-from turnwise.config import EnvConfig, PretrainedModelConfig, RunConfig
+from turnwise.config import EnvConfig, PretrainedModelConfig, RunConfig, parse_section
 from turnwise.envs.tasks import TextEnv, make_env, maker, panel
 from turnwise.evaluation import Report, evaluate_agent, evaluate_policy, write_json
 from turnwise.rundir import CheckpointName, RunDirectory
 from turnwise.statistics import Estimate, paired_difference
-from turnwise.trainer import Observer, Silent, Trainer
+from turnwise.trainer import TEST_KEY, Observer, Silent, Trainer, open_panels
 from turnwise.warmstart import warmstart
+
+AGENT_FILE = "agent.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,8 @@ def train(config: RunConfig, out: str | Path, observer: Observer | None = None) 
     observer = observer or Silent()
     began = _Clock()
     torch.set_num_threads(config.threads)
-    make_env(config.env.id, **config.env.kwargs)  # a wrong world is found before a folder is made
-    run = RunDirectory.create(out, config)
+    check_device(config.device)
+    run = RunDirectory.create(out, config, open_panels(config).hashes())
     if config.warmstart is not None:
         observer.stage("clone")
         shutil.copytree(warmstart(config, observer.cloning), run.model_path)
@@ -93,9 +96,7 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Resul
         trainer.load("best")
     trainer.observer.stage("measure")
     after = trainer.final()
-    gain = None
-    if before and after:
-        gain = paired_difference(before["sampled"].outcomes, after["sampled"].outcomes)
+    gain = _gain(before["sampled"], after["sampled"]) if before and after else None
     result = Result(trainer.run.path, before, after, gain, began.wall(), began.cpu())
     measured = {
         "before": _plain(before),
@@ -108,8 +109,17 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Resul
     return result
 
 
-def load_policy(run: RunDirectory, checkpoint: CheckpointName | None = None) -> Policy:
-    """The policy of a run: its base model with fresh adapters, or as a checkpoint left it."""
+def _gain(before: Report, after: Report) -> Estimate | None:
+    """Paired by task, over the tasks that have a sound episode on both sides."""
+    pairs = [(b, a) for b, a in zip(before.outcomes, after.outcomes, strict=True) if b and a]
+    return paired_difference([b for b, _ in pairs], [a for _, a in pairs]) if pairs else None
+
+
+def load_policy(run: RunDirectory, checkpoint: CheckpointName | None = None, device: str | None = None) -> Policy:
+    """The policy of a run: its base model with fresh adapters, or as a checkpoint left it.
+
+    ``device`` None is the run's own.
+    """
     config = run.config()
     pretrained = config.model if isinstance(config.model, PretrainedModelConfig) else None
     if run.model_path.exists():
@@ -118,7 +128,9 @@ def load_policy(run: RunDirectory, checkpoint: CheckpointName | None = None) -> 
         path = pretrained.path
     else:
         raise ValueError(f"{run.path} has no model folder: its warm start did not finish; start a new run")
-    model, tokenizer = load_model(path, dtype=pretrained.dtype if pretrained else "float32", device=config.device)
+    model, tokenizer = load_model(
+        path, dtype=pretrained.dtype if pretrained else "float32", device=device or config.device
+    )
     policy = Policy(
         model,
         tokenizer,
@@ -144,18 +156,20 @@ def evaluate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
-    checkpoint: CheckpointName = "last",
-    agent: AgentConfig | None = None,
+    checkpoint: CheckpointName | None = None,
+    agent: Mapping[str, Any] | None = None,
+    success_threshold: float | None = None,
     num_slots: int = 64,
     device: str = "cpu",
-    seed: int = 0,
+    seed: int | None = None,
     on_episode: OnEpisode | None = None,
 ) -> Report:
     """Success on a fixed panel: every task ``samples`` times, in panel order.
 
-    ``target`` is a run folder, a model folder or hub name, ``random``, or ``expert:searching`` / ``expert:knowing``.
-    A run brings its own environment, agent settings and test split; elsewhere ``env`` is needed. ``temperature`` 0 is
-    greedy. Raises ValueError for a target, environment or split that is not there.
+    ``target`` is a run folder, a model folder or hub name, ``random``, ``expert:searching`` or ``expert:knowing``.
+    A run brings its own environment, agent settings, test panel, seed, and the checkpoint that it names best or last;
+    an exported folder brings its agent settings; ``agent`` changes some of them. ``temperature`` 0 is greedy. Raises
+    ValueError for a target, environment or split that is not there.
     """
     run = RunDirectory.open(target) if (Path(target) / "config.yaml").is_file() else None
     config = run.config() if run else None
@@ -163,13 +177,18 @@ def evaluate(
     where = config.env if config is not None and same_env else EnvConfig(id=env or EnvConfig().id)
     if env_kwargs:
         where = where.model_copy(update={"kwargs": {**where.kwargs, **env_kwargs}})
+    if success_threshold is not None:
+        where = where.model_copy(update={"success_threshold": success_threshold})
     world = make_env(where.id, **where.kwargs)
-    split = split or (config.eval.test_split if config is not None and same_env else None) or "test"
-    whole = panel(world, split)
+    if config is not None and same_env and split in (None, config.eval.test_split):
+        split, tasks = config.eval.test_split, tasks or config.eval.test_tasks
+    whole = panel(world, split or "test")
     chosen = whole if tasks is None else whole[:tasks]
     rule = SuccessRule(where.success_threshold)
     scripted = scripted_agent(str(target), world)
     if scripted is not None:
+        if agent or checkpoint:
+            raise ValueError(f"{target} plays without a model: agent settings and checkpoints do not apply")
         report, _ = evaluate_agent(
             world,
             scripted,
@@ -180,13 +199,18 @@ def evaluate(
             on_episode=on_episode,
         )
         return report
-    settings = agent or (config.agent if config else AgentConfig())
-    policy = load_policy(run, checkpoint) if run else Policy.load(target, lora=None, device=device)
+    settings = _agent_settings(target, config, agent or {})
+    if run is not None and config is not None:
+        policy = load_policy(run, checkpoint or config.keep_checkpoint, device)
+    else:
+        policy = Policy.load(target, lora=None, device=device)
     chat = ChatFormat(policy.tokenizer, settings.system)
     engine = SlotEngine(
         policy.sampler, num_slots=num_slots, max_length=settings.max_context_tokens, end_ids=chat.end_ids
     )
-    collector = Collector(maker(where.id, **where.kwargs), engine, chat, settings, success=rule)
+    if seed is None:
+        seed = config.seed if config is not None else 0
+    collector = Collector(maker(where.id, **where.kwargs), engine, chat, settings, seed=seed, success=rule)
     report, _ = evaluate_policy(
         collector,
         chosen,
@@ -196,10 +220,20 @@ def evaluate(
         max_tokens=settings.max_reply_tokens,
         top_p=top_p,
         top_k=top_k,
-        key=(1 << 41) + seed,
+        key=TEST_KEY,
         on_episode=on_episode,
     )
     return report
+
+
+def _agent_settings(target: str | Path, config: RunConfig | None, changes: Mapping[str, Any]) -> AgentConfig:
+    """A run's, an exported folder's, or the default settings, with ``changes``; ValueError for unknown ones."""
+    saved = Path(target) / AGENT_FILE
+    if config is not None:
+        known = config.agent.model_dump()
+    else:
+        known = json.loads(saved.read_text()) if saved.is_file() else {}
+    return parse_section(AgentConfig, {**known, **changes}, "agent")
 
 
 def scripted_agent(name: str, env: TextEnv) -> Any:
@@ -216,19 +250,23 @@ def scripted_agent(name: str, env: TextEnv) -> Any:
     return make
 
 
-def export(path: str | Path, out: str | Path, *, adapter: bool = False, checkpoint: CheckpointName = "last") -> Path:
+def export(
+    path: str | Path, out: str | Path, *, adapter: bool = False, checkpoint: CheckpointName | None = None
+) -> Path:
     """Write a run's policy as an ordinary Hugging Face folder, or as its peft ``adapter`` alone.
 
-    Raises ValueError where the run or checkpoint is missing, or ``out`` is a folder with something in it.
+    Beside it goes ``agent.json``: how the agent is shown the world, which ``evaluate`` reads. Raises ValueError where
+    the run or checkpoint is missing, or ``out`` is a folder with something in it.
     """
-    target = Path(out)
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f"{target} is not empty: export writes a new folder")
-    policy = load_policy(RunDirectory.open(path), checkpoint)
+    target, run = Path(out), RunDirectory.open(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is not an empty folder: export writes a new one")
+    policy = load_policy(run, checkpoint or run.config().keep_checkpoint, device="cpu")
     if adapter:
         policy.save_adapter(target)
     else:
         policy.save_merged(target)
+    (target / AGENT_FILE).write_text(run.config().agent.model_dump_json(indent=1))
     return target
 
 

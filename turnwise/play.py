@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium
 from pydantic_core import PydanticUndefined
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from turnwise.agents.scripted import Agent, HumanAgent, play_episode
@@ -36,21 +37,23 @@ def play(console: Console, env_id: str, agent: str, split: str, task: int, seed:
         if factory is None:
             raise ValueError(f"unknown agent {agent!r}: expected human, expert, expert:knowing or random")
         shown = factory(seed)
+    last = [""]
     try:
-        played = play_episode(env, shown, tasks[task])
+        played = play_episode(env, shown, tasks[task], on_observation=lambda text: last.__setitem__(0, text))
     except (EOFError, KeyboardInterrupt):
         console.print("\nstopped")
         return
     if agent != "human":
         for turn in played.turns:
             _show(console, turn)
+    console.print(last[0], markup=False, highlight=False)
     verdict = {True: "[green]success[/green]", False: "[red]no success[/red]", None: "over"}[played.success]
     console.print(f"{verdict} after {len(played.turns)} turns, total reward {played.total_reward:g}")
 
 
 def _show(console: Console, turn: Turn) -> None:
     console.print(turn.observation, markup=False, highlight=False)
-    console.print(f"[bold cyan]>[/bold cyan] {turn.action}", highlight=False)
+    console.print(f"[bold cyan]>[/bold cyan] {escape(turn.action)}", highlight=False)
 
 
 def _ask(console: Console, observation: str, info: Info) -> str:
@@ -85,15 +88,15 @@ def _splits(env_id: str) -> str:
 
 def settings_table(section: str) -> Table:
     """Name, default and meaning of the settings whose name starts with ``section``."""
-    from turnwise.config import RunConfig, settings_of
+    from turnwise.config import all_settings
 
     table = Table(title="Settings", title_justify="left")
     for column in ("setting", "default", "meaning"):
         table.add_column(column, overflow="fold")
-    found = [(name, info) for name, info in settings_of(RunConfig) if name.startswith(section) and info.description]
+    found = {name: info for name, info in all_settings() if name.startswith(section) and info.description}
     if not found:
-        raise ValueError(f"no settings under {section!r}: try env, model, lora, agent, warmstart, optimizer, eval")
-    for name, info in found:
+        raise ValueError(f"no settings under {section!r}: try env, model, agent, warmstart, algorithm, optimizer, eval")
+    for name, info in found.items():
         default = "required" if info.default is PydanticUndefined else str(info.default)
         table.add_row(name, default, info.description)
     return table

@@ -1,7 +1,7 @@
 """A run on disk: configuration, metrics, trajectories, checkpoints. safetensors and JSON; nothing executes on load.
 
 config.yaml        the resolved configuration
-run.json           versions, commit, data hashes, command
+run.json           versions, commit, hashes of the panels, command
 model/             the base model (scratch models; a pretrained one stays where it is)
 metrics.jsonl      one line per update, flushed at once
 trajectories.jsonl.gz   every training episode
@@ -58,17 +58,22 @@ class RunDirectory:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: str | Path, config: RunConfig) -> RunDirectory:
-        """Make the folder and write the configuration. Raises ValueError where a run is already there."""
+    def create(cls, path: str | Path, config: RunConfig, panels: Mapping[str, str]) -> RunDirectory:
+        """Make the folder; write the configuration, and where the numbers come from (``panels``: their hashes).
+
+        Raises ValueError where something is already there.
+        """
         run = cls(path)
         if (run.path / "config.yaml").exists():
             raise ValueError(
                 f"{run.path} already holds a run: continue it with `turnwise train --resume {run.path}`, "
                 "or choose another --out"
             )
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            raise ValueError(f"{run.path} is not an empty folder: choose another --out")
         (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         _write_text(run.path / "config.yaml", dump_config(config))
-        _write_text(run.path / "run.json", json.dumps(provenance(), indent=1))
+        _write_text(run.path / "run.json", json.dumps({**provenance(), "panels": dict(panels)}, indent=1))
         return run
 
     @classmethod
@@ -80,7 +85,10 @@ class RunDirectory:
         return run
 
     def config(self) -> RunConfig:
-        return parse_config(yaml.safe_load((self.path / "config.yaml").read_text()))
+        try:
+            return parse_config(yaml.safe_load((self.path / "config.yaml").read_text()))
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{self.path / 'config.yaml'} cannot be read: {error}") from None
 
     @property
     def model_path(self) -> Path:
@@ -119,6 +127,8 @@ class RunDirectory:
 
         target = self.path / "checkpoints" / name
         partial, old = target.with_name(f"{name}.tmp"), target.with_name(f"{name}.old")
+        if old.exists() and not target.exists():  # a crash between the two renames below
+            old.rename(target)
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -127,6 +137,7 @@ class RunDirectory:
             {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()},
             partial / "tensors.safetensors",
         )
+        _to_disk(partial / "tensors.safetensors")
         digest = _sha256(partial / "tensors.safetensors")
         state = {"update": checkpoint.update, "tensors_sha256": digest, "state": checkpoint.state}
         _write_text(partial / "state.json", json.dumps(state))
@@ -185,6 +196,11 @@ def _commit() -> str | None:
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from turnwise.agents.collector import Collector, SuccessRule, jobs_for
+from turnwise.agents.collector import Collector, Rollouts, SuccessRule, mix
 from turnwise.agents.engine import Sampling, SlotEngine
 from turnwise.agents.policy import Policy
 from turnwise.agents.prompts import ChatFormat
 from turnwise.algorithms.metrics import Agreement, Metrics
+from turnwise.algorithms.planning import GroupPlanner
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.update import Learner
@@ -37,7 +38,7 @@ _FLOAT32_LIMIT = 1e-4
 _HALF_LIMITS = (0.02, 0.2)  # mean, 99th percentile
 
 # Keys of the reply draws: updates count from 0, measurements have their own.
-_EVAL_KEY, _TEST_KEY = 1 << 40, 1 << 41
+_EVAL_KEY, TEST_KEY = 1 << 40, 1 << 41
 
 
 class Observer(Protocol):
@@ -62,6 +63,25 @@ class Silent:
 
 class DisagreementError(RuntimeError):
     """Sampler and learner do not hold the same policy: the run stops before it trains on wrong ratios."""
+
+
+class CollectionError(RuntimeError):
+    """Nothing could be collected: every episode failed, or ended before its first turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """The tasks of a run; what is trained or cloned on is proven apart from what is measured."""
+
+    train: Sequence[Task]
+    validation: list[Task]
+    test: list[Task]
+
+    def hashes(self) -> dict[str, str]:
+        """Identity of each panel's content and order (a generated one's definition)."""
+        found = {"validation": self.validation, "test": self.test}
+        hashes = {name: Panel("", "", tuple(tasks)).hash for name, tasks in found.items() if tasks}
+        return {"train": str(getattr(self.train, "hash", "")), **hashes}
 
 
 @dataclass(slots=True)
@@ -97,17 +117,15 @@ class Trainer:
             self.engine,
             self.chat,
             config.agent,
+            seed=config.seed,
             success=SuccessRule(config.env.success_threshold),
         )
         info = RunInfo(config.num_updates, config.rollout.group_size, config.seed)
         self.learner = Learner(build(config.algorithm, info), policy, config.optimizer, info)
         self.buffer = TrajectoryBuffer(self.learner.recipe.keep_updates)
-        env = make_env(config.env.id, **config.env.kwargs)
-        self.tasks = panel(env, config.env.split)
-        self.validation = _subset(panel(env, config.eval.split), config.eval.tasks) if config.eval.every else []
-        test = config.eval.test_split
-        self.test = _subset(panel(env, test), config.eval.test_tasks) if test else []
-        prove_disjoint(self.tasks, self.validation, self.test)
+        self.planner = self.learner.recipe.planner or GroupPlanner(config.rollout.group_size)
+        panels = open_panels(config)
+        self.tasks, self.validation, self.test = panels.train, panels.validation, panels.test
         self.writer = TrajectoryWriter(run.trajectories_path)
         self.finished = 0  # updates
         self.best = _Best()
@@ -142,21 +160,24 @@ class Trainer:
     def collect(self, update: int) -> list[Group]:
         """Play ``group_size`` episodes of each of the update's tasks."""
         sampling = Sampling(self.config.rollout.temperature, max_tokens=self.config.agent.max_reply_tokens)
-        jobs = jobs_for(self.tasks_of(update), self.config.rollout.group_size, key=update)
-        return group_by_task(self.collector.collect(jobs, sampling, self.observer.episode))
+        rollouts = Rollouts(self.collector, sampling, key=update, on_episode=self.observer.episode)
+        played = self.planner.plan(self.tasks_of(update), rollouts)
+        if not any(t.turns for t in played if t.end != "error"):
+            reasons = sorted({f"{t.end}: {t.end_reason}" for t in played})[:3]
+            raise CollectionError(f"no episode of update {update} has a turn to learn from ({'; '.join(reasons)})")
+        return group_by_task(played)
 
     def tasks_of(self, update: int) -> list[Task]:
-        """The update's tasks: the split in a seeded order, shuffled anew for each pass over it."""
-        size, num = len(self.tasks), self.config.rollout.num_tasks
-        return [self._task(place // size, place % size) for place in range(update * num, (update + 1) * num)]
+        """The update's tasks, no two the same: the split in a seeded order, shuffled anew for each pass over it.
 
-    def _task(self, epoch: int, place: int) -> Task:
+        A pass has as many updates as fit; the few tasks that are left over differ from pass to pass.
+        """
+        num = self.config.rollout.num_tasks
+        epoch, place = divmod(update, len(self.tasks) // num)
         if self._order[0] != epoch:
-            self._order = (
-                epoch,
-                np.random.default_rng([self.config.seed, epoch]).permutation(len(self.tasks)),
-            )
-        return self.tasks[int(self._order[1][place])]
+            generator = np.random.default_rng(mix("tasks", self.config.seed, epoch))
+            self._order = (epoch, generator.permutation(len(self.tasks)))
+        return [self.tasks[int(i)] for i in self._order[1][place * num : (place + 1) * num]]
 
     def store(self, groups: list[Group], update: int) -> None:
         """To disk first, then to the buffer that the learner samples from."""
@@ -208,6 +229,7 @@ class Trainer:
             samples=samples,
             max_tokens=self.config.agent.max_reply_tokens,
             key=key,
+            on_episode=self.observer.episode,
         )
         return report
 
@@ -215,9 +237,9 @@ class Trainer:
         """Sampled (T = 1) and greedy reports on the test panel."""
         if not self.test:
             return {}
-        reports = {"sampled": self.measure(self.test, "sampled", temperature=1.0, key=_TEST_KEY)}
+        reports = {"sampled": self.measure(self.test, "sampled", temperature=1.0, key=TEST_KEY)}
         if self.config.eval.greedy:
-            reports["greedy"] = self.measure(self.test, "greedy", temperature=0.0, key=_TEST_KEY)
+            reports["greedy"] = self.measure(self.test, "greedy", temperature=0.0, key=TEST_KEY)
         for report in reports.values():
             self.observer.report(report)
         return reports
@@ -270,21 +292,40 @@ class Trainer:
         }
 
 
+def open_panels(config: RunConfig) -> Panels:
+    """The run's panels. Raises ValueError for an unknown split, an overlap, or too few training tasks."""
+    env = make_env(config.env.id, **config.env.kwargs)
+    train, test_split = panel(env, config.env.split), config.eval.test_split
+    validation = _subset(panel(env, config.eval.split), config.eval.tasks) if config.eval.every else []
+    test = _subset(panel(env, test_split), config.eval.test_tasks) if test_split else []
+    cloned = [panel(env, config.warmstart.split)] if config.warmstart else []
+    prove_disjoint([train, *cloned], [validation, test])
+    if len(train) < config.rollout.num_tasks:
+        raise ValueError(
+            f"split {config.env.split!r} has {len(train)} tasks, fewer than "
+            f"rollout.num_tasks={config.rollout.num_tasks}"
+        )
+    return Panels(train, validation, test)
+
+
 def _subset(tasks: Sequence[Task], num: int) -> list[Task]:
     """The first ``num`` tasks of a panel: the same for every run."""
     return [tasks[i] for i in range(min(num, len(tasks)))]
 
 
-def prove_disjoint(train: Sequence[Task], *panels: Sequence[Task]) -> None:
-    """No evaluation task is in another panel, nor among the training tasks. Raises ValueError that names one."""
+def prove_disjoint(trained: Sequence[Sequence[Task]], measured: Sequence[Sequence[Task]]) -> None:
+    """No measured task is in another measured panel, or may be among those trained or cloned on, by content key.
+
+    Raises ValueError that names one that is.
+    """
     seen: dict[str, Task] = {}
-    for task in (task for tasks in panels for task in tasks):
+    for task in (task for tasks in measured for task in tasks):
         if task.key in seen and seen[task.key].split != task.split:
             raise ValueError(
                 f"task {task.key} is in {seen[task.key].split} and in {task.split}: panels must be disjoint"
             )
         seen[task.key] = task
-    overlap = [key for key in seen if _may_contain(train, key)]
+    overlap = [key for tasks in trained for key in seen if _may_contain(tasks, key)]
     if overlap:
         raise ValueError(f"evaluation task {overlap[0]} is also a training task: success on it would prove nothing")
 

@@ -43,7 +43,8 @@ class Turn:
     ``prompt_ids`` [P] are the tokens *added* to the context before the reply; with ``continues`` they follow
     the tokens of the turn before, without it they open a fresh context. ``action_ids`` [A] are exactly the
     sampled tokens, ``logprobs`` [A] their behaviour log-probabilities (nats, after temperature and
-    truncation), ``entropies`` [A] the entropy of the full next-token distribution (nats).
+    truncation), ``entropies`` [A] the entropy of the full next-token distribution (nats, after temperature,
+    before truncation).
     """
 
     observation: str

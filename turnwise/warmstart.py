@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.collector import Collector, SuccessRule
+from turnwise.agents.collector import Collector, SuccessRule, mix
 from turnwise.agents.engine import SlotEngine
 from turnwise.agents.policy import load_model, save_model
 from turnwise.agents.prompts import ChatFormat
@@ -86,7 +86,7 @@ def start_model(config: RunConfig, env: TextEnv) -> tuple[Any, Any]:
 
 def _texts(env: TextEnv, config: WarmstartConfig, seed: int) -> list[str]:
     """Text of demonstrations, the world's words in their natural shares."""
-    source = demonstrations(env, config, seed=seed + 1)
+    source = demonstrations(env, config, seed=mix("tokenizer", seed))
     texts: list[str] = []
     for _ in range(config.tokenizer_episodes):
         shown = next(source)
@@ -113,10 +113,11 @@ def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: An
         engine,
         chat,
         config.agent,
+        seed=config.seed,
         success=SuccessRule(config.env.success_threshold),
     )
     rate = 0.0
-    for num in (config.warmstart.stop_tasks // 4, config.warmstart.stop_tasks):
+    for num in (max(1, config.warmstart.stop_tasks // 4), config.warmstart.stop_tasks):
         report, _ = evaluate_policy(
             collector,
             tasks[:num],

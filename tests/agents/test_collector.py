@@ -27,12 +27,13 @@ def collector(
     slots: int = 4,
     rule: SuccessRule | None = None,
     env: dict[str, Any] | None = None,
+    seed: int = 0,
     **settings: Any,
 ) -> Collector:
     chat = ChatFormat(tokenizer())
     config = AgentConfig(max_reply_tokens=6, **{"max_context_tokens": 512, **settings})
     engine = SlotEngine(tiny_model(), num_slots=slots, max_length=config.max_context_tokens, end_ids=chat.end_ids)
-    return Collector(maker(env_id, **(env or {})), engine, chat, config, success=rule)
+    return Collector(maker(env_id, **(env or {})), engine, chat, config, seed=seed, success=rule)
 
 
 def tasks(num: int, env_id: str = "tests.worlds:tests/Echo-v0", split: str = "train") -> list[Any]:
@@ -57,6 +58,8 @@ def test_results_do_not_depend_on_the_number_of_slots(env_id: str, settings: dic
     many = collector(env_id, slots=6, **settings).collect(jobs, SAMPLING)
     assert same(few, many)
     assert [t.episode for t in few] == [job.episode for job in jobs]
+    reseeded = collector(env_id, slots=6, seed=1, **settings).collect(jobs, SAMPLING)
+    assert [t.turns[0].action_ids.tolist() for t in reseeded] != [t.turns[0].action_ids.tolist() for t in many]
     other = collector(env_id, slots=6, **settings).collect(jobs_for(tasks(3, env_id), 2, key=6), SAMPLING)
     assert [t.turns[0].action_ids.tolist() for t in other] != [t.turns[0].action_ids.tolist() for t in many]
 
@@ -172,6 +175,17 @@ def test_a_stopped_rollout_gives_no_trajectory_and_frees_its_slot() -> None:
             finished.append(event.rollout)
     assert finished == numbers[1:]
     assert source.engine.num_free == 1  # type: ignore[attr-defined]
+
+
+def test_walking_away_frees_every_slot() -> None:
+    source = collector(slots=3)
+    made = Rollouts(source, SAMPLING)
+    for task in tasks(5):
+        made.start(task, 0)
+    events = made.events()
+    next(events)
+    events.close()
+    assert source.engine.num_free == 3  # type: ignore[attr-defined]
 
 
 def test_group_planner_drives_it() -> None:

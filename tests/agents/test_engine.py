@@ -182,8 +182,17 @@ def test_truncation_by_rank_and_by_mass() -> None:
     torch.testing.assert_close(by_rank, torch.tensor([[4 / 7, 3 / 7, 0.0, 0.0]]))
     by_mass = truncated_logprobs(logits, [Sampling(top_p=0.65)]).exp()
     torch.testing.assert_close(by_mass, torch.tensor([[4 / 7, 3 / 7, 0.0, 0.0]]))
-    sharper = truncated_logprobs(logits, [Sampling(temperature=0.5)]).exp()
-    torch.testing.assert_close(sharper, torch.tensor([[16.0, 9.0, 4.0, 1.0]]) / 30)
+
+
+def test_temperature_shapes_draws_logprobs_and_entropies() -> None:
+    model, ids = tiny_model(), prompt(np.random.default_rng(6), 8)
+    made = engine(model)
+    made.submit(made.open(), ids, fresh=True, key=0, sampling=Sampling(temperature=0.5, max_tokens=1))
+    (reply,) = made.step()
+    with torch.no_grad():
+        sharper = torch.log_softmax(model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0, -1] / 0.5, -1)
+    assert abs(float(sharper[reply.ids[0]]) - float(reply.logprobs[0])) < 1e-4
+    assert abs(float(-(sharper.exp() * sharper).sum()) - float(reply.entropies[0])) < 1e-4
 
 
 def test_limits_are_errors_that_explain_themselves() -> None:

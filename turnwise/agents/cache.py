@@ -164,7 +164,9 @@ class StepPlan:
         past_values = values[: self._view].flatten(0, 1)[:, : self._width]
         scores = torch.bmm(folded, past_keys.transpose(1, 2)).mul_(scale)
         scores = scores.view(self._view, -1, self._width).add_(self._bias[:, None])
-        weights = torch.softmax(scores, dim=-1).view(self._view * kv_heads, -1, self._width)
+        # In float32, as the learner's attention sums, also where keys are stored in half precision.
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        weights = weights.view(self._view * kv_heads, -1, self._width)
         output = torch.bmm(weights, past_values).view(self._view, heads, dim)
         return output if self._aligned else output[self._decode_slots]
 

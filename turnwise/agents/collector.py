@@ -1,11 +1,13 @@
 """Playing episodes with the engine: many at once, each at its own pace, recorded token by token.
 
 ``Collector`` owns the worlds; ``Rollouts`` is one act of collecting, whose events a planner can react to. What an
-episode does depends on its task, sample and key alone: not on its neighbours, the number of slots or time.
+episode does depends on seed, task, sample and key alone: not on its neighbours, the number of slots or time (beyond
+the rounding of batched arithmetic).
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections import deque
@@ -35,10 +37,9 @@ class Job:
     sample: int = 0
     key: int = 0
 
-    @property
-    def seed(self) -> int:
-        """Seed of the environment's reset, in [0, 2**31): the same for all samples of a group."""
-        return mix("env", self.task.key, self.key) >> 33
+    def env_seed(self, seed: int) -> int:
+        """Seed of the environment's reset, in [0, 2**31): the same for all samples of a group in run ``seed``."""
+        return mix("env", seed, self.task.key, self.key) >> 33
 
     @property
     def episode(self) -> str:
@@ -60,7 +61,8 @@ class SuccessRule:
 class Collector:
     """Environments (made on demand, one a slot, reused), an engine, and how the agent sees the world.
 
-    ``version`` and ``adapter_hash`` name the sampling policy in every trajectory.
+    ``seed`` is the run's: with task, sample, key and turn it decides every draw. ``version`` and ``adapter_hash``
+    name the sampling policy in every trajectory.
     """
 
     def __init__(
@@ -70,33 +72,32 @@ class Collector:
         chat: ChatFormat,
         config: AgentConfig,
         *,
+        seed: int = 0,
         success: SuccessRule | None = None,
     ) -> None:
         self.make_env, self.engine, self.chat, self.config = make_env, engine, chat, config
-        self.success = success or SuccessRule()
+        self.seed, self.success = seed, success or SuccessRule()
         self.version, self.adapter_hash = 0, ""
         self.idle: list[TextEnv] = []
 
     def collect(self, jobs: Sequence[Job], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Trajectory]:
         """Play every job; trajectories in the order of ``jobs``. ``on_episode`` hears each as it ends."""
-        rollouts = Rollouts(self, sampling)
+        rollouts = Rollouts(self, sampling, on_episode=on_episode)
         order = [rollouts.add(job) for job in jobs]
-        finished: dict[int, Trajectory] = {}
-        for event in rollouts.events():
-            if isinstance(event, RolloutFinished):
-                finished[event.rollout] = event.trajectory
-                if on_episode is not None:
-                    on_episode(event.trajectory)
+        finished = {e.rollout: e.trajectory for e in rollouts.events() if isinstance(e, RolloutFinished)}
         return [finished[rollout] for rollout in order]
 
 
 @dataclass(slots=True)
 class _Rollout:
-    """An episode and where it stands. ``prefix`` are turns of a parent that a fork has to walk again."""
+    """An episode and where it stands. ``prefix`` are turns of a parent that a fork has to walk again, ``reaches`` the
+    observation that they led the parent to.
+    """
 
     job: Job
     number: int
     prefix: tuple[Turn, ...] = ()
+    reaches: str = ""
     fork: Fork | None = None
     attempts: int = 0
     slot: int = -1
@@ -114,14 +115,17 @@ class Rollouts:
     """Running episodes, steered by a planner (turnwise.algorithms.planning.Rollouts).
 
     An environment that raises is replaced and its episode retried once with the same seed; a second failure is
-    recorded as a trajectory that ended in ``error``, never as a reward of 0.
+    recorded as a trajectory that ended in ``error``, never as a reward of 0. ``on_episode`` hears each that ends.
     """
 
-    def __init__(self, collector: Collector, sampling: Sampling, key: int = 0) -> None:
-        self._c, self._sampling, self._key = collector, sampling, key
+    def __init__(
+        self, collector: Collector, sampling: Sampling, key: int = 0, on_episode: OnEpisode | None = None
+    ) -> None:
+        self._c, self._sampling, self._key, self._on_episode = collector, sampling, key, on_episode
         self._all: list[_Rollout] = []
         self._waiting: deque[_Rollout] = deque()
-        self._playing: dict[int, _Rollout] = {}
+        self._open: dict[int, _Rollout] = {}  # slot -> rollout
+        self._playing: dict[int, _Rollout] = {}  # those of them that wait for a reply
         self._stopped: set[int] = set()
 
     def start(self, task: Task, sample: int) -> int:
@@ -141,8 +145,9 @@ class Rollouts:
         if not 0 <= turn <= len(parent.turns):
             raise ValueError(f"rollout {rollout} has {len(parent.turns)} turns: it cannot be forked after {turn}")
         job = replace(parent.job, sample=len(self._all))
+        reaches = parent.turns[turn].observation if turn < len(parent.turns) else parent.observation
         fork = Fork(parent.job.episode, turn)
-        return self._queue(_Rollout(job, len(self._all), tuple(parent.turns[:turn]), fork))
+        return self._queue(_Rollout(job, len(self._all), tuple(parent.turns[:turn]), reaches, fork))
 
     def stop(self, rollout: int) -> None:
         """Abandon a rollout; it gives no trajectory."""
@@ -156,13 +161,24 @@ class Rollouts:
     def events(self) -> Iterator[TurnFinished | RolloutFinished]:
         """Run until nothing is queued or running; what is started meanwhile joins."""
         engine = self._c.engine
-        while self._waiting or self._playing:
-            while self._waiting and len(self._playing) < engine.num_slots:
-                yield from self._admit(self._waiting.popleft())
-            for reply in engine.step():
-                yield from self._advance(self._playing.pop(reply.slot), reply)
+        try:
+            while self._waiting or self._playing:
+                while self._waiting and len(self._playing) < engine.num_slots:
+                    yield from self._heard(self._admit(self._waiting.popleft()))
+                for reply in engine.step():
+                    yield from self._heard(self._advance(self._playing.pop(reply.slot), reply))
+        finally:  # also where the planner walks away or fails
+            for rollout in list(self._open.values()):
+                self._release(rollout)
+            self._playing.clear()
 
-    def _admit(self, rollout: _Rollout) -> Iterator[RolloutFinished]:
+    def _heard(self, events: Iterator[TurnFinished | RolloutFinished]) -> Iterator[TurnFinished | RolloutFinished]:
+        for event in events:
+            if self._on_episode is not None and isinstance(event, RolloutFinished):
+                self._on_episode(event.trajectory)
+            yield event
+
+    def _admit(self, rollout: _Rollout) -> Iterator[TurnFinished | RolloutFinished]:
         """Reset its world, give it a slot and ask for the first reply."""
         if rollout.number in self._stopped:
             return
@@ -172,11 +188,12 @@ class Rollouts:
             yield from self._failed(rollout, error)
             return
         rollout.slot = self._c.engine.open()
+        self._open[rollout.slot] = rollout
         yield from self._ask(rollout)
 
     def _reset(self, rollout: _Rollout) -> None:
         rollout.env = self._c.idle.pop() if self._c.idle else self._c.make_env()
-        rollout.observation, rollout.info = start(rollout.env, rollout.job.task, rollout.job.seed)
+        rollout.observation, rollout.info = start(rollout.env, rollout.job.task, rollout.job.env_seed(self._c.seed))
         rollout.turns, rollout.reward = [], 0.0
         instructions = str(getattr(rollout.env.unwrapped, "instructions", ""))
         rollout.context = new_context(self._c.chat, self._c.config, instructions)
@@ -194,6 +211,8 @@ class Rollouts:
             rollout.prompt, rollout.continues = rollout.context.extend(
                 turn.action_ids, turn.action, observation, _admissible(rollout.info)
             )
+        if rollout.prefix and rollout.observation != rollout.reaches:
+            raise RuntimeError("the environment did not repeat itself: a fork cannot be replayed in it")
 
     def _ask(self, rollout: _Rollout) -> Iterator[RolloutFinished]:
         """Submit the prompt, or end the episode where the context is full."""
@@ -210,7 +229,7 @@ class Rollouts:
         if len(ids) + (0 if fresh else engine.length(rollout.slot)) > limit:
             yield self._finish(rollout, "truncated", "context")
             return
-        key = mix("reply", job.task.key, job.key, job.sample, len(rollout.turns))
+        key = mix("reply", self._c.seed, job.task.key, job.key, job.sample, len(rollout.turns))
         engine.submit(rollout.slot, ids, fresh=fresh, key=key, sampling=self._sampling)
         self._playing[rollout.slot] = rollout
 
@@ -222,7 +241,7 @@ class Rollouts:
         try:
             end = self._act(rollout, reply)
         except Exception as error:  # whatever a third party's world raises
-            self._c.engine.close(reply.slot)
+            self._close(rollout)
             yield from self._failed(rollout, error)
             return
         yield TurnFinished(rollout.number, len(rollout.turns) - 1, reply.entropies)
@@ -271,7 +290,10 @@ class Rollouts:
     def _failed(self, rollout: _Rollout, error: Exception) -> Iterator[RolloutFinished]:
         """Retry once, in a fresh environment; then record the failure."""
         rollout.attempts += 1
-        rollout.env = None  # a world that raised is not used again
+        if rollout.env is not None:  # a world that raised is not used again
+            with contextlib.suppress(Exception):
+                rollout.env.close()
+            rollout.env = None
         if rollout.attempts == 1:
             self._waiting.appendleft(rollout)
             return
@@ -285,8 +307,12 @@ class Rollouts:
         judged = self._c.success.judge(info, rollout.reward)
         return RolloutFinished(rollout.number, self._record(rollout, end, reason, judged, score))
 
-    def _release(self, rollout: _Rollout) -> None:
+    def _close(self, rollout: _Rollout) -> None:
+        del self._open[rollout.slot]
         self._c.engine.close(rollout.slot)
+
+    def _release(self, rollout: _Rollout) -> None:
+        self._close(rollout)
         if rollout.env is not None:
             self._c.idle.append(rollout.env)
             rollout.env = None
@@ -297,7 +323,7 @@ class Rollouts:
         return Trajectory(
             episode=rollout.job.episode,
             task=rollout.job.task,
-            seed=rollout.job.seed,
+            seed=rollout.job.env_seed(self._c.seed),
             sample=rollout.job.sample,
             turns=tuple(rollout.turns),
             end=end,

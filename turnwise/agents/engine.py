@@ -3,7 +3,7 @@
 Every episode keeps its key/value cache across turns: a new turn feeds only the new observation. A step advances
 every waiting slot - observations and single tokens go through the model in one flat batch - so no episode waits
 for another. Log-probabilities and full-vocabulary entropies come with the sampled tokens. What a slot samples
-depends on its own key alone, never on its neighbours or on time.
+depends on its own key, not on its neighbours or on time (beyond the rounding of batched arithmetic).
 """
 
 from __future__ import annotations
@@ -224,13 +224,15 @@ class SlotEngine:
 
     def _sample(self, logits: Tensor, states: list[_Slot]) -> tuple[Tensor, Tensor, Tensor]:
         """logits [R, V] -> sampled ids, their log-probs and the entropies, each [R]."""
+        settings = [state.sampling for state in states]
+        if any(s.temperature not in (0, 1) for s in settings):
+            logits = logits / torch.tensor([s.temperature or 1.0 for s in settings], device=self.device)[:, None]
         full = torch.log_softmax(logits, dim=-1)
         entropies = -(full.exp() * full).sum(-1)
-        settings = [state.sampling for state in states]
         greedy = torch.tensor([s.temperature == 0 for s in settings], device=self.device)
         drawn_from = full
-        if any(s.temperature not in (0, 1) or s.top_p < 1 or s.top_k for s in settings):
-            drawn_from = truncated_logprobs(logits, settings)
+        if any(s.top_p < 1 or s.top_k for s in settings):
+            drawn_from = truncated_logprobs(full, settings)
         best = drawn_from.argmax(-1)
         if bool(greedy.all()):
             ids = best
@@ -252,16 +254,12 @@ def inverse_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, targets, right=True).clamp_(max=logprobs.shape[-1] - 1)[:, 0]
 
 
-def truncated_logprobs(logits: Tensor, settings: list[Sampling]) -> Tensor:
-    """Log-probs [R, V] after temperature, then top-k, then top-p; -inf outside. Temperature 0 counts as 1."""
-    temperature = torch.tensor([s.temperature or 1.0 for s in settings], device=logits.device)
-    logprobs = torch.log_softmax(logits / temperature[:, None], dim=-1)
-    if all(s.top_p >= 1 and not s.top_k for s in settings):
-        return logprobs
+def truncated_logprobs(logprobs: Tensor, settings: list[Sampling]) -> Tensor:
+    """Log-probs [R, V] renormalised after top-k, then top-p; -inf outside."""
     ordered, order = logprobs.sort(dim=-1, descending=True)
-    rank = torch.arange(logits.shape[-1], device=logits.device)
-    top_k = torch.tensor([s.top_k or logits.shape[-1] for s in settings], device=logits.device)
-    top_p = torch.tensor([s.top_p for s in settings], device=logits.device)
+    rank = torch.arange(logprobs.shape[-1], device=logprobs.device)
+    top_k = torch.tensor([s.top_k or logprobs.shape[-1] for s in settings], device=logprobs.device)
+    top_p = torch.tensor([s.top_p for s in settings], device=logprobs.device)
     keep = rank < top_k[:, None]
     probabilities = torch.where(keep, ordered.exp(), 0.0)
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)

@@ -25,6 +25,9 @@ from turnwise.agents.attention import ATTENTION, PackedPlan, packed_positions
 
 DType = Literal["auto", "float32", "bfloat16"]
 
+# Model types whose attention is what the plans compute.
+_FAMILIES = ("qwen2", "qwen3", "llama")
+
 # Above this many logits (rows x vocabulary) the head works in chunks that are recomputed on the way back.
 _MAX_LOGITS = 1 << 25
 
@@ -155,7 +158,7 @@ class Policy:
     def score(self, batch: Any, *, entropy: bool = False, reference: bool = False) -> Scores:
         """Log-probs (and entropies) of a TokenBatch's action tokens, [B, T]; differentiable under grad mode.
 
-            Logits are divided by ``temperature``, as they were when the tokens were drawn. ``reference`` switches the
+        Logits are divided by ``temperature``, as they were when the tokens were drawn. ``reference`` switches the
         adapters off; it needs LoRA (raises ValueError without).
         """
         if reference and self.lora is None:
@@ -205,8 +208,7 @@ def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") 
     """Model (attention ``turnwise``) and tokenizer of a folder or hub name."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch finds no CUDA device; use device=cpu")
+    check_device(device)
     name = str(path)
     looks_local = name.startswith((".", "/", "~"))
     if looks_local and not (Path(name).expanduser() / "config.json").exists():
@@ -216,14 +218,25 @@ def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") 
             Path(name).expanduser() if looks_local else name, dtype=dtype, attn_implementation=ATTENTION
         )
         tokenizer = AutoTokenizer.from_pretrained(Path(name).expanduser() if looks_local else name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"could not load model {name!r}: {str(error).splitlines()[0]}") from error
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    if model.config.model_type not in _FAMILIES or kinds != {"full_attention"}:
         raise ValueError(
-            f"model {name!r} uses {sorted(kinds)}; the engine supports full attention (Qwen2.5, Qwen3, Llama)"
+            f"model {name!r} is a {model.config.model_type} with {', '.join(sorted(kinds))}: the engine knows "
+            f"{', '.join(_FAMILIES)} with full attention"
         )
     return model.to(device).eval(), tokenizer
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError for a device that is not there."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}: expected cpu, cuda, or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch finds no CUDA device; use device=cpu")
 
 
 def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:

@@ -61,7 +61,7 @@ class ChatFormat:
         self.end_id = int(end_id)
         self._head = self.between[: self.between.index(end_id) + 1]
         self._tail = self.between[self.between.index(end_id) + 1 :]
-        self._plain = lru_cache(maxsize=65536)(self._encode_plain)
+        self._plain = lru_cache(maxsize=4096)(self._encode_plain)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

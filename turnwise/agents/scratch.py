@@ -18,10 +18,10 @@ from turnwise.agents.attention import ATTENTION
 
 PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 
-# Three control tokens a turn; ChatML would take nine.
 # A word with the space before it, a number, white space, or a mark.
 _WORD = re.compile(r" ?[A-Za-z]+| ?\d+|\s+| ?[^\sA-Za-z\d]")
 
+# Three control tokens a turn; ChatML would take nine.
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"

@@ -76,9 +76,13 @@ def play_episode(
     key: int = 0,
     success: SuccessRule | None = None,
     limit: int = 10_000,
+    on_observation: Callable[[str], None] | None = None,
 ) -> Trajectory:
-    """One episode of a scripted agent: a trajectory whose turns hold text and no tokens."""
-    seed = mix("env", task.key, key) >> 33
+    """One episode of a scripted agent: a trajectory whose turns hold text and no tokens.
+
+    ``on_observation`` hears what follows each action, the last one's too. After ``limit`` turns the episode is cut.
+    """
+    seed = mix("env", 0, task.key, key) >> 33
     observation, info = start(env, task, seed)
     agent.begin(observation, info)
     turns: list[Turn] = []
@@ -102,6 +106,8 @@ def play_episode(
             )
         )
         observation = following
+        if on_observation is not None:
+            on_observation(following)
     total = sum(turn.reward for turn in turns)
     return Trajectory(
         episode=f"{task.split}-{task.index}-{key}-{sample}",

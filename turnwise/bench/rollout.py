@@ -165,6 +165,7 @@ def bench_rollout(
         tokens, streams, logprobs = run_engine(model, episodes, at_once)
         ours = time.process_time() - start
         model.set_attn_implementation("sdpa")
+        run_generate(model, episodes[:2], at_once, tokenizer.pad_token_id)  # warm-up
         start = time.process_time()
         same = run_generate(model, episodes, at_once, tokenizer.pad_token_id)
         theirs = time.process_time() - start

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from turnwise.envs.interface import HasTasks, Info, Panel, capability
 from turnwise.trajectory import Task
@@ -68,11 +67,3 @@ def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
     if capability(env, HasTasks) is not None:
         return env.reset(seed=seed, options={"split": task.split, "task": task.index})
     return env.reset(seed=task.index)
-
-
-def draw_tasks(tasks: Sequence[Task], num: int, seed: int) -> list[Task]:
-    """``num`` different tasks (all of them, in order, where ``num`` is the panel's size or more)."""
-    if num >= len(tasks):
-        return [tasks[i] for i in range(len(tasks))]
-    rng = np.random.default_rng(seed)
-    return [tasks[int(i)] for i in rng.choice(len(tasks), size=num, replace=False)]
