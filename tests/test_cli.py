@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from turnwise import cli
 
 
 def run(*words: str, cwd: Path, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    import os
-
     environment = {**os.environ, "TURNWISE_CACHE": str(cache or cwd / "cache"), "COLUMNS": "160"}
     return subprocess.run(
         [sys.executable, "-m", "turnwise.cli", *words],
@@ -46,28 +48,61 @@ def run(*words: str, cwd: Path, cache: Path | None = None) -> subprocess.Complet
         (["evaluate", "random", "agent.contxt=full", "--tasks", "1"], "random plays without a model"),
     ],
 )
-def test_mistakes_are_one_message(words: list[str], message: str, tmp_path: Path) -> None:
-    asked = run(*words, cwd=tmp_path)
-    assert asked.returncode == 2
-    assert message in asked.stderr
-    assert "Traceback" not in asked.stderr
-    assert not list(tmp_path.glob("runs/*")), "nothing is left behind"
+def test_mistakes_are_one_message(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["turnwise", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_looking_around(tmp_path: Path) -> None:
-    assert "turnwise/Household-v0" in run("envs", cwd=tmp_path).stdout
-    assert "household" in run("configs", cwd=tmp_path).stdout
-    assert "learning rate" in run("settings", "optimizer", cwd=tmp_path).stdout
-    played = run("play", "--agent", "expert", "--task", "3", cwd=tmp_path)
-    assert "success after" in played.stdout
-    report = run("evaluate", "expert", "--env", "turnwise/Household-v0", "--tasks", "12", "--json", cwd=tmp_path)
-    assert json.loads(report.stdout)["success"]["value"] == 1.0
-    assert "all" in run("evaluate", "random", "--tasks", "6", cwd=tmp_path).stdout
+def test_a_mistake_shows_no_traceback(tmp_path: Path) -> None:
+    asked = run("train", "optimizr.lr=1", cwd=tmp_path)
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert asked.stderr.strip() == "Error: Unknown setting 'optimizr'. Did you mean 'optimizer'?"
+
+
+def shown(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command prints, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["turnwise", *words])
+    monkeypatch.setattr(cli, "console", Console(width=160))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["envs"], "turnwise/Household-v0"),
+        (["configs"], "household"),
+        (["settings", "optimizer"], "learning rate"),
+        (["settings", "algorithm"], "corridor"),
+        (["play", "--agent", "expert", "--task", "3"], "success after"),
+        (["evaluate", "random", "--tasks", "6"], "pick_and_place_simple"),
+    ],
+)
+def test_looking_around(
+    words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in shown(words, monkeypatch, capsys)
+
+
+def test_json_is_for_machines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(shown(["evaluate", "expert", "--tasks", "12", "--json"], monkeypatch, capsys))
+    assert report["success"]["value"] == 1.0
 
 
 def test_a_person_can_play(tmp_path: Path) -> None:
-    import os
-
     asked = subprocess.run(
         [sys.executable, "-m", "turnwise.cli", "play"],
         input="?\nlook\nfly\n",

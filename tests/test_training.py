@@ -184,11 +184,14 @@ def test_an_update_s_tasks_differ_and_each_pass_is_in_a_new_order(tmp_path: Path
     assert len({tuple(each) for each in passes}) > 1
 
 
-def test_too_few_tasks_and_unlearnable_rollouts_are_refused(tmp_path: Path) -> None:
+def test_too_few_tasks_and_unlearnable_rollouts_are_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has 256 tasks, fewer than"):
         train(config("env.split=validation", "eval.every=0", "eval.tasks=128", "rollout.num_tasks=300"), tmp_path / "a")
-    with pytest.raises(CollectionError, match=r"truncated: context"):
-        train(config("agent.max_context_tokens=40", "warmstart.max_tokens=1", "num_updates=1"), tmp_path / "b")
+    with pytest.raises(ValueError, match="no demonstration fits max_context_tokens=40"):
+        train(config("agent.max_context_tokens=40"), tmp_path / "b")
+    short = [f"model.path={whole / 'model'}", "warmstart=null", "agent.max_context_tokens=40"]
+    with pytest.raises(CollectionError, match="truncated"):
+        train(config(*short), tmp_path / "c")
 
 
 def test_overlapping_panels_are_refused() -> None:
@@ -225,7 +228,7 @@ def test_several_samples_give_pass_at_k(whole: Path) -> None:
     assert report.success.value == 1.0
     assert evaluate(whole, tasks=2, samples=2, temperature=0.7, top_p=0.9).samples == 2
     assert evaluate(whole, tasks=2, agent={"max_reply_tokens": 1}).mean_action_tokens <= 16
-    with pytest.raises(ValueError, match="Did you mean 'agent.context'"):
+    with pytest.raises(ValueError, match=r"Did you mean 'agent\.context'"):
         evaluate(whole, agent={"contxt": "full"})
 
 
