@@ -119,14 +119,17 @@ def test_a_person_can_play(tmp_path: Path) -> None:
     assert "stopped" in asked.stdout
 
 
-def test_smoke_demo_then_resume_evaluate_and_export(tmp_path: Path) -> None:
+def test_smoke_demo_then_resume_evaluate_and_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     small = ["warmstart.max_tokens=20000", "warmstart.tokenizer_episodes=40", "model.hidden_size=32", "num_updates=2"]
-    made = run("demo", "--smoke", "--out", "first", *small, cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
-    assert "Success on unseen tasks" in made.stdout
-    assert "run: first" in made.stdout
-    assert run("train", "--resume", "first", cwd=tmp_path).returncode == 0
-    assert run("evaluate", "first", "--tasks", "4", "--temperature", "0", cwd=tmp_path).returncode == 0
-    exported = run("export", "first", "--to", "merged", cwd=tmp_path)
-    assert exported.returncode == 0, exported.stderr
+    made = shown(["demo", "--smoke", "--out", "first", *small], monkeypatch, capsys)
+    assert "Success on unseen tasks" in made
+    assert "run: first" in made
+    assert "run: first" in shown(["train", "--resume", "first"], monkeypatch, capsys)
+    assert "all" in shown(["evaluate", "first", "--tasks", "4", "--temperature", "0"], monkeypatch, capsys)
+    assert "merged" in shown(["export", "first", "--to", "merged"], monkeypatch, capsys)
     assert (tmp_path / "merged" / "model.safetensors").exists()
+    assert "all" in shown(["evaluate", "./merged", "--tasks", "4"], monkeypatch, capsys)
