@@ -65,6 +65,7 @@ class RolloutConfig(_Section):
     num_tasks: int = Field(8, ge=1, description="tasks (groups) per update")
     group_size: int = Field(8, ge=1, description="episodes per task, G")
     num_slots: int = Field(64, ge=1, description="episodes played at once")
+    threads: int | None = Field(1, ge=1, description="torch threads while sampling; None: as while learning")
     temperature: float = Field(1.0, gt=0, le=10, description="of sampling, and of the log-probs that are trained")
 
 
@@ -108,7 +109,7 @@ class RunConfig(_Section):
     checkpoint_every: int = Field(10, ge=1, description="updates between two checkpoints")
     seed: int = Field(0, ge=0, description="of everything random")
     device: str = Field("cpu", description="cpu, cuda, cuda:1")
-    threads: int = Field(1, ge=1, description="torch threads; small models run fastest on one")
+    threads: int = Field(1, ge=1, description="torch threads while learning; with 2 a small model gains a third")
     keep_checkpoint: Literal["best", "last"] = Field(
         "last",
         description="which policy the final evaluation and exports use: the last, or the best on eval.split",

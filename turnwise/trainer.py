@@ -111,6 +111,7 @@ class Trainer:
             num_slots=config.rollout.num_slots,
             max_length=config.agent.max_context_tokens,
             end_ids=self.chat.end_ids,
+            threads=config.rollout.threads,
         )
         self.collector = Collector(
             maker(config.env.id, **config.env.kwargs),

@@ -107,6 +107,7 @@ def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: An
         num_slots=config.rollout.num_slots,
         max_length=config.agent.max_context_tokens,
         end_ids=chat.end_ids,
+        threads=config.rollout.threads,
     )
     collector = Collector(
         maker(config.env.id, **config.env.kwargs),
