@@ -4,7 +4,9 @@ and its closing table.
 
 import io
 import json
+import re
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
@@ -32,7 +34,8 @@ def main(folder: str, out: str) -> None:
     )
     console.print(display.render())
     console.print(result_table(Result(run.path, before, after, Estimate(**measured["gain"]), 0.0, 0.0)))
-    console.save_svg(out, title="turnwise demo")
+    drawn = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="turnwise demo"), flags=re.DOTALL)
+    Path(out).write_text(drawn)  # without the fonts that rich would have a browser fetch
 
 
 if __name__ == "__main__":
