@@ -34,9 +34,8 @@ def main() -> None:
     asked.add_argument("--json", action="store_true")
     words = asked.parse_args()
     began = time.process_time()
-    config = load_config(
-        "household", [f"seed={words.seed}", "warmstart.stop_success=null", "warmstart.max_tokens=1000000000"]
-    )
+    # Without a measure, stop_success stops nothing.
+    config = load_config("household", [f"seed={words.seed}", "warmstart.max_tokens=1000000000"])
     torch.set_num_threads(config.threads)
     env = make_env(config.env.id, **config.env.kwargs)
     model, tokenizer = start_model(config, env)
