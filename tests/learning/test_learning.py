@@ -22,7 +22,7 @@ SETTINGS: dict[str, Any] = {
         "split": "train",
         "only_successes": False,
         "noise": 0.0,
-        "max_tokens": 120_000,
+        "max_tokens": 350_000,
         "tokenizer_episodes": 60,
     },
     "optimizer": {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.0, "num_minibatches": 4},
