@@ -53,7 +53,7 @@ def test_it_learns(algorithm: str, seed: int, tmp_path: Path) -> None:
     # LoRA leaves the head alone, and the clone's head bounds how sure a policy of this size can get: about .8 a turn.
     assert after.value > 0.45
     assert result.gain is not None
-    assert result.gain.low > 0.1
+    assert result.gain.low > 0.05
 
 
 def test_without_credit_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
