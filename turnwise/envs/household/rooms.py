@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 from turnwise.envs.alfworld.game import TaskType
 from turnwise.envs.alfworld.priors import placement_rates
@@ -17,14 +17,7 @@ from turnwise.envs.alfworld.priors import placement_rates
 RoomName = Literal["kitchen", "living room", "bedroom", "bathroom"]
 Vocabulary = Literal["small", "full"]
 
-TASK_TYPES: tuple[TaskType, ...] = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 
 OPENABLE = frozenset({"Cabinet", "Drawer", "Fridge", "Microwave", "Safe"})
 APPLIANCES = {"clean": "SinkBasin", "heat": "Microwave", "cool": "Fridge"}
