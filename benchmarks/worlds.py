@@ -57,7 +57,7 @@ def measure(entry: Entry) -> dict[str, Any]:
     from turnwise.agents.scripted import scripted
     from turnwise.envs.bench import bench
     from turnwise.envs.interface import HasPlayers, capability
-    from turnwise.envs.tasks import make_env, panel
+    from turnwise.envs.tasks import make_env, maker, panel
     from turnwise.evaluation import evaluate_scripted
 
     speed = bench(entry.games, entry.seconds, entry.id, split=entry.split, **entry.kwargs)
@@ -69,7 +69,7 @@ def measure(entry: Entry) -> dict[str, Any]:
         player = scripted(name)
         assert player is not None
         seating = Seating({"": player}, others)  # type: ignore[arg-type]
-        report, _ = evaluate_scripted(env, seating, tasks, name=name, samples=entry.samples)
+        report, _ = evaluate_scripted(maker(entry.id, **entry.kwargs), seating, tasks, name=name, samples=entry.samples)
         row[name.partition(":")[0]] = {
             "success": asdict(report.success) if report.success else None,
             "episodes": sum(map(len, report.outcomes)),

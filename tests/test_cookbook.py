@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
@@ -10,23 +11,35 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+import torch
 from rich.console import Console
 
 from turnwise import cli
 from turnwise.agents.scripted import expert_of
 from turnwise.envs.tasks import make_env
+from turnwise.replay.store import TrajectoryReader
+from turnwise.rundir import RunDirectory
 
-PAGE = (Path(__file__).parent.parent / "docs" / "cookbook" / "own_environment.md").read_text()
-FILES = dict(re.findall(r"```python (\S+)\n(.*?)```", PAGE, re.DOTALL))
+BOOK = Path(__file__).parent.parent / "docs" / "cookbook"
+PAGES = ("own_environment", "own_algorithm", "own_reward_shaper", "own_context")
+FILES = {
+    name: text
+    for page in PAGES
+    for name, text in re.findall(r"```python (\S+)\n(.*?)```", (BOOK / f"{page}.md").read_text(), re.DOTALL)
+}
 QUICK = (
     "num_updates=1 rollout.group_size=2 eval.every=1 eval.tasks=2 eval.test_tasks=4 model.hidden_size=32 "
     "warmstart.max_tokens=10000 warmstart.tokenizer_episodes=40 warmstart.stop_tasks=2"
 )
+SMOKE = [
+    *(*QUICK.removesuffix(" warmstart.stop_tasks=2").split(), "env.id=my_worlds:my/Lift-v0", "warmstart.split=train"),
+    *("agent.max_turns=5", "agent.max_reply_tokens=8", "rollout.num_tasks=2", "eval.greedy=false"),
+]
 
 
-def commands() -> list[list[str]]:
+def commands(page: str = "own_environment") -> list[list[str]]:
     """The words of each command, those left out that fetch a model from a hub."""
-    blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", (BOOK / f"{page}.md").read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line)[1:] for line in lines if "model.path=Qwen" not in line]
 
@@ -52,8 +65,8 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(cli, "console", Console(width=160))
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    out = capsys.readouterr().out
-    assert ended.value.code in (0, None), out
+    out, err = capsys.readouterr()
+    assert ended.value.code in (0, None), out + err
     return out
 
 
@@ -82,6 +95,42 @@ def test_training_as_the_page_has_it_helps(monkeypatch: pytest.MonkeyPatch, caps
     shown = run(words, monkeypatch, capsys)
     (low,) = re.findall(r"gain, paired by task: \S+ points \[\+?(-?[\d.]+)", shown)
     assert float(low) > 0, "the interval of the gain excludes 0"
+
+
+def test_an_algorithm_of_one_s_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    about, ranked, winners = commands("own_algorithm")
+    assert "Clip range of the ratio, both ways" in run(about, monkeypatch, capsys)
+    run([*ranked, *SMOKE], monkeypatch, capsys)
+    assert RunDirectory.open("runs/ranked").config().algorithm.clip == 0.3  # type: ignore[attr-defined]
+    run([*winners, *SMOKE], monkeypatch, capsys)
+    assert "mechanisms/Winners/damped_share" in RunDirectory.open("runs/winners").metrics()[0]
+
+
+def test_ranks_are_what_the_page_says() -> None:
+    ranked = importlib.import_module("my_algorithm").ranked
+    returns, group = torch.tensor([0.0, 1.0, 1.0, 100.0, 2.0, 2.0]), torch.tensor([0, 0, 0, 0, 1, 1])
+    assert ranked(returns, group, group).tolist() == pytest.approx([-1, 0, 0, 1, 0, 0])
+
+
+def test_rewards_of_one_s_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (words,) = commands("own_reward_shaper")
+    run([*words, *SMOKE], monkeypatch, capsys)
+    (line,) = RunDirectory.open("runs/curious").metrics()
+    novelties = importlib.import_module("my_shaping").novelties
+    stored = list(TrajectoryReader(RunDirectory.open("runs/curious").trajectories_path))
+    assert sum(novelties(stored[0])) <= len({turn.observation for turn in stored[0].turns}) - 1
+    bonus = sum(0.05 * sum(novelties(t)) + t.total_reward for t in stored) / len(stored)
+    penalty = sum(not turn.valid for t in stored for turn in t.turns)
+    assert line["return_mean"] <= bonus + 1e-9
+    assert (line["return_mean"] == pytest.approx(bonus)) == (penalty == 0)
+
+
+def test_a_context_of_one_s_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    train, evaluate = commands("own_context")
+    run([*train, *SMOKE], monkeypatch, capsys)
+    assert "episodes" in run(evaluate, monkeypatch, capsys)
+    for trajectory in TrajectoryReader(RunDirectory.open("runs/notes").trajectories_path):
+        assert not any(turn.continues for turn in trajectory.turns), "a fresh context every turn"
 
 
 def test_a_world_without_an_expert_says_so() -> None:

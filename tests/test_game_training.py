@@ -10,7 +10,8 @@ import torch
 
 from tests.test_training import StopAfter, StopError, timeless
 from turnwise.config import RunConfig, load_config
-from turnwise.experiment import evaluate, export, resume, train
+from turnwise.evaluating import evaluate
+from turnwise.experiment import export, resume, train
 from turnwise.replay.store import TrajectoryReader
 from turnwise.rundir import RunDirectory
 

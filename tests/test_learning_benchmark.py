@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from turnwise.algorithms.registry import ALGORITHMS
-from turnwise.compare import read_run
 from turnwise.config import RunConfig
+from turnwise.contenders import read_run
 from turnwise.rundir import RunDirectory
 from turnwise.trainer import Silent
 from turnwise.warmstart import warmstart_key

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnwise.config import RunConfig, load_config
-    from turnwise.experiment import evaluate, resume, train
+    from turnwise.evaluating import evaluate
+    from turnwise.experiment import resume, train
 
 __version__ = "0.1.0"
 __all__ = ["RunConfig", "__version__", "evaluate", "load_config", "resume", "train"]
@@ -20,7 +21,7 @@ __all__ = ["RunConfig", "__version__", "evaluate", "load_config", "resume", "tra
 _HOMES = {
     "RunConfig": "turnwise.config",
     "load_config": "turnwise.config",
-    "evaluate": "turnwise.experiment",
+    "evaluate": "turnwise.evaluating",
     "resume": "turnwise.experiment",
     "train": "turnwise.experiment",
 }

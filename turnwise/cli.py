@@ -15,13 +15,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from turnwise import cli_bench as bench
+from turnwise import cli_plan
+from turnwise import cli_runs as runs
+from turnwise import cli_view as views
 from turnwise import cli_worlds as worlds
-from turnwise.cli_worlds import print_numbers
+from turnwise.cli_bench import quiet
 
 if TYPE_CHECKING:
+    from turnwise.checkpoints import CheckpointName
     from turnwise.config import RunConfig
     from turnwise.experiment import Result
-    from turnwise.rundir import CheckpointName
 
 app = typer.Typer(
     name="turnwise",
@@ -31,11 +35,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench_app = typer.Typer(help="Measure this machine: environments, rollouts.", no_args_is_help=True)
-app.add_typer(bench_app, name="bench")
-for _command in (worlds.envs, worlds.play, worlds.check_env, worlds.serve_search):
+app.add_typer(bench.app, name="bench")
+for _command in (worlds.envs, worlds.play, worlds.check_env, worlds.serve_search, runs.trajectories, runs.replay):
     app.command()(_command)
-bench_app.command("env")(worlds.bench_env)
+app.command()(views.view)
+app.command()(cli_plan.plan)
 
 console = Console()
 
@@ -92,69 +96,91 @@ def demo(
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(help="A run, a model folder or hub name, random, expert[:knowing].")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(help="agent.KEY=VALUE, env.kwargs.KEY=VALUE, env.success_threshold=VALUE."),
-    ] = None,
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="A run (several: seeds of one method, pooled), RUN/checkpoints/update-N, a model folder or hub name, "
+            "openai:MODEL, random, expert[:knowing]; then settings: agent.KEY=VALUE, endpoint.KEY=VALUE, "
+            "env.kwargs.KEY=VALUE, env.success_threshold=VALUE."
+        ),
+    ],
     env: EnvOption = None,
     split: Annotated[str | None, typer.Option(help="Panel of tasks; default: the run's test panel.")] = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="The first N tasks only.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Episodes per task; pass@k needs k of them.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Greedy decoding too, beside sampling.")] = False,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
-    checkpoint: Annotated[str | None, typer.Option(help="last or best; default: the run's own.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="last, best or an update; default: the run's own.")] = None,
     opponent: Annotated[
-        str | None, typer.Option(help="In a game: random, expert, self, a run or a model folder.")
+        str | None, typer.Option(help="In a game: random, expert, self, a run, a model folder or openai:MODEL.")
     ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Of openai:MODEL, such as http://127.0.0.1:8000/v1.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 64,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draws; default: the run's.")] = None,
     device: Annotated[str, typer.Option()] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="torch threads.")] = 1,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the report as JSON here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write everything here as JSON; interrupted, the same command goes on.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Success rate on a fixed panel, with its 95 % interval, per task type, and pass@k."""
+    """Success rate on a fixed panel, with its 95 % interval, per task type, and pass@k.
+
+    [dim]turnwise evaluate runs/s0 runs/s1 runs/s2 --greedy --out s012.json[/dim]
+    """
+    import json
+
     import torch
     from rich.progress import Progress
 
-    from turnwise.config import EvaluationOverrides, override, parse_section
-    from turnwise.display import report_table
-    from turnwise.experiment import evaluate as run_evaluation
+    from turnwise.config import override, parse_section
+    from turnwise.evaluating import evaluate_all
+    from turnwise.evaluation_view import evaluation_table
+    from turnwise.subjects import Asked, Overrides
 
-    if temperature == 0 and samples > 1:
-        raise ValueError("--temperature 0 is greedy: every sample would be the same episode; leave --samples at 1")
-    changes = parse_section(EvaluationOverrides, override({}, settings or []))
-    _quiet()
+    settings = [word for word in targets if "=" in word and not Path(word).exists()]
+    asked_url = [f"endpoint.base_url={base_url}"] if base_url is not None else []
+    changes = parse_section(Overrides, override({}, [*settings, *asked_url]))
+    quiet()
     torch.set_num_threads(threads)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("episodes", total=None)
-        report = run_evaluation(
-            target,
-            env=env,
-            env_kwargs=changes.env.kwargs,
-            split=split,
-            tasks=tasks,
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            checkpoint=_checkpoint(checkpoint),
-            agent=changes.agent,
-            success_threshold=changes.env.success_threshold,
-            num_slots=slots,
-            seed=seed,
-            device=device,
-            opponent=opponent,
-            on_episode=lambda _: progress.advance(bar),
-        )
-    if out is not None:
-        out.write_text(report.as_json())
+    asked = Asked(
+        env=env,
+        env_kwargs=changes.env.kwargs,
+        split=split,
+        tasks=tasks,
+        samples=samples,
+        temperature=temperature,
+        greedy=greedy,
+        top_p=top_p,
+        top_k=top_k,
+        checkpoint=int(checkpoint) if checkpoint and checkpoint.isdecimal() else _checkpoint(checkpoint),
+        agent=changes.agent,
+        success_threshold=changes.env.success_threshold,
+        num_slots=slots,
+        seed=seed,
+        device=device,
+        opponent=opponent,
+        endpoint=changes.endpoint,
+    )
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("episodes", total=None)
+            found = evaluate_all(
+                [word for word in targets if word not in settings],
+                asked,
+                out=out,
+                on_episode=lambda _: progress.advance(bar),
+            )
+    except KeyboardInterrupt:
+        hint = "the same command goes on" if out is not None else "with --out it could go on"
+        console.print(f"stopped; {hint}", highlight=False)
+        raise typer.Exit(130) from None
     if as_json:
-        typer.echo(report.as_json())
+        typer.echo(json.dumps(found.plain(), indent=1))
     else:
-        console.print(report_table(report))
+        console.print(evaluation_table(found))
 
 
 def _checkpoint(name: str | None) -> CheckpointName | None:
@@ -165,7 +191,10 @@ def _checkpoint(name: str | None) -> CheckpointName | None:
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs; seeds of one method are pooled.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of runs, files of `turnwise evaluate --out`; seeds of one method are pooled."),
+    ],
     baseline: Annotated[
         str | None, typer.Option(help="Method that others are compared with; default: the first.")
     ] = None,
@@ -233,7 +262,7 @@ def warmstart(
     from turnwise.warmstart import warmstart as run_warmstart
 
     config = _config(settings, env, None, [])
-    _quiet()
+    quiet()
     import torch
 
     torch.set_num_threads(config.threads)
@@ -254,30 +283,9 @@ def export(
     """Write a run's policy as a merged Hugging Face folder, or as its adapter."""
     from turnwise.experiment import export as run_export
 
-    _quiet()
+    quiet()
     folder = run_export(run, to, adapter=adapter, checkpoint=_checkpoint(checkpoint), side=side)
     console.print(f"{'adapter' if adapter else 'merged model'}: {folder}", highlight=False)
-
-
-@bench_app.command("rollout")
-def bench_rollout(
-    against: Annotated[str, typer.Option(help="generate: re-prefilling with transformers' generate().")] = "generate",
-    short: Annotated[bool, typer.Option(help="Also measure 6-12 turns (without a bar).")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """The engine's CPU time against ``generate()`` every turn: same scripted episodes, same model, one thread."""
-    from dataclasses import asdict
-
-    from turnwise.bench.rollout import bench_rollout as run_bench
-
-    if against != "generate":
-        raise ValueError(f"--against knows generate, got {against!r}")
-    _quiet()
-    result = run_bench()
-    numbers = {**asdict(result), "ratio": result.ratio}
-    if short:
-        numbers["ratio_6_12_turns"] = run_bench(num_episodes=16, turns=(6, 12)).ratio
-    print_numbers(console, numbers, as_json)
 
 
 def _config(given: list[str] | None, env: str | None, algorithm: str | None, more: list[str]) -> RunConfig:
@@ -299,18 +307,26 @@ def _new_folder(config: RunConfig) -> Path:
 
 def _run(config: RunConfig | None, folder: Path) -> Result:
     """Train (or, without a configuration, resume) under the display; the closing table."""
+    from turnwise.clock import time_line
     from turnwise.display import LiveDisplay, result_table, sparkline
     from turnwise.experiment import resume, train
     from turnwise.rundir import RunDirectory
 
-    _quiet()
+    quiet()
     shown = config or RunDirectory.open(folder).config()
     title = f"turnwise · {shown.env.id} · {getattr(shown.algorithm, 'type', '')} · seed {shown.seed}"
-    with LiveDisplay(console, shown.num_updates, title) as display:
-        result = train(config, folder, display) if config is not None else resume(folder, display)
+    try:
+        with LiveDisplay(console, shown.num_updates, title) as display:
+            result = train(config, folder, display) if config is not None else resume(folder, display)
+    except KeyboardInterrupt:
+        console.print(f"stopped at once; `turnwise train --resume {folder}` goes on", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
     if result.after:
         console.print(result_table(result))
-    curve = [line["success"] for line in RunDirectory.open(folder).metrics() if line["success"] is not None]
+    lines = RunDirectory.open(folder).metrics()
+    if spent := time_line(lines):
+        console.print(f"time  {spent}", highlight=False)
+    curve = [line["success"] for line in lines if line["success"] is not None]
     if curve:
         console.print(f"training success  {sparkline(curve)}  {curve[0]:.2f} → {curve[-1]:.2f}", highlight=False)
     if result.gain is not None:
@@ -324,35 +340,26 @@ def _run(config: RunConfig | None, folder: Path) -> Result:
     return result
 
 
-def _quiet() -> None:
-    """Loading bars and notices of the model library are noise here."""
-    import warnings
-
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-
-
 def main() -> None:
     """Entry point: a user's mistake is one message and exit code 2, never a traceback (TURNWISE_DEBUG=1 shows it)."""
     sys.path.insert(0, os.getcwd())  # so that module:Your/Env-v0 and module:recipe are found here, as with python -m
     try:
         app()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if os.environ.get("TURNWISE_DEBUG"):
             raise
         Console(stderr=True).print(f"[red]Error:[/red] {escape(_reason(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_code", 2))
 
 
 def _reason(error: Exception) -> str:
     """What went wrong and what to do; faults that are not the user's say how to see more."""
-    if isinstance(error, ValueError):
+    from turnwise.faults import is_out_of_memory
+
+    if isinstance(error, ValueError) or hasattr(error, "exit_code"):
         return str(error)
-    if type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory: lower rollout.num_slots or optimizer.microbatch_tokens ({str(error).splitlines()[0]})"
+    if is_out_of_memory(error):
+        return f"out of memory: lower rollout.num_slots or optimizer.microbatch_tokens ({error!r})"
     return f"{type(error).__name__}: {error} (TURNWISE_DEBUG=1 shows where; `turnwise train --resume RUN` goes on)"
 
 

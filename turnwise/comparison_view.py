@@ -29,7 +29,8 @@ class Sheet:
 def sheets(comparison: Comparison) -> list[Sheet]:
     """Results and differences for each decoding, then the learning curves and the course of training."""
     decodings = dict.fromkeys(name for method in comparison.methods for name in method.after)
-    return [*(_results(comparison, name) for name in decodings), _areas(comparison), _course(comparison)]
+    found = [*(_results(comparison, name) for name in decodings), _areas(comparison), _course(comparison)]
+    return [sheet for sheet in found if len(sheet.header) > 1 and sheet.rows]
 
 
 def comparison_table(comparison: Comparison) -> Group:
@@ -72,21 +73,24 @@ def legend(comparison: Comparison) -> list[str]:
 def curves_svg(comparison: Comparison) -> str:
     """Training success against sampled tokens, a panel for each method with the baseline in grey.
 
-    Lines are means over seeds, bands reach from the lowest to the highest seed. Raises ValueError where a run has no
-    update to show.
+    Lines are means over seeds, bands reach from the lowest to the highest seed; evaluations have none. Raises
+    ValueError where there is no update to show.
     """
-    if any(method.curve is None for method in comparison.methods):
+    if any(method.spent and method.curve is None for method in comparison.methods):
         raise ValueError("no learning curve: at least one run has not made a single update")
-    base = next(method for method in comparison.methods if method.name == comparison.baseline)
-    others = [method for method in comparison.methods if method is not base]
+    trained = [method for method in comparison.methods if method.curve is not None]
+    if not trained:
+        raise ValueError("no learning curve: evaluations have none, give folders of runs")
+    base = next((method for method in trained if method.name == comparison.baseline), None)
+    others = [method for method in trained if method is not base]
     percent = 100.0 if comparison.unit == "success" else 1.0
-    behind = [_line(base, percent, muted=True)]
+    behind = [_line(base, percent, muted=True)] if base else []
     panels = [Panel(method.name, [*behind, _line(method, percent)]) for method in others]
-    panels = panels or [Panel(base.name, [_line(base, percent)])]
+    panels = panels or [Panel(method.name, [_line(method, percent)]) for method in trained]
     heights = [y for panel in panels for line in panel.lines for y in (*line.low, *line.high)]
     y_range = (0.0, 100.0) if percent == 100 else (min(heights), max(max(heights), min(heights) + 1e-9))
     unit = f"Training {comparison.unit}{' in %' if percent == 100 else ''} by sampled tokens"
-    labels = [unit, "band: all seeds" + (f"; grey: {base.name}" if others else "")]
+    labels = [unit, "band: all seeds" + (f"; grey: {base.name}" if others and base else "")]
     return small_multiples(panels, labels=labels, y_range=y_range)
 
 
@@ -99,24 +103,25 @@ def _line(method: Method, scale: float, muted: bool = False) -> Line:
 
 def _results(comparison: Comparison, decoding: str) -> Sheet:
     percent = comparison.unit == "success"
+    trained = any(method.before for method in comparison.methods)
     header = (
         "method",
         "seeds",
         "before",
-        "after",
+        "after" if trained else "measured",
         f"difference to {comparison.baseline}",
         "detectable",
         "more episodes",
     )
     rows = []
-    for method in comparison.methods:
+    for method in (method for method in comparison.methods if decoding in method.after):
         before, after = method.before.get(decoding), method.after[decoding]
         found = method.differences.get(decoding)
         change = _change(found, percent) if found else ("", "", "")
         seeds = ", ".join(map(str, method.seeds))
         rows.append((method.name, seeds, _value(before, percent, bare=True), _value(after, percent), *change))
     unit = "success in %" if percent else "mean return"
-    return _without_empty(Sheet(f"After training, {decoding}: {unit}", header, tuple(rows)))
+    return _without_empty(Sheet(f"{'After training, ' if trained else ''}{decoding}: {unit}", header, tuple(rows)))
 
 
 def _change(found: Difference, percent: bool) -> tuple[str, str, str]:
@@ -131,6 +136,8 @@ def _areas(comparison: Comparison) -> Sheet:
         header += [f"by {_AXES[axis]}", "difference"]
     rows = []
     for method in comparison.methods:
+        if method.curve is None:
+            continue
         row = [method.name]
         for axis in comparison.horizon:
             gain = method.area_gains.get(axis)
@@ -142,13 +149,20 @@ def _areas(comparison: Comparison) -> Sheet:
 
 
 def _course(comparison: Comparison) -> Sheet:
-    header = ("method", "updates", "turns", "tokens", "wall s", "entropy start / middle / end", "acted in updates")
+    header = (
+        *("method", "updates", "turns", "tokens", "wall s", "entropy start / middle / end", "acted in updates"),
+        "mechanisms: mean (in updates)",
+    )
     rows = []
-    for method in comparison.methods:
+    for method in (method for method in comparison.methods if method.spent):
         spent = (f"{method.spent[name]:,.0f}" for name in ("updates", "turns", "tokens", "seconds"))
         entropy = " / ".join(f"{nats:.3f}" for nats in method.entropy or ())
         acted = ", ".join(f"{name.replace('_', ' ')} {100 * share:.0f} %" for name, share in method.acted.items())
-        rows.append((method.name, *spent, entropy, acted))
+        counted = (
+            f"{name.replace('_', ' ')} {mean:.3g} ({100 * share:.0f} %)"
+            for name, (mean, share) in method.mechanisms.items()
+        )
+        rows.append((method.name, *spent, entropy, acted, ", ".join(counted)))
     return _without_empty(Sheet("Course of training, means over seeds", header, tuple(rows)))
 
 

@@ -7,6 +7,7 @@ combinations and settings that the run would not use are errors of one line each
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +33,8 @@ from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.cloning import WarmstartConfig
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, make_env
+from turnwise.mirrors import MirrorName
+from turnwise.watchdog import WatchdogConfig
 
 
 class _Section(BaseModel):
@@ -144,11 +147,18 @@ class RunConfig(_Section):
     rollout: RolloutConfig = RolloutConfig()
     game: GameConfig | None = None
     eval: EvalConfig = EvalConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     num_updates: int = Field(100, ge=0, description="updates (collect, then train)")
     max_sampled_tokens: int | None = Field(
         None, ge=1, description="stop after the update that reaches it; num_updates then only spans the schedules"
     )
     checkpoint_every: int = Field(10, ge=1, description="updates between two checkpoints")
+    max_skipped_updates: int = Field(
+        3, ge=1, description="stop after this many updates in a row with a gradient that was not finite"
+    )
+    mirrors: tuple[MirrorName, ...] = Field(
+        (), description="where metrics.jsonl is copied to: tensorboard, wandb (offline unless WANDB_MODE=online)"
+    )
     seed: int = Field(0, ge=0, description="of everything random")
     device: str = Field("cpu", description="cpu, cuda, cuda:1")
     threads: int = Field(1, ge=1, description="torch threads while learning; with 2 a small model gains a third")
@@ -253,14 +263,19 @@ def shipped_configs() -> list[str]:
     return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
 
 
-def read_config(name: str | Path) -> dict[str, Any]:
+def read_config(name: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A configuration file by path, or a shipped one by name; ValueError that names the nearest.
 
-    ``extends: NAME`` in a file takes that configuration and lays the file's own settings over it.
+    ``extends: NAME`` in a file takes that configuration and lays the file's own settings over it. ``above`` are those
+    that lead here.
     """
     read = _read_yaml(name)
     below = read.pop("extends", None)
-    return read if below is None else _over(read_config(below), read)
+    if below is None:
+        return read
+    if not isinstance(below, str) or below in (*above, str(name)):
+        raise ValueError(f"{name}: extends should name another configuration, and not lead back; got {below!r}")
+    return _over(read_config(below, (*above, str(name))), read)
 
 
 def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,9 +292,9 @@ def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_yaml(name: str | Path) -> dict[str, Any]:
     path = Path(name)
-    if path.suffix not in CONFIG_SUFFIXES and not path.exists():
+    if path.suffix not in CONFIG_SUFFIXES and not _is_file(path):
         path = config_folder() / f"{name}.yaml"
-    if not path.is_file():
+    if not _is_file(path):
         near = difflib.get_close_matches(str(name), shipped_configs(), n=1, cutoff=0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
@@ -287,11 +302,19 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
         )
     try:
         read = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or 2020-99-99 as a date
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(read, dict):
         raise ValueError(f"{path} should hold `key: value` lines; got {type(read).__name__}")
     return read
+
+
+def _is_file(path: Path) -> bool:
+    """Also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
@@ -350,7 +373,7 @@ def config_for_env(env_id: str) -> str:
 def _yaml_value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2020-99-99 looks like a date
         raise ValueError(f"{text!r} is not a YAML value (an open bracket or quote?)") from None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:
@@ -373,12 +396,25 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
 
 def parse_section(section: type[Section], raw: Mapping[str, Any], prefix: str = "") -> Section:
     """The same for a part of the configuration that stands alone; ``prefix`` is its name."""
+    place = (prefix,) if prefix else ()
     try:
-        return section.model_validate(raw)
+        made = section.model_validate(raw)
     except ValidationError as error:
-        place = (prefix,) if prefix else ()
         lines = [_explain({**problem, "loc": (*place, *problem["loc"])}) for problem in error.errors()]
         raise ValueError("\n".join(dict.fromkeys(lines))) from None
+    if infinite := [".".join((*place, *name)) for name in _not_finite(made.model_dump())]:
+        raise ValueError(f"{', '.join(infinite)}: expected a finite number (what can be switched off is so by null)")
+    return made
+
+
+def _not_finite(found: Any) -> Iterator[tuple[str, ...]]:
+    """Where nan and infinite numbers are, but for what a world is given."""
+    if isinstance(found, float) and not math.isfinite(found):
+        yield ()
+    named = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list | tuple) else ()
+    for name, inner in named:
+        if name != "kwargs":
+            yield from ((str(name), *below) for below in _not_finite(inner))
 
 
 def load_config(

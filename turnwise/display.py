@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from turnwise.clock import time_line
 from turnwise.cloning import Progress as Cloning
 from turnwise.evaluation import Report
 from turnwise.experiment import Result
@@ -31,6 +32,7 @@ _STAGES = {
     "clone": "Warm start: cloning the expert",
     "measure": "Measuring on the test panel",
     "train": "Training",
+    "stop": "Stopping after this update (once more: at once)",
 }
 
 
@@ -59,6 +61,7 @@ class LiveDisplay:
         self.curve: list[float] = []
         self.evaluations: list[tuple[int, float]] = []
         self.latest: dict[str, Any] = {}
+        self.warnings: list[tuple[int, str]] = []  # (update, name) of the watchdog's events
         self.episodes = 0
         self._cloning: Cloning | None = None
         self._progress = Progress(
@@ -83,6 +86,9 @@ class LiveDisplay:
     def __exit__(self, *error: Any) -> None:
         if not self._plain:
             self._live.__exit__(*error)
+        if self.warnings:
+            told = ", ".join(f"{name} ({update})" for update, name in self.warnings)
+            self._say(f"[yellow]watchdog[/yellow], by update: {told}")
 
     def stage(self, name: str) -> None:
         self.stage_name = name
@@ -109,6 +115,9 @@ class LiveDisplay:
         if "eval_success" in record:
             self.evaluations.append((done, record["eval_success"]))
             self._say(self._line(record))
+        for event in record.get("events", ()):
+            self.warnings.append((done, event["name"]))
+            self._say(f"  [yellow]{event['name']}[/yellow]  update {done}: {event['diagnosis']}. {event['advice']}")
 
     def report(self, report: Report) -> None:
         if report.success is not None:
@@ -145,6 +154,7 @@ class LiveDisplay:
             self._progress,
             table,
             Text("success  " + sparkline(self.curve), style="green"),
+            Text(f"time  {time_line([record])}", style="dim"),
         ]
         if evaluations:
             parts.append(Text(f"validation  {evaluations}", style="cyan"))

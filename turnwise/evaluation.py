@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from turnwise.agents.chat_client import Usage
 from turnwise.agents.collector import Collector, OnEpisode
 from turnwise.agents.engine import Sampling
-from turnwise.agents.episode import Seating, SuccessRule, TextEnv, jobs_for
-from turnwise.agents.scripted import play_episode
+from turnwise.agents.episode import Job, Seating, SuccessRule, TextEnv, jobs_for
+from turnwise.agents.textplay import Played, play_jobs
 from turnwise.envs.interface import Panel
 from turnwise.statistics import Estimate, bootstrap_mean, pass_at_k, wilson
 from turnwise.trajectory import Task, Trajectory
@@ -24,6 +26,9 @@ from turnwise.trajectory import Task, Trajectory
 class Report:
     """What a panel of episodes showed. ``num`` episodes counted; ``errors`` ended in a fault of the environment
     and are left out. ``success`` is None where the world does not say what success is.
+
+    ``overlap`` counts the tasks that the agent may have met before, by their use: ``trained on``, ``cloned on``,
+    ``selected on`` (they chose the checkpoint, or ended the cloning). Empty: proven that there are none; None: unknown.
     """
 
     name: str
@@ -47,6 +52,11 @@ class Report:
     score: Estimate | None = None  # mean score in [0, 1], where the world gives scores
     per_player: dict[str, Estimate] = field(default_factory=dict)  # of games
     draw_share: float | None = None  # of games: neither won nor lost, in [0, 1]
+    keys: tuple[str, ...] = ()  # [task] content keys, in panel order: their hash is panel_hash
+    types: tuple[str, ...] = ()  # [task]
+    scores: tuple[tuple[float, ...], ...] = ()  # [task][sample] in [0, 1], where the world gives them
+    overlap: dict[str, int] | None = None
+    usage: Usage | None = None  # of the episodes that count here, where an endpoint played
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -63,6 +73,10 @@ class Report:
                 "per_player": {k: Estimate(**v) for k, v in raw.get("per_player", {}).items()},
                 "pass_at": {int(k): v for k, v in raw["pass_at"].items()},
                 "outcomes": tuple(tuple(task) for task in raw["outcomes"]),
+                "keys": tuple(raw.get("keys", ())),
+                "types": tuple(raw.get("types", ())),
+                "scores": tuple(tuple(task) for task in raw.get("scores", ())),
+                "usage": Usage(**raw["usage"]) if raw.get("usage") else None,
             }
         )
 
@@ -89,6 +103,7 @@ def summarize(
     outcomes = tuple(
         tuple(float(bool(t.success)) if known else t.total_reward for t in by_task.get(task, ())) for task in tasks
     )
+    scores = [[t.score for t in by_task.get(task, ()) if t.score is not None] for task in tasks]
     turns = [turn for t in sound for turn in t.turns]
     entropies = [turn.entropies for turn in turns if len(turn.entropies)]
     return Report(
@@ -110,17 +125,19 @@ def summarize(
         context_share=_mean([float(t.end_reason == "context") for t in sound]),
         errors=len(trajectories) - len(sound),
         outcomes=outcomes,
-        score=_score(tasks, by_task),
+        score=_score(scores),
         per_player=_per_player(judged) if known else {},
         draw_share=_mean([float(t.score == 0.5 and not t.success) for t in sound]) if _is_game(sound) else None,
+        keys=tuple(task.key for task in tasks),
+        types=tuple(task.type for task in tasks),
+        scores=tuple(map(tuple, scores)) if any(scores) else (),
     )
 
 
-def _score(tasks: Sequence[Task], by_task: Mapping[Task, Sequence[Trajectory]]) -> Estimate | None:
-    found = [[t.score for t in by_task.get(task, ()) if t.score is not None] for task in tasks]
+def _score(found: Sequence[Sequence[float]]) -> Estimate | None:
     means = [float(np.mean(scores)) for scores in found if scores]
     if len(means) == 1:  # nothing to resample but the episodes of the one task
-        means = next(scores for scores in found if scores)
+        means = [*next(scores for scores in found if scores)]
     return bootstrap_mean(means) if means else None
 
 
@@ -177,39 +194,63 @@ def evaluate_policy(
     top_k: int = 0,
     key: int = 0,
     on_episode: OnEpisode | None = None,
+    played: Sequence[Trajectory] = (),
 ) -> tuple[Report, list[Trajectory]]:
-    """Play every task ``samples`` times. The same key, tasks and weights give the same episodes."""
+    """Play every task ``samples`` times. The same key, tasks and weights give the same episodes.
+
+    ``played`` are whole jobs of an earlier sitting, which are not played again.
+    """
     jobs = jobs_for(tasks, samples, key)
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens)
-    trajectories = collector.collect(jobs, sampling, on_episode)
+    fresh = collector.collect([job for _, job in _left(jobs, played)], sampling, on_episode)
+    trajectories = _in_order(jobs, [*played, *fresh])
     report = summarize(name, tasks, trajectories, samples=samples, temperature=temperature)
     return report, trajectories
 
 
 def evaluate_scripted(
-    env: TextEnv,
+    make_env: Callable[[], TextEnv],
     seating: Seating,
     tasks: Sequence[Task],
     *,
     name: str,
     samples: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
     success: SuccessRule | None = None,
-    on_episode: OnEpisode | None = None,
+    workers: int = 1,
+    on_played: Callable[[Played], None] | None = None,
+    played: Sequence[Trajectory] = (),
 ) -> tuple[Report, list[Trajectory]]:
-    """The same for scripted players."""
-    trajectories = []
-    for number, job in enumerate(jobs_for(tasks, samples, 0)):
-        played = play_episode(env, seating, job, agent_seed=number, success=success)
-        trajectories += played
-        if on_episode is not None:
-            for trajectory in played:
-                on_episode(trajectory)
-    report = summarize(name, tasks, trajectories, samples=samples, temperature=1.0)
+    """The same for players that answer by themselves, ``workers`` episodes at once; ``temperature`` is of endpoints."""
+    jobs = jobs_for(tasks, samples, 0)
+    fresh: list[Trajectory] = []
+    for found in play_jobs(make_env, seating, _left(jobs, played), seed=seed, success=success, workers=workers):
+        fresh += found.trajectories
+        if on_played is not None:
+            on_played(found)
+    trajectories = _in_order(jobs, [*played, *fresh])
+    report = summarize(name, tasks, trajectories, samples=samples, temperature=temperature)
     return report, trajectories
 
 
+def _left(jobs: Sequence[Job], played: Sequence[Trajectory]) -> list[tuple[int, Job]]:
+    """Jobs that were not played yet, with their numbers among all."""
+    done = {(t.task, t.sample) for t in played}
+    return [(number, job) for number, job in enumerate(jobs) if (job.task, job.sample) not in done]
+
+
+def _in_order(jobs: Sequence[Job], trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """In the order of the jobs, whenever they were played; a job's own stay in theirs."""
+    places = {(job.task, job.sample): place for place, job in enumerate(jobs)}
+    return sorted(trajectories, key=lambda t: places[t.task, t.sample])
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
+    """Write atomically, down to the disk: a reader sees the old file or the new one, after a crash too."""
     partial = path.with_suffix(path.suffix + ".tmp")
-    partial.write_text(json.dumps(content, indent=1))
+    with partial.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)

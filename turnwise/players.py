@@ -1,4 +1,6 @@
-"""From a name to whoever plays: a scripted agent, a run (as one of its checkpoints left it), a model folder."""
+"""From a name to whoever plays: a scripted agent, a run (as one of its checkpoints left it), a model folder, an
+endpoint.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from turnwise.agents.chat_client import EndpointConfig
+from turnwise.agents.endpoint import UNTRAINED, endpoint, is_endpoint
 from turnwise.agents.engine import SlotEngine
-from turnwise.agents.episode import ModelAgent, Player
+from turnwise.agents.episode import ModelAgent, Player, Scripted
 from turnwise.agents.policy import Policy, load_model
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import scripted
+from turnwise.checkpoints import CheckpointName
 from turnwise.config import GameConfig, PretrainedModelConfig, RunConfig, parse_section
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv
-from turnwise.rundir import CheckpointName, RunDirectory
+from turnwise.rundir import RunDirectory
 
 AGENT_FILE = "agent.json"
+
+WhichCheckpoint = CheckpointName | int
+"""The last, the best, or the one after so many updates."""
 
 
 def sides_of(config: RunConfig, env: TextEnv) -> list[str]:
@@ -38,16 +46,22 @@ def sides_of(config: RunConfig, env: TextEnv) -> list[str]:
 
 
 def opponents(
-    name: str, env: TextEnv, *, num_slots: int, threads: int | None = None, device: str = "cpu"
+    name: str,
+    env: TextEnv,
+    *,
+    num_slots: int,
+    threads: int | None = None,
+    device: str = "cpu",
+    asked: EndpointConfig | None = None,
 ) -> dict[str, Player] | None:
     """Who has the seats of a game that learners leave; None for ``self``, and in a world of one player."""
     if name == "self" or capability(env, HasPlayers) is None:
         return None
-    return players(name, env, num_slots=num_slots, threads=threads, device=device)
+    return players(name, env, num_slots=num_slots, threads=threads, device=device, asked=asked)
 
 
 def load_policies(
-    run: RunDirectory, sides: list[str], checkpoint: CheckpointName | None = None, device: str | None = None
+    run: RunDirectory, sides: list[str], checkpoint: WhichCheckpoint | None = None, device: str | None = None
 ) -> dict[str, Policy]:
     """The policies of a run: its base model with fresh adapters for each side, or as a checkpoint left them.
 
@@ -77,7 +91,11 @@ def load_policies(
         for side, own in zip(sides, models, strict=True)
     }
     if checkpoint is not None:
-        saved = run.load(checkpoint)
+        known = run.checkpoints.updates()
+        if isinstance(checkpoint, int) and checkpoint not in known:
+            told = ", ".join(map(str, known)) or "none"
+            raise ValueError(f"{run.path} has no checkpoint of update {checkpoint}: there is one of {told}")
+        saved = run.checkpoints.load(checkpoint) if isinstance(checkpoint, int) else run.load(checkpoint)
         for side, policy in policies.items():
             policy.load_trainable_state(saved.policy_tensors(side))
             policy.sync(saved.update)
@@ -109,34 +127,49 @@ def players(
     env: TextEnv,
     *,
     num_slots: int,
-    checkpoint: CheckpointName | None = None,
+    checkpoint: WhichCheckpoint | None = None,
     agent: Mapping[str, Any] | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    asked: EndpointConfig | None = None,
 ) -> dict[str, Player]:
     """Who plays, by role or player (``""``: every one).
 
-    ``target`` is ``random``, ``expert[:KIND]``, a run folder, a model folder or hub name. A run brings its agent
-    settings and the checkpoint that it names best or last, an exported folder its agent settings; ``agent`` changes
-    some of them. Raises ValueError for a target that is not there.
+    ``target`` is ``random``, ``expert[:KIND]``, a run folder, a model folder or hub name, or ``openai:MODEL[@URL]``,
+    which is asked as ``asked`` says. A run brings its agent settings and the checkpoint that it names best or last, an
+    exported folder its agent settings; ``agent`` changes some of them. Raises ValueError for a target that is not
+    there.
     """
     found = scripted(str(target))
     if found is not None:
-        if agent or checkpoint:
+        if agent or checkpoint is not None:
             raise ValueError(f"{target} plays without a model: agent settings and checkpoints do not apply")
         return {"": found}
+    if is_endpoint(str(target)):
+        return {"": _remote(str(target), agent or {}, checkpoint, asked or EndpointConfig())}
     run = open_run(target)
+    if run is None and checkpoint is not None:
+        raise ValueError(f"{target} is not a run: there is no checkpoint to choose")
     settings = agent_settings(target, run.config() if run else None, agent or {})
     if run is None:
         policies = {"": Policy.load(target, lora=None, device=device)}
     else:
         config = run.config()
-        policies = load_policies(run, sides_of(config, env), checkpoint or config.keep_checkpoint, device)
+        chosen = config.keep_checkpoint if checkpoint is None else checkpoint
+        policies = load_policies(run, sides_of(config, env), chosen, device)
     made: dict[str, Player] = {}
     for side, policy in policies.items():
         name = f"{target}#{side}" if side else str(target)
         made[side] = model_agent(policy, settings, num_slots=num_slots, threads=threads, name=name)
     return made
+
+
+def _remote(name: str, agent: Mapping[str, Any], checkpoint: WhichCheckpoint | None, asked: EndpointConfig) -> Scripted:
+    if checkpoint is not None:
+        raise ValueError(f"{name} is an endpoint: there is no checkpoint to choose")
+    if "max_context_tokens" in agent:
+        raise ValueError("agent.max_context_tokens: how long a context may be is for the endpoint's server to say")
+    return endpoint(name, parse_section(AgentConfig, {**UNTRAINED, **agent}, "agent"), asked)
 
 
 def agent_settings(target: str | Path, config: RunConfig | None, changes: Mapping[str, Any]) -> AgentConfig:

@@ -1,64 +1,36 @@
 """A run on disk: configuration, metrics, trajectories, checkpoints. safetensors and JSON; nothing executes on load.
 
 config.yaml        the resolved configuration
-run.json           versions, commit, hashes of the panels, command
+run.json           versions, commit, hashes of the panels, command; locked while somebody trains
 model/             the base model (scratch models; a pretrained one stays where it is)
-metrics.jsonl      one line per update, flushed at once
+metrics.jsonl      one line per update, on the disk before the next begins
 trajectories.jsonl.gz   every training episode
-checkpoints/last, checkpoints/best     state.json + tensors.safetensors, replaced atomically
+checkpoints/       turnwise.checkpoints
 evaluation.json    measurements before and after
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from torch import Tensor
 
+from turnwise.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
 from turnwise.config import RunConfig, dump_config, parse_config
 from turnwise.replay.store import truncate_after
 
-CheckpointName = Literal["last", "best"]
-
-POLICY = "policy."
-"""Prefix of the policy's own tensors in a checkpoint."""
-
 _PACKAGES = ("turnwise", "torch", "transformers", "peft", "gymnasium", "numpy")
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """``state`` is JSON-able, ``tensors`` flat; ``update`` counts the finished updates."""
-
-    update: int
-    state: dict[str, Any]
-    tensors: dict[str, Tensor]
-
-    def side(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one side of a game; ``""``: of a run with one policy, all of them."""
-        prefix = side_prefix(name)
-        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
-
-    def policy_tensors(self, side: str = "") -> dict[str, Tensor]:
-        """The policy's trainable tensors (the others are the learner's)."""
-        return {k.removeprefix(POLICY): v for k, v in self.side(side).items() if k.startswith(POLICY)}
-
-
-def side_prefix(name: str) -> str:
-    """What the tensors of a side are called by in a checkpoint."""
-    return f"{name}/" if name else ""
 
 
 class RunDirectory:
@@ -66,12 +38,13 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig, panels: Mapping[str, str]) -> RunDirectory:
-        """Make the folder; write the configuration, and where the numbers come from (``panels``: their hashes).
+        """Make the folder; write where the numbers come from (``panels``: their hashes), and the configuration.
 
-        Raises ValueError where something is already there.
+        Raises ValueError where something is already there, or the folder cannot be made.
         """
         run = cls(path)
         if (run.path / "config.yaml").exists():
@@ -81,9 +54,12 @@ class RunDirectory:
             )
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
             raise ValueError(f"{run.path} is not an empty folder: choose another --out")
-        (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        _write_text(run.path / "config.yaml", dump_config(config))
-        _write_text(run.path / "run.json", json.dumps({**provenance(), "panels": dict(panels)}, indent=1))
+        try:
+            run.checkpoints.path.mkdir(parents=True)
+            write_text(run.path / "run.json", json.dumps({**provenance(), "panels": dict(panels)}, indent=1))
+            write_text(run.path / "config.yaml", dump_config(config))
+        except OSError as error:
+            raise ValueError(f"no run can be made at {run.path} ({error.strerror}): choose another --out") from error
         return run
 
     @classmethod
@@ -109,89 +85,128 @@ class RunDirectory:
         return self.path / "trajectories.jsonl.gz"
 
     @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
     def evaluation_path(self) -> Path:
         return self.path / "evaluation.json"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else trains here meanwhile; ValueError where somebody does.
+
+        The system lets go of the lock when the process ends, in whatever way. (Windows: there is no lock.)
+        """
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        with (self.path / "run.json").open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is training in {self.path}: wait for it or end it, or choose another --out"
+                ) from None
+            yield
+
+    def check_unchanged(self, panels: Mapping[str, str]) -> None:
+        """ValueError where the tasks are not those that the run began with; a warning about other versions."""
+        try:
+            made = json.loads((self.path / "run.json").read_text())
+            before, versions = made["panels"], made["versions"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{self.path / 'run.json'} cannot be read: {error}") from None
+        changed = [name for name, value in panels.items() if value != before.get(name, value)]
+        if changed:
+            raise ValueError(
+                f"{self.path} cannot go on: the tasks of {', '.join(changed)} are not those that it began with. "
+                "Bring its data back, or start a new run"
+            )
+        others = [f"{name} {versions[name]} → {now}" for name, now in _versions().items() if versions.get(name) != now]
+        if others:
+            warnings.warn(f"{self.path} goes on with other versions ({', '.join(others)})", stacklevel=2)
+
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        """Append one line to metrics.jsonl, down to the disk."""
+        with self.metrics_path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        """All complete lines of metrics.jsonl. Raises ValueError that names a damaged one."""
+        return [line for line, _ in self._lines()]
+
+    def _lines(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each complete line, and the byte after it."""
+        if not self.metrics_path.exists():
+            return
+        end = 0
+        for number, raw in enumerate(self.metrics_path.read_bytes().splitlines(keepends=True), start=1):
+            if not raw.endswith(b"\n"):
+                return
+            end += len(raw)
+            try:
+                line: dict[str, Any] = json.loads(raw)
+            except ValueError as error:
+                raise ValueError(f"{self.metrics_path} is damaged: line {number} is not JSON: {error}") from None
+            yield line, end
 
     def cut(self, finished: int) -> None:
-        """Drop what was logged after ``finished`` updates: a resumed run repeats it."""
-        kept = [line for line in self.metrics() if line["update"] < finished]
-        _write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        """Drop what was saved and logged after ``finished`` updates, to be repeated; a crash here does no harm."""
+        self.checkpoints.drop_after(finished)
         if self.trajectories_path.exists():
             truncate_after(self.trajectories_path, finished - 1)
+        if self.metrics_path.exists():
+            ends = [end for line, end in self._lines() if line["update"] < finished]
+            os.truncate(self.metrics_path, ends[-1] if ends else 0)
+            if len(ends) < finished:
+                warnings.warn(f"{self.metrics_path} holds {len(ends)} of {finished} updates", stacklevel=2)
 
-    def save(self, name: CheckpointName, checkpoint: Checkpoint) -> None:
-        """Write beside the old checkpoint, then take its place: a crash leaves one of the two whole."""
-        from safetensors.torch import save_file
+    def restart(self) -> None:
+        """Drop what a run left that stopped before its first checkpoint.
 
-        target = self.path / "checkpoints" / name
-        partial, old = target.with_name(f"{name}.tmp"), target.with_name(f"{name}.old")
-        if old.exists() and not target.exists():  # a crash between the two renames below
-            old.rename(target)
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial.mkdir(parents=True)
-        # Copies: safetensors refuses tensors that share storage.
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()},
-            partial / "tensors.safetensors",
-        )
-        _to_disk(partial / "tensors.safetensors")
-        digest = _sha256(partial / "tensors.safetensors")
-        state = {"update": checkpoint.update, "tensors_sha256": digest, "state": checkpoint.state}
-        _write_text(partial / "state.json", json.dumps(state))
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        Raises ValueError where its updates have begun: then there was one, and more than time would be lost.
+        """
+        if self.metrics_path.exists() or self.trajectories_path.exists():
+            raise ValueError(f"{self.path} has trained and holds no checkpoint: it cannot go on; start a new run")
+        shutil.rmtree(self.model_path, ignore_errors=True)
+        self.evaluation_path.unlink(missing_ok=True)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        self.checkpoints.save(checkpoint)
 
     def load(self, name: CheckpointName) -> Checkpoint:
-        """Read a checkpoint and verify its checksum; ValueError where it is missing or damaged."""
-        from safetensors.torch import load_file
+        """The newest sound checkpoint, or the best. Raises ValueError where there is none."""
+        return self.checkpoints.newest() if name == "last" else self.checkpoints.best()
 
-        target = self.path / "checkpoints" / name
-        if not target.exists() and target.with_name(f"{name}.old").exists():
-            target = target.with_name(f"{name}.old")  # a crash between the two renames
-        try:
-            state = json.loads((target / "state.json").read_text())
-            sound = _sha256(target / "tensors.safetensors") == state["tensors_sha256"]
-        except (OSError, json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"no usable checkpoint {name!r} in {self.path}: {error}") from None
-        if not sound:
-            raise ValueError(f"checkpoint {target} is damaged: tensors.safetensors does not match its checksum")
-        return Checkpoint(state["update"], state["state"], load_file(target / "tensors.safetensors"))
-
-    def has(self, name: CheckpointName) -> bool:
-        folder = self.path / "checkpoints"
-        return (folder / name).exists() or (folder / f"{name}.old").exists()
+    @property
+    def has_checkpoint(self) -> bool:
+        return bool(self.checkpoints.updates())
 
 
 def provenance() -> dict[str, Any]:
     """Versions, platform, commit (where this is a checkout) and command."""
+    return {
+        "versions": _versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": _commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return {
-        "versions": found,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
+    return found
 
 
 def _commit() -> str | None:
@@ -202,21 +217,3 @@ def _commit() -> str | None:
         check=False,
     )
     return asked.stdout.strip() or None if asked.returncode == 0 else None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

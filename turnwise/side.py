@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,19 +13,13 @@ from turnwise.algorithms.metrics import Agreement
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.update import Learner
+from turnwise.checkpoints import POLICY, Checkpoint, side_prefix
 from turnwise.config import RunConfig
 from turnwise.players import model_agent
+from turnwise.proof import DisagreementError as DisagreementError
+from turnwise.proof import prove
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.rundir import POLICY, Checkpoint, side_prefix
 from turnwise.trajectory import Group
-
-# Sampler against learner on the same tokens, nats: exact arithmetic agrees to rounding, half precision less.
-_FLOAT32_LIMIT = 1e-4
-_HALF_LIMITS = (0.02, 0.2)  # mean, 99th percentile
-
-
-class DisagreementError(RuntimeError):
-    """Sampler and learner do not hold the same policy: the run stops before it trains on wrong ratios."""
 
 
 class Side:
@@ -59,18 +54,17 @@ class Side:
                 )
 
     def verify(self, agreement: Agreement) -> None:
-        """Stop where the sampler's log-probs are not the learner's. Raises DisagreementError."""
-        exact = next(iter(self.policy.sampler.parameters())).dtype == torch.float32
-        if exact and agreement.max_abs <= _FLOAT32_LIMIT:
-            return
-        if not exact and agreement.mean_abs <= _HALF_LIMITS[0] and agreement.p99 <= _HALF_LIMITS[1]:
-            return
-        raise DisagreementError(
-            f"sampler and learner disagree on the log-probs of {agreement.num_tokens} tokens they both hold: "
-            f"max {agreement.max_abs:.2e}, mean {agreement.mean_abs:.2e}, 99th percentile {agreement.p99:.2e} nats "
-            f"(limit: {f'max {_FLOAT32_LIMIT:.0e}' if exact else f'mean {_HALF_LIMITS[0]}, p99 {_HALF_LIMITS[1]}'}). "
-            "The adapters did not reach the sampler, or the attention implementations differ"
-        )
+        """Stop where the sampler is not the learner. Raises DisagreementError."""
+        prove(self.policy, self.agent, agreement)
+
+    def is_finite(self) -> bool:
+        """Whether no weight in training, nor one merged from them, is infinite or nan."""
+        trained = (weights for group in self.learner.optimizer.param_groups for weights in group["params"])
+        return all(bool(weights.isfinite().all()) for weights in chain(trained, self.policy.sampler.parameters()))
+
+    def halve_microbatches(self) -> None:
+        half = max(1, self.learner.config.microbatch_tokens // 2)
+        self.learner.config = self.learner.config.model_copy(update={"microbatch_tokens": half})
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """(JSON-able, tensors) of everything a checkpoint needs."""
@@ -83,6 +77,7 @@ class Side:
     def load(self, checkpoint: Checkpoint) -> None:
         """Inverse of ``state``. Raises ValueError where the weights do not come out as they were."""
         state = checkpoint.state["sides"][self.name]
+        self.learner.optimizer.zero_grad(set_to_none=True)  # an update may have been broken off
         self.policy.load_trainable_state(checkpoint.policy_tensors(self.name))
         self.learner.load_state_dict(state["learner"], checkpoint.side(self.name))
         self.buffer.load_state_dict(state["buffer"])

@@ -1,17 +1,20 @@
 """The loop: collect -> store -> sample -> credit -> update (the last three are the learner's).
 
-Everything random is drawn from (seed, update), so a resumed run repeats what an unbroken one does.
+Everything random is drawn from (seed, update), so a resumed run repeats what an unbroken one does. The process's
+global generators are not used; worlds of others may use them, so they are seeded before every act of playing.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.agents.engine import Sampling
@@ -19,19 +22,27 @@ from turnwise.agents.episode import Seating, SuccessRule, mix
 from turnwise.agents.policy import Policy
 from turnwise.algorithms.metrics import Metrics
 from turnwise.algorithms.planning import GroupPlanner
+from turnwise.checkpoints import Checkpoint, CheckpointName
+from turnwise.clock import Clock
 from turnwise.cloning import Progress
 from turnwise.config import GameConfig, RunConfig
-from turnwise.envs.interface import HasPlayers, Panel, capability
-from turnwise.envs.tasks import panel
+from turnwise.envs.interface import HasPlayers, capability
 from turnwise.evaluation import Report, evaluate_policy
+from turnwise.faults import DivergedError, UpdateMemoryError, is_out_of_memory
+from turnwise.mirrors import Mirrors
 from turnwise.players import opponents
+from turnwise.record import episode_numbers, finite, joined
 from turnwise.replay.store import TrajectoryWriter
-from turnwise.rundir import Checkpoint, CheckpointName, RunDirectory
+from turnwise.rundir import RunDirectory
 from turnwise.side import Side
+from turnwise.tasksets import TaskOrder, open_panels
 from turnwise.trajectory import Group, Task, Trajectory, group_by_task
+from turnwise.watchdog import Watchdog, signs, stop_where_asked
 
 # Keys of the reply draws: updates count from 0, measurements have their own.
 _EVAL_KEY, TEST_KEY = 1 << 40, 1 << 41
+
+_DIVERGED = "lower optimizer.lr, and look for extreme rewards or overflow in half precision"
 
 
 class Observer(Protocol):
@@ -58,21 +69,6 @@ class CollectionError(RuntimeError):
     """Nothing could be collected: every episode failed, or ended before its first turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class Panels:
-    """The tasks of a run; what is trained or cloned on is proven apart from what is measured."""
-
-    train: Sequence[Task]
-    validation: list[Task]
-    test: list[Task]
-
-    def hashes(self) -> dict[str, str]:
-        """Identity of each panel's content and order (a generated one's definition)."""
-        found = {"validation": self.validation, "test": self.test}
-        hashes = {name: Panel("", "", tuple(tasks)).hash for name, tasks in found.items() if tasks}
-        return {"train": str(getattr(self.train, "hash", "")), **hashes}
-
-
 @dataclass(slots=True)
 class _Times:
     """Wall seconds of one update's stages."""
@@ -97,14 +93,20 @@ class Trainer:
         self.config, self.run, self.observer = config, run, observer
         self.sides = [Side(name, policy, config) for name, policy in policies.items()]
         self.collector, self.measurer = self._collectors()
+        self.clock = self._clock()
         self.planner = self.sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size)
         panels = open_panels(config)
-        self.tasks, self.validation, self.test = panels.train, panels.validation, panels.test
+        self.order = TaskOrder(panels.train, config.rollout.num_tasks, config.seed)
+        self.validation, self.test = panels.validation, panels.test
         self.writer = TrajectoryWriter(run.trajectories_path)
+        self.watchdog = Watchdog(config.watchdog, run.metrics())
+        self.mirrors = Mirrors(config.mirrors, run.path, config.model_dump(mode="json"))
         self.finished = 0  # updates
         self.best = _Best()
         self.sampled_tokens = 0
-        self._order: tuple[int, Any] = (-1, None)
+        self.skipped_in_a_row = 0  # updates, with an optimizer step whose gradient was not finite
+        self.halved = False  # whether microbatches are half as big as configured: an update did not fit into memory
+        self._saved = -1  # finished updates at the newest checkpoint
         self._sync()
 
     def _collectors(self) -> tuple[Collector, Collector]:
@@ -125,33 +127,63 @@ class Trainer:
         env.close()
         return collector, measurer
 
+    def _clock(self) -> Clock:
+        """One clock for all who work on an update."""
+        self.collector.clock = clock = Clock()
+        for side in self.sides:
+            side.learner.clock = side.agent.engine.clock = clock
+        return clock
+
     def close(self) -> None:
         """Close the environments: some are processes."""
         self.collector.close()
         self.measurer.close()
+        self.mirrors.close()
 
     def step(self) -> dict[str, Any]:
-        """One update; its record for the log."""
+        """One update; its record for the log.
+
+        Raises CollectionError, DisagreementError, UpdateMemoryError or DivergedError; the checkpoints on the disk are
+        of updates that ended well.
+        """
         update, times = self.finished, _Times()
+        self.clock.take()  # what was measured before is not this update's
         began = time.perf_counter()
         groups = self.collect(update)
         self.store(groups, update)
         times.collect = time.perf_counter() - began
         began = time.perf_counter()
-        metrics = {side.name: side.learner.update(side.buffer, update, verify=side.verify) for side in self.sides}
+        metrics = self.learn(update)
         self.finished = update + 1
         self._sync()
+        if not all(side.is_finite() for side in self.sides):
+            raise DivergedError(f"update {update + 1} made weights that are not finite: {_DIVERGED}. {self._safe}")
         times.update = time.perf_counter() - began
+        work = self.clock.take()
         record = self._record(groups, update, metrics)
         began = time.perf_counter()
         if self.config.eval.every and self.finished % self.config.eval.every == 0:
             record["eval_success"] = self.validate()
         times.evaluate = time.perf_counter() - began
-        record["seconds"] = asdict(times)
+        record["seconds"], record["tokens"] = {**asdict(times), **work.seconds}, dict(work.tokens)
+        events = self.watchdog.watch(record)
+        if events:
+            record["events"] = events
         self.run.log(record)
+        self.mirrors.log(record)
         self.observer.update(record)
-        if self.finished % self.config.checkpoint_every == 0 or self.is_over:
-            self.save("last")
+        if self.skipped_in_a_row == self.config.max_skipped_updates:
+            raise DivergedError(
+                f"the gradient was not finite in {self.skipped_in_a_row} updates in a row, up to update "
+                f"{self.finished}, and was left out: {_DIVERGED}. {self._safe}"
+            )
+        stop = [event for event in events if event["level"] == "stop"]
+        # Last of all: what a checkpoint says is finished is in the log.
+        is_best = self.best.update == self.finished
+        if self.finished % self.config.checkpoint_every == 0 or is_best or self.is_over or stop:
+            self.save()
+        if not self.is_over:
+            stop_where_asked(stop, update)
         return record
 
     @property
@@ -165,9 +197,10 @@ class Trainer:
 
         Raises CollectionError where too many of them fail, or none has a turn.
         """
+        _seed_globals(self.config.seed, update)
         sampling = Sampling(self.config.rollout.temperature, max_tokens=self.config.agent.max_reply_tokens)
         rollouts = Rollouts(self.collector, sampling, key=update, on_episode=self.observer.episode)
-        played = self.planner.plan(self.tasks_of(update), rollouts, self.spare_tasks(update))
+        played = self.planner.plan(self.order.tasks(update), rollouts, self.order.spare(update))
         failed = [t for t in played if t.end == "error"]
         if len(failed) > self.config.rollout.max_error_share * len(played):
             raise CollectionError(
@@ -178,45 +211,54 @@ class Trainer:
             raise CollectionError(f"no episode of update {update} has a turn to learn from ({_reasons(played)})")
         return group_by_task(played)
 
-    def tasks_of(self, update: int) -> list[Task]:
-        """The update's tasks, no two the same: the split in a seeded order, shuffled anew for each pass over it.
-
-        A pass has as many updates as fit; the few tasks that are left over differ from pass to pass.
-        """
-        num = self.config.rollout.num_tasks
-        epoch, place = divmod(update, len(self.tasks) // num)
-        if self._order[0] != epoch:
-            generator = np.random.default_rng(mix("tasks", self.config.seed, epoch))
-            self._order = (epoch, generator.permutation(len(self.tasks)))
-        return [self.tasks[int(i)] for i in self._order[1][place * num : (place + 1) * num]]
-
-    def spare_tasks(self, update: int) -> Iterator[Task]:
-        """Further tasks in a seeded order, none of them the update's own, for planners that want more groups."""
-        taken = {task.key for task in self.tasks_of(update)}
-        order = np.random.default_rng(mix("spare", self.config.seed, update)).permutation(len(self.tasks))
-        return (task for i in order if (task := self.tasks[int(i)]).key not in taken)
-
     def store(self, groups: list[Group], update: int) -> None:
         """To disk first, then to the buffers that the learners sample from."""
         self.writer.append(update, [t for group in groups for t in group.trajectories])
         for side in self.sides:
             side.take(groups, update)
 
+    def learn(self, update: int) -> dict[str, Metrics]:
+        """The learners' part of an update. After an UpdateMemoryError parts of it are done: ``rewind`` undoes them."""
+        try:
+            metrics = {side.name: side.learner.update(side.buffer, update, verify=side.verify) for side in self.sides}
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UpdateMemoryError(
+                f"update {update + 1} does not fit into memory ({reason}): lower optimizer.microbatch_tokens or "
+                f"agent.max_context_tokens in {self.run.path / 'config.yaml'}. {self._safe}, and "
+                f"`turnwise train --resume {self.run.path}` goes on after it"
+            ) from None
+        skipped = any(found.skipped_steps for found in metrics.values())
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        return metrics
+
+    def halve_microbatches(self) -> None:
+        """From now on; what is learned changes by rounding alone."""
+        self.halved = True
+        for side in self.sides:
+            side.halve_microbatches()
+
+    @property
+    def _safe(self) -> str:
+        return f"The checkpoint of update {max(self._saved, 0)} is in {self.run.path}"
+
     def _sync(self) -> None:
         for side in self.sides:
             side.sync(self.finished)
 
     def validate(self) -> float:
-        """Sampled success (mean return where success is unknown) on the validation panel; keeps the best."""
+        """Sampled success (mean return where success is unknown) on the validation panel; notes the best."""
         report = self.measure(self.validation, "validation", temperature=1.0, key=_EVAL_KEY)
         value = report.success.value if report.success else report.mean_return
         if value > self.best.success:
             self.best = _Best(value, self.finished)
-            self.save("best")
         return value
 
     def measure(self, tasks: Sequence[Task], name: str, *, temperature: float, key: int) -> Report:
         """A report on a panel; the same key gives every policy the same draws."""
+        _seed_globals(self.config.seed, key)
         samples = 1 if temperature == 0 else self.config.eval.samples
         report, _ = evaluate_policy(
             self.measurer,
@@ -241,103 +283,70 @@ class Trainer:
             self.observer.report(report)
         return reports
 
-    def save(self, name: CheckpointName) -> None:
+    def save(self) -> None:
+        """A checkpoint of the present state, unless there is one already."""
+        if self._saved == self.finished:
+            return
+        best = self.best.update if self.best.update >= 0 else None
         states, tensors = {}, {}
         for side in self.sides:
             states[side.name], own = side.state()
             tensors.update(own)
         extra = {
             "sides": states,
-            "best": asdict(self.best) if self.best.update >= 0 else None,
+            "best": asdict(self.best) if best is not None else None,
             "sampled_tokens": self.sampled_tokens,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "halved": self.halved,
+            "failures": self.collector.failures,
         }
-        self.run.save(name, Checkpoint(self.finished, extra, tensors))
+        self.run.save(Checkpoint(self.finished, extra, tensors, best))
+        self._saved = self.finished
+
+    def rewind(self) -> None:
+        """Go back to the newest sound checkpoint; what was saved and logged after it is dropped, to be repeated."""
+        self.load("last")
+        self.run.cut(self.finished)
+        self.writer = TrajectoryWriter(self.run.trajectories_path)
+        self.watchdog = Watchdog(self.config.watchdog, self.run.metrics())
 
     def load(self, name: CheckpointName) -> None:
-        """Take up a checkpoint; what the run logged after it is dropped."""
+        """Take up a checkpoint."""
         checkpoint = self.run.load(name)
         for side in self.sides:
             side.load(checkpoint)
         best = checkpoint.state["best"]
         self.best = _Best(**best) if best else _Best()
         self.sampled_tokens = checkpoint.state["sampled_tokens"]
-        self.finished = checkpoint.update
+        self.skipped_in_a_row = checkpoint.state["skipped_in_a_row"]
+        self.collector.failures = checkpoint.state["failures"]
+        if checkpoint.state["halved"] and not self.halved:
+            self.halve_microbatches()
+        self.finished = self._saved = checkpoint.update
 
     def _record(self, groups: list[Group], update: int, metrics: Mapping[str, Metrics]) -> dict[str, Any]:
-        played = [t for group in groups for t in group.trajectories]
-        episodes = [t for t in played if t.end != "error" and t.sample >= 0]  # a negative one was only looked at
-        turns = [turn for t in episodes for turn in t.turns]
-        known = [t.success for t in episodes if t.success is not None]
-        sampled = sum(t.num_sampled_tokens for t in played)
-        self.sampled_tokens += sampled
-        return {
-            "update": update,
-            "success": float(np.mean(known)) if known else None,
-            "reward": float(np.mean([t.total_reward for t in episodes])) if episodes else 0.0,
-            "turns": float(np.mean([len(t.turns) for t in episodes])) if episodes else 0.0,
-            "invalid_share": float(np.mean([not turn.valid for turn in turns])) if turns else 0.0,
-            "episodes": len(episodes),
-            "errors": sum(t.end == "error" for t in played),
-            "sampled_tokens": sampled,
-            "total_sampled_tokens": self.sampled_tokens,
-            "failures": self.collector.failures,
-            "adapter_hash": ",".join(side.policy.adapter_hash for side in self.sides),
-            "entropy": None,  # as_dict leaves out what was not measured
-            **_joined(metrics),
-        }
-
-
-def _joined(metrics: Mapping[str, Metrics]) -> dict[str, float]:
-    """One side's metrics as they are; of several the means, and each side's own under its name."""
-    flat = {side: found.as_dict() for side, found in metrics.items()}
-    if len(flat) == 1:
-        return next(iter(flat.values()))
-    names = dict.fromkeys(name for found in flat.values() for name in found)
-    means = {name: float(np.mean([found[name] for found in flat.values() if name in found])) for name in names}
-    return {**means, **{f"{side}/{name}": value for side, found in flat.items() for name, value in found.items()}}
+        played = episode_numbers(groups)
+        self.sampled_tokens += played["sampled_tokens"]
+        return finite(
+            {
+                "update": update,
+                **played,
+                "total_sampled_tokens": self.sampled_tokens,
+                "failures": self.collector.failures,
+                "adapter_hash": ",".join(side.policy.adapter_hash for side in self.sides),
+                **signs(groups, self.config.agent.max_reply_tokens),
+                "entropy": None,  # as_dict leaves out what was not measured
+                **joined(metrics),
+            }
+        )
 
 
 def _reasons(trajectories: Sequence[Trajectory]) -> str:
     return "; ".join(sorted({f"{t.end}: {t.end_reason}" for t in trajectories})[:3])
 
 
-def open_panels(config: RunConfig) -> Panels:
-    """The run's panels. Raises ValueError for an unknown split, an overlap, or too few training tasks."""
-    env = config.env.make()
-    train, test_split = panel(env, config.env.split), config.eval.test_split
-    validation = _subset(panel(env, config.eval.split), config.eval.tasks) if config.eval.every else []
-    test = _subset(panel(env, test_split), config.eval.test_tasks) if test_split else []
-    cloned = [panel(env, config.warmstart.split)] if config.warmstart else []
-    prove_disjoint([train, *cloned], [validation, test])
-    if len(train) < config.rollout.num_tasks:
-        raise ValueError(
-            f"split {config.env.split!r} has {len(train)} tasks, fewer than "
-            f"rollout.num_tasks={config.rollout.num_tasks}"
-        )
-    return Panels(train, validation, test)
-
-
-def _subset(tasks: Sequence[Task], num: int) -> list[Task]:
-    """The first ``num`` tasks of a panel: the same for every run."""
-    return [tasks[i] for i in range(min(num, len(tasks)))]
-
-
-def prove_disjoint(trained: Sequence[Sequence[Task]], measured: Sequence[Sequence[Task]]) -> None:
-    """No measured task is in another measured panel, or may be among those trained or cloned on, by content key.
-
-    Raises ValueError that names one that is.
-    """
-    seen: dict[str, Task] = {}
-    for task in (task for tasks in measured for task in tasks):
-        if task.key in seen and seen[task.key].split != task.split:
-            raise ValueError(
-                f"task {task.key} is in {seen[task.key].split} and in {task.split}: panels must be disjoint"
-            )
-        seen[task.key] = task
-    overlap = [key for tasks in trained for key in seen if _may_contain(tasks, key)]
-    if overlap:
-        raise ValueError(f"evaluation task {overlap[0]} is also a training task: success on it would prove nothing")
-
-
-def _may_contain(tasks: Sequence[Task], key: str) -> bool:
-    return tasks.may_contain(key) if isinstance(tasks, Panel) else any(task.key == key for task in tasks)
+def _seed_globals(*key: int) -> None:
+    seed = mix("globals", *key) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.algorithms.registry import ALGORITHMS, resolve
-from turnwise.compare import read_run
 from turnwise.config import RunConfig, override, parse_config, read_config
+from turnwise.contenders import read_run
 from turnwise.rundir import RunDirectory
 
 BASELINE = "grpo"

@@ -21,7 +21,7 @@ def run_cell(config: RunConfig, budget: int, path: Path, observer: Observer) -> 
     Raises ValueError where ``path`` holds a run of another configuration.
     """
     config, run = config.model_copy(update={"max_sampled_tokens": budget}), RunDirectory(path)
-    if not run.has("last"):
+    if not run.has_checkpoint:
         shutil.rmtree(path, ignore_errors=True)  # what a crash before the first checkpoint left
         train(config, path, observer)
         return

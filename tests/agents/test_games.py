@@ -88,7 +88,7 @@ def test_roles_may_have_their_own_models_and_a_model_may_be_the_opponent() -> No
 
 def test_win_rates_by_role_with_intervals() -> None:
     report, played = evaluate_scripted(
-        make_env(NIM), Seating({"": EXPERT}, {"": RANDOM}), panel(make_env(NIM), "test")[:100], name="expert", samples=2
+        maker(NIM), Seating({"": EXPERT}, {"": RANDOM}), panel(make_env(NIM), "test")[:100], name="expert", samples=2
     )
     assert report.success is not None
     assert report.success.low > 0.7

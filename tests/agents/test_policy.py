@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models import tiny_model, tokenizer
-from turnwise.agents import policy as policy_module
+from turnwise.agents import head as head_module
 from turnwise.agents.policy import LoRAConfig, Policy, load_model, save_model
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group, Task, Trajectory, Turn
@@ -59,9 +59,9 @@ def plain_scores(model: Any, of: TokenBatch) -> tuple[torch.Tensor, torch.Tensor
     return logprobs * of.action_mask, entropies * of.action_mask
 
 
-@pytest.mark.parametrize("limit", [1 << 25, 2000])
+@pytest.mark.parametrize("limit", [1 << 21, 0])
 def test_scores_equal_the_plain_forward(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_module, "_MAX_LOGITS", limit)  # the second makes the head work in chunks
+    monkeypatch.setattr(head_module, "WHOLE", limit)  # the second makes the head work in tiles
     policy, rows = moved(made()), batch()
     with torch.no_grad():
         scores = policy.score(rows, entropy=True)
@@ -71,18 +71,33 @@ def test_scores_equal_the_plain_forward(limit: int, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(scores.entropies, entropies, atol=2e-5, rtol=1e-4)
 
 
-def test_chunked_head_has_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiled_head_has_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     gradients = []
-    for limit in (1 << 25, 2000):
-        monkeypatch.setattr(policy_module, "_MAX_LOGITS", limit)
+    for limit in (1 << 21, 0):
+        monkeypatch.setattr(head_module, "WHOLE", limit)
         policy = moved(made())
         scores = policy.score(batch(), entropy=True)
         assert scores.entropies is not None
         (scores.logprobs.sum() + scores.entropies.sum()).backward()
         gradients.append([p.grad for p in policy.parameters()])
-    for whole, chunked in zip(*gradients, strict=True):
+    for whole, tiled in zip(*gradients, strict=True):
         assert float(whole.abs().max()) > 0
-        torch.testing.assert_close(whole, chunked, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(whole, tiled, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_may_have_an_adapter(dtype: torch.dtype) -> None:
+    lora = LoRAConfig(rank=4, target_modules=("q_proj", "lm_head"))
+    policy, rows = moved(Policy(tiny_model().to(dtype), tokenizer(), lora=lora)), batch()
+    scores = policy.score(rows)
+    tolerance = 2e-5 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(scores.logprobs, plain_scores(policy.sampler, rows)[0], atol=tolerance, rtol=1e-4)
+    scores.logprobs.sum().backward()  # type: ignore[no-untyped-call]
+    head = policy._base.lm_head.lora_B["default"].weight
+    assert head.dtype == torch.float32
+    assert float(head.grad.abs().max()) > 0
+    with torch.no_grad():
+        assert float((policy.score(rows, reference=True).logprobs - scores.logprobs).abs().max()) > 1e-2
 
 
 def test_temperature_is_part_of_the_scores() -> None:

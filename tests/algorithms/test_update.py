@@ -69,7 +69,7 @@ def test_microbatching_changes_nothing(config: Settings, windowed: bool) -> None
     policy = drifted(BigramPolicy())
     captured: list[Tensor] = []
     policy.table.register_post_accumulate_grad_hook(lambda p: captured.append(p.grad.clone()))
-    learner(build(config, RUN), policy, grad_clip=None, microbatch_tokens=20).update(buffer_of(made), 0)
+    learner(build(config, RUN), policy, grad_clip=None, microbatch_tokens=10).update(buffer_of(made), 0)
     assert len(captured) > 2
     torch.testing.assert_close(captured[-1], whole, rtol=1e-4, atol=1e-6)
 

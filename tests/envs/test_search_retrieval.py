@@ -197,7 +197,9 @@ def test_serving_ends_with_an_interrupt(tmp_path: Path) -> None:
     corpus = tmp_path / "c.jsonl"
     corpus.write_text("".join(json.dumps({"id": d.id, "contents": d.contents}) + "\n" for d in CORPUS))
     program = (
-        "import sys; from turnwise.serve_search import serve; "
+        # A shell's background job ignores interrupts, and its children do.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from turnwise.serve_search import serve; "
         "serve(sys.argv[1], port=0, on_ready=lambda url: sys.stdout.write(url + chr(10)) and sys.stdout.flush())"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(corpus)], stdout=subprocess.PIPE, text=True) as process:

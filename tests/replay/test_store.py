@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import resource
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -71,21 +72,90 @@ def test_numpy_scalars_become_plain_numbers() -> None:
     assert same(from_record(record), odd)
 
 
+def updates_of(path: Path) -> list[int]:
+    return [flush.update for flush in TrajectoryReader(path).flushes()]
+
+
 def test_a_crash_at_any_byte_leaves_the_complete_flushes(tmp_path: Path) -> None:
-    path = tmp_path / "whole"
-    written = write(path, 2)
+    path, torn = tmp_path / "whole", tmp_path / "torn"
+    written, writer = [], TrajectoryWriter(path)
+    for update in range(3):
+        short = made(update)[0]
+        written.append(replace(short, turns=short.turns[:1]))
+        writer.append(update, written[-1:])
     content = path.read_bytes()
-    first_end = next(iter(TrajectoryReader(path).flushes())).end
-    torn = tmp_path / "torn"
-    for size in range(0, len(content), 7):
+    ends = [0, *(flush.end for flush in TrajectoryReader(path).flushes())]
+    for size in [0, 1, 20, *range(ends[1] - 1, len(content))]:
         torn.write_bytes(content[:size])
         reader = TrajectoryReader(torn)
-        whole = int(size >= first_end)
-        assert len(list(reader.flushes())) == whole
-        assert reader.torn_bytes == size - whole * first_end
-    torn.write_bytes(content[:-1])
-    TrajectoryWriter(torn).append(5, written[0])  # the torn end is cut off, not buried
-    assert [f.update for f in TrajectoryReader(torn).flushes()] == [0, 5]
+        whole = sum(end <= size for end in ends[1:])
+        found = [t for flush in reader.flushes() for t in flush.trajectories]
+        assert len(found) == whole
+        assert all(map(same, found, written))
+        assert reader.torn_bytes == size - ends[whole]
+        if size >= ends[2]:  # every byte of the last member: the torn end is cut off, not buried, and writing goes on
+            writer = TrajectoryWriter(torn)
+            assert writer.last_update == whole - 1
+            writer.append(5, [])
+            assert updates_of(torn) == [*range(whole), 5]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write(path, 2)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = TrajectoryWriter(path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.append(2, made(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    writer.append(2, made(2))
+    assert updates_of(path) == [0, 1, 2]
+
+
+def test_an_update_is_read_without_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    written = write(path, 3)
+    content = bytearray(path.read_bytes())
+    first, second, _ = [flush.end for flush in TrajectoryReader(path).flushes()]
+    for byte in (first + 60, second - 2):  # in the data, and in the checksum
+        damaged = bytearray(content)
+        damaged[byte] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"at byte {first}: .*other updates than 1 can still be read"):
+            list(TrajectoryReader(path))
+        for update in (0, 2):
+            (flush,) = TrajectoryReader(path).flushes(range(update, update + 1))
+            assert all(map(same, flush.trajectories, written[update]))
+
+
+def test_one_episode_is_found_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    odd = replace(made()[1], episode='a "name" \\ ü')
+    TrajectoryWriter(path).append(0, [*made(), odd])
+    (flush,) = TrajectoryReader(path).flushes(containing=odd.episode)
+    assert [t.episode for t in flush.trajectories] == [odd.episode]
+
+
+def test_members_that_do_not_say_their_size_are_read(tmp_path: Path) -> None:
+    ours, path = tmp_path / "ours", tmp_path / "plain"
+    written = write(ours, 3)
+    start = 0
+    for flush in TrajectoryReader(ours).flushes():
+        text = gzip.decompress(ours.read_bytes()[start : flush.end])
+        with path.open("ab") as file:
+            file.write(gzip.compress(text))
+        start = flush.end
+    assert updates_of(path) == [0, 1, 2]
+    writer = TrajectoryWriter(path)
+    writer.append(3, written[0])
+    assert [f.update for f in TrajectoryReader(path).flushes(range(2, 9))] == [2, 3]
+    path.write_bytes(path.read_bytes()[:-3])
+    assert TrajectoryWriter(path).last_update == 2
 
 
 def test_truncate_after(tmp_path: Path) -> None:
@@ -103,6 +173,13 @@ def test_truncate_after(tmp_path: Path) -> None:
     assert path.read_bytes() == whole  # a resumed run writes the same file
     with pytest.raises(ValueError, match="cannot follow"):
         writer.append(1, [])
+    damaged = whole[:-9] + b"\0" * 9
+    path.write_bytes(damaged + b"\0" * 50)
+    truncate_after(path, 2)  # what is damaged is repeated anyway
+    assert updates_of(path) == [0, 1, 2]
+    path.write_bytes(damaged + b"\0" * 50)
+    with pytest.raises(ValueError, match="damaged"):
+        truncate_after(path, 4)
     truncate_after(path, -1)
     assert path.stat().st_size == 0
 
@@ -131,8 +208,18 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match="damaged"):
         list(TrajectoryReader(path))
-    with pytest.raises(ValueError, match="Not a trajectory record"):
-        from_record({"episode": "x"})
+    good = to_record(made()[0])
+    for wrong in (
+        {"episode": "x"},
+        {**good, "seed": "7"},
+        {**good, "end": "over"},
+        {**good, "fork": {"parent": "x"}},
+        {**good, "turns": [3]},
+        {**good, "turns": [{**good["turns"][0], "reward": "1"}]},
+        {**good, "turns": [{**good["turns"][0], "prompt_ids": "AAA="}]},
+    ):
+        with pytest.raises(ValueError, match="Not a trajectory record"):
+            from_record(wrong)
 
 
 def test_buffer_keeps_ages_and_survives_a_restart() -> None:

@@ -1,9 +1,9 @@
 """One attention function for sampling and for training.
 
 Models run on a *flat* stream of tokens [1, N] without padding; which tokens see which is the business of an
-``AttentionPlan`` handed through the model's keyword arguments. ``PackedPlan`` (here) keeps sequences apart for
-training, ``StepPlan`` (cache.py) reads and writes the slot cache for sampling. Without a plan the function is
-transformers' own sdpa, so a model stays an ordinary Hugging Face model.
+``AttentionPlan`` handed through the model's keyword arguments. For training, ``PackedPlan`` keeps sequences apart and
+``PrefixPlan`` has their equal beginnings in the stream once; for sampling, ``StepPlan`` (cache.py) reads and writes the
+slot cache. Without a plan the function is transformers' own sdpa, so a model stays an ordinary Hugging Face model.
 """
 
 from __future__ import annotations
@@ -65,6 +65,55 @@ class PackedPlan:
             )
         ]
         return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+class PrefixPlan:
+    """Causal attention of sequences whose equal beginnings stand in the stream once.
+
+    ``paths[i]`` are the places [L] of sequence i's tokens; the last ``own[i]`` of them are its own, and the stream
+    holds the own tokens of one sequence after the other. A sequence that is mostly its own is computed whole, its
+    shared queries over again: the causal kernel leaves out half of the pairs, the masked one does not.
+    """
+
+    def __init__(self, paths: list[Tensor], own: list[int]) -> None:
+        kept = [(path, size) for path, size in zip(paths, own, strict=True) if size]
+        self._own = [size for _, size in kept]
+        self._lengths = [len(path) for path, _ in kept]
+        self._asked = [n if 2 * size > n else size for n, size in zip(self._lengths, self._own, strict=True)]
+        self._keys = torch.cat([path for path, _ in kept])
+        self._queries = torch.cat([path[-n:] for (path, _), n in zip(kept, self._asked, strict=True)])
+        self._masks: dict[tuple[int, int], Tensor] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        grouped = query.shape[0] != key.shape[0]
+        outputs = [
+            scaled_dot_product_attention(
+                q[None],
+                k[None],
+                v[None],
+                attn_mask=self._mask(q.shape[1], k.shape[1], q),
+                is_causal=q.shape[1] == k.shape[1],
+                scale=scale,
+                enable_gqa=grouped,
+            )[0, :, -own:]
+            for q, k, v, own in zip(
+                torch.split(query.index_select(1, self._queries), self._asked, dim=1),
+                torch.split(key.index_select(1, self._keys), self._lengths, dim=1),
+                torch.split(value.index_select(1, self._keys), self._lengths, dim=1),
+                self._own,
+                strict=True,
+            )
+        ]
+        return torch.cat(outputs, dim=1).transpose(0, 1)
+
+    def _mask(self, queries: int, keys: int, like: Tensor) -> Tensor | None:
+        """[queries, keys], added to scores: the last query sees every key, each one before it one less."""
+        if queries == keys:
+            return None
+        if (queries, keys) not in self._masks:
+            unseen = torch.ones(queries, keys, dtype=torch.bool, device=like.device).triu(keys - queries + 1)
+            self._masks[queries, keys] = like.new_zeros(queries, keys).masked_fill_(unseen, -torch.inf)
+        return self._masks[queries, keys]
 
 
 def packed_positions(lengths: list[int], device: torch.device) -> Tensor:

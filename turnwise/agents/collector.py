@@ -14,7 +14,20 @@ from dataclasses import dataclass, replace
 
 from turnwise.agents.actions import parse_action
 from turnwise.agents.engine import Engine, Reply, Sampling
-from turnwise.agents.episode import Episode, Job, ModelAgent, Point, Seat, Seating, SuccessRule, TextEnv, mix
+from turnwise.agents.episode import (
+    AgentError,
+    CutShortError,
+    Episode,
+    Job,
+    ModelAgent,
+    Point,
+    Seat,
+    Seating,
+    SuccessRule,
+    TextEnv,
+    mix,
+)
+from turnwise.clock import Clock
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.trajectory import End, Fork, RolloutFinished, Task, Trajectory, TurnFinished
 
@@ -41,6 +54,7 @@ class Collector:
         self.seed, self.success = seed, success or SuccessRule()
         self.engines: list[Engine] = list({id(m.engine): m.engine for m in self.seating.models}.values())
         self.failures = 0
+        self.clock = Clock()
         self._idle: list[TextEnv] = []
         self._num_players = 0
 
@@ -180,10 +194,11 @@ class Rollouts:
         try:
             env = self._c.take()
             seats = self._c.seating.seats(env, rollout.job, self._c.seed)
-            if rollout.point is None:
-                rollout.episode = Episode(env, rollout.job, self._c.seed, seats)
-            else:
-                rollout.episode = Episode.at(rollout.point, env, rollout.job, self._c.seed, seats[0])
+            with self._c.clock.stage("environment", 0):
+                if rollout.point is None:
+                    rollout.episode = Episode(env, rollout.job, self._c.seed, seats)
+                else:
+                    rollout.episode = Episode.at(rollout.point, env, rollout.job, self._c.seed, seats[0])
         except Exception as error:  # whatever a third party's world raises
             self._c.discard(env)
             yield from self._failed(rollout, error)
@@ -208,6 +223,11 @@ class Rollouts:
         try:
             while episode.end is None and episode.to_move.model is None:
                 episode.act()
+        except AgentError:
+            raise
+        except CutShortError as cut:
+            yield from self._finish(rollout, "truncated", cut.reason)
+            return
         except Exception as error:  # whatever a third party's world raises
             yield from self._broken(rollout, error)
             return
@@ -255,6 +275,7 @@ class Rollouts:
         except Exception as error:  # whatever a third party's world raises
             yield from self._broken(rollout, error)
             return
+        self._c.clock.add("environment", seat.turns[-1].env_s, 1)
         yield TurnFinished(rollout.number, len(seat.turns) - 1, reply.entropies)
         if rollout.number in self._stopped:
             self._release(rollout)

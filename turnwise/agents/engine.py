@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turnwise.agents.cache import SlotCache, StepPlan, common_prefix
+from turnwise.clock import Clock
 from turnwise.trajectory import FloatArray, IntArray
 
 
@@ -48,6 +49,7 @@ class Engine(Protocol):
 
     num_slots: int
     max_length: int
+    clock: Clock
 
     @property
     def num_free(self) -> int: ...
@@ -111,6 +113,7 @@ class SlotEngine:
             device=self.device,
         )
         self.counts = EngineCounts()
+        self.clock = Clock()
         self._slots: dict[int, _Slot] = {}
         self._rows: list[int] = []  # row -> handle: rows [0, live) are in use
         self._row_of: dict[int, int] = {}
@@ -185,8 +188,11 @@ class SlotEngine:
         live = [handle for handle in self._rows if self._slots[handle].active]
         if not live:
             return []
+        began, prefilled = self.clock.now(), self.counts.prefill_tokens
+        alone = sum(len(self._slots[handle].pending) == 1 for handle in live)
         with torch_threads(self.threads):
             ids, logprobs, entropies = self._forward(live)
+        self.clock.split(self.clock.now() - began, prefill=self.counts.prefill_tokens - prefilled, decode=alone)
         finished = []
         for i, handle in enumerate(live):
             state, token = self._slots[handle], int(ids[i])

@@ -19,7 +19,7 @@ import numpy as np
 from turnwise.agents.engine import Engine, Reply
 from turnwise.agents.prompts import AgentConfig, ChatFormat, Context, new_context
 from turnwise.envs.interface import HasPlayers, Info, capability
-from turnwise.envs.tasks import snapshots, start
+from turnwise.envs.tasks import snapshots, start, step
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
 
 TextEnv = gymnasium.Env[str, str]
@@ -61,16 +61,37 @@ class SuccessRule:
     threshold: float | None = None
 
     def judge(self, info: Info, total_reward: float) -> bool | None:
-        if "success" in info:
+        if info.get("success") is not None:
             return bool(info["success"])
         return None if self.threshold is None else total_reward >= self.threshold
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An agent's whole reply, the action read from it, and whether it held one."""
+
+    reply: str
+    action: str
+    valid: bool
+
+
+class CutShortError(Exception):
+    """An agent cannot go on with this episode, which is truncated for ``reason``: a full context, say."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class AgentError(ValueError):
+    """An agent cannot play at all. Unlike a fault of a world this ends everything: no episode is blamed for it."""
+
+
 class Agent(Protocol):
-    """Chooses an action for each observation of one episode."""
+    """Chooses an action for each observation of one episode: the action alone, or what was said around it too."""
 
     def begin(self, observation: str, info: Info) -> None: ...
-    def act(self, observation: str, info: Info) -> str: ...
+    def act(self, observation: str, info: Info) -> str | Said: ...
 
 
 @dataclass(slots=True)
@@ -188,7 +209,7 @@ class Episode:
         """The player whose turn it is acts; ``text`` is the whole reply, ``parsed`` whether it held an action."""
         seat = self.to_move
         began = time.perf_counter()
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        observation, reward, terminated, truncated, info = step(self.env, action)
         env_s = time.perf_counter() - began
         rewards = info.get("rewards", {seat.player: reward})
         seat.turns.append(
@@ -221,7 +242,11 @@ class Episode:
     def act(self) -> None:
         """The scripted player whose turn it is acts."""
         assert self.to_move.agent is not None
-        self.step(self.to_move.agent.act(self.observation, self.info))
+        said = self.to_move.agent.act(self.observation, self.info)
+        if isinstance(said, str):
+            self.step(said)
+        else:
+            self.step(said.action, text=said.reply, parsed=said.valid)
 
     def point(self, turn: int) -> Point:
         """The moment after ``turn`` turns. Raises ValueError where it was not reached, is the end, or in a game."""
@@ -259,7 +284,7 @@ class Episode:
     def _walk(self, point: Point) -> None:
         for turn in point.turns:
             self._same(turn.observation)
-            observation, _, terminated, truncated, info = self.env.step(turn.action)
+            observation, _, terminated, truncated, info = step(self.env, turn.action)
             if terminated or truncated:
                 raise RuntimeError("the environment ended where the forked episode went on")
             self.to_move.turns.append(turn)

@@ -19,17 +19,16 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from turnwise.agents.attention import ATTENTION, PackedPlan, packed_positions
+from turnwise.agents.attention import ATTENTION
+from turnwise.agents.head import logprob_entropy
+from turnwise.agents.layers import quicken
+from turnwise.agents.packing import Sharing, pack
 
 DType = Literal["auto", "float32", "bfloat16"]
 
 # Model types whose attention is what the plans compute.
 _FAMILIES = ("qwen2", "qwen3", "llama")
-
-# Above this many logits (rows x vocabulary) the head works in chunks that are recomputed on the way back.
-_MAX_LOGITS = 1 << 25
 
 
 class LoRAConfig(BaseModel):
@@ -70,11 +69,13 @@ class Policy:
     ) -> None:
         self.tokenizer, self.lora = tokenizer, lora
         self.version, self.temperature = 0, 1.0
+        self.sharing: Sharing = "auto"  # of equal beginnings: where it pays
         self.sampler = _sharing_copy(model)
         self.sampler.eval()
         self._merged: list[tuple[Any, Any]] = []
         self.model = model if lora is None else self._with_adapters(model, lora, seed)
         self._base = model
+        quicken(self.model)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
@@ -157,11 +158,7 @@ class Policy:
         """Bring the sampler to the learner's present weights and name them."""
         for layer, target in self._merged:
             target.weight.copy_(layer.base_layer.weight + layer.get_delta_weight("default"))
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.trainable_state().items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-        self.adapter_hash = digest.hexdigest()[:16]
+        self.adapter_hash = weights_hash(self.trainable_state())
         self.version = version
 
     def score(self, batch: Any, *, entropy: bool = False, reference: bool = False, hidden: bool = False) -> Scores:
@@ -172,39 +169,30 @@ class Policy:
         """
         if reference and self.lora is None:
             raise ValueError("a reference policy needs LoRA: with full fine-tuning there is no frozen copy")
-        tokens: Tensor = batch.tokens.to(self.device)
         mask: Tensor = batch.action_mask.to(self.device)
-        lengths: list[int] = batch.lengths.tolist()
-        real = torch.arange(tokens.shape[1], device=self.device) < batch.lengths.to(self.device)[:, None]
+        packed = pack(batch.tokens, batch.lengths.tolist(), batch.action_mask, self.device, self.sharing)
         with self.model.disable_adapter() if reference else nullcontext():
             states = self._base.model(
-                input_ids=tokens[real][None],
-                position_ids=packed_positions(lengths, self.device),
-                use_cache=False,
-                plan=PackedPlan(lengths),
+                input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, plan=packed.plan
             ).last_hidden_state[0]
-            # Token t is predicted by the hidden state at t - 1 of the flat stream; a row never opens with one.
-            wanted = mask[real].nonzero()[:, 0]
-            states = states[wanted - 1]
-            values, entropies = self._head(states, tokens[mask], entropy)
-        empty = torch.zeros(tokens.shape, device=self.device)
+            states = states.index_select(0, packed.before)
+            values, entropies = logprob_entropy(
+                states, *self._head(), packed.targets, temperature=self.temperature, entropy=entropy
+            )
+        empty = values.new_zeros(mask.shape)
         return Scores(
-            empty.masked_scatter(mask, values),
-            empty.masked_scatter(mask, entropies) if entropy else None,
-            states.float() if hidden else None,
+            empty.masked_scatter(mask, packed.to_rows(values)),
+            None if entropies is None else empty.masked_scatter(mask, packed.to_rows(entropies)),
+            packed.to_rows(states).float() if hidden else None,
         )
 
-    def _head(self, hidden: Tensor, targets: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
-        """hidden [M, h], targets [M] -> log-probs and entropies [M], chunked where logits would be large."""
+    def _head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [V, h] and bias [V] of the head, with its adapter where it has one that is on."""
         head = self._base.lm_head
-        rows = max(1, _MAX_LOGITS // head.weight.shape[0])
-        if len(targets) <= rows:
-            return _logprob_entropy(hidden, targets, head, self.temperature, entropy)
-        parts = [
-            checkpoint(_logprob_entropy, h, t, head, self.temperature, entropy, use_reentrant=False)
-            for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-        ]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        base = getattr(head, "base_layer", head)
+        if base is head or head.disable_adapters:
+            return base.weight, base.bias
+        return base.weight + head.get_delta_weight("default").to(base.weight.dtype), base.bias
 
     def save_merged(self, folder: str | Path) -> None:
         """An ordinary Hugging Face folder with the present weights, tokenizer and chat template."""
@@ -216,6 +204,15 @@ class Policy:
             raise ValueError("this run trained all weights: there is no adapter, export the merged model")
         self.model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
+
+
+def weights_hash(state: dict[str, Tensor]) -> str:
+    """16 hexadecimal digits that identify tensors and their names, to the bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") -> tuple[Any, Any]:
@@ -264,11 +261,3 @@ def _sharing_copy(model: Any) -> Any:
     shared: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, shared)
-
-
-def _logprob_entropy(
-    hidden: Tensor, targets: Tensor, head: nn.Module, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor]:
-    logits = torch.log_softmax(head(hidden).float() / temperature, dim=-1)
-    chosen = logits.gather(-1, targets[:, None])[:, 0]
-    return chosen, -(logits.exp() * logits).sum(-1) if entropy else chosen.detach()

@@ -67,13 +67,30 @@ class ChatFormat:
         self._plain = lru_cache(maxsize=4096)(self._encode_plain)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template is a program: it may fail in any way
+            roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
+            raise ValueError(
+                f"the chat template cannot show messages of {roles} ({type(error).__name__}: {error}): use another "
+                "template, or leave agent.system out where it knows no system message"
+            ) from error
 
     def _encode_control(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self.tokenizer.encode(encodable(text), add_special_tokens=False))
 
     def _encode_plain(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        return tuple(self.tokenizer.encode(encodable(text), add_special_tokens=False, split_special_tokens=True))
+
+    def message(self, prompt_ids: IntArray, *, fresh: bool) -> str:
+        """The text that ``open`` (``fresh``) or ``extend`` made ``prompt_ids`` of; ValueError where neither did."""
+        ids = prompt_ids.tolist()
+        openings = [self.before_user] if fresh else [self.between, self._tail]
+        opening = next((o for o in openings if ids[: len(o)] == o), None)
+        end = len(ids) - len(self.after_user)
+        if opening is None or end < len(opening) or ids[end:] != self.after_user:
+            raise ValueError("these tokens are not a message in this tokenizer's chat template")
+        return self._decode(ids[len(opening) : end])
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -100,7 +117,22 @@ class ChatFormat:
         ids = reply_ids.tolist()
         if ids and ids[-1] in self.end_ids:
             ids = ids[:-1]
+        return self._decode(ids)
+
+    def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+class Chat(Protocol):
+    """What a context policy lays a conversation with: the pieces that each message adds."""
+
+    def open(self, text: str) -> IntArray: ...
+    def extend(self, reply_ids: IntArray, text: str) -> IntArray: ...
+
+
+def encodable(text: str) -> str:
+    """The same text where UTF-8 can hold it; halves of surrogate pairs become U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class AgentConfig(BaseModel):
@@ -154,7 +186,7 @@ class Context(Protocol):
     def fork(self) -> Context: ...
 
 
-NewContext = Callable[[ChatFormat, AgentConfig, str], Context]
+NewContext = Callable[[Chat, AgentConfig, str], Context]
 
 
 def message(observation: str, admissible: list[str] | None, config: AgentConfig) -> str:
@@ -167,7 +199,7 @@ def message(observation: str, admissible: list[str] | None, config: AgentConfig)
 class FullHistory:
     """The whole conversation; each turn adds its observation. A restart keeps the task and the last turn."""
 
-    def __init__(self, chat: ChatFormat, config: AgentConfig, instructions: str = "") -> None:
+    def __init__(self, chat: Chat, config: AgentConfig, instructions: str = "") -> None:
         self._chat, self._config, self._instructions = chat, config, instructions
         self._first = self._latest = ""
 
@@ -194,7 +226,7 @@ class FullHistory:
 class Window:
     """Task, the last k observations with their actions, and the present one: a fresh context every turn."""
 
-    def __init__(self, chat: ChatFormat, config: AgentConfig, instructions: str = "") -> None:
+    def __init__(self, chat: Chat, config: AgentConfig, instructions: str = "") -> None:
         self._chat, self._config, self._instructions = chat, config, instructions
         self._first = self._observation = self._latest = ""
         self._turn = 0
@@ -231,7 +263,7 @@ class Window:
         return copy
 
 
-def new_context(chat: ChatFormat, config: AgentConfig, env_instructions: str) -> Context:
+def new_context(chat: Chat, config: AgentConfig, env_instructions: str) -> Context:
     """The context policy that ``config`` names."""
     parts = []
     if config.instructions:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from turnwise.agents.episode import Episode, Job, Scripted, Seating, SuccessRule, TextEnv
+from turnwise.agents.episode import CutShortError, Episode, Job, Scripted, Seating, SuccessRule, TextEnv
 from turnwise.envs.interface import Expert, HasExpert, Info, capability
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import End, Trajectory
 
 
 class RandomAgent:
@@ -78,11 +78,22 @@ def play_episode(
     ``on_observation`` hears what follows each action, the last one's too. After ``limit`` steps the episode is cut.
     """
     episode = Episode(env, job, 0, seating.seats(env, job, agent_seed))
-    steps = 0
-    while episode.end is None and steps < limit:
-        episode.act()
-        steps += 1
-        if on_observation is not None:
-            on_observation(episode.observation)
+    end, reason = play_out(episode, limit=limit, on_observation=on_observation)
+    return episode.trajectories(end, reason, success)
+
+
+def play_out(
+    episode: Episode, *, limit: int = 10_000, on_observation: Callable[[str], None] | None = None
+) -> tuple[End, str]:
+    """Play to the end, or for ``limit`` steps; how it ended, and what truncated it."""
+    try:
+        for _ in range(limit):
+            if episode.end is not None:
+                break
+            episode.act()
+            if on_observation is not None:
+                on_observation(episode.observation)
+    except CutShortError as cut:
+        return "truncated", cut.reason
     end = episode.end or "truncated"
-    return episode.trajectories(end, "turns" if end == "truncated" else "", success)
+    return end, "turns" if end == "truncated" else ""

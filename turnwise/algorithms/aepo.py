@@ -153,6 +153,9 @@ class BalancedClip(ClipPolicy):
         one = (ctx.logprobs - ctx.logprobs.detach()).exp()  # r / sg(r)
         if self.share < 1.0:
             one = torch.where(ctx.own(self.chosen), one, 1.0)
+        beyond = (made.ratio > made.high) & (ctx.advantages > 0) & ctx.mask
+        kept = beyond & ctx.own(self.chosen) if self.share < 1.0 else beyond
+        self.occurred.count("kept_gradient_share", kept, ctx.mask)
         return made._replace(high=made.high * one)
 
 
@@ -165,6 +168,7 @@ class EntropyAdvantage(AdvantageModifier):
     def modify(self, stream: Stream) -> Tensor:
         batch = stream.batch
         factor = entropy_factor(batch.behaviour_entropies, batch.action_mask, self.coef)
+        self.occurred.count("flipped_share", (factor < 0) & batch.action_mask, batch.action_mask)
         return required(batch.advantages, "advantages") * factor * batch.action_mask
 
 

@@ -72,6 +72,7 @@ class CovarianceFilter(TokenWeighter):
         cov = covariance(view, logprobs)
         eligible = batch.action_mask & (cov > self.low) & (cov < self.high) & ~clipped
         self.dropped = draw(eligible, batch.action_mask, self.share, view.seed)
+        self.occurred.count("left_out_share", self.dropped, batch.action_mask)
 
     def weight(self, ctx: UpdateContext) -> Tensor:
         return (~ctx.own(self.dropped)).to(ctx.logprobs.dtype)

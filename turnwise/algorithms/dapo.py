@@ -13,14 +13,15 @@ What is played and not trained on is stored and counted like everything else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from turnwise.algorithms.common import is_uniform
+from turnwise.algorithms.metrics import Occurrences
 from turnwise.algorithms.planning import GroupPlanner, Planner, Rollouts, Scorer
 from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.rewards import RewardTable
@@ -89,19 +90,25 @@ class DynamicSampling:
 
     inner: Planner
     max_tries: int
+    occurred: Occurrences = field(default_factory=Occurrences, compare=False)
 
     def around(self, inner: Planner) -> DynamicSampling:
         return replace(self, inner=inner)
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
-        further, found, wave = iter(spare), list[Trajectory](), list(tasks)
-        for _ in range(self.max_tries):
+        further, found, wave, tries = iter(spare), list[Trajectory](), list(tasks), 0
+        while wave and tries < self.max_tries:
+            tries += 1
             found += self.inner.plan(wave, rollouts)
             telling = {g.task.key for g in group_by_task(found) if not is_uniform(g.trajectories)}
             wave = list(islice(further, max(len(tasks) - len(telling), 0)))
-            if not wave:
-                break
+        uniform = [is_uniform(group.trajectories) for group in group_by_task(found)]
+        self.occurred.count("tries", tries)
+        self.occurred.count("discarded_share", sum(uniform), len(uniform))
         return found
+
+    def acted(self) -> Mapping[str, float]:
+        return self.occurred.take()
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer_tokens: int, factor: float, *, bounded: bool = True) -> float:

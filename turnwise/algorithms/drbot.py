@@ -106,6 +106,7 @@ class WidestGroups(ComposerAround):
         ended = samples.trajectories
         returns = [[samples.rewards.total(n) for n in members if ended[n].end != "error"] for members in places]
         kept = sorted(widest_groups(returns, self.share)) if places else []
+        self.occurred.count("dropped_share", len(places) - len(kept), len(places))
         groups = tuple(samples.groups[place] for place in kept)
         rewards = samples.rewards.select(n for place in kept for n in places[place])
         found = self.inner.compose(update, Samples(groups, rewards), buffer)
@@ -125,6 +126,7 @@ class ReplyFilter(AdvantageModifier):
         for number, trajectory in enumerate(trajectories):
             for place, turn in enumerate(trajectory.turns):
                 sound[number, place] = self.passes(turn)
+        self.occurred.count("filtered_share", ~sound, sum(len(t.turns) for t in trajectories))
         if bool(sound.all()):
             return advantages
         kept = sound[batch.trajectory.unsqueeze(1), batch.turn_index.clamp(min=0)] & batch.action_mask

@@ -98,6 +98,8 @@ class EntropyModulation(AdvantageModifier):
             return advantages
         entropy = turns.mean(batch.behaviour_entropies, mask)
         scale, clear = modulation(entropy, turns.followed, self.scaling, self.clarity)
+        self.occurred.count("scaling_std", scale.std(correction=0))
+        self.occurred.count("bonus_share", turns.followed, len(turns.followed))
         changed = advantages.double() * scale[turns.number] + self.bonus * clear[turns.number]
         if self.centre:
             changed = changed - turns.mean(changed, mask).mean()

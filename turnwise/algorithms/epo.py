@@ -116,6 +116,7 @@ class EntropyCorridor(Regularizer):
         if self.past_updates == 0:
             return -bonus
         outside = corridor_penalty(entropy, self.past_sum / self.past_updates, self.corridor)
+        self.occurred.count("outside_share", (outside > 0) & ctx.mask, ctx.mask)
         return self.schedule(ctx.update) * self.coef * ctx.turn_mean(outside) - bonus
 
     def after_update(self, update: int, streams: Streams, metrics: Metrics) -> None:

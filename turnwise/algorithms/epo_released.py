@@ -116,6 +116,7 @@ class EntropyIndicator(Regularizer):
         if self.details.level == "seq":
             level = per_turn_mean(level, ctx.mask, ctx.batch.turn_index)
         penalty = indicator_penalty(level, reference, self.corridor, self.coef)
+        self.occurred.count("outside_share", (penalty > 0) & ctx.mask, ctx.mask)
         return self.schedule(ctx.update) * ctx.token_mean(penalty) - bonus
 
     def state_dict(self) -> dict[str, Any]:

@@ -72,9 +72,11 @@ class StepAdvantage(AdvantageModifier):
         if not returns:
             return advantages
         states = [(place, turn.anchor or turn.observation) for place, t in members for turn in t.turns]
+        anchors = torch.tensor(anchor_groups(states, self.similarity))
+        self.occurred.count("compared_share", anchors.bincount()[anchors] > 1, len(anchors))
         step = group_advantages(
             torch.tensor(returns, dtype=torch.float64),
-            torch.tensor(anchor_groups(states, self.similarity)),
+            anchors,
             normalize_std=self.normalize_std,
             eps=self.eps,
         )

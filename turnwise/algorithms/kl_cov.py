@@ -59,6 +59,7 @@ class CovariancePenalty(Regularizer):
 
     def prepare(self, view: MinibatchView) -> None:
         self.chosen = top_share(covariance(view, view.logprobs()), view.batch.action_mask, self.share)
+        self.occurred.count("penalised_share", self.chosen, view.batch.action_mask)
 
     def term(self, ctx: UpdateContext) -> Tensor:
         distance = kl_estimate(ctx.logprobs, ctx.old_logprobs, "abs")

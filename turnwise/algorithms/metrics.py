@@ -50,6 +50,9 @@ def agreement(logprobs: Tensor, batch: TokenBatch) -> Agreement:
 class Metrics:
     """One update in numbers. Means run over action tokens and optimizer steps; None: not computed.
 
+    ``mechanisms`` say how often each mechanism acted, as ``EntropyCorridor/outside_share``: shares and means by the
+    part's class (with its stream in front, unless that is ``fresh``).
+
     ``entropy`` is that of the sampling policy on all fresh trajectories, before any filter;
     ``policy_entropy`` that of the trained policy during the update. KL values are k3 estimates. All entropies
     and KL in nats. ``stream_rows`` are the rows of each stream where there are several.
@@ -79,6 +82,7 @@ class Metrics:
     agreement: Agreement
     regularizers: Mapping[str, float] = field(default_factory=dict)
     stream_rows: Mapping[str, int] = field(default_factory=dict)
+    mechanisms: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
         """Flat, for a log: ``agreement/max_abs``, ``regularizers/ReferenceKL``; what is None is left out."""
@@ -89,6 +93,24 @@ class Metrics:
             elif value is not None:
                 flat[name] = value
         return flat
+
+
+class Occurrences:
+    """How often something happened, out of how often it might have, since last asked."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def count(self, name: str, hits: Tensor | float, of: Tensor | float = 1.0) -> None:
+        """Add ``hits`` out of ``of``; of tensors (masks, for instance) the sum."""
+        before = self._sums.get(name, (0.0, 0.0))
+        found = (float(x.sum()) if isinstance(x, Tensor) else float(x) for x in (hits, of))
+        self._sums[name] = tuple(a + b for a, b in zip(before, found, strict=True))  # type: ignore[assignment]
+
+    def take(self) -> dict[str, float]:
+        """Hits by opportunities, 0 where there were none; the count begins anew."""
+        found, self._sums = self._sums, {}
+        return {name: hits / of if of else 0.0 for name, (hits, of) in found.items()}
 
 
 class Tally:

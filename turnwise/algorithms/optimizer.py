@@ -30,9 +30,9 @@ class OptimizerConfig(Settings):
     epochs: int = Field(default=1, ge=1, description="Passes over the data of an update.")
     num_minibatches: int = Field(default=1, ge=1, description="Optimizer steps per epoch.")
     microbatch_tokens: int = Field(
-        default=16384,
+        default=8192,
         ge=1,
-        description="Tokens, padding included, in one forward; memory only, no effect on the result.",
+        description="Tokens in one forward, equal beginnings of rows once; memory only, no effect on the result.",
     )
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="constant", description="Course of the learning rate over the run's updates."

@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from turnwise.algorithms.metrics import Metrics
+from turnwise.algorithms.metrics import Metrics, Occurrences
 from turnwise.algorithms.planning import Scorer
 from turnwise.algorithms.primitives import (
     AggregationMode,
@@ -167,6 +168,11 @@ class Part:
     module: nn.Module | None = None
     module_lr: float | None = None
 
+    @cached_property
+    def occurred(self) -> Occurrences:
+        """What a mechanism counts into, so that an update can say how often it acted."""
+        return Occurrences()
+
     def attach(self, scorer: Scorer) -> None:
         """Once, before anything else: the place to make a ``module`` that fits the policy."""
 
@@ -178,6 +184,10 @@ class Part:
 
     def after_update(self, update: int, streams: Streams, metrics: Metrics) -> None:
         """Once an update, after its last optimizer step."""
+
+    def acted(self) -> Mapping[str, float]:
+        """How often the mechanism acted since last asked, by name: asked once an update, after ``after_update``."""
+        return self.occurred.take()
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart, JSON-able."""

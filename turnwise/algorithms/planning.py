@@ -5,7 +5,7 @@ Both are protocols: the policy and the collector satisfy them structurally, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -91,6 +91,13 @@ class PlannerAround(Planner, Protocol):
     def around(self, inner: Planner) -> Planner:
         """Itself around another planner."""
         ...
+
+
+@runtime_checkable
+class Acting(Protocol):
+    """What tells how often its mechanism acted since last asked: parts do, planners may."""
+
+    def acted(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from turnwise.algorithms.parts import (
     Regularizer,
     TokenWeighter,
 )
-from turnwise.algorithms.planning import Planner, PlannerAround
+from turnwise.algorithms.planning import Acting, Planner, PlannerAround
 from turnwise.algorithms.rewards import RewardShaper
 
 
@@ -122,6 +122,17 @@ class Recipe:
         found = [self.composer, *(part for stream in self.streams for part in stream.parts())]
         return tuple({id(part): part for part in found}.values())
 
+    def acted(self) -> dict[str, float]:
+        """How often each mechanism acted since last asked, by ``Class/name``; one that several streams share, once."""
+        streams = [
+            (f"{stream.name}.".removeprefix("fresh."), part) for stream in self.streams for part in stream.parts()
+        ]
+        found = {}
+        for prefix, part in [*(("", part) for part in (*_layers(self.planner), *_layers(self.composer))), *streams]:
+            if isinstance(part, Acting):
+                found.update({f"{prefix}{type(part).__name__}/{name}": value for name, value in part.acted().items()})
+        return found
+
     def named(self, name: str) -> Recipe:
         return replace(self, name=name)
 
@@ -167,6 +178,13 @@ class Recipe:
         for stream in self.streams:
             _check_stream(self.name, stream)
         return self
+
+
+def _layers(outer: object) -> Iterator[object]:
+    """A planner or composer and, one after another, those that it is around."""
+    while outer is not None:
+        yield outer
+        outer = getattr(outer, "inner", None)
 
 
 def _innermost(present: Planner | None, planner: Planner) -> Planner:

@@ -137,12 +137,14 @@ class SelfImitation(ComposerAround):
         found = self.inner.compose(update, samples, buffer)
         self._buffer, self.median = buffer, self.returns.median()
         coef = self.coef(update)
+        self.occurred.count("coef", coef)
         if coef == 0.0 or self.median is None or (self.rule.replay == "when_full" and not self.is_full(buffer)):
             return found
         fresh = found["fresh"]
         chosen = self._drawn(update, len(fresh.batch) if self.rule.unit == "row" else len(fresh.samples.trajectories))
         if self.rule.replay == "when_full":
             buffer.retain(lambda entry: entry.stream != STREAM)
+        self.occurred.count("replayed", len(chosen))
         if not chosen:
             return found
         table = RewardTable(tuple(u.rewards[0] for u in chosen), tuple(u.rewards[1] for u in chosen))
@@ -190,6 +192,7 @@ class SelfImitation(ComposerAround):
             returns.append([float(np.mean([unit.total for unit in made])) for made in found if made])
             pairs = (pair for n, made in zip(members, found, strict=True) for pair in zip(made, credit[n], strict=True))
             good = [unit for unit, advantage in pairs if advantage > 0]
+            self.occurred.count("kept_share", len(good), sum(map(len, found)))
             if good:
                 kept = Group(group.task, tuple(unit.trajectory for unit in good))
                 self._buffer.keep(kept, update, STREAM, tuple(unit.rewards for unit in good))

@@ -30,6 +30,7 @@ from turnwise.algorithms.branching import (
     segment_entropy,
 )
 from turnwise.algorithms.composing import ComposerAround
+from turnwise.algorithms.metrics import Occurrences
 from turnwise.algorithms.parts import Composer, Samples, Streams
 from turnwise.algorithms.planning import Rollouts
 from turnwise.algorithms.recipe import RunInfo, Settings
@@ -93,9 +94,22 @@ class TreePlanner:
     seed: int
     monitoring: PreMonitoring | None = None
     first: FirstEntropies = field(default_factory=FirstEntropies)
+    occurred: Occurrences = field(default_factory=Occurrences, compare=False)
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
-        return _Collecting(self, tasks, rollouts).run()
+        found = _Collecting(self, tasks, rollouts).run()
+        looks, forks = (sum(kind(t) for t in found) for kind in (_is_look, lambda t: t.fork is not None))
+        self.occurred.count("branches_per_task", forks, len(tasks))
+        self.occurred.count("branch_share", forks, len(found) - looks)
+        if self.monitoring is not None:
+            spent = [t.num_sampled_tokens for t in found]
+            self.occurred.count(
+                "monitor_token_share", sum(n for n, t in zip(spent, found, strict=True) if _is_look(t)), sum(spent)
+            )
+        return found
+
+    def acted(self) -> Mapping[str, float]:
+        return self.occurred.take()
 
     def entropy(self, entropies: Any) -> float:
         return segment_entropy(entropies, self.settings.entropy_tokens, self.settings.log_vocabulary)
@@ -115,6 +129,10 @@ class TreePlanner:
         found = [self.entropy(turn.entropies) for turn in attempt.turns]
         difference = found[0] - float(np.mean(found)) if found else 0.0
         return initial_attempts(self.budget, difference, self.monitoring.beta)
+
+
+def _is_look(trajectory: Trajectory) -> bool:
+    return trajectory.sample == MONITOR
 
 
 def _digest(tasks: Sequence[Task]) -> int:

@@ -61,6 +61,7 @@ class SharedTrunks(AdvantageModifier):
         owner = owners[batch.trajectory.unsqueeze(1), batch.turn_index.clamp(min=0)]
         tokens = (owner * (mask.shape[1] + 1) + places - first)[mask]
         _, same, copies = torch.unique(tokens, return_inverse=True, return_counts=True)
+        self.occurred.count("shared_share", copies[same] > 1, mask)
         sums = torch.zeros(len(copies), dtype=torch.float64).index_add(0, same, advantages[mask].double())
         shared = sums / (copies if self.credit == "hard" else copies.square())
         return advantages.masked_scatter(mask, shared[same].to(advantages.dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from turnwise.algorithms.planning import Scorer
 from turnwise.algorithms.primitives import Counts, clipped_surrogate, kl_estimate, masked_mean
 from turnwise.algorithms.recipe import Recipe, RunInfo, StreamRecipe
 from turnwise.algorithms.rewards import RewardTable, raw_rewards
+from turnwise.clock import Clock
 from turnwise.replay.batch import TokenBatch, microbatches, minibatches
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Trajectory
@@ -41,6 +43,7 @@ class Learner:
     def __init__(self, recipe: Recipe, scorer: Scorer, config: OptimizerConfig, run: RunInfo) -> None:
         self.recipe, self.scorer, self.config, self.run = recipe.checked(), scorer, config, run
         self.parts = recipe.parts()
+        self.clock = Clock()
         for part in self.parts:
             part.attach(scorer)
         own = [Parameters(list(p.module.parameters()), p.module_lr) for p in self.parts if p.module is not None]
@@ -79,7 +82,7 @@ class Learner:
         for part in self.parts:
             part.after_update(update, streams, metrics)
         buffer.prune(update + 1)
-        return metrics
+        return replace(metrics, mechanisms=self.recipe.acted())
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(JSON-able, tensors by flat name): optimizer and parts; the scorer saves its own parameters."""
@@ -146,7 +149,8 @@ class Learner:
         logprobs, values = (torch.zeros_like(batch.behaviour_logprobs) for _ in range(2))
         for rows in microbatches(batch, self.config.microbatch_tokens):
             micro = batch.select(rows).to(self._device)
-            scores = self.scorer.score(micro, entropy=False, reference=reference, hidden=critic is not None)
+            with self.clock.stage("score", int(micro.lengths.sum())):
+                scores = self.scorer.score(micro, entropy=False, reference=reference, hidden=critic is not None)
             width = micro.tokens.shape[1]
             logprobs[rows, :width] = scores.logprobs.to(logprobs)
             if critic is not None:
@@ -170,7 +174,8 @@ class Learner:
                     self._backward(stream, stream.batch.select(parts[i]), seed, tally)
             if verify is not None and not tally.steps + tally.skipped:
                 verify(tally.agreement())
-            norm = step(self.optimizer, self.config)
+            with self.clock.stage("train", 0):
+                norm = step(self.optimizer, self.config)
             tally.count_step(norm)
 
     def _backward(self, stream: Stream, batch: TokenBatch, seed: tuple[int, ...], tally: Tally) -> None:
@@ -182,16 +187,17 @@ class Learner:
             part.prepare(view)
         for rows in microbatches(batch, self.config.microbatch_tokens):
             micro = batch.select(rows).to(self._device)
-            scores = self.scorer.score(micro, entropy="entropy" in plan.needs, hidden="hidden" in plan.needs)
-            if not tally.steps + tally.skipped:
-                tally.deviations.append(deviations(scores.logprobs, micro))
-            ctx = UpdateContext(
-                update, micro, scores.logprobs, scores.entropies, counts, plan.aggregation, scores.hidden, rows
-            )
-            loss = stream_loss(plan, ctx, tally) * stream.coef
-            tally.add(loss=loss.detach())
-            if loss.requires_grad:  # not so for rows without a single action token
-                loss.backward()  # type: ignore[no-untyped-call]
+            with self.clock.stage("train", int(micro.lengths.sum())):
+                scores = self.scorer.score(micro, entropy="entropy" in plan.needs, hidden="hidden" in plan.needs)
+                if not tally.steps + tally.skipped:
+                    tally.deviations.append(deviations(scores.logprobs, micro))
+                ctx = UpdateContext(
+                    update, micro, scores.logprobs, scores.entropies, counts, plan.aggregation, scores.hidden, rows
+                )
+                loss = stream_loss(plan, ctx, tally) * stream.coef
+                tally.add(loss=loss.detach())
+                if loss.requires_grad:  # not so for rows without a single action token
+                    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def stream_loss(plan: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:

@@ -1,24 +1,27 @@
 """The engine against the way most people start: ``generate()`` over the whole history, every turn.
 
 Scripted episodes (random observations, reply lengths drawn beforehand) make both sides do the same work: the same
-number of turns, observation tokens and sampled tokens at T = 1. Process CPU time, one thread. The baseline is
-batched, uses generate()'s key/value cache within a reply, drops finished episodes and admits new ones in their
-place between turns.
+number of turns, observation tokens and sampled tokens at T = 1. Process CPU time, one thread; on a GPU wall time. The
+baseline is batched, uses generate()'s key/value cache within a reply, drops finished episodes and admits new ones in
+their place between turns.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from turnwise.agents.engine import Sampling, SlotEngine
+from turnwise.agents.attention import ATTENTION
+from turnwise.agents.engine import EngineCounts, Sampling, SlotEngine, torch_threads
 from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
-from turnwise.trajectory import IntArray
+from turnwise.bench.floor import Load, Machine, Stopwatch
+from turnwise.trajectory import IntArray, Trajectory
 
 BENCH_MODEL = ScratchModelConfig(
     hidden_size=256, num_layers=5, num_heads=8, num_kv_heads=4, head_dim=32, ffn_size=1024, vocab_size=1024
@@ -27,15 +30,53 @@ BENCH_MODEL = ScratchModelConfig(
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One episode: its prompts (first the opening one) and how many tokens each reply has, [N] each."""
+    """One episode: its prompts, how many tokens each reply has, and which prompts open a new context, [N] each."""
 
     prompts: tuple[IntArray, ...]
     replies: tuple[int, ...]
+    fresh: tuple[bool, ...]
+
+    def cut(self, turns: int) -> Script:
+        """Its first turns."""
+        return Script(self.prompts[:turns], self.replies[:turns], self.fresh[:turns])
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> Script:
+        """What an episode asked of the model, to be repeated with other tokens."""
+        turns = [turn for turn in trajectory.turns if len(turn.action_ids)]
+        return cls(
+            tuple(turn.prompt_ids for turn in turns),
+            tuple(len(turn.action_ids) for turn in turns),
+            tuple(not turn.continues for turn in turns),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What an engine did with scripts: its counts, and per episode the token stream and log-probs (0 on prompts).
+
+    Streams are of episodes with one context.
+    """
+
+    counts: EngineCounts
+    streams: list[IntArray]
+    logprobs: list[np.ndarray]
+
+    def contexts(self) -> tuple[float, float]:
+        """Mean number of tokens that a prompt's and a sampled token come after."""
+        sampled = [row != 0 for row in self.logprobs]
+        before = [np.arange(len(row)) for row in self.logprobs]
+        decode = np.concatenate([place[mask] for place, mask in zip(before, sampled, strict=True)])
+        prefill = np.concatenate([place[~mask] for place, mask in zip(before, sampled, strict=True)])
+        return float(prefill.mean()), float(decode.mean())
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBench:
-    """CPU seconds of both sides for the same ``sampled_tokens``; ``ratio`` = theirs / ours."""
+    """Seconds of both sides for the same ``sampled_tokens``; ``ratio`` = theirs / ours.
+
+    ``floor_s``: what reading weights and cache, and the matrix products, would take on this machine (floor.py).
+    """
 
     parameters: int
     episodes: int
@@ -44,6 +85,7 @@ class RolloutBench:
     mean_length: float
     ours_s: float
     generate_s: float
+    floor_s: float
     max_logprob_error: float
 
     @property
@@ -63,12 +105,13 @@ def scripts(num: int, turns: tuple[int, int], vocab: int, seed: int) -> list[Scr
         count = int(rng.integers(turns[0], turns[1] + 1))
         sizes = [120] + [size(40) for _ in range(count - 1)]
         prompts = tuple(rng.integers(5, vocab, n).astype(np.int32) for n in sizes)
-        made.append(Script(prompts, tuple(size(15) for _ in range(count))))
+        fresh = tuple(turn == 0 for turn in range(count))
+        made.append(Script(prompts, tuple(size(15) for _ in range(count)), fresh))
     return made
 
 
-def run_engine(model: Any, episodes: list[Script], num_slots: int) -> tuple[int, list[np.ndarray], list[np.ndarray]]:
-    """Play all scripts; sampled tokens, and per episode its token stream and log-probs (0 on prompts)."""
+def run_engine(model: Any, episodes: Sequence[Script], num_slots: int) -> Played:
+    """Play all scripts, up to ``num_slots`` at once."""
     engine = SlotEngine(model, num_slots=num_slots, max_length=8192, end_ids=frozenset())
     queue = deque(range(len(episodes)))
     playing: dict[int, tuple[int, int]] = {}
@@ -80,7 +123,8 @@ def run_engine(model: Any, episodes: list[Script], num_slots: int) -> tuple[int,
         streams[index].append(prompt)
         logprobs[index].append(np.zeros(len(prompt), np.float32))
         sampling = Sampling(max_tokens=episodes[index].replies[turn])
-        engine.submit(slot, prompt, fresh=turn == 0, key=1000 * index + turn, sampling=sampling)
+        fresh = episodes[index].fresh[turn]
+        engine.submit(slot, prompt, fresh=fresh, key=1000 * index + turn, sampling=sampling)
 
     while queue or playing:
         while queue and engine.num_free:
@@ -96,12 +140,21 @@ def run_engine(model: Any, episodes: list[Script], num_slots: int) -> tuple[int,
                 continue
             playing[reply.slot] = (index, turn + 1)
             ask(reply.slot, index, turn + 1)
-    joined = [np.concatenate(s) for s in streams], [np.concatenate(p) for p in logprobs]
-    return engine.counts.sampled_tokens, *joined
+    return Played(engine.counts, [np.concatenate(s) for s in streams], [np.concatenate(p) for p in logprobs])
 
 
-def run_generate(model: Any, episodes: list[Script], at_once: int, pad: int) -> int:
-    """The same scripts through ``generate()``; the sampled tokens that count."""
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """The model as transformers runs it, for a while."""
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ATTENTION)
+
+
+def run_generate(model: Any, episodes: Sequence[Script], at_once: int, pad: int) -> int:
+    """The same scripts through ``generate()``, under ``plain_attention``; the sampled tokens that count."""
     queue, counted = deque(range(len(episodes))), 0
     playing: list[tuple[int, int]] = []
     histories: list[IntArray] = [np.zeros(0, np.int32) for _ in episodes]
@@ -109,16 +162,18 @@ def run_generate(model: Any, episodes: list[Script], at_once: int, pad: int) -> 
         while queue and len(playing) < at_once:
             playing.append((queue.popleft(), 0))
         for index, turn in playing:
-            histories[index] = np.concatenate([histories[index], episodes[index].prompts[turn]])
+            history = histories[index][:0] if episodes[index].fresh[turn] else histories[index]
+            histories[index] = np.concatenate([history, episodes[index].prompts[turn]])
         wanted = [episodes[index].replies[turn] for index, turn in playing]
         width = max(len(histories[index]) for index, _ in playing)
         ids = np.full((len(playing), width), pad, np.int64)
+        seen = np.zeros_like(ids)
         for row, (index, _) in enumerate(playing):
             ids[row, width - len(histories[index]) :] = histories[index]
-        mask = torch.from_numpy(ids != pad)
+            seen[row, width - len(histories[index]) :] = 1
         out = model.generate(
-            input_ids=torch.from_numpy(ids),
-            attention_mask=mask.long(),
+            input_ids=torch.from_numpy(ids).to(model.device),
+            attention_mask=torch.from_numpy(seen).to(model.device),
             max_new_tokens=max(wanted),
             do_sample=True,
             temperature=1.0,
@@ -128,58 +183,70 @@ def run_generate(model: Any, episodes: list[Script], at_once: int, pad: int) -> 
             pad_token_id=pad,
         )
         for row, (index, _) in enumerate(playing):
-            reply = out[row, width : width + wanted[row]].numpy().astype(np.int32)
-            histories[index] = np.concatenate([histories[index], np.maximum(reply, 1)])
+            reply = out[row, width : width + wanted[row]].cpu().numpy().astype(np.int32)
+            histories[index] = np.concatenate([histories[index], reply])
             counted += wanted[row]
         playing = [(i, t + 1) for i, t in playing if t + 1 < len(episodes[i].prompts)]
     return counted
 
 
-def max_logprob_error(model: Any, streams: list[np.ndarray], logprobs: list[np.ndarray]) -> float:
+def max_logprob_error(model: Any, played: Played) -> float:
     """Largest |engine - fresh full forward with transformers' sdpa| over the sampled tokens (nats)."""
     worst = 0.0
     with torch.inference_mode():
-        for stream, seen in zip(streams, logprobs, strict=True):
-            ids = torch.from_numpy(stream.astype(np.int64))[None]
+        for stream, seen in zip(played.streams, played.logprobs, strict=True):
+            ids = torch.from_numpy(stream.astype(np.int64))[None].to(model.device)
             full = torch.log_softmax(model(ids).logits[0, :-1].float(), dim=-1)
-            chosen = full.gather(-1, ids[0, 1:, None])[:, 0].numpy()
+            chosen = full.gather(-1, ids[0, 1:, None])[:, 0].cpu().numpy()
             sampled = seen[1:] != 0
             worst = max(worst, float(np.abs(chosen - seen[1:])[sampled].max()))
     return worst
 
 
+def floor_s(load: Load, machine: Machine, counts: EngineCounts, contexts: tuple[float, float]) -> float:
+    """Seconds that the work of an engine needs at least: its prompts, then its steps at their mean width."""
+    prefill = load.prefill_s(machine, counts.prefill_tokens, contexts[0])
+    return prefill + counts.steps * load.decode_s(machine, counts.sampled_tokens / counts.steps, contexts[1])
+
+
+def race(model: Any, episodes: Sequence[Script], at_once: int, pad: int) -> tuple[float, float, Played]:
+    """Seconds of the engine and of ``generate()`` for the same scripts, each after two to warm up; what was played."""
+    watch = Stopwatch(model.device)
+    run_engine(model, episodes[:2], at_once)
+    began = watch()
+    played = run_engine(model, episodes, at_once)
+    ours = watch() - began
+    with plain_attention(model):
+        run_generate(model, episodes[:2], at_once, pad)
+        began = watch()
+        same = run_generate(model, episodes, at_once, pad)
+        theirs = watch() - began
+    assert same == played.counts.sampled_tokens
+    return ours, theirs, played
+
+
 def bench_rollout(
     *, num_episodes: int = 32, turns: tuple[int, int] = (10, 20), at_once: int = 16, seed: int = 0
 ) -> RolloutBench:
-    """Time both sides on the same scripts; one torch thread, process CPU time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    """Both sides on scripts, with a model of 5 M parameters; one torch thread, process CPU time."""
+    with torch_threads(1):
         # A tokenizer only supplies the vocabulary size here: tokens are random.
         words = (f"word{i} thing{i * 7} place{i * 13}" for i in range(2000))
         tokenizer = train_tokenizer(words, BENCH_MODEL.vocab_size)
         model = new_model(BENCH_MODEL, tokenizer, seed=seed, max_length=8192)
         episodes = scripts(num_episodes, turns, len(tokenizer), seed)
-        run_engine(model, episodes[:2], at_once)  # warm-up
-        start = time.process_time()
-        tokens, streams, logprobs = run_engine(model, episodes, at_once)
-        ours = time.process_time() - start
-        model.set_attn_implementation("sdpa")
-        run_generate(model, episodes[:2], at_once, tokenizer.pad_token_id)  # warm-up
-        start = time.process_time()
-        same = run_generate(model, episodes, at_once, tokenizer.pad_token_id)
-        theirs = time.process_time() - start
-        assert same == tokens
-        error = max_logprob_error(model, streams, logprobs)
-    finally:
-        torch.set_num_threads(threads)
+        ours, theirs, played = race(model, episodes, at_once, tokenizer.pad_token_id)
+        floor = floor_s(Load.of(model), Machine.measure(model), played.counts, played.contexts())
+        with plain_attention(model):
+            error = max_logprob_error(model, played)
     return RolloutBench(
         parameters=sum(p.numel() for p in model.parameters()),
         episodes=num_episodes,
         turns=turns,
-        sampled_tokens=tokens,
-        mean_length=float(np.mean([len(s) for s in streams])),
+        sampled_tokens=played.counts.sampled_tokens,
+        mean_length=float(np.mean([len(s) for s in played.streams])),
         ours_s=ours,
         generate_s=theirs,
+        floor_s=floor,
         max_logprob_error=error,
     )

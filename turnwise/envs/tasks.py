@@ -12,6 +12,7 @@ import gymnasium
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
 from turnwise.envs.interface import HasSnapshots, HasTasks, Info, Panel, capability
+from turnwise.envs.returned import check_seen, check_step
 from turnwise.trajectory import Task
 
 TextEnv = gymnasium.Env[str, str]
@@ -80,7 +81,21 @@ def snapshots(env: TextEnv) -> HasSnapshots | None:
 
 
 def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
-    """Reset ``env`` to ``task``. ``seed`` feeds the world's own randomness where the task does not fix it."""
+    """Reset ``env`` to ``task``. ``seed`` feeds the world's own randomness where the task does not fix it.
+
+    Raises ValueError where it returns something else than a text and an ``info`` (``returned.py``).
+    """
     if capability(env, HasTasks) is not None:
-        return env.reset(seed=seed, options={"split": task.split, "task": task.index})
-    return env.reset(seed=task.index)
+        observation, info = env.reset(seed=seed, options={"split": task.split, "task": task.index})
+    else:
+        observation, info = env.reset(seed=task.index)
+    check_seen(observation, info)
+    return observation, info
+
+
+def step(env: TextEnv, action: str) -> tuple[str, float, bool, bool, Info]:
+    """``env.step``; ValueError likewise, also for a reward that is no finite number."""
+    observation, reward, terminated, truncated, info = env.step(action)
+    check_seen(observation, info)
+    check_step(reward, terminated, truncated)
+    return observation, float(reward), bool(terminated), bool(truncated), info

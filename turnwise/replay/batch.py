@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from turnwise.prefixes import prefix_order
 from turnwise.trajectory import Group, Trajectory, Turn
+
+MAX_GATHERED = 4  # tokens of rows for each token of the budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +190,22 @@ def minibatches(num_rows: int, num: int, generator: np.random.Generator) -> list
 
 
 def microbatches(batch: TokenBatch, max_tokens: int) -> list[Tensor]:
-    """Split into row numbers of similar length, each part at most ``max_tokens`` big with its padding.
+    """Split into row numbers, each part with at most ``max_tokens`` tokens, equal beginnings of its rows counted once.
 
-    A row longer than the budget is alone. Every row comes exactly once; the order depends on lengths only.
+    Rows that begin alike stay together as far as they fit. A row longer than the budget is alone. Every row comes
+    exactly once; the order depends on the tokens only. What rows do not share grows with them too (keys and values are
+    gathered for each), so a part's rows together have at most four times as many tokens.
     """
+    rows = [row[:length] for row, length in zip(batch.tokens.cpu().numpy(), batch.lengths.tolist(), strict=True)]
+    order, shared = prefix_order(rows)
     parts: list[list[int]] = []
-    for row in torch.argsort(batch.lengths, stable=True).tolist():
-        length = max(int(batch.lengths[row]), 1)
-        if parts and (len(parts[-1]) + 1) * length <= max_tokens:
+    distinct = total = 0
+    for row, kept in zip(order.tolist(), shared.tolist(), strict=True):
+        length = len(rows[row])
+        distinct, total = distinct + length - kept, total + length
+        if parts and distinct <= max_tokens and total <= MAX_GATHERED * max_tokens:
             parts[-1].append(row)
         else:
             parts.append([row])
+            distinct = total = length
     return [torch.tensor(part, dtype=torch.int64) for part in parts]

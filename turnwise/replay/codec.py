@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
-from turnwise.trajectory import Fork, Task, Trajectory, Turn
+from turnwise.trajectory import End, Fork, Task, Trajectory, Turn
+
+Made = TypeVar("Made")
 
 _ARRAYS = {"prompt_ids": "<i4", "action_ids": "<i4", "logprobs": "<f4", "entropies": "<f4"}
 
@@ -29,12 +31,14 @@ def from_record(record: Mapping[str, Any]) -> Trajectory:
     """The inverse of ``to_record``; raises ValueError for a record that is not one."""
     try:
         values = dict(record)
-        values["task"] = Task(**values["task"])
-        values["fork"] = None if values["fork"] is None else Fork(**values["fork"])
+        values["task"] = _checked(Task, values["task"])
+        values["fork"] = None if values["fork"] is None else _checked(Fork, values["fork"])
         values["turns"] = tuple(_turn(turn) for turn in values["turns"])
-        return Trajectory(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Not a trajectory record: {error!r}") from error
+        if values["end"] not in get_args(End):
+            raise ValueError(f"end is {values['end']!r}, expected one of {', '.join(get_args(End))}")
+        return _checked(Trajectory, values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"Not a trajectory record ({type(error).__name__}: {error})") from error
 
 
 def _plain(item: Any) -> Any:
@@ -56,4 +60,27 @@ def _turn(record: Mapping[str, Any]) -> Turn:
     for name, dtype in _ARRAYS.items():
         array = np.frombuffer(base64.b64decode(values[name], validate=True), dtype)
         values[name] = array.astype(array.dtype.newbyteorder("="))  # a native, writable copy
-    return Turn(**values)
+    return _checked(Turn, values)
+
+
+def _checked(kind: type[Made], values: Mapping[str, Any]) -> Made:
+    """``kind(**values)``; TypeError for a text, number or truth value that is something else."""
+    for name, allowed in _PLAIN[kind]:
+        if name in values and not isinstance(values[name], allowed):
+            raise TypeError(f"{name} is {values[name]!r}"[:200])
+    return kind(**values)
+
+
+def _plain_fields(kind: type) -> list[tuple[str, tuple[type, ...]]]:
+    """Field names and the classes of their values, for those that JSON holds as they are; an int is a float, too."""
+    found = []
+    for name, hint in get_type_hints(kind).items():
+        classes = get_args(hint) or (hint,)
+        if {str, int, float, bool} & set(classes):
+            found.append((name, (*classes, int) if float in classes else classes))
+    return found
+
+
+_PLAIN: dict[type, list[tuple[str, tuple[type, ...]]]] = {
+    kind: _plain_fields(kind) for kind in (Task, Fork, Turn, Trajectory)
+}

@@ -1,0 +1,313 @@
+"""Whole evaluations: files that survive interruption, seeds as one, panels proven unseen, endpoints, comparisons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+import tests.worlds  # noqa: F401
+from tests.chat_server import Response, completion, refusal, serving
+from tests.models import scratch_folder
+from turnwise import cli
+from turnwise.agents.chat_client import EndpointConfig, EndpointError
+from turnwise.compare import compare
+from turnwise.comparison_view import curves_svg, markdown
+from turnwise.config import load_config
+from turnwise.envs.tasks import make_env, panel
+from turnwise.evaluating import evaluate, evaluate_all
+from turnwise.evaluation import Report
+from turnwise.evaluation_file import read_evaluation
+from turnwise.evaluation_view import evaluation_table
+from turnwise.experiment import train
+from turnwise.replay.store import TrajectoryReader
+from turnwise.subjects import Asked, overlap_with
+from turnwise.trajectory import Trajectory
+
+torch.set_num_threads(1)
+
+CUE, NIM, HOUSEHOLD = "tests.worlds:tests/Cue-v0", "tests.worlds:tests/Nim-v0", "turnwise/Household-v0"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scratch_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list[Path]:
+    """Two seeds of a method that learns nothing: without updates, on Household's first six test tasks."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        settings = [
+            *(f"model.path={model}", "warmstart=null", f"seed={seed}", "num_updates=0", "agent.max_reply_tokens=4"),
+            *("eval.test_tasks=6", "eval.every=0", "eval.tasks=128", "agent.max_turns=3"),
+        ]
+        train(load_config("smoke", settings), folder / f"s{seed}")
+    return [folder / "s0", folder / "s1"]
+
+
+class StopError(Exception):
+    """Stands for a crash."""
+
+
+def stop_after(episodes: int) -> Callable[[Trajectory], None]:
+    left = [episodes]
+
+    def hear(trajectory: Trajectory) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise StopError
+
+    return hear
+
+
+def timeless(path: Path) -> dict[str, Any]:
+    return {k: v for k, v in json.loads(path.read_text()).items() if k != "provenance"}
+
+
+@pytest.mark.parametrize(
+    ("target", "more"),
+    [
+        ("run", {"samples": 2, "agent": {"max_turns": 2}}),
+        ("expert", {"env": CUE, "tasks": 5, "samples": 2}),
+        ("random", {"env": NIM, "tasks": 4, "samples": 2, "opponent": "self"}),
+        ("model", {"env": NIM, "tasks": 4, "opponent": "self", "agent": {"max_reply_tokens": 4}}),
+    ],
+)
+def test_an_interrupted_evaluation_goes_on_to_the_same_report(
+    target: str, more: dict[str, Any], tmp_path: Path, runs: list[Path], model: Path
+) -> None:
+    name = {"run": str(runs[0]), "model": str(model)}.get(target, target)
+    whole = evaluate(name, out=tmp_path / "whole.json", **more)
+    broken = tmp_path / "broken.json"
+    with pytest.raises(StopError):
+        evaluate(name, out=broken, on_episode=stop_after(3), **more)
+    with pytest.raises(ValueError, match="is not finished: the command that made it goes on"):
+        read_evaluation(broken)
+    episodes = tmp_path / "broken.trajectories.jsonl.gz"
+    kept = len(list(TrajectoryReader(episodes)))
+    assert 0 < kept <= 4
+    with episodes.open("ab") as file:
+        file.write(episodes.read_bytes()[:40])  # torn by the crash
+    heard: list[Trajectory] = []
+    assert evaluate(name, out=broken, on_episode=heard.append, **more) == whole
+    assert len(heard) == len(list(TrajectoryReader(episodes))) - kept
+    assert timeless(broken) == timeless(tmp_path / "whole.json")
+    assert evaluate(name, out=broken, on_episode=heard.clear, **more) == whole, "nothing is played again"
+
+
+def test_another_evaluation_is_refused_by_what_differs(tmp_path: Path, runs: list[Path], model: Path) -> None:
+    out = tmp_path / "e.json"
+    evaluate("expert", env=CUE, tasks=2, out=out)
+    with pytest.raises(ValueError, match=r"holds another evaluation \(tasks: 2 there, 3 now\): choose another --out"):
+        evaluate("expert", env=CUE, tasks=3, out=out)
+    with pytest.raises(ValueError, match=r"targets: \['expert'\] there, \['random'\] now"):
+        evaluate("random", env=CUE, tasks=2, out=out)
+    copy = scratch_folder(tmp_path / "copy")
+    settings = {"env": CUE, "tasks": 2, "agent": {"max_reply_tokens": 2}}
+    evaluate(copy, out=tmp_path / "m.json", **settings)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] + 1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"players.all.weights: \w+ there, \w+ now"):
+        evaluate(copy, out=tmp_path / "m.json", **settings)
+    (tmp_path / "foreign.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"foreign.json is no evaluation"):
+        evaluate("expert", env=CUE, tasks=2, out=tmp_path / "foreign.json")
+    out.unlink()
+    with pytest.raises(ValueError, match=r"e\.trajectories\.jsonl\.gz is there without"):
+        evaluate("expert", env=CUE, tasks=2, out=out)
+
+
+def test_a_result_says_where_it_comes_from(tmp_path: Path, runs: list[Path]) -> None:
+    found = evaluate_all([str(runs[0])], Asked(greedy=True, tasks=4), out=tmp_path / "e.json")
+    raw = json.loads((tmp_path / "e.json").read_text())
+    assert set(raw["provenance"]) >= {"versions", "commit", "command", "date", "python"}
+    (target,) = raw["targets"]
+    assert (target["seed"], target["panel"]["num"], target["panel"]["hash"]) == (
+        0,
+        4,
+        target["reports"]["greedy"]["panel_hash"],
+    )
+    assert len(target["players"]["all"]["weights"]) == 16
+    assert list(target["reports"]) == ["sampled", "greedy"]
+    assert read_evaluation(tmp_path / "e.json") == found
+    assert evaluate(runs[0], tasks=4, temperature=0.0) == found.targets[0].reports["greedy"]
+    named = evaluate(runs[0] / "checkpoints" / "update-00000", tasks=4, temperature=0.0)
+    assert replace(named, name="") == replace(found.targets[0].reports["greedy"], name="")
+    with pytest.raises(ValueError, match="leave --checkpoint last out"):
+        evaluate(runs[0] / "checkpoints" / "update-00000", checkpoint="last")
+    with pytest.raises(ValueError, match="has no checkpoint of update 7: there is one of 0"):
+        evaluate(runs[0], checkpoint=7)
+
+
+def test_seeds_of_one_method_are_pooled_and_nothing_else(tmp_path: Path, runs: list[Path]) -> None:
+    found = evaluate_all([str(run) for run in runs], Asked(tasks=3, samples=2), out=tmp_path / "both.json")
+    pooled = found.pooled["sampled"]
+    assert (pooled.num_seeds, pooled.num_tasks, pooled.episodes) == (2, 3, 12)
+    assert read_evaluation(tmp_path / "both.json") == found
+    console = Console(record=True, width=120)
+    console.print(evaluation_table(found))
+    shown = console.export_text()
+    assert "2 seeds on turnwise/Household-v0 test, sampled" in shown
+    assert "pass@2" in shown
+    with pytest.raises(ValueError, match=r"seeds \[0, 0\]: one seed counted twice"):
+        evaluate_all([str(runs[0]), str(runs[0])], Asked())
+    with pytest.raises(ValueError, match="expert is not a run: several targets are pooled"):
+        evaluate_all([str(runs[0]), "expert"], Asked())
+
+
+def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path]) -> None:
+    assert evaluate(runs[0], tasks=3).overlap == {}, "proven by content"
+    assert evaluate(runs[0], tasks=3, split="validation").overlap == {}
+    assert evaluate("expert", tasks=3).overlap is None, "nobody can know"
+    assert evaluate(runs[0], env=CUE, tasks=2).overlap is None, "another world"
+    found = evaluate_all([str(runs[0])], Asked(tasks=3, split="train"))
+    (report,) = found.targets[0].reports.values()
+    assert report.overlap == {"trained on": 3}
+    console = Console(record=True, width=160)
+    console.print(evaluation_table(found))
+    assert "WARNING" in console.export_text()
+    config = load_config("smoke", ["warmstart.split=train", "warmstart.stop_success=0.3"])
+    validation = panel(make_env(HOUSEHOLD), "validation")[:5]
+    assert overlap_with(config, validation, "last") == {"selected on": 5}, "the cloning stopped by them"
+    assert overlap_with(config, panel(make_env(HOUSEHOLD), "train")[:2], "best") == {"trained on": 2, "cloned on": 2}
+
+
+# --- endpoints ---
+
+
+def oracle(body: dict[str, Any]) -> Response:
+    """Right three times of four."""
+    seen = body["messages"][-1]["content"].splitlines()[0]
+    number = int(seen[-2])
+    return completion(f"go to drawer {number if number != 4 else 1}", 12, 4)
+
+
+def asked(url: str, **more: Any) -> dict[str, Any]:
+    settings = {"base_url": url, "retries": 0, "backoff_s": 0.001, "input_price": 1.0, "output_price": 2.0, **more}
+    return {"env": CUE, "tasks": 6, "endpoint": EndpointConfig(**settings)}
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_an_endpoint_that_fails_midway_is_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, concurrency: int
+) -> None:
+    monkeypatch.setenv("TURNWISE_API_KEY", "sk-secret")
+    left = [10]
+
+    def failing(body: dict[str, Any]) -> Response:
+        left[0] -= 1
+        return oracle(body) if left[0] >= 0 else refusal(500, "out of order, sk-secret")
+
+    out = tmp_path / "e.json"
+    with serving(oracle) as server:
+        whole = evaluate("openai:m", **asked(server.url))
+    with serving(failing) as server:
+        server_url = server.url
+        with pytest.raises(EndpointError, match="Finished episodes are kept") as raised:
+            evaluate("openai:m", out=out, **asked(server_url, concurrency=concurrency))
+        kept = len(list(TrajectoryReader(tmp_path / "e.trajectories.jsonl.gz")))
+        assert 0 < kept < 6
+        left[0] = 1000
+        again = evaluate("openai:m", out=out, **asked(server_url, concurrency=concurrency))
+        assert replace(again, usage=None) == replace(whole, usage=None)
+        assert again.usage is not None
+        assert (again.usage.prompt_tokens, again.usage.completion_tokens) == (6 * 3 * 12, 6 * 3 * 4)
+        assert again.mean_action_tokens == 12
+        raw = json.loads(out.read_text())
+        assert raw["spent"]["requests"] == len(server.asked), "unfinished episodes were asked and paid for, too"
+        assert raw["cost"] == (raw["spent"]["prompt_tokens"] + 2 * raw["spent"]["completion_tokens"]) / 1e6
+    assert again.success is not None
+    assert 0 < again.success.value < 1
+    assert "sk-secret" not in out.read_text()
+    assert "sk-secret" not in str(raised.value)
+
+
+def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match="--greedy is about a model's replies"):
+        evaluate_all(["expert"], Asked(env=CUE, greedy=True))
+    with pytest.raises(ValueError, match=r"takes endpoint\.extra\.top_k=N"):
+        evaluate("openai:m", env=CUE, tasks=1, top_k=5)
+    with pytest.raises(ValueError, match="is an endpoint: there is no checkpoint"):
+        evaluate("openai:m", env=CUE, tasks=1, checkpoint="best")
+    with pytest.raises(ValueError, match="is not a run: there is no checkpoint"):
+        evaluate(model, env=CUE, tasks=1, checkpoint="best")
+    with pytest.raises(ValueError, match="needs a game of several players"):
+        evaluate("expert", env=CUE, tasks=1, opponent="random")
+
+
+def test_the_command_line_evaluates_an_endpoint_and_compares_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["turnwise", *words])
+        monkeypatch.setattr(cli, "console", Console(width=160))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return told.out if ended.value.code in (0, None) else told.err
+
+    with serving(oracle) as server:
+        url = ["--base-url", server.url, "--env", CUE, "--tasks", "6"]
+        prices = ["endpoint.input_price=1", "endpoint.output_price=2", "agent.max_reply_tokens=8"]
+        shown = run("evaluate", "openai:m", *prices, *url, "--greedy", "--out", "m.json")
+        assert "18 requests" not in shown, "two decodings"
+        assert "36 requests, 432 prompt and 144 completion tokens, cost 0.0007" in shown
+        assert "admissible actions" in server.asked[0].body["messages"][0]["content"].lower()
+    run("evaluate", "random", "--env", CUE, "--tasks", "6", "--samples", "4", "--out", "random.json")
+    shown = run("compare", "random.json", "m.json")
+    assert "difference to random" in shown
+    assert "openai:m" in shown
+    run("evaluate", "random", "--env", CUE, "--tasks", "4", "--out", "four.json")
+    refused = run("compare", "random.json", "four.json")
+    assert "the shorter is the beginning of the other; measure both with --tasks 4" in refused
+    assert "four.json" in refused
+
+
+# --- comparing evaluations with runs ---
+
+
+def test_evaluations_stand_beside_runs(tmp_path: Path, runs: list[Path]) -> None:
+    """The expert has no seed: it is paired with both. On the same panel as the runs' own measurements."""
+    evaluate_all(["expert"], Asked(tasks=6), out=tmp_path / "expert.json")
+    found = compare([*runs, tmp_path / "expert.json"])
+    base, expert = found.methods
+    assert (expert.name, expert.seeds, base.seeds) == ("expert", (), (0, 1))
+    difference = expert.differences["sampled"]
+    assert difference.seeds == (0, 1)
+    assert difference.estimate.value == 1.0 - base.after["sampled"].value
+    assert (expert.spent, expert.curve) == ({}, None)
+    assert "expert" in markdown(found)
+    turned = compare([tmp_path / "expert.json", *runs])
+    assert turned.methods[1].differences["sampled"].estimate.value == -difference.estimate.value
+    with pytest.raises(ValueError, match="no learning curve"):
+        curves_svg(compare([tmp_path / "expert.json"]))
+    evaluate_all([str(runs[0])], Asked(tasks=6, split="train"), out=tmp_path / "seen.json")
+    with pytest.raises(ValueError, match="no task in common"):
+        compare([runs[0], tmp_path / "seen.json"])
+    assert any("WARNING" in note for note in compare([tmp_path / "seen.json"]).notes)
+    evaluate_all([str(run) for run in runs], Asked(tasks=6, temperature=0.5), out=tmp_path / "cool.json")
+    cool = compare([*runs, tmp_path / "cool.json"])
+    assert [method.seeds for method in cool.methods] == [(0, 1), (0, 1)]
+    assert "temperature=0.5" in cool.methods[1].name
+    assert any("different temperatures: 0.5, 1" in note for note in cool.notes)
+
+
+def test_reports_of_before_are_still_read() -> None:
+    report = evaluate("expert", env=CUE, tasks=2)
+    raw = json.loads(report.as_json())
+    for name in ("keys", "types", "scores", "overlap", "usage"):
+        del raw[name]
+    assert Report.from_plain(raw).outcomes == report.outcomes

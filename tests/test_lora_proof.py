@@ -1,0 +1,283 @@
+"""The LoRA proof: each link between learner and sampler is broken for real, and the run stops and names it."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from turnwise.agents.policy import Policy
+from turnwise.checkpoints import Checkpoint
+from turnwise.config import RunConfig, load_config
+from turnwise.players import load_policies, model_agent, players, sides_of
+from turnwise.proof import broken_link
+from turnwise.replay.store import TrajectoryReader
+from turnwise.rundir import RunDirectory
+from turnwise.side import DisagreementError, Side
+from turnwise.trainer import Silent, Trainer
+from turnwise.warmstart import warmstart
+
+# A learning rate at which one update changes log-probs by less than the numbers could tell.
+TINY = [
+    *("model.hidden_size=32", "model.head_dim=16", "model.ffn_size=48", "agent.max_reply_tokens=8"),
+    *("warmstart.max_tokens=8000", "warmstart.tokenizer_episodes=40", "warmstart.split=train"),
+    *("rollout.num_tasks=2", "rollout.group_size=4", "rollout.num_slots=8", "optimizer.num_minibatches=2"),
+    *(
+        "eval.every=100",
+        "eval.tasks=4",
+        "eval.test_tasks=4",
+        "num_updates=5",
+        "algorithm.base.drop_uniform_groups=false",
+    ),
+]
+LEVERS = ["env.id=tests.levers:test/Levers-v0"]
+TIMID = "optimizer.lr=1e-7"
+BOLD = "optimizer.lr=1e-2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One warm start for the whole module, in a cache of its own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TURNWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    torch.set_num_threads(1)
+    yield
+    patch.undo()
+
+
+def config(*settings: str) -> RunConfig:
+    return load_config("smoke", [*TINY, *LEVERS, *settings])
+
+
+def trainer(path: Path, *settings: str) -> Trainer:
+    made = config(*settings)
+    run = RunDirectory.create(path, made, {})
+    shutil.copytree(warmstart(made), run.model_path)
+    return Trainer(made, run, load_policies(run, sides_of(made, made.env.make())), Silent())
+
+
+def learned(path: Path, *settings: str) -> tuple[Trainer, Side]:
+    """A run whose adapters have learned something: B is not 0 any more."""
+    made = trainer(path, *settings)
+    made.step()
+    return made, made.sides[0]
+
+
+def steps(made: Trainer, num: int) -> None:
+    for _ in range(num):
+        made.step()
+
+
+def adapters(policy: Policy) -> list[tuple[str, Any]]:
+    return [(n, m) for n, m in policy.model.named_modules() if hasattr(m, "lora_B") and len(m.lora_B)]
+
+
+def skip_the_sync(side: Side, patch: pytest.MonkeyPatch) -> None:
+    """The learner moves on (as an optimizer step would), and nobody tells the sampler."""
+    with torch.no_grad():
+        next(iter(adapters(side.policy)[0][1].lora_B.values())).weight.mul_(1 + 1e-6)
+
+
+def sync_at_a_wrong_scale(side: Side, patch: pytest.MonkeyPatch) -> None:
+    for _, layer in adapters(side.policy):
+        layer.scaling["default"] *= 1.01
+    side.sync(side.policy.version)
+    for _, layer in adapters(side.policy):
+        layer.scaling["default"] /= 1.01
+
+
+def merge_some_layers_only(side: Side, patch: pytest.MonkeyPatch) -> None:
+    kept = side.policy._merged
+    side.policy._merged = kept[:-1]
+    layer, target = kept[-1]
+    with torch.no_grad():
+        target.weight.copy_(layer.base_layer.weight)
+    side.sync(side.policy.version)
+
+
+def leave_the_agent_an_old_name(side: Side, patch: pytest.MonkeyPatch) -> None:
+    side.agent.adapter_hash = "0123456789abcdef"
+
+
+def give_the_engine_another_copy(side: Side, patch: pytest.MonkeyPatch) -> None:
+    side.agent.engine.model = copy.deepcopy(side.policy.sampler)  # type: ignore[attr-defined]
+
+
+def switch_the_adapters_off(side: Side, patch: pytest.MonkeyPatch) -> None:
+    for _, layer in adapters(side.policy):
+        layer._disable_adapters = True
+
+
+def score_with_the_reference(side: Side, patch: pytest.MonkeyPatch) -> None:
+    score = side.policy.score
+    patch.setattr(side.policy, "score", lambda batch, **asked: score(batch, **{**asked, "reference": True}))
+
+
+def zero_b(side: Side, patch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        for _, layer in adapters(side.policy):
+            layer.lora_B["default"].weight.zero_()
+
+
+def cast_one_weight(side: Side, patch: pytest.MonkeyPatch) -> None:
+    _, target = side.policy._merged[0]
+    target.weight.data = target.weight.data.bfloat16().float()
+
+
+def cast_the_sampler(side: Side, patch: pytest.MonkeyPatch) -> None:
+    side.policy.sampler.bfloat16()
+    fresh = model_agent(side.policy, side.agent.config, num_slots=8)
+    vars(side.agent.engine).update(vars(fresh.engine))  # a cache of that type
+
+
+def copy_what_is_not_trained(side: Side, patch: pytest.MonkeyPatch) -> None:
+    weight = side.policy.sampler.get_input_embeddings().weight
+    weight.data = weight.data.clone()
+
+
+Break = Callable[[Side, pytest.MonkeyPatch], None]
+LINKS: list[tuple[Break, str]] = [
+    (skip_the_sync, "sync: the learner holds weights"),
+    (sync_at_a_wrong_scale, r"merge: .* is not the learner's W \+ scale \* B A"),
+    (merge_some_layers_only, "merge: .*down_proj"),
+    (give_the_engine_another_copy, "engine: it runs another model"),
+    (switch_the_adapters_off, "adapters: those of .* are switched off"),
+    (zero_b, "sync: the learner holds weights"),
+    (cast_one_weight, "merge: "),
+    (cast_the_sampler, "disagree on the log-probs .*: copy: .*embed_tokens"),
+    (copy_what_is_not_trained, "copy: .*embed_tokens"),
+]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A run after one timid update, for every break to start from."""
+    made, _ = learned(tmp_path_factory.mktemp("started") / "run", TIMID)
+    made.save()
+    return made.run.load("last")
+
+
+@pytest.mark.parametrize(("broken", "link"), LINKS, ids=[broken.__name__ for broken, _ in LINKS])
+def test_a_broken_link_is_named_where_the_numbers_cannot_tell(
+    broken: Break, link: str, started: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an update so small that all log-probs still agree; what was broken plays on for a whole update."""
+    made = trainer(tmp_path / "run", TIMID)
+    made.sides[0].load(started)
+    made.finished = started.update
+    broken(made.sides[0], monkeypatch)
+    with pytest.raises(DisagreementError, match=link):
+        made.step()
+    assert not made.run.metrics(), "nothing of the update counts"
+
+
+def test_a_name_that_is_not_the_weights_stops_before_training(started: Checkpoint, tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run", TIMID)
+    made.sides[0].load(started)
+    made.finished = started.update
+    leave_the_agent_an_old_name(made.sides[0], pytest.MonkeyPatch())
+    with pytest.raises(DisagreementError, match=r"sampled with weights 0123456789abcdef.*not synchronised"):
+        made.step()
+
+
+def test_one_stale_trajectory_among_many_is_enough(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run")
+    groups = made.collect(0)
+    stale = replace(groups[-1].trajectories[-1], adapter_hash="0123456789abcdef")
+    groups[-1] = replace(groups[-1], trajectories=(*groups[-1].trajectories[:-1], stale))
+    with pytest.raises(DisagreementError, match=f"episode {stale.episode} was sampled with weights 0123456789abcdef"):
+        made.store(groups, 0)
+
+
+def sync_nothing(side: Side, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Policy, "sync", lambda self, version: None)
+
+
+def another_temperature(side: Side, patch: pytest.MonkeyPatch) -> None:
+    side.policy.temperature = 1.05
+
+
+BOLD_BREAKS: list[tuple[Break, str]] = [
+    (sync_nothing, "sync: the learner holds weights"),
+    (another_temperature, "disagree on the log-probs .*: the weights are the same, the temperature"),
+    (switch_the_adapters_off, "disagree on the log-probs .*: adapters: "),
+    (score_with_the_reference, "disagree on the log-probs .*: the weights are the same"),
+    (zero_b, "disagree on the log-probs .*: sync: "),
+]
+
+
+@pytest.mark.parametrize(("broken", "link"), BOLD_BREAKS, ids=[broken.__name__ for broken, _ in BOLD_BREAKS])
+def test_the_numbers_tell_as_well_once_the_policy_has_moved(
+    broken: Break, link: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, side = learned(tmp_path / "run", BOLD)
+    broken(side, monkeypatch)
+    with pytest.raises(DisagreementError, match=link):
+        steps(made, 2)  # a sync left out shows one update later
+
+
+def test_nothing_is_broken_over_several_updates_and_after_a_resume(tmp_path: Path) -> None:
+    made, side = learned(tmp_path / "run", BOLD)
+    made.step()
+    made.save()
+    assert broken_link(side.policy, side.agent) is None
+    again = Trainer(made.config, made.run, load_policies(made.run, [""]), Silent())
+    again.load("last")
+    assert broken_link(again.sides[0].policy, again.sides[0].agent) is None
+    assert again.step()["agreement/max_abs"] <= 1e-4
+
+
+def test_all_weights_in_training_are_proved_too(tmp_path: Path) -> None:
+    made, side = learned(tmp_path / "run", "lora=null", "algorithm.base.kl_coef=0", "optimizer.lr=1e-4")
+    parameter = next(iter(side.policy.sampler.parameters()))
+    parameter.data = parameter.data.clone()
+    with pytest.raises(DisagreementError, match=r"copy: .* no longer the learner's own memory"):
+        made.step()
+
+
+def test_adapters_reach_every_engine_of_a_game(tmp_path: Path) -> None:
+    """Two policies in self-play, and the engines that measure them: each plays its own adapters, under their name."""
+    nim = ["env.id=tests.worlds:tests/Nim-v0", "warmstart.split=train", "warmstart.stop_split=validation"]
+    made = trainer(tmp_path / "run", *nim, "game.policies=per_role", BOLD)
+    made.step()
+    by_role = {side.name: side for side in made.sides}
+    assert set(by_role) == {"first", "second"}
+    assert len({side.policy.adapter_hash for side in made.sides}) == 2
+    for side in made.sides:
+        assert broken_link(side.policy, side.agent) is None
+        assert side.agent.engine in made.collector.engines
+        assert side.agent.engine in made.measurer.engines
+    for played in (t for group in made.collect(1) for t in group.trajectories):
+        assert played.adapter_hash == by_role[played.role].policy.adapter_hash
+    first, second = made.sides
+    first.agent.engine, second.agent.engine = second.agent.engine, first.agent.engine
+    with pytest.raises(DisagreementError, match="engine: it runs another model"):
+        made.step()
+
+
+def test_forks_play_the_adapters_of_their_update(tmp_path: Path) -> None:
+    made, _ = learned(
+        tmp_path / "run", "algorithm={type: arpo, base: {type: grpo, kl_coef: 0.0, drop_uniform_groups: false}}", BOLD
+    )
+    made.step()
+    played = list(TrajectoryReader(made.run.trajectories_path))
+    forks = [t for t in played if t.fork is not None]
+    assert forks
+    for update in (0, 1):
+        assert len({t.adapter_hash for t in played if t.policy_version == update}) == 1
+
+
+def test_evaluation_plays_the_checkpoint_s_adapters(tmp_path: Path) -> None:
+    made, side = learned(tmp_path / "run", BOLD)
+    made.save()
+    agent: Any = players(tmp_path / "run", made.config.env.make(), num_slots=4, checkpoint="last")[""]
+    assert agent.adapter_hash == side.policy.adapter_hash != ""
+    ours, theirs = side.policy.sampler.state_dict(), agent.engine.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours), "to the bit what training would sample with"

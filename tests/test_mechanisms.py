@@ -1,0 +1,137 @@
+"""How often each mechanism acted: counted by the parts, collected by the learner, shown by ``turnwise compare``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.test_compare import make_run
+from tests.test_lora_proof import TINY
+from turnwise.algorithms.metrics import Occurrences
+from turnwise.algorithms.recipe import RunInfo
+from turnwise.algorithms.registry import build, resolve
+from turnwise.compare import compare
+from turnwise.comparison_view import markdown
+from turnwise.config import load_config
+from turnwise.experiment import resume, train
+from turnwise.rundir import RunDirectory
+
+
+def test_occurrences_are_shares_since_last_asked() -> None:
+    counter = Occurrences()
+    assert counter.take() == {}
+    counter.count("share", torch.tensor([True, False]), torch.tensor([True, True]))
+    counter.count("share", 0.0, 2)
+    counter.count("never", 0, 0)
+    assert counter.take() == {"share": 0.25, "never": 0.0}
+    assert counter.take() == {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TURNWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+GRPO = "base: {type: grpo, kl_coef: 0.0, drop_uniform_groups: false}"
+RUNS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
+    # the algorithm; bounds on what each mechanism may say in the last update
+    "epo": (f"{{type: epo, {GRPO}, corridor: [0.9, 1.1]}}", {"EntropyCorridor/outside_share": (0.1, 1)}),
+    "empg": (
+        f"{{type: empg, {GRPO}}}",
+        {"EntropyModulation/scaling_std": (0.01, 2), "EntropyModulation/bonus_share": (0.6, 0.7)},
+    ),
+    "clip_cov": (
+        f"{{type: clip_cov, {GRPO}, share: 0.1, low: -9.0, high: 9.0}}",
+        {"CovarianceFilter/left_out_share": (0.05, 0.1)},
+    ),
+    "kl_cov": (f"{{type: kl_cov, {GRPO}, share: 0.1}}", {"CovariancePenalty/penalised_share": (0.05, 0.11)}),
+    "gigpo": ("{type: gigpo, kl_coef: 0.0}", {"StepAdvantage/compared_share": (0.9, 1)}),
+    "dapo": (
+        "{type: dapo, max_tries: 2}",
+        {"DynamicSampling/tries": (1, 2), "DynamicSampling/discarded_share": (0, 1)},
+    ),
+    "spear": (
+        "{type: spear, warmup_updates: 1, replay_clip: null}",
+        {
+            **{"WidestGroups/dropped_share": (0.5, 0.5), "ReplyFilter/filtered_share": (0, 1)},
+            **{"SelfImitation/replayed": (1, 8), "SelfImitation/coef": (1, 1), "SelfImitation/kept_share": (0.1, 0.9)},
+            "CovarianceFilter/left_out_share": (0, 0.1),
+        },
+    ),
+    "aepo": (
+        f"{{type: aepo, {GRPO}, shared: hard, bias: 1.0}}",
+        {
+            **{"TreePlanner/branches_per_task": (1, 3), "TreePlanner/branch_share": (0.25, 0.75)},
+            **{"TreePlanner/monitor_token_share": (0.1, 0.5), "BalancedClip/kept_gradient_share": (0, 1)},
+            **{"EntropyAdvantage/flipped_share": (0, 1), "SharedTrunks/shared_share": (0.01, 0.9)},
+        },
+    ),
+}
+
+
+def run_of(name: str, path: Path, *settings: str) -> list[dict[str, Any]]:
+    """Records of a tiny real run in the levers' world."""
+    less = [s for s in TINY if not s.startswith("algorithm.")]
+    more = [
+        *less,
+        "warmstart.max_tokens=60000",
+        "num_updates=3",
+        "eval.test_split=null",
+        "checkpoint_every=1",
+        *settings,
+    ]
+    train(load_config("smoke", [*more, f"algorithm={RUNS[name][0]}"], env="tests.levers:test/Levers-v0"), path)
+    return RunDirectory.open(path).metrics()
+
+
+def mechanisms(line: dict[str, Any]) -> dict[str, float]:
+    return {k.removeprefix("mechanisms/"): v for k, v in line.items() if k.startswith("mechanisms/")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_mechanism_says_how_often_it_acted(name: str, tmp_path: Path) -> None:
+    found = mechanisms(run_of(name, tmp_path / "run")[-1])
+    expected = RUNS[name][1]
+    assert set(found) == set(expected)
+    for key, (low, high) in expected.items():
+        assert low <= found[key] <= high, (key, found[key])
+
+
+@pytest.mark.slow
+def test_a_resumed_run_counts_what_an_unbroken_one_does(tmp_path: Path) -> None:
+    whole = run_of("aepo", tmp_path / "run")
+    run = RunDirectory.open(tmp_path / "run")
+    run.cut(2)
+    resume(tmp_path / "run")
+    assert [mechanisms(line) for line in run.metrics()] == [mechanisms(line) for line in whole]
+
+
+def test_every_stream_s_mechanisms_are_told_apart() -> None:
+    recipe = build(resolve("spear").config(), RunInfo(10, 8))
+    for stream in recipe.streams:
+        for part in stream.parts():
+            part.occurred.count("x", 1.0)
+    names = set(recipe.acted())
+    assert {"CovarianceFilter/x", "replay.CovarianceFilter/x"} <= names
+
+
+def test_compare_shows_the_mean_and_in_how_many_updates(tmp_path: Path) -> None:
+    key = "mechanisms/EntropyCorridor/outside_share"
+    paths = [
+        make_run(tmp_path / "a", "low", **{key: 0.25}),
+        make_run(tmp_path / "b", "half", "algorithm=rloo", "watchdog.action=stop", **{key: 0.0}),
+    ]
+    first, second = compare(paths).methods
+    assert first.mechanisms == {"EntropyCorridor/outside_share": (0.25, 1.0)}
+    assert second.mechanisms == {"EntropyCorridor/outside_share": (0.0, 0.0)}
+    assert "EntropyCorridor/outside share 0.25 (100 %)" in markdown(compare(paths))
+    assert second.name == "rloo", "what the watchdog does makes no other method"
+    assert math.isfinite(first.areas["tokens"].value)

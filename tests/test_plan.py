@@ -1,0 +1,211 @@
+"""The predicted memory, part by part, against what real models and a real process take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+from tests.agents.test_packing import grown
+from tests.models import tiny_model, tokenizer
+from turnwise.agents.cache import SlotCache
+from turnwise.agents.packing import Sharing, pack
+from turnwise.agents.policy import LoRAConfig, Policy
+from turnwise.cli import app
+from turnwise.config import RunConfig, parse_config
+from turnwise.plan import GIB, Shape, cache_capacity, fit, plan, shape_of
+
+torch.set_num_threads(1)
+
+WIDE = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def run_config(**sections: Any) -> RunConfig:
+    return parse_config({"warmstart": {"split": "demonstrations"}, **sections})
+
+
+def model_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(tokenizer()), num_hidden_layers=3, tie_word_embeddings=True, **WIDE, pad_token_id=0
+    )
+    config._attn_implementation = "turnwise"
+    return getattr(transformers, f"{family}ForCausalLM")(config).to(dtype)
+
+
+def kept_bytes(policy: Policy, sharing: Sharing, rows: int) -> tuple[int, int]:
+    """Bytes of everything that the layers keep for the way back, weights aside, and the tokens they see."""
+    batch = grown((40, 0, 60), members=rows)
+    packed = pack(batch.tokens, batch.lengths.tolist(), batch.action_mask, torch.device("cpu"), sharing)
+    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        states = policy._base.model(
+            input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, plan=packed.plan
+        )
+        assert states.last_hidden_state.requires_grad
+    return sum(size for size, _ in kept.values()), len(packed.ids)
+
+
+@pytest.mark.parametrize(
+    ("family", "rank", "dtype"),
+    [
+        ("Qwen3", 1, torch.float32),  # thin products
+        ("Qwen3", 16, torch.float32),  # folded adapters
+        ("Qwen3", 16, torch.bfloat16),
+        ("Qwen2", 16, torch.float32),
+        ("Llama", None, torch.float32),  # all weights
+    ],
+)
+def test_a_layer_keeps_what_is_predicted(family: str, rank: int | None, dtype: torch.dtype) -> None:
+    lora = None if rank is None else LoRAConfig(rank=rank)
+    policy = Policy(model_of(family, dtype), tokenizer(), lora=lora)
+    shape = Shape.of(model_of(family), lora, dtype.itemsize)
+    found, tokens = kept_bytes(policy, "never", 12)
+    predicted = 3 * shape.layer_bytes * tokens
+    assert predicted == pytest.approx(found, rel=0.1)
+    shared, fewer = kept_bytes(policy, "always", 12)
+    assert fewer < 0.75 * tokens
+    assert shared <= 1.1 * 3 * (shape.layer_bytes + shape.gathered_bytes) * fewer
+
+
+@pytest.mark.parametrize("lora", [LoRAConfig(rank=4), LoRAConfig(rank=2, target_modules=("q_proj", "v_proj")), None])
+def test_weights_and_adapters_are_counted_exactly(lora: LoRAConfig | None) -> None:
+    policy, shape = Policy(tiny_model(), tokenizer(), lora=lora), Shape.of(tiny_model(), lora, 4)
+    trained = sum(p.numel() for p in policy.parameters())
+    assert shape.parameters == sum(p.numel() for p in tiny_model().parameters())
+    assert (shape.lora or shape.parameters) == trained
+    own = {p.data_ptr() for p in policy.model.parameters()}
+    merged = sum(p.numel() for p in policy.sampler.parameters() if p.data_ptr() not in own)
+    assert shape.adapted == merged
+    parts = {part.name: part.bytes for part in plan(shape, run_config()).parts}
+    assert parts["gradients"] == 4 * trained
+    assert parts["optimizer"] == 8 * trained
+
+
+def test_the_cache_is_as_large_as_a_real_one() -> None:
+    for length in (100, 128, 129, 512, 700):
+        cache = SlotCache(3, 2, 2, 8, dtype=torch.float32, device=torch.device("cpu"))
+        cache.reserve(length)
+        assert cache.capacity == cache_capacity(length)
+    config = run_config(rollout={"num_slots": 3}, agent={"max_context_tokens": 700})
+    found = {part.name: part.bytes for part in plan(Shape.of(tiny_model(), None, 4), config).parts}
+    assert found["key/value cache"] == sum(b.numel() * 4 for b in (*cache.keys, *cache.values))
+
+
+def test_a_smaller_microbatch_is_found_or_the_run_refused() -> None:
+    config = run_config(optimizer={"microbatch_tokens": 16384}, agent={"max_context_tokens": 512})
+    shape = shape_of(config)
+    whole = fit(shape, config, 4 * GIB)
+    assert whole.microbatch_tokens == 16384
+    half = fit(shape, config, whole.total - 1)
+    assert half.microbatch_tokens == 8192
+    assert half.total < whole.total
+    least = plan(shape, config, 1)
+    assert least.microbatch_tokens == 512  # a row may be as long
+    assert fit(shape, config, least.total) == least
+    with pytest.raises(ValueError, match=r"most of it is key/value cache .*lower rollout\.num_slots"):
+        fit(shape, config, least.total - 1)
+
+
+def test_checkpointing_and_half_precision_take_less(tmp_path: Path) -> None:
+    model_of("Qwen3").config.save_pretrained(tmp_path)
+    totals = []
+    for more in ({}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"}):
+        config = run_config(model={"path": str(tmp_path), **more}, warmstart=None, eval={"every": 0})
+        totals.append({part.name: part.bytes for part in plan(shape_of(config), config).parts})
+    plain, checkpointed, half = totals
+    assert checkpointed["activations"] < 0.75 * plain["activations"]
+    assert half["weights"] * 2 == plain["weights"]
+    assert half["adapters"] == plain["adapters"]
+
+
+def test_the_command_prints_the_parts() -> None:
+    done = CliRunner().invoke(app, ["plan", "smoke", "--json", "--memory", "4"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["total"] == sum(found["parts"].values()) < found["available"] == 4 * GIB
+    small = CliRunner().invoke(app, ["plan", "smoke", "--memory", str(0.9 * found["total"] / GIB)])
+    assert "It fits with optimizer.microbatch_tokens=" in small.stdout
+    none = CliRunner().invoke(app, ["plan", "smoke", "--memory", "0.001"])
+    assert isinstance(none.exception, ValueError)
+
+
+MEASURED = """
+import json, resource, sys
+from types import SimpleNamespace
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from turnwise.agents.cache import SlotCache
+from turnwise.agents.policy import LoRAConfig, Policy
+
+torch.set_num_threads(1)
+folder, dtype, checkpointing, rows, length, slots = json.loads(sys.argv[1])
+
+def update(config, rows, length, slots):
+    config._attn_implementation = "turnwise"
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    policy = Policy(model, None, lora=LoRAConfig(), gradient_checkpointing=checkpointing)
+    cache = SlotCache(slots, config.num_hidden_layers, config.num_key_value_heads, config.head_dim,
+                      dtype=model.dtype, device=policy.device)
+    cache.reserve(length)
+    for buffer in (*cache.keys, *cache.values):
+        buffer.fill_(1)
+    tokens, optimizer = torch.randint(0, 300, (rows, length)), torch.optim.AdamW(policy.parameters())
+    batch = SimpleNamespace(tokens=tokens, action_mask=(torch.arange(length) % 3 == 1).expand(rows, length),
+                            lengths=torch.full((rows,), length))
+    for _ in range(2):
+        scores = policy.score(batch, entropy=True)
+        (scores.logprobs.sum() + scores.entropies.sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+config = AutoConfig.from_pretrained(folder)
+small = AutoConfig.from_pretrained(folder, hidden_size=32, intermediate_size=32, num_hidden_layers=2, vocab_size=400)
+update(small, 2, 20, 1)  # libraries are loaded now
+resident = int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+update(config, rows, length, slots)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_process_takes_what_is_predicted(checkpointing: bool, dtype: str, tmp_path: Path) -> None:
+    """Within 25 %: peak resident memory of an update with rows that share nothing, beyond that of a small one."""
+    transformers.Qwen3Config(
+        hidden_size=320,
+        intermediate_size=1280,
+        num_hidden_layers=8,
+        num_attention_heads=5,
+        num_key_value_heads=1,
+        head_dim=64,
+        vocab_size=16000,
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)
+    rows, length, slots = 8, 512, 32
+    given = json.dumps([str(tmp_path), dtype, checkpointing, rows, length, slots])
+    done = subprocess.run([sys.executable, "-c", MEASURED, given], capture_output=True, text=True, check=True)
+    config = run_config(
+        model={"path": str(tmp_path), "dtype": dtype, "gradient_checkpointing": checkpointing},
+        warmstart=None,
+        rollout={"num_slots": slots},
+        agent={"max_context_tokens": length},
+        optimizer={"microbatch_tokens": rows * length},
+    )
+    parts = [part for part in plan(shape_of(config), config).parts if part.name != "shared beginnings"]
+    assert sum(part.bytes for part in parts) == pytest.approx(int(done.stdout), rel=0.25)

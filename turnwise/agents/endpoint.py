@@ -1,0 +1,139 @@
+"""A model behind a chat API as a player: ``openai:MODEL``, or ``openai:MODEL@http://127.0.0.1:8000/v1``.
+
+It is shown the world as a model of ours is: the same context policies lay out the conversation and the same formats
+read the actions. Only tokens stay on the server: turns hold text, and its counts go into ``Usage``. How long a context
+may be is the server's to say too; a refusal ends the episode (or opens a fresh context, with ``on_overflow=restart``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from turnwise.agents.actions import parse_action
+from turnwise.agents.chat_client import ChatClient, ContextFullError, EndpointConfig, Usage
+from turnwise.agents.engine import Sampling
+from turnwise.agents.episode import CutShortError, Said, Scripted, TextEnv, mix
+from turnwise.agents.prompts import AgentConfig, Context, new_context
+from turnwise.envs.interface import Info
+from turnwise.trajectory import IntArray
+
+PREFIX = "openai:"
+
+UNTRAINED: Mapping[str, Any] = {"instructions": True, "show_admissible": True, "max_reply_tokens": 256}
+"""Agent settings of an endpoint unless told otherwise: its model has not been trained on the world."""
+
+
+class TextChat:
+    """The conversation of a context policy as text: every piece is a message of its own, its ids are code points."""
+
+    def open(self, text: str) -> IntArray:
+        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<i4").astype(np.int32)
+
+    def extend(self, reply_ids: IntArray, text: str) -> IntArray:
+        return self.open(text)
+
+    def decode(self, ids: IntArray) -> str:
+        return ids.astype("<i4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
+@dataclass
+class Endpoint:
+    """Makes a player for each episode; ``sampling`` may be changed between episodes."""
+
+    client: ChatClient
+    settings: AgentConfig
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __call__(self, env: TextEnv, seed: int) -> ChatPlayer:
+        return ChatPlayer(self, str(getattr(env.unwrapped, "instructions", "")), seed)
+
+    def fields(self, seed: int) -> dict[str, Any]:
+        """The request's fields beside model and messages."""
+        drawn = {"temperature": self.sampling.temperature, "max_tokens": self.settings.max_reply_tokens}
+        if self.sampling.top_p < 1:
+            drawn["top_p"] = self.sampling.top_p
+        if self.client.config.send_seed:
+            drawn["seed"] = seed
+        return drawn
+
+
+class ChatPlayer:
+    """One episode of an endpoint's model; ``usage`` is what it took so far."""
+
+    def __init__(self, endpoint: Endpoint, instructions: str, seed: int) -> None:
+        self.usage = Usage()
+        self._endpoint, self._settings, self._seed = endpoint, endpoint.settings, seed
+        self._chat = TextChat()
+        self._context: Context = new_context(self._chat, self._settings, instructions)
+        self._messages: list[dict[str, str]] = []
+        self._prompt, self._continues = "", False
+        self._last: Said | None = None
+        self._turn = 0
+
+    def begin(self, observation: str, info: Info) -> None:
+        pass
+
+    def act(self, observation: str, info: Info) -> Said:
+        """Raises CutShortError where the turns are used up or the context is full."""
+        if self._turn >= self._settings.max_turns:
+            raise CutShortError("max_turns")
+        self._see(observation, info.get("admissible_actions"))
+        reply = self._reply()
+        self._messages.append({"role": "assistant", "content": reply})
+        parsed = parse_action(reply, self._settings.action_format)
+        self._last = Said(reply, parsed.text, parsed.valid)
+        self._turn += 1
+        return self._last
+
+    def _see(self, observation: str, admissible: list[str] | None) -> None:
+        if self._last is None:
+            ids, continues = self._context.begin(observation, admissible), False
+        else:
+            said = self._chat.open(self._last.reply)
+            ids, continues = self._context.extend(said, self._last.action, observation, admissible)
+        self._show(ids, continues)
+
+    def _show(self, ids: IntArray, continues: bool) -> None:
+        if not continues:
+            system = self._settings.system
+            self._messages = [{"role": "system", "content": system}] if system else []
+        self._messages.append({"role": "user", "content": self._chat.decode(ids)})
+
+    def _reply(self) -> str:
+        with contextlib.suppress(ContextFullError):
+            return self._ask()
+        if self._settings.on_overflow == "restart":
+            self._show(self._context.restart(), continues=False)
+            with contextlib.suppress(ContextFullError):
+                return self._ask()
+        raise CutShortError("context")
+
+    def _ask(self) -> str:
+        draw = mix("chat", self._seed, self._turn) >> 33  # in [0, 2**31)
+        answer = self._endpoint.client.ask(self._messages, self._endpoint.fields(draw))
+        self.usage += answer.usage
+        return answer.text
+
+
+def is_endpoint(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def endpoint(name: str, settings: AgentConfig, config: EndpointConfig) -> Scripted:
+    """The player that ``openai:MODEL[@URL]`` names; the URL goes before the configuration's.
+
+    Raises ValueError for a name without a model, an address that is none, and a key that must not be sent there.
+    """
+    model, at, url = name.removeprefix(PREFIX).rpartition("@http")
+    if not at:
+        model = url
+    else:
+        config = EndpointConfig.model_validate({**config.model_dump(), "base_url": "http" + url})
+    if not model:
+        raise ValueError(f"{name!r} names no model: expected {PREFIX}MODEL or {PREFIX}MODEL@URL")
+    return Scripted(name, Endpoint(ChatClient(model, config), settings))

@@ -1,0 +1,80 @@
+"""A model's small layers with fewer passes over memory: the same formulas, exact up to rounding.
+
+On a CPU the layers of a small model wait for memory, not for arithmetic. ``quicken`` gives the modules of a learner
+
+- RMSNorm with its own gradient (two passes over the states instead of ten on the way back);
+- LoRA with the scaled product added in place, or, in narrow layers, folded into the weight first: W + s B A is what
+  the sampler holds, and by the chain rule the gradients of A and B come from that of the sum.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+def quicken(model: Any) -> None:
+    """Replace the ``forward`` of RMSNorms and of plain LoRA layers, in place; everything else stays as it is."""
+    from peft.tuners.lora import Linear
+
+    for module in model.modules():
+        if type(module).__name__ in ("Qwen2RMSNorm", "Qwen3RMSNorm", "LlamaRMSNorm"):
+            module.forward = partial(rms_norm, module)
+        elif type(module) is Linear:
+            module.forward = partial(lora_linear, module)
+
+
+def rms_norm(module: Any, states: Tensor) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * w over the last dimension, the quotient in float32."""
+    made: Tensor = _RMSNorm.apply(states, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
+        exact = states.to(torch.promote_types(states.dtype, torch.float32))
+        inverse = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(states, weight, inverse)
+        return weight * (exact * inverse).to(states.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, inverse = ctx.saved_tensors
+        (up,) = upstream
+        unit = states * inverse  # in the precision of ``inverse``
+        by_weight = (up * unit).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, by_weight, None
+        by_unit = (up * weight).to(unit.dtype)
+        along = torch.linalg.vecdot(by_unit, unit).unsqueeze(-1).div_(unit.shape[-1])
+        return by_unit.addcmul_(unit, along, value=-1).mul_(inverse).to(states.dtype), by_weight, None
+
+
+def lora_linear(layer: Any, states: Tensor) -> Tensor:
+    """W x + s B A x + bias, as peft's layer has it: one adapter ``default``, no dropout.
+
+    Adapters kept in float32 above a model in half precision are rounded to it for the products only.
+    """
+    base = layer.base_layer
+    if layer.disable_adapters:
+        return linear(states, base.weight, base.bias)
+    a, b = (part["default"].weight.to(states.dtype) for part in (layer.lora_A, layer.lora_B))
+    scale = layer.scaling["default"]
+    if folds(base.out_features, base.in_features, len(a)):
+        return linear(states, torch.addmm(base.weight, b, a, alpha=scale), base.bias)
+    out = linear(states, base.weight, base.bias)
+    low = linear(states, a).flatten(0, -2)
+    return out.flatten(0, -2).addmm_(low, b.t(), alpha=scale).view_as(out)
+
+
+def folds(num_out: int, num_in: int, rank: int) -> bool:
+    """Whether one more product with the whole weight, for its gradient, is faster than six thin ones with A and B.
+
+    2 n_out n_in FLOPs a token against 6 r (n_out + n_in), which run at some 3/8 of the rate.
+    """
+    return num_out * num_in <= 8 * rank * (num_out + num_in)

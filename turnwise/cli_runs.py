@@ -1,0 +1,88 @@
+"""Commands about what a run has stored: find, show and export its episodes, and play them again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console()
+
+RunArg = Annotated[str, typer.Argument(help="Folder of a run, or a trajectory file.")]
+
+
+def trajectories(
+    run: RunArg,
+    updates: Annotated[str, typer.Option(help="One update, or first:end (10:20 is without 20).")] = "",
+    task: Annotated[str, typer.Option(help="Index in its split, or content key.")] = "",
+    task_type: Annotated[str, typer.Option("--type", help="Task type.")] = "",
+    split: Annotated[str, typer.Option(help="Split of the task.")] = "",
+    success: Annotated[str, typer.Option(help="yes, no, or unknown.")] = "",
+    min_return: Annotated[float | None, typer.Option(help="Lowest total reward.")] = None,
+    max_return: Annotated[float | None, typer.Option(help="Highest total reward.")] = None,
+    end: Annotated[str, typer.Option(help="terminated, truncated, or error.")] = "",
+    player: Annotated[str, typer.Option(help="Seat in a game.")] = "",
+    text: Annotated[str, typer.Option(help="In an observation, reply or action; any case.")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Rows shown; 0: all.")] = 20,
+    show: Annotated[str | None, typer.Option(help="This episode in full.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Write FILE.jsonl, FILE.parquet or a datasets FOLDER.")] = None,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="Of the export: trajectories, sft (chat messages), tokens (exact ids and mask)."),
+    ] = "trajectories",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
+) -> None:
+    """Find, show and export the training episodes of a run.
+
+    [dim]turnwise trajectories RUN --success yes --updates 20: --export won.jsonl --format sft[/dim]
+    """
+    import json
+
+    from turnwise.exporting import export_trajectories
+    from turnwise.trajectories import Selection, find, parse_updates, select
+    from turnwise.trajectory_tables import Listing, episode_page, summary_row
+
+    if show is not None:
+        console.print(episode_page(find(run, show)))
+        return
+    returns = (min_return, max_return)
+    selection = Selection(parse_updates(updates), "", task, task_type, split, success, returns, end, player, text)
+    if export is not None:
+        num = export_trajectories(run, selection, export, form)
+        console.print(f"{num:,} rows: {export}", highlight=False, markup=False)
+        return
+    listing = Listing.of(select(run, selection), limit)
+    if as_json:
+        typer.echo("".join(json.dumps(summary_row(stored)) + "\n" for stored in listing.rows), nl=False)
+    else:
+        console.print(listing.table())
+
+
+def replay(
+    run: RunArg,
+    episode: Annotated[str | None, typer.Argument(help="Its name, as `turnwise trajectories` lists it.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every stored episode.")] = False,
+    sample: Annotated[int | None, typer.Option(min=1, help="So many of them, drawn at random.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
+) -> None:
+    """Play stored episodes again in their world: are they the same? Exit code 1 where one is not.
+
+    Every observation, validity, reward, the end and the success are compared.
+    """
+    from turnwise import replaying
+    from turnwise.trajectory_tables import printable
+
+    if sum((episode is not None, everything, sample is not None)) != 1:
+        raise ValueError("say which: an EPISODE (`turnwise trajectories RUN` lists them), --sample N, or --all")
+    tally = replaying.Tally()
+    if episode is not None:
+        tally.add(replaying.replay(run, episode))
+    else:
+        tally = replaying.replay_many(run, sample, seed)
+    for replayed in tally.differing:
+        console.print(f"{printable(replayed.episode)}: ", printable(str(replayed.difference)), markup=False)
+    console.print(tally.summary(), highlight=False, markup=False)
+    if tally.different:
+        raise typer.Exit(1)

@@ -1,0 +1,147 @@
+"""What a comparison reads: folders of runs, and files of evaluations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from turnwise.config import RunConfig
+from turnwise.evaluation import Report
+from turnwise.evaluation_file import Measured, flat, read_evaluation
+from turnwise.rundir import RunDirectory
+
+_INCIDENTAL = (
+    *("seed", "device", "threads", "checkpoint_every", "rollout.threads", "rollout.num_slots"),
+    *("optimizer.microbatch_tokens", "env.process", "env.step_timeout_s", "env.reset_timeout_s"),
+    *("watchdog.", "mirrors"),
+)
+"""Settings that do not make another method: they leave the numbers as they are, or are what is pooled over."""
+
+Record = Mapping[str, Any]
+AXES: dict[str, Callable[[Record], float]] = {
+    "turns": lambda line: line["turns"] * line["episodes"],
+    "tokens": lambda line: line["sampled_tokens"],
+    "seconds": lambda line: line["seconds"]["collect"] + line["seconds"]["update"],
+}
+"""What an update spends: turns played in training, tokens sampled, wall seconds without evaluations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A quantity of each update against what was spent: constant over what its update spent."""
+
+    spent: tuple[float, ...]  # [K] by the end of each update
+    values: tuple[float, ...]  # [K]
+
+    def mean(self, edges: Sequence[float]) -> list[float]:
+        """Mean height between neighbouring edges, all within [0, spent[-1]]; [N + 1] -> [N]."""
+        knots = [0.0, *self.spent]
+        areas = [0.0, *accumulate(v * (b - a) for v, a, b in zip(self.values, knots, self.spent, strict=False))]
+        return [float(x) for x in np.diff(np.interp(edges, knots, areas)) / np.diff(edges)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run or evaluation, as far as a comparison reads it.
+
+    ``start`` identifies the weights that a run started from, ``seed`` is its own; both are None for who was not
+    trained here. An evaluation has no ``before`` and no ``metrics``.
+    """
+
+    path: Path
+    method: str
+    settings: Mapping[str, Any]
+    seed: int | None
+    start: str | None
+    before: Mapping[str, Report]
+    after: Mapping[str, Report]
+    metrics: Sequence[Record]
+
+    @property
+    def has_course(self) -> bool:
+        """Whether its training is known."""
+        return bool(self.metrics or self.before)
+
+    @property
+    def by_success(self) -> bool:
+        return all(report.success is not None for report in self.after.values())
+
+    def curve(self, axis: str) -> Curve:
+        """Success in training (mean return where success is unknown); ``axis`` is one of AXES."""
+        name = "success" if self.by_success else "reward"
+        known = [line for line in self.metrics if line[name] is not None]
+        spent = accumulate(AXES[axis](line) for line in known)
+        return Curve(tuple(spent), tuple(line[name] for line in known))
+
+
+def read_run(path: str | Path) -> Run:
+    """A run's folder. Raises ValueError where it is none, or has not been measured after training."""
+    run = RunDirectory.open(path)
+    found = json.loads(run.evaluation_path.read_text()) if run.evaluation_path.exists() else {}
+    if not found.get("after"):
+        raise ValueError(
+            f"{run.path} has no measurement after training: finish it with `turnwise train --resume {run.path}` "
+            "(a run with eval.test_split=null is never measured and cannot be compared)"
+        )
+    before, after = (_reports(run, found.get(when, {})) for when in ("before", "after"))
+    config = run.config()
+    settings = settings_of(config)
+    return Run(
+        run.path, _method_of(settings), settings, config.seed, start_of(run, config), before, after, run.metrics()
+    )
+
+
+def read(path: str | Path) -> list[Run]:
+    """A run's folder, or every target of an evaluation's file."""
+    if not Path(path).is_file():
+        return [read_run(path)]
+    found = read_evaluation(path)
+    usual = {"temperature": (0.0, 1.0), "top_p": (1.0,), "top_k": (0,)}
+    drawn = {name: found.asked[name] for name, values in usual.items() if found.asked[name] not in values}
+    return [_from_evaluation(Path(path), measured, drawn) for measured in found.targets]
+
+
+def _from_evaluation(path: Path, measured: Measured, drawn: Mapping[str, Any]) -> Run:
+    """A run's settings are those it was trained with, unless it was evaluated with others; ``drawn``: how."""
+    about, reports = measured.described, measured.reports
+    settings = {**about["settings"], **drawn, **flat({"env": about["env"], "opponents": about["opponents"]})}
+    method = _method_of(settings) if about["settings"] else measured.target
+    if not about["settings"]:
+        settings |= {"target": measured.target, **flat({"players": about["players"]})}
+    return Run(path, method, settings, about["seed"], about["start"], {}, reports, ())
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Every setting by its dotted name, but for the incidental ones."""
+    return {
+        name: value for name, value in flat(config.model_dump(mode="json")).items() if not name.startswith(_INCIDENTAL)
+    }
+
+
+def _method_of(settings: Mapping[str, Any]) -> str:
+    return str(settings["algorithm.type"])
+
+
+def _reports(run: RunDirectory, raw: Mapping[str, Any]) -> dict[str, Report]:
+    try:
+        return {name: Report.from_plain(report) for name, report in raw.items()}
+    except (TypeError, KeyError) as error:
+        raise ValueError(
+            f"{run.evaluation_path} is not of this version of turnwise ({error}): measure the run again with "
+            f"`turnwise train --resume {run.path}`"
+        ) from None
+
+
+def start_of(run: RunDirectory, config: RunConfig) -> str:
+    """Hash of the weights in the run's folder, else the name of the model that it took."""
+    files = sorted(run.model_path.glob("*.safetensors"))
+    if not files:
+        return str(getattr(config.model, "path", ""))
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]

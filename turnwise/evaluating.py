@@ -1,0 +1,244 @@
+"""Whole evaluations, as the command line and Python call them: targets, panels, decodings, the file, the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.chat_client import EndpointConfig, Usage
+from turnwise.agents.collector import Collector, OnEpisode
+from turnwise.agents.endpoint import Endpoint
+from turnwise.agents.engine import Sampling
+from turnwise.agents.episode import Seating, SuccessRule
+from turnwise.agents.textplay import Played
+from turnwise.config import GameConfig
+from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.tasks import TextEnv
+from turnwise.evaluation import Report, evaluate_policy, evaluate_scripted
+from turnwise.evaluation_file import Evaluation, EvaluationFile, Measured, Part, about
+from turnwise.players import WhichCheckpoint, opponents, players
+from turnwise.pooling import pool
+from turnwise.subjects import Asked, Subject, check_seeds
+from turnwise.trainer import TEST_KEY
+from turnwise.trajectory import Trajectory
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    env: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    split: str | None = None,
+    tasks: int | None = None,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    checkpoint: WhichCheckpoint | None = None,
+    agent: Mapping[str, Any] | None = None,
+    success_threshold: float | None = None,
+    num_slots: int = 64,
+    device: str = "cpu",
+    seed: int | None = None,
+    opponent: str | None = None,
+    endpoint: EndpointConfig | None = None,
+    out: str | Path | None = None,
+    on_episode: OnEpisode | None = None,
+) -> Report:
+    """Success on a fixed panel: every task ``samples`` times, in panel order.
+
+    ``target`` is a run folder, one of its checkpoints' folders, a model folder or hub name, ``openai:MODEL[@URL]``,
+    ``random``, ``expert:searching`` or ``expert:knowing``. A run brings its own environment, agent settings, test
+    panel, seed, and the checkpoint that it names best or last; an exported folder brings its agent settings; ``agent``
+    changes some of them. ``temperature`` 0 is greedy. ``opponent`` has the other seats of a game: the same kinds of
+    name, or ``self``. With ``out`` an interrupted evaluation goes on where it was. Raises ValueError for a target,
+    environment or split that is not there.
+    """
+    asked = Asked(
+        env=env,
+        env_kwargs=env_kwargs or {},
+        split=split,
+        tasks=tasks,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        checkpoint=checkpoint,
+        agent=agent or {},
+        success_threshold=success_threshold,
+        num_slots=num_slots,
+        device=device,
+        seed=seed,
+        opponent=opponent,
+        endpoint=endpoint or EndpointConfig(),
+    )
+    (measured,) = evaluate_all([str(target)], asked, out=out, on_episode=on_episode).targets
+    (report,) = measured.reports.values()
+    return report
+
+
+def evaluate_all(
+    targets: Sequence[str], asked: Asked, *, out: str | Path | None = None, on_episode: OnEpisode | None = None
+) -> Evaluation:
+    """Several runs of one method as one, or a single target of any kind, with every decoding that is asked for.
+
+    Raises ValueError for targets that are not seeds of one method, and as ``evaluate`` does.
+    """
+    if not targets:
+        raise ValueError("nobody to evaluate: give a run, a model folder, openai:MODEL, random or expert")
+    subjects = [Subject.of(target, asked) for target in targets]
+    check_seeds(subjects)
+    record = EvaluationFile(out, asked.plain(targets)) if out is not None else None
+    sitting = _Sitting(asked, record, on_episode)
+    try:
+        measured = tuple(sitting.measure(number, subject) for number, subject in enumerate(subjects))
+    finally:
+        if record is not None:
+            record.pause()
+    names = measured[0].reports
+    pooled = {name: pool([m.reports[name] for m in measured]) for name in names} if len(measured) > 1 else {}
+    origin, spent = (record.provenance, record.spent()) if record is not None else (about(), sitting.spent())
+    cost = spent.cost(asked.endpoint)
+    used = (spent, cost) if spent != Usage() else (None, None)
+    evaluation = Evaluation(asked.plain(targets), origin, measured, pooled, *used)
+    if record is not None:
+        record.finish(evaluation)
+    return evaluation
+
+
+class _Sitting:
+    """One call's work: the players of each target in turn, every decoding, with what endpoints took."""
+
+    def __init__(self, asked: Asked, record: EvaluationFile | None, on_episode: OnEpisode | None) -> None:
+        self.asked, self.record = asked, record
+        self.on_episode = on_episode or (lambda trajectory: None)
+        self.endpoints: list[Endpoint] = []
+        self.decodings = asked.decodings()
+        if record is not None:
+            record.meter(self.spent)
+
+    def spent(self) -> Usage:
+        return sum((endpoint.client.spent for endpoint in self.endpoints), Usage())
+
+    def measure(self, number: int, subject: Subject) -> Measured:
+        with closing(subject.where.make()) as world:
+            seating, num_seats = self._seating(subject, world)
+        seed = self.asked.seed if self.asked.seed is not None else subject.seed or 0
+        described = subject.described(seating, seed)
+        if self.record is not None:
+            self.record.describe(number, described)
+        endpoints = list(_endpoints(seating))
+        self.endpoints += endpoints
+        self._check_decodings(seating, endpoints)
+        reports = {}
+        try:
+            for place, (name, (sampling, samples)) in enumerate(self.decodings.items()):
+                part = self.record.part(number * len(self.decodings) + place, num_seats) if self.record else None
+                for endpoint in endpoints:
+                    endpoint.sampling = sampling
+                measure = self._with_engines if seating.models else partial(self._by_text, endpoints=endpoints)
+                report = measure(subject, seating, seed, sampling, samples, part)
+                reports[name] = replace(report, overlap=subject.overlap)
+        finally:
+            for endpoint in endpoints:
+                endpoint.client.close()
+        return Measured(described, reports)
+
+    def _seating(self, subject: Subject, world: TextEnv) -> tuple[Seating, int]:
+        """Who sits where, and how many seats are recorded."""
+        asked = self.asked
+        made: dict[str, Any] = {"num_slots": asked.num_slots, "device": asked.device, "asked": asked.endpoint}
+        learners = players(subject.target, world, checkpoint=subject.checkpoint, agent=asked.agent, **made)
+        game = capability(world, HasPlayers)
+        if game is None:
+            if asked.opponent is not None:
+                raise ValueError(
+                    f"an opponent ({asked.opponent}) needs a game of several players; this is a world of one"
+                )
+            return Seating(learners), 1
+        usual = (subject.config.game if subject.config is not None and subject.same_env else None) or GameConfig()
+        others = opponents(asked.opponent or usual.eval_opponent, world, **made)
+        return Seating(learners, others), len(game.players) if others is None else 1
+
+    def _check_decodings(self, seating: Seating, endpoints: Sequence[Endpoint]) -> None:
+        if self.asked.greedy and not seating.models and not endpoints:
+            raise ValueError("--greedy is about a model's replies, and nobody here has one")
+        if self.asked.top_k and endpoints:
+            raise ValueError("top_k is no field of the chat API; a server that has one takes endpoint.extra.top_k=N")
+
+    def _with_engines(
+        self, subject: Subject, seating: Seating, seed: int, sampling: Sampling, samples: int, part: Part | None
+    ) -> Report:
+        rule = SuccessRule(subject.where.success_threshold)
+
+        def hear(trajectory: Trajectory) -> None:
+            if part is not None:
+                part.hear(trajectory)
+            self.on_episode(trajectory)
+
+        with closing(Collector(subject.where.make, seating, seed=seed, success=rule)) as collector:
+            report, _ = evaluate_policy(
+                collector,
+                subject.tasks,
+                name=subject.target,
+                temperature=sampling.temperature,
+                samples=samples,
+                max_tokens=max(model.config.max_reply_tokens for model in seating.models),
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                key=TEST_KEY,
+                on_episode=hear,
+                played=part.played if part else (),
+            )
+        return report
+
+    def _by_text(
+        self,
+        subject: Subject,
+        seating: Seating,
+        seed: int,
+        sampling: Sampling,
+        samples: int,
+        part: Part | None,
+        *,
+        endpoints: Sequence[Endpoint],
+    ) -> Report:
+        used = dict(part.usage) if part else {}
+
+        def hear(played: Played) -> None:
+            used[played.job.episode] = played.usage
+            if part is not None:
+                part.add(played)
+            for trajectory in played.trajectories:
+                self.on_episode(trajectory)
+
+        report, trajectories = evaluate_scripted(
+            subject.where.make,
+            seating,
+            subject.tasks,
+            name=subject.target,
+            samples=samples,
+            temperature=sampling.temperature,
+            seed=seed,
+            success=SuccessRule(subject.where.success_threshold),
+            workers=self.asked.endpoint.concurrency if endpoints else 1,
+            on_played=hear,
+            played=part.played if part else (),
+        )
+        if not endpoints:
+            return report
+        usage = sum(used.values(), Usage())
+        alone = seating.opponents is None or not any(_endpoints(Seating({}, seating.opponents)))
+        tokens = usage.completion_tokens / max(len(trajectories), 1) if alone else report.mean_action_tokens
+        return replace(report, usage=usage, mean_action_tokens=tokens)
+
+
+def _endpoints(seating: Seating) -> Iterator[Endpoint]:
+    for player in (*seating.learners.values(), *(seating.opponents or {}).values()):
+        made = getattr(player, "make", None)
+        if isinstance(made, Endpoint):
+            yield made

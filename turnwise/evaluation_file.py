@@ -1,0 +1,235 @@
+"""An evaluation on disk: what was asked of whom, every episode as it ends, and the reports.
+
+FILE.json: ``asked``, ``provenance`` (versions, commit, command, date); ``targets`` (who, where, on which panel, with
+which seed, the reports by decoding); ``pooled``; where endpoints played ``usage`` of each episode and ``spent`` in all.
+
+FILE.trajectories.jsonl.gz: the episodes, in the format of a run's; a part (a target and a decoding) has its number in
+place of the update.
+
+An interrupted evaluation goes on from its episodes. One that asks something else is refused, by what differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.chat_client import Usage
+from turnwise.agents.textplay import Played
+from turnwise.evaluation import Report, write_json
+from turnwise.pooling import Pooled
+from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
+from turnwise.rundir import provenance
+from turnwise.trajectory import Task, Trajectory
+
+FORMAT, VERSION = "turnwise-evaluation", 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One target: ``described`` says who played where, on which panel; reports by decoding (sampled, greedy)."""
+
+    described: dict[str, Any]
+    reports: dict[str, Report]
+
+    @property
+    def target(self) -> str:
+        return str(self.described["target"])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All targets of one call, and their pool where they are seeds of one method.
+
+    ``spent`` is everything that endpoints were asked, unfinished episodes included; ``cost`` in the currency of the
+    prices, None without them.
+    """
+
+    asked: dict[str, Any]
+    provenance: dict[str, Any]
+    targets: tuple[Measured, ...]
+    pooled: dict[str, Pooled]
+    spent: Usage | None = None
+    cost: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As the file holds it."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **{name: value for name, value in asdict(self).items() if name != "targets"},
+            "targets": [
+                {**measured.described, "reports": {name: asdict(report) for name, report in measured.reports.items()}}
+                for measured in self.targets
+            ],
+        }
+
+
+def read_evaluation(path: str | Path) -> Evaluation:
+    """A finished evaluation. Raises ValueError for a file of another kind, and for one that was interrupted."""
+    raw = _raw(Path(path))
+    if not raw.get("complete"):
+        raise ValueError(f"{path} is not finished: the command that made it goes on with it ({_command(raw)})")
+    return _from_plain(Path(path), raw)
+
+
+class EvaluationFile:
+    """The file of an evaluation in progress: made, or taken up where it was left.
+
+    Raises ValueError where ``path`` is no evaluation, or one that was asked something else.
+    """
+
+    def __init__(self, path: str | Path, asked: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        stem = self.path.name.removesuffix(".json")
+        self.episodes_path = self.path.with_name(f"{stem}.trajectories.jsonl.gz")
+        if self.path.exists():
+            self._raw = _raw(self.path)
+            _same(self.path, self._raw["asked"], json.loads(json.dumps(asked)))
+        elif self.episodes_path.exists():
+            raise ValueError(f"{self.episodes_path} is there without {self.path}: choose another --out, or remove it")
+        else:
+            self._raw = {"format": FORMAT, "version": VERSION, "complete": False, "asked": dict(asked)}
+            self._raw |= {"provenance": about(), "targets": [], "pooled": {}, "usage": {}, "spent": None, "cost": None}
+            write_json(self.path, self._raw)
+        self._writer = TrajectoryWriter(self.episodes_path)
+        self._before = Usage(**(self._raw["spent"] or {}))
+        self._spent: Callable[[], Usage] = Usage
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return dict(self._raw["provenance"])
+
+    def describe(self, number: int, described: Mapping[str, Any]) -> None:
+        """Target ``number`` begins, or goes on: then ValueError unless it is still the same."""
+        known, plain = self._raw["targets"], json.loads(json.dumps(described))
+        if number < len(known):
+            _same(self.path, known[number], plain)
+        else:
+            known.append(plain)
+            self._write()
+
+    def meter(self, spent: Callable[[], Usage]) -> None:
+        """From now on ``spent`` says what this sitting asked of endpoints."""
+        self._spent = spent
+
+    def part(self, number: int, num_seats: int) -> Part:
+        """What is there of a part; ``num_seats`` trajectories are an episode."""
+        episodes: dict[tuple[Task, int], tuple[Trajectory, ...]] = {}
+        if self.episodes_path.exists():
+            for flush in TrajectoryReader(self.episodes_path).flushes(range(number, number + 1)):
+                first = flush.trajectories[0]
+                episodes.setdefault((first.task, first.sample), flush.trajectories)
+        usage = {name: Usage(**used) for name, used in self._raw["usage"].get(str(number), {}).items()}
+        return Part(self, number, num_seats, [t for found in episodes.values() for t in found], usage)
+
+    def append(self, number: int, trajectories: Sequence[Trajectory], usage: Mapping[str, Usage]) -> None:
+        """One episode, down to the disk; what it took goes first, so that no episode is without."""
+        if usage:
+            self._raw["usage"][str(number)] = {name: asdict(used) for name, used in usage.items()}
+            self._write()
+        self._writer.append(number, trajectories)
+
+    def pause(self) -> None:
+        """Write down what was spent; call it however a sitting ends."""
+        if self._spent() != Usage():
+            self._write()
+
+    def spent(self) -> Usage:
+        """Of all sittings."""
+        return self._before + self._spent()
+
+    def finish(self, evaluation: Evaluation) -> None:
+        self._raw = {**evaluation.plain(), "complete": True, "usage": self._raw["usage"]}
+        write_json(self.path, self._raw)
+
+    def _write(self) -> None:
+        spent = self.spent()
+        self._raw["spent"] = None if spent == Usage() else asdict(spent)
+        write_json(self.path, self._raw)
+
+
+@dataclass
+class Part:
+    """The episodes of one target and decoding: those ``played`` before, and the new ones as they end."""
+
+    file: EvaluationFile
+    number: int
+    num_seats: int
+    played: list[Trajectory]
+    usage: dict[str, Usage]
+    _open: dict[tuple[Task, int], list[Trajectory]] = field(default_factory=dict)
+
+    def hear(self, trajectory: Trajectory) -> None:
+        """One seat's trajectory; an episode is written once all of them are there."""
+        own = self._open.setdefault((trajectory.task, trajectory.sample), [])
+        own.append(trajectory)
+        never_began = trajectory.end == "error" and self.num_seats > 1 and not trajectory.player
+        if len(own) == self.num_seats or never_began:
+            self.file.append(self.number, self._open.pop((trajectory.task, trajectory.sample)), {})
+
+    def add(self, played: Played) -> None:
+        """A whole episode."""
+        if played.usage != Usage():
+            self.usage[played.job.episode] = played.usage
+        self.file.append(self.number, played.trajectories, self.usage)
+
+
+def about() -> dict[str, Any]:
+    """Where and when numbers are made: versions, platform, commit, command, date."""
+    return {**provenance(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _raw(path: Path) -> dict[str, Any]:
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text())
+        kind = (raw["format"], raw["version"])
+        _ = raw["asked"], raw["targets"], raw["provenance"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no evaluation ({type(error).__name__}: {error}): expected a file of `turnwise evaluate --out`"
+        ) from None
+    if kind != (FORMAT, VERSION):
+        raise ValueError(f"{path}: expected {FORMAT} version {VERSION}; got {kind[0]} version {kind[1]}")
+    return raw
+
+
+def _from_plain(path: Path, raw: Mapping[str, Any]) -> Evaluation:
+    try:
+        targets = [
+            Measured(
+                {name: value for name, value in target.items() if name != "reports"},
+                {name: Report.from_plain(report) for name, report in target["reports"].items()},
+            )
+            for target in raw["targets"]
+        ]
+        pooled = {name: Pooled.from_plain(found) for name, found in raw["pooled"].items()}
+        spent = Usage(**raw["spent"]) if raw["spent"] else None
+        return Evaluation(raw["asked"], raw["provenance"], tuple(targets), pooled, spent, raw["cost"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not of this version of turnwise ({error!r}): measure again") from None
+
+
+def _same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ValueError that names what differs."""
+    a, b = ({name: v for name, v in flat(side).items() if not name.startswith("reports.")} for side in (before, now))
+    differing = [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]
+    if differing:
+        told = "; ".join(f"{name}: {a.get(name)} there, {b.get(name)} now" for name in differing[:4])
+        raise ValueError(f"{path} holds another evaluation ({told}): choose another --out")
+
+
+def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
+
+
+def _command(raw: Mapping[str, Any]) -> str:
+    return str(raw["provenance"].get("command", "unknown command"))

@@ -1,0 +1,82 @@
+"""What an evaluation looks like at a terminal: a table for each report, the pool of several seeds, what it took."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from turnwise.agents.chat_client import Usage
+from turnwise.display import estimate_text, report_table, score_text
+from turnwise.evaluation import Report
+from turnwise.evaluation_file import Evaluation
+from turnwise.pooling import Pooled
+
+
+def evaluation_table(evaluation: Evaluation) -> Group:
+    """Several seeds are shown pooled, with a line for each; a single target in full."""
+    parts: list[Table | Text] = []
+    if evaluation.pooled:
+        reports = {name: [m.reports[name] for m in evaluation.targets] for name in evaluation.pooled}
+        parts += [_pooled_table(name, found, reports[name]) for name, found in evaluation.pooled.items()]
+    else:
+        (measured,) = evaluation.targets
+        for name, report in measured.reports.items():
+            table = report_table(report)
+            table.title = f"{table.title}, {name}"
+            parts.append(table)
+    warnings = {line: None for m in evaluation.targets for r in m.reports.values() for line in _overlap(m.target, r)}
+    parts += [Text(line, style="bold red") for line in warnings]
+    if evaluation.spent is not None:
+        parts.append(Text(spent_text(evaluation.spent, evaluation.cost)))
+    return Group(*parts)
+
+
+def spent_text(spent: Usage, cost: float | None) -> str:
+    """``412 requests (3 repeated), 81,204 prompt and 4,120 completion tokens, cost 0.0231``."""
+    repeated = f" ({spent.retries:,} repeated)" if spent.retries else ""
+    told = (
+        f"{spent.requests:,} requests{repeated}, {spent.prompt_tokens:,} prompt and {spent.completion_tokens:,} "
+        f"completion tokens{'' if cost is None else f', cost {cost:.4f}'}"
+    )
+    if spent.uncounted:
+        told += f"; {spent.uncounted:,} answers came without a count: more was used"
+    return told
+
+
+def _overlap(target: str, report: Report) -> list[str]:
+    if not report.overlap:
+        return []
+    told = ", ".join(f"{num} of {report.num_tasks} may have been {use}" for use, num in report.overlap.items())
+    return [f"WARNING: {target} has met tasks of this panel ({told}): this is no success on unseen tasks."]
+
+
+def _pooled_table(name: str, found: Pooled, reports: list[Report]) -> Table:
+    first = reports[0]
+    table = Table(title=f"{found.num_seeds} seeds on {first.env} {first.split}, {name}", title_justify="left")
+    table.add_column("")
+    table.add_column("episodes", justify="right")
+    table.add_column("success (95 % interval)" if found.success else "mean return (95 % interval)")
+    if found.success is not None:
+        table.add_row("[bold]all[/bold]", str(found.episodes), estimate_text(found.success))
+        for kind, rate in found.per_type.items():
+            table.add_row(kind, str(rate.num), estimate_text(rate))
+    else:
+        table.add_row("[bold]all[/bold]", str(found.episodes), score_text(found.mean_return))
+    table.add_section()
+    for report in reports:
+        value = estimate_text(report.success) if report.success else f"{report.mean_return:.3f}"
+        table.add_row(Text(report.name), str(sum(map(len, report.outcomes))), value)
+    table.add_section()
+    if found.score is not None:
+        table.add_row("mean score", "", score_text(found.score))
+    for k, share in found.pass_at.items():
+        if k > 1:
+            table.add_row(f"pass@{k}", "", f"{100 * share:.1f} %")
+    table.add_row("turns", "", f"{found.mean_turns:.1f}")
+    table.add_row("tokens said", "", f"{found.mean_action_tokens:.1f}")
+    table.add_row("invalid actions", "", f"{100 * found.invalid_share:.1f} %")
+    if found.errors:
+        table.add_row("[red]failed episodes (left out)[/red]", str(found.errors), "")
+    table.caption = "Pooled: bootstrap over seeds and tasks. One seed: over tasks alone."
+    return table

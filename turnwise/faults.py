@@ -1,0 +1,62 @@
+"""What stops a run that is not a mistake of its user: each is one sentence that says what is safe and how to go on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+
+
+class StoppedRunError(RuntimeError):
+    """A run ended before its last update, with everything up to its newest checkpoint on the disk."""
+
+    exit_code = 2
+
+
+class DivergedError(StoppedRunError):
+    """Gradients that are not finite, update after update, or weights that are not."""
+
+
+class UpdateMemoryError(StoppedRunError):
+    """An update does not fit into memory."""
+
+
+class StorageError(StoppedRunError):
+    """The run's folder cannot be written any more."""
+
+
+class InterruptedRunError(StoppedRunError):
+    """A signal ended the run after an update. ``exit_code`` is 128 + its number: 130 for Ctrl-C, 143 for SIGTERM."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch has a class for it on an accelerator, and a sentence on the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """A full, failing, read-only or vanished disk under ``path`` as a StorageError; other faults pass."""
+    try:
+        yield
+    except OSError as error:
+        inside = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(path)
+        if error.errno not in _DISK and not inside:
+            raise
+        reason = error.strerror or str(error)
+        raise StorageError(
+            f"{path} cannot be written any more ({reason}). Everything up to its newest checkpoint is safe: "
+            f"with that mended, `turnwise train --resume {path}` goes on, to the same numbers"
+        ) from error

@@ -1,0 +1,236 @@
+"""How much memory a run will take, before it takes it: part by part, from its configuration and the model's shape.
+
+What is left out: Python and its libraries (some 400 MiB of main memory, on a GPU some 600 MiB of context), the worlds,
+and a cloning warm start. One policy is counted; a game with one for each role takes as many caches and adapters.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from turnwise.agents.head import TILE, TILE_ROWS, WHOLE
+from turnwise.agents.layers import folds
+from turnwise.agents.policy import LoRAConfig
+from turnwise.agents.scratch import ScratchModelConfig, new_model
+from turnwise.config import RunConfig
+from turnwise.replay.batch import MAX_GATHERED
+
+GIB = 1 << 30
+_HELD_LAYERS = 3  # worth of activations that glibc did not give back in the runs of tests/test_plan.py: 2.4 to 4.4
+_FLOAT = 4  # bytes of float32, which optimizers and adapters are kept in
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What decides a model's memory. ``lora`` counts the adapters' parameters, ``adapted`` the weights under them."""
+
+    parameters: int
+    lora: int
+    adapted: int
+    ranks: int  # sum of the ranks in one layer whose thin products are kept; 0 where adapters are folded
+    num_layers: int
+    hidden: int
+    ffn: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab: int
+    normed_heads: bool  # queries and keys are normalised (Qwen3)
+    itemsize: int
+
+    @classmethod
+    def of(cls, model: Any, lora: LoRAConfig | None, itemsize: int) -> Shape:
+        """Of a causal LM, on the meta device where it is large. Adapters are put on it."""
+        parameters = sum(p.numel() for p in model.parameters())
+        config, adapted, added, ranks = model.config, 0, 0, 0
+        if lora is not None:
+            for layer in _with_adapters(model, lora):
+                num_out, num_in = layer.base_layer.weight.shape
+                adapted += num_out * num_in
+                added += lora.rank * (num_out + num_in)
+                ranks += 0 if folds(num_out, num_in, lora.rank) else lora.rank
+        return cls(
+            parameters,
+            added,
+            adapted,
+            ranks // config.num_hidden_layers,
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            config.vocab_size,
+            hasattr(model.model.layers[0].self_attn, "q_norm"),
+            itemsize,
+        )
+
+    @property
+    def layer_bytes(self) -> int:
+        """Kept for the way back, for each token of a layer: inputs of norms, products, attention, and of SwiGLU."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        normed = queries + keys if self.normed_heads else 0
+        kept = 4 * self.hidden + 3 * queries + 2 * keys + normed + 4 * self.ffn + self.ranks
+        in_float = 2 + self.num_heads + (self.num_heads + self.num_kv_heads if self.normed_heads else 0)
+        return kept * self.itemsize + in_float * _FLOAT
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Most that shared beginnings add for each token of a layer: keys, values and queries gathered for each row."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return (queries + 2 * (MAX_GATHERED - 1) * keys) * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    name: str
+    bytes: int
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is in memory at the peak of a run: in an update, with the caches of sampling still held."""
+
+    parts: tuple[Part, ...]
+    microbatch_tokens: int
+
+    @property
+    def total(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+
+def plan(shape: Shape, config: RunConfig, microbatch_tokens: int | None = None) -> Plan:
+    """For microbatches of so many tokens, by default the configured; a row may be as long as a context in any case."""
+    tokens = max(microbatch_tokens or config.optimizer.microbatch_tokens, config.agent.max_context_tokens)
+    trained = shape.lora or shape.parameters
+    state = _FLOAT if shape.lora else shape.itemsize
+    checkpointing = bool(getattr(config.model, "gradient_checkpointing", False))
+    layers, each = shape.num_layers, shape.layer_bytes
+    alive = 1 if checkpointing else layers  # layers whose inputs are kept at once; half of one more as gradients
+    kept = tokens * int((alive + 0.5) * each + (layers * shape.hidden * shape.itemsize if checkpointing else 0))
+    gathered = tokens * int((alive + 0.5) * shape.gathered_bytes)
+    on_cpu = torch.device(config.device).type == "cpu"
+    slots, capacity = config.rollout.num_slots, cache_capacity(config.agent.max_context_tokens)
+    cache = 2 * slots * capacity * layers * shape.num_kv_heads * shape.head_dim * shape.itemsize
+    parts = [
+        Part("weights", shape.parameters * shape.itemsize, f"{shape.parameters:,} of {shape.itemsize} bytes"),
+        Part("merged weights", shape.adapted * shape.itemsize, "the sampler's, under adapters"),
+        Part("adapters", shape.lora * _FLOAT, f"{shape.lora:,} of 4 bytes"),
+        Part("gradients", trained * state, f"{trained:,} trained"),
+        Part("optimizer", 2 * trained * state, "two moments"),
+        Part("key/value cache", cache, f"{slots} slots of {capacity} tokens"),
+        Part("activations", kept, f"{tokens:,} tokens{', checkpointed' if checkpointing else ''}"),
+        Part("shared beginnings", gathered, "at most: keys gathered for each row"),
+        Part("freed blocks", on_cpu * _HELD_LAYERS * tokens * each, "kept by the C library; measured, not derived"),
+        Part("head", head_bytes(shape, tokens, config.device), "log-probs and entropies"),
+    ]
+    return Plan(tuple(part for part in parts if part.bytes), tokens)
+
+
+def cache_capacity(length: int) -> int:
+    """Tokens that a slot has room for once it has held ``length``: buffers double from 128."""
+    return 128 << max(0, (length - 1).bit_length() - 7)
+
+
+def head_bytes(shape: Shape, tokens: int, device: str) -> int:
+    """States, slopes and their gradients, as if all tokens were sampled; logits: five tables of few, or three tiles."""
+    states = tokens * shape.hidden * (2 * shape.itemsize + 2 * _FLOAT)
+    tile = max(TILE.get(torch.device(device).type, TILE["cpu"]), min(tokens, TILE_ROWS))
+    return states + _FLOAT * max(5 * min(tokens * shape.vocab, WHOLE), 3 * min(tokens * shape.vocab, tile))
+
+
+def fit(shape: Shape, config: RunConfig, available: int) -> Plan:
+    """The configured plan, or one with the largest smaller microbatch that fits into ``available`` bytes.
+
+    Raises ValueError where not even one context at a time does.
+    """
+    tokens, least = config.optimizer.microbatch_tokens, config.agent.max_context_tokens
+    found = plan(shape, config)
+    while found.total > available and tokens > least:
+        tokens = max(tokens // 2, least)
+        found = plan(shape, config, tokens)
+    if found.total <= available:
+        return found
+    largest = max(found.parts, key=lambda part: part.bytes)
+    raise ValueError(
+        f"this run needs {found.total / GIB:.2f} GiB with microbatches of a single context, and "
+        f"{available / GIB:.2f} GiB are free; most of it is {largest.name} ({largest.bytes / GIB:.2f} GiB, "
+        f"{largest.how}): {_ADVICE.get(largest.name, _SMALLER)}"
+    )
+
+
+_SMALLER = "take a smaller model, or model.dtype=bfloat16"
+_ADVICE: Mapping[str, str] = {
+    "gradients": "train adapters (lora={}) in place of all weights",
+    "optimizer": "train adapters (lora={}) in place of all weights",
+    "key/value cache": "lower rollout.num_slots or agent.max_context_tokens",
+    "activations": "set model.gradient_checkpointing=true, or lower agent.max_context_tokens",
+    "freed blocks": "lower agent.max_context_tokens, or start with MALLOC_MMAP_THRESHOLD_=1048576 in the environment",
+    "head": "lower agent.max_context_tokens",
+}
+
+
+def available_memory(device: str) -> int:
+    """Bytes that are free on a device now."""
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    info = Path("/proc/meminfo")
+    if info.exists():
+        fields = dict(line.split(":") for line in info.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+
+
+def shape_of(config: RunConfig) -> Shape:
+    """The configured model's shape; no weight is read. Raises ValueError where its configuration cannot be found."""
+    if isinstance(config.model, ScratchModelConfig):
+        return scratch_shape(config.model, config.lora)
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name = config.model.path
+    try:
+        read = AutoConfig.from_pretrained(Path(name).expanduser() if name.startswith(("~", "/", ".")) else name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no model configuration at {name!r} ({str(error).splitlines()[0]}): expected a folder with config.json, "
+            "such a file, or a hub name"
+        ) from error
+    stored = getattr(read, "dtype", None) or torch.float32
+    dtype = stored if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    with torch.device("meta"):
+        return Shape.of(AutoModelForCausalLM.from_config(read), config.lora, dtype.itemsize)
+
+
+def scratch_shape(model: ScratchModelConfig, lora: LoRAConfig | None) -> Shape:
+    """Of a model from nothing, with as many tokens as its tokenizer may have."""
+    with torch.device("meta"):
+        return Shape.of(new_model(model, Vocabulary(model.vocab_size + model.num_phrases), seed=0), lora, _FLOAT)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A tokenizer as far as a model's shape needs one."""
+
+    size: int
+    eos_token_id: int = 0
+    pad_token_id: int = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def _with_adapters(model: nn.Module, lora: LoRAConfig) -> list[Any]:
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    get_peft_model(model, LoraConfig(r=lora.rank, target_modules=targets, task_type="CAUSAL_LM"))
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]

@@ -1,0 +1,124 @@
+"""One method measured with several seeds: reports on the same panel as one, with intervals over seeds and tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from turnwise.evaluation import Report
+from turnwise.statistics import Estimate, crossed_bootstrap, wilson
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """Several reports as one. Rates come with a bootstrap over seeds and tasks; the others are means over the reports.
+
+    ``mean_return`` is an estimate as success is, for worlds that do not say what success is.
+    """
+
+    num_seeds: int
+    num_tasks: int
+    episodes: int
+    success: Estimate | None
+    per_type: dict[str, Estimate]
+    pass_at: dict[int, float]
+    mean_return: Estimate
+    score: Estimate | None
+    mean_turns: float
+    mean_action_tokens: float
+    invalid_share: float
+    errors: int
+
+    @classmethod
+    def from_plain(cls, raw: dict[str, Any]) -> Pooled:
+        """Inverse of ``asdict`` after a trip through JSON."""
+        given = {
+            **raw,
+            "success": Estimate(**raw["success"]) if raw["success"] else None,
+            "per_type": {kind: Estimate(**rate) for kind, rate in raw["per_type"].items()},
+            "pass_at": {int(k): value for k, value in raw["pass_at"].items()},
+            "mean_return": Estimate(**raw["mean_return"]),
+            "score": Estimate(**raw["score"]) if raw["score"] else None,
+        }
+        return cls(**given)
+
+
+def pool(reports: Sequence[Report]) -> Pooled:
+    """Reports of one decoding, one for each seed. Raises ValueError for different panels."""
+    first = reports[0]
+    for other in reports[1:]:
+        if difference := panels_differ(first, other):
+            raise ValueError(f"{first.name} and {other.name} cannot be pooled: {difference}")
+    if len({report.samples for report in reports}) > 1:
+        raise ValueError(f"{first.name} and others cannot be pooled: they played different numbers of samples")
+    known = all(report.success is not None for report in reports)
+    return Pooled(
+        num_seeds=len(reports),
+        num_tasks=first.num_tasks,
+        episodes=sum(len(task) for report in reports for task in report.outcomes),
+        success=pooled_rate(reports) if known else None,
+        per_type={kind: _of_type(reports, kind) for kind in sorted(set(first.types) - {""})} if known else {},
+        pass_at={k: float(np.mean([r.pass_at[k] for r in reports])) for k in first.pass_at} if known else {},
+        mean_return=crossed_bootstrap([[report.mean_return] for report in reports]),
+        score=crossed_bootstrap([_means(r.scores) for r in reports]) if all(r.scores for r in reports) else None,
+        mean_turns=float(np.mean([r.mean_turns for r in reports])),
+        mean_action_tokens=float(np.mean([r.mean_action_tokens for r in reports])),
+        invalid_share=float(np.mean([r.invalid_share for r in reports])),
+        errors=sum(report.errors for report in reports),
+    )
+
+
+def pooled_rate(reports: Sequence[Report]) -> Estimate:
+    """Success over all reports (mean return where success is unknown), with a bootstrap over seeds and tasks.
+
+    One report keeps its own interval. Where nothing varies the tasks alone bound the rate (Wilson).
+    """
+    if len(reports) == 1 and reports[0].success is not None:
+        return reports[0].success
+    return _rate([cells(report) for report in reports], known=reports[0].success is not None)
+
+
+def cells(report: Report) -> list[float]:
+    """[task] mean over its samples, nan where every episode failed in its environment."""
+    return _means(report.outcomes)
+
+
+def panels_differ(first: Report, second: Report) -> str:
+    """How the two panels differ, in a sentence; ``""``: not at all."""
+    if first.panel_hash == second.panel_hash:
+        return ""
+    a, b = (f"{r.env} {r.split}, {r.num_tasks} tasks, hash {r.panel_hash}" for r in (first, second))
+    said = f"they have different test panels ({a} against {b}"
+    if not (first.keys and second.keys):
+        return said + ")"
+    shorter, longer = sorted((first.keys, second.keys), key=len)
+    common = len(set(shorter) & set(longer))
+    if longer[: len(shorter)] == shorter:
+        return f"{said}: the shorter is the beginning of the other; measure both with --tasks {len(shorter)})"
+    if sorted(shorter) == sorted(longer):
+        return f"{said}: the same tasks in another order)"
+    return f"{said}: {common or 'no'} task{'s' if common > 1 else ''} in common)"
+
+
+def _of_type(reports: Sequence[Report], kind: str) -> Estimate:
+    chosen = [index for index, own in enumerate(reports[0].types) if own == kind]
+    return _rate([[cells(report)[index] for index in chosen] for report in reports], known=True)
+
+
+def _rate(rows: Sequence[Sequence[float]], known: bool) -> Estimate:
+    """Of ``[seed][task]`` cells, nan where nothing is known."""
+    if not np.isfinite(np.asarray(rows)).any():
+        return wilson(0, 0) if known else Estimate(math.nan, math.nan, math.nan, 0)
+    found = crossed_bootstrap(rows)
+    if known and found.value in (0.0, 1.0):
+        num = len(rows[0])
+        return wilson(int(found.value) * num, num)
+    return found
+
+
+def _means(outcomes: Sequence[Sequence[float]]) -> list[float]:
+    return [float(np.mean(task)) if task else math.nan for task in outcomes]

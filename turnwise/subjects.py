@@ -1,0 +1,194 @@
+"""What an evaluation is asked, and of whom: targets with their panels, proven unseen or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.chat_client import EndpointConfig
+from turnwise.agents.endpoint import Endpoint
+from turnwise.agents.engine import Sampling
+from turnwise.agents.episode import ModelAgent, Player, Seating
+from turnwise.config import EnvConfig, EvaluationOverrides, RunConfig
+from turnwise.contenders import settings_of, start_of
+from turnwise.envs.interface import Panel
+from turnwise.envs.tasks import panel
+from turnwise.players import WhichCheckpoint, open_run
+from turnwise.rundir import RunDirectory
+from turnwise.trajectory import Task
+
+
+class Overrides(EvaluationOverrides):
+    """What ``turnwise evaluate`` may set beside its options."""
+
+    endpoint: EndpointConfig = EndpointConfig()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure, beside whom. None: as the run has it, or the default."""
+
+    env: str | None = None
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    tasks: int | None = None
+    samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    greedy: bool = False  # beside sampling
+    checkpoint: WhichCheckpoint | None = None
+    agent: Mapping[str, Any] = field(default_factory=dict)
+    success_threshold: float | None = None
+    num_slots: int = 64
+    device: str = "cpu"
+    seed: int | None = None
+    opponent: str | None = None
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+
+    def decodings(self) -> dict[str, tuple[Sampling, int]]:
+        """Each with its number of samples. Raises ValueError where samples would repeat each other."""
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError("--temperature 0 is greedy: every sample would be the same episode; leave --samples at 1")
+        greedy = {"greedy": (Sampling(0.0), 1)}
+        if self.temperature == 0:
+            return greedy
+        sampled = {"sampled": (Sampling(self.temperature, self.top_p, self.top_k), self.samples)}
+        return {**sampled, **greedy} if self.greedy else sampled
+
+    def plain(self, targets: Sequence[str]) -> dict[str, Any]:
+        """All that decides the numbers, for the file."""
+        hidden = ("num_slots", "device", "endpoint")
+        return {
+            "targets": list(targets),
+            **{name: value for name, value in vars(self).items() if name not in hidden},
+            "endpoint": self.endpoint.model_dump(include={"base_url", "extra", "send_seed"}),
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One target, with what it is measured on; its model is not loaded yet."""
+
+    target: str
+    run: RunDirectory | None
+    config: RunConfig | None
+    checkpoint: WhichCheckpoint | None
+    where: EnvConfig
+    same_env: bool
+    tasks: Sequence[Task]
+    overlap: dict[str, int] | None
+
+    @classmethod
+    def of(cls, target: str, asked: Asked) -> Subject:
+        place, checkpoint = _checkpoint_in(target, asked.checkpoint)
+        run = open_run(place)
+        config = run.config() if run else None
+        same_env = config is not None and asked.env in (None, config.env.id)
+        where = config.env if config is not None and same_env else EnvConfig(id=asked.env or EnvConfig().id)
+        if asked.env_kwargs:
+            where = where.model_copy(update={"kwargs": {**where.kwargs, **asked.env_kwargs}})
+        if asked.success_threshold is not None:
+            where = where.model_copy(update={"success_threshold": asked.success_threshold})
+        split, num = asked.split, asked.tasks
+        if config is not None and same_env and split in (None, config.eval.test_split):
+            split, num = config.eval.test_split, num or config.eval.test_tasks
+        with closing(where.make()) as world:
+            tasks = panel(world, split or "test")[:num]
+        overlap = None
+        if config is not None and same_env:
+            overlap = overlap_with(config, tasks, checkpoint or config.keep_checkpoint)
+        return cls(place, run, config, checkpoint, where, same_env, tasks, overlap)
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.seed if self.config is not None else None
+
+    def described(self, seating: Seating, draws: int) -> dict[str, Any]:
+        """Who plays where, on what: everything that an evaluation of the same name may not change."""
+        settings: dict[str, Any] = {}
+        if self.config is not None:
+            (agent, *_) = (model.config for model in seating.learners.values() if isinstance(model, ModelAgent))
+            settings = settings_of(self.config.model_copy(update={"agent": agent, "env": self.where}))
+            settings["checkpoint"] = self.checkpoint or self.config.keep_checkpoint
+        return {
+            "target": self.target,
+            "seed": self.seed,
+            "draws": draws,
+            "env": self.where.model_dump(include={"id", "kwargs", "success_threshold"}),
+            "panel": {"split": self.tasks[0].split, "num": len(self.tasks), "hash": Panel("", "", (*self.tasks,)).hash},
+            "players": {side or "all": _who(player) for side, player in seating.learners.items()},
+            "opponents": {side or "all": _who(player) for side, player in (seating.opponents or {}).items()},
+            "start": start_of(self.run, self.config) if self.run and self.config else None,
+            "settings": settings,
+        }
+
+
+def overlap_with(config: RunConfig, tasks: Sequence[Task], checkpoint: WhichCheckpoint) -> dict[str, int]:
+    """How many of the tasks the run may have met, by use and by content; {}: proven that it met none."""
+    uses: dict[str, tuple[str, int | None]] = {"trained on": (config.env.split, None)}
+    if config.warmstart is not None:
+        uses["cloned on"] = (config.warmstart.split, None)
+    if checkpoint == "best":
+        uses["selected on"] = (config.eval.split, config.eval.tasks)
+    elif config.warmstart is not None and config.warmstart.stop_success is not None:
+        uses["selected on"] = (config.warmstart.stop_split, config.warmstart.stop_tasks)
+    with closing(config.env.make()) as world:
+        found = {}
+        for use, (split, num) in uses.items():
+            met = panel(world, split) if num is None else Panel("", split, tuple(panel(world, split)[:num]))
+            knows = met.may_contain if isinstance(met, Panel) else {task.key for task in met}.__contains__
+            found[use] = sum(knows(task.key) for task in tasks)
+    return {use: num for use, num in found.items() if num}
+
+
+def _checkpoint_in(target: str, asked: WhichCheckpoint | None) -> tuple[str, WhichCheckpoint | None]:
+    """A checkpoint's folder is its run and the update that it is named after."""
+    path = Path(target)
+    if path.parent.name != "checkpoints" or not path.name.startswith("update-"):
+        return target, asked
+    if asked is not None:
+        raise ValueError(f"{target} is a checkpoint already: leave --checkpoint {asked} out")
+    if open_run(path.parent.parent) is None or not path.name.removeprefix("update-").isdecimal():
+        raise ValueError(f"{target} is no checkpoint of a run: expected RUN/checkpoints/update-NNNNN")
+    return str(path.parent.parent), int(path.name.removeprefix("update-"))
+
+
+def check_seeds(subjects: Sequence[Subject]) -> None:
+    """Several targets are runs that differ in their seed alone."""
+    if len(subjects) < 2:
+        return
+    first = subjects[0]
+    for other in subjects:
+        hint = "Evaluate them one by one with --out, and set them side by side with `turnwise compare`"
+        if other.config is None or first.config is None:
+            raise ValueError(f"{other.target} is not a run: several targets are pooled as seeds of one method. {hint}")
+        a, b = settings_of(first.config), settings_of(other.config)
+        if differing := [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]:
+            told = ", ".join(f"{name}={a.get(name)} against {b.get(name)}" for name in differing[:4])
+            raise ValueError(f"{first.target} and {other.target} are not one method ({told}). {hint}")
+    seeds = [subject.seed for subject in subjects]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"the runs have the seeds {seeds}: one seed counted twice would make the interval too narrow")
+
+
+def _who(player: Player) -> dict[str, Any]:
+    """What identifies a player: its weights, or what is asked of whom; and how it is shown the world."""
+    if isinstance(player, ModelAgent):
+        return {
+            "update": player.version,
+            "weights": player.adapter_hash,
+            "agent": player.config.model_dump(mode="json"),
+        }
+    if isinstance(player.make, Endpoint):
+        client, settings = player.make.client, player.make.settings
+        return {
+            "model": client.model,
+            "base_url": client.config.base_url,
+            "extra": client.config.extra,
+            "agent": settings.model_dump(mode="json"),
+        }
+    return {"name": player.name}

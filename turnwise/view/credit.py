@@ -1,0 +1,207 @@
+"""Advantages are not stored with trajectories: here a run's own recipe makes them again, from what is stored.
+
+The recipe's composer sees every update in order, with a buffer of its own, as it did in training; so what SPEAR
+replayed, and how old it was, comes out as well. What only the training process knew (a model, its metrics) is not
+there: a recipe that asks for it has no recomputed advantages. The run logged mean and std: ``agrees`` compares ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+
+from turnwise.algorithms.metrics import Metrics
+from turnwise.algorithms.parts import Samples, Stream, Streams
+from turnwise.algorithms.planning import Scorer
+from turnwise.algorithms.recipe import Recipe, RunInfo, StreamRecipe
+from turnwise.algorithms.registry import build
+from turnwise.algorithms.rewards import RewardTable, raw_rewards
+from turnwise.config import RunConfig
+from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.trajectory import Trajectory, group_by_task
+
+Name = tuple[str, str]
+"""What identifies a trajectory within its run: episode and player."""
+
+_TOLERANCE = 1e-4  # logged against recomputed, in advantage units: other machines round differently
+
+
+class NotStoredError(Exception):
+    """A recipe asks for what only the training process knew."""
+
+
+class _NotStored:
+    """In the place of the model and of the metrics."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotStoredError(f"{name} of the model in training")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trajectory of this update, as it was trained on: its shaped return, and [A] advantages of each turn (None in a
+    stream that has no estimator).
+    """
+
+    stream: str
+    shaped_return: float
+    advantages: tuple[tuple[float, ...], ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """An older trajectory (or a row of it) that was trained on again; ``staleness`` in updates."""
+
+    name: Name
+    stream: str
+    update: int
+    staleness: int
+    advantage: float  # mean over its action tokens
+
+
+@dataclass
+class Credited:
+    """What one update trained on. ``why_not`` is set where that cannot be recomputed; ``agrees`` is None where the run
+    logged nothing to compare with.
+    """
+
+    trained: dict[Name, Trained] = field(default_factory=dict)
+    replayed: list[Replayed] = field(default_factory=list)
+    agrees: bool | None = None
+    why_not: str = ""
+
+
+def name_of(trajectory: Trajectory) -> Name:
+    return trajectory.episode, trajectory.player
+
+
+class Recipes:
+    """A run's recipes, one for each policy in training, fed with one update after another."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.info = RunInfo(config.num_updates, config.rollout.group_size, config.seed)
+        self.sides: dict[str, tuple[Recipe, TrajectoryBuffer]] = {}
+        self.why_not = ""
+
+    def credit(self, update: int, trajectories: Sequence[Trajectory], logged: Mapping[str, Any]) -> Credited:
+        """Updates must come in order and without a gap: composers remember. ``logged`` is the update's metrics."""
+        found = Credited(why_not=self.why_not)
+        sides: dict[str, list[Trajectory]] = {}
+        for trajectory in trajectories:
+            sides.setdefault(self._side(trajectory), []).append(trajectory)
+        try:
+            for side, own in sides.items():
+                if self.why_not:
+                    break
+                streams = self._streams(side, update, own)
+                _collect(found, update, own, streams)
+                agrees = _agrees(streams, logged, f"{side}/" if f"{side}/advantage_mean" in logged else "")
+                found.agrees = agrees if found.agrees is None or not agrees else found.agrees
+        except NotStoredError as error:
+            self.why_not = found.why_not = f"{self._algorithm} needs {error}, which a run does not store"
+        return found
+
+    @property
+    def _algorithm(self) -> str:
+        return str(getattr(self.config.algorithm, "type", "the algorithm"))
+
+    def _side(self, trajectory: Trajectory) -> str:
+        """Whose the trajectory is: as players.py names policies, told by what trajectories say."""
+        kind = self.config.game.policies if self.config.game else "shared"
+        return {"shared": "", "per_role": trajectory.role, "per_player": trajectory.player}[kind]
+
+    def _streams(self, side: str, update: int, trajectories: Sequence[Trajectory]) -> Streams:
+        """The composer's streams with their advantages; the steps of ``Learner.update``, without a model."""
+        if side not in self.sides:
+            recipe = build(self.config.algorithm, self.info)
+            self.sides[side] = recipe, TrajectoryBuffer(recipe.keep_updates)
+        recipe, buffer = self.sides[side]
+        buffer.add(group_by_task(trajectories), update)
+        groups = buffer.fresh(update)
+        rewards = _shaped(recipe, tuple(t for group in groups for t in group.trajectories))
+        composed = recipe.composer.compose(update, Samples(groups, rewards), buffer)
+        streams = replace(composed, streams=tuple(_with_advantages(recipe[s.name], s) for s in composed))
+        recipe.composer.after_update(update, streams, cast(Metrics, _NotStored()))
+        buffer.prune(update + 1)
+        return streams
+
+
+def _shaped(recipe: Recipe, trajectories: tuple[Trajectory, ...]) -> RewardTable:
+    rewards = raw_rewards(trajectories)
+    for shaper in recipe.shapers:
+        rewards = shaper.shape(trajectories, rewards, cast(Scorer, _NotStored()))
+    return rewards
+
+
+def _with_advantages(plan: StreamRecipe, stream: Stream) -> Stream:
+    if plan.estimator is None:
+        return stream
+    for part in (plan.estimator, *plan.modifiers):
+        if part.needs:
+            raise NotStoredError(f"{' and '.join(sorted(part.needs))} of the model in training")
+    stream = stream.with_columns(advantages=plan.estimator.estimate(stream))
+    for modifier in plan.modifiers:
+        stream = stream.with_columns(advantages=modifier.modify(stream))
+    return stream
+
+
+def _collect(found: Credited, update: int, own: Sequence[Trajectory], streams: Streams) -> None:
+    """Sort the rows of all streams into what is of this update and what was replayed."""
+    fresh = {id(trajectory) for trajectory in own}
+    for stream in streams:
+        members = stream.samples.trajectories
+        for place, rows in _rows(stream):
+            trajectory = members[place]
+            if id(trajectory) in fresh:
+                total = stream.samples.rewards.total(place)
+                found.trained[name_of(trajectory)] = Trained(stream.name, total, _by_turn(stream, trajectory, rows))
+            else:
+                age = update - trajectory.policy_version
+                values = _advantages(stream, rows)
+                mean = math.fsum(values) / len(values) if values else 0.0
+                found.replayed.append(Replayed(name_of(trajectory), stream.name, update, age, mean))
+
+
+def _rows(stream: Stream) -> Iterator[tuple[int, list[int]]]:
+    """(place of a trajectory, its rows), in order."""
+    rows: dict[int, list[int]] = {place: [] for place in range(len(stream.samples.trajectories))}
+    for row, place in enumerate(stream.batch.trajectory.tolist()):
+        rows[place].append(row)
+    return iter(rows.items())
+
+
+def _advantages(stream: Stream, rows: list[int]) -> list[float]:
+    """Of all action tokens of some rows, in order; none where the stream has no estimator."""
+    batch = stream.batch
+    if batch.advantages is None:
+        return []
+    values: list[float] = batch.advantages[rows][batch.action_mask[rows]].tolist()
+    return values
+
+
+def _by_turn(stream: Stream, trajectory: Trajectory, rows: list[int]) -> tuple[tuple[float, ...], ...] | None:
+    if stream.batch.advantages is None:
+        return None
+    values = iter(_advantages(stream, rows))
+    return tuple(tuple(next(values) for _ in turn.action_ids) for turn in trajectory.turns)
+
+
+def _agrees(streams: Streams, logged: Mapping[str, Any], prefix: str) -> bool | None:
+    """Whether the advantages' mean and std over all action tokens, and the number of rows, are the logged ones."""
+    names = ("advantage_mean", "advantage_std", "num_rows")
+    if any(logged.get(prefix + name) is None for name in names):
+        return None
+    known = [s.batch.advantages[s.batch.action_mask] for s in streams if s.batch.advantages is not None]
+    values = torch.cat(known).double() if known else torch.zeros(0, dtype=torch.double)
+    ours = (values.mean(), values.std(correction=0)) if values.numel() else (0.0, 0.0)
+    rows = sum(len(stream.batch) for stream in streams)
+    near = (
+        math.isclose(mine, logged[prefix + name], rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+        for mine, name in zip(map(float, ours), names, strict=False)
+    )
+    return all(near) and rows == logged[prefix + "num_rows"]

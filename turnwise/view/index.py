@@ -1,0 +1,97 @@
+"""The index of a run's trajectories: columns to filter and sort a list by, before any block is unpacked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from turnwise.statistics import Estimate
+from turnwise.view.credit import Name, Replayed
+
+DIGITS = 4  # of rounded numbers, after the point
+
+
+@dataclass
+class Update:
+    """What is kept of one update: rows of the index, packed blocks and where they begin, the outcome of its tasks."""
+
+    number: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    blocks: list[tuple[int, str]] = field(default_factory=list)  # (first row, packed)
+    outcome: Estimate | None = None
+    replayed: list[Replayed] = field(default_factory=list)
+    ids: set[int] = field(default_factory=set)
+
+
+def short(value: Any) -> Any:
+    """Floats rounded, None where JSON does not know them; everything else as it is."""
+    if not isinstance(value, float):
+        return value
+    return round(value, DIGITS) if math.isfinite(value) else None
+
+
+def index_of(updates: Sequence[Update], texts: Mapping[int, str], planner: Any) -> dict[str, Any]:
+    """Rows as columns; tasks, and what repeats itself, by number. Parents and replays point to rows."""
+    rows = [row for update in updates for row in update.rows]
+    numbers: dict[Name, int] = {(row["episode"], row["player"]): n for n, row in enumerate(rows)}
+    tasks: dict[str, int] = {}
+    listed = []
+    for row in rows:
+        task, label = row.pop("task"), row.pop("label")
+        if task.key not in tasks:
+            tasks[task.key] = len(tasks)
+            listed.append({**asdict(task), "label": label})
+        row["task"] = tasks[task.key]
+        row["parent"] = numbers.get((row["parent"], row["player"]), -1) if row["parent"] is not None else None
+    starts, before = [], 0
+    for update in updates:
+        starts += [before + first for first, _ in update.blocks]
+        before += len(update.rows)
+    columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else {})}
+    return {
+        "num": len(rows),
+        "columns": {name: _coded(values) for name, values in columns.items()},
+        "tasks": listed,
+        "starts": starts,
+        "replays": _replays(updates, numbers),
+        "texts": {str(number): text for number, text in texts.items()},
+        "tree": planner.settings.model_dump(mode="json", exclude={"base"}) if planner is not None else None,
+    }
+
+
+def _coded(values: list[Any]) -> list[Any] | dict[str, list[Any]]:
+    """Columns of few words as numbers into a list of them."""
+    if not values or not any(isinstance(value, str) for value in values):
+        return values
+    words = list(dict.fromkeys(values))
+    if len(words) > len(values) // 2 + 1:
+        return values
+    places = {word: place for place, word in enumerate(words)}
+    return {"words": words, "codes": [places[value] for value in values]}
+
+
+def _replays(updates: Iterable[Update], numbers: Mapping[Name, int]) -> dict[str, list[list[Any]]]:
+    """By row: [update, staleness, mean advantage] of each time that it was trained on again."""
+    found: dict[str, list[list[Any]]] = {}
+    for replayed in (r for update in updates for r in update.replayed):
+        if replayed.name in numbers:
+            use = [replayed.update, replayed.staleness, short(replayed.advantage)]
+            found.setdefault(str(numbers[replayed.name]), []).append(use)
+    return found
+
+
+def ages(updates: Sequence[Update]) -> dict[str, list[Any]] | None:
+    """By update: how many were replayed, and their mean and greatest age in updates; None where nothing ever was."""
+    if not any(update.replayed for update in updates):
+        return None
+    ages = [[r.staleness for r in update.replayed] for update in updates]
+    return {
+        "update": [update.number for update in updates],
+        "num": [len(found) for found in ages],
+        "mean": [short(float(np.mean(found))) if found else None for found in ages],
+        "max": [max(found, default=None) for found in ages],
+    }

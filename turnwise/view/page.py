@@ -1,0 +1,122 @@
+"""The HTML file: style, scripts, and data that the scripts unpack when they need it; nothing is fetched from anywhere.
+
+A Content-Security-Policy names the hash of every script, so that nothing else runs, whatever a model wrote, and lets
+the page fetch nothing. (Styles are not hashed: plotly adds its own.) Data is gzip in base64 inside script elements of a
+type that browsers do not execute.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from turnwise.config import RunConfig
+from turnwise.rundir import RunDirectory
+from turnwise.view.episodes import pack, read_episodes
+from turnwise.view.runs import columns, comparison, describe, evaluation, events, interval, validation
+
+SCRIPTS = ("core.js", "charts.js", "tables.js", "tree.js", "episode.js", "browser.js", "main.js")
+"""Executed in this order; they share their top-level names."""
+
+
+def write_view(paths: Sequence[Path], out: Path, limit: int = 10_000) -> None:
+    """Write the page of some runs. Raises ValueError for a folder that holds no run, and without plotly."""
+    text = render(paths, limit)
+    partial = out.with_name(out.name + ".tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(out)
+
+
+def render(paths: Sequence[Path], limit: int = 10_000) -> str:
+    """The page as text; at most about ``limit`` trajectories of each run are in it."""
+    if not paths:
+        raise ValueError("nothing to view: give the folder of at least one run")
+    library = plotly_script()
+    runs, blocks = [], list[tuple[str, str]]()
+    for number, (path, name) in enumerate(zip(paths, _names(paths), strict=True)):
+        run, packed = _run(RunDirectory.open(path), name, limit)
+        runs.append(run)
+        blocks += [(f"block-{number}-{place}", text) for place, text in enumerate(packed)]
+    content = {"runs": runs, "comparison": comparison(paths)}
+    blocks += [("content", pack(json.dumps(content, allow_nan=False))), ("plotly", _packed(library))]
+    return _document(" · ".join(run["name"] for run in runs), blocks, library)
+
+
+_packed = cache(pack)  # of the library alone: five megabytes take a third of a second
+
+
+def plotly_script() -> str:
+    """The plotting library as its package ships it. Raises ValueError where it is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ValueError(
+            'the view draws its charts with plotly, which is not installed: pip install "turnwise[view]"'
+        ) from None
+    return str(get_plotlyjs())
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The folders' own names where these differ, else as they were given."""
+    short = [path.resolve().name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _run(run: RunDirectory, name: str, limit: int) -> tuple[dict[str, Any], list[str]]:
+    config, metrics = run.config(), run.metrics()
+    episodes = read_episodes(run, metrics, limit)
+    made = {
+        **describe(run, name),
+        "metrics": columns(metrics),
+        "outcomes": [{"update": update, **interval(found)} for update, found in episodes.outcomes.items()],
+        "validation": validation(metrics, _validated(config)),
+        "events": events(metrics),
+        "evaluation": evaluation(run),
+        "episodes": episodes.index,
+        "notes": episodes.notes,
+    }
+    return made, episodes.blocks
+
+
+def _validated(config: RunConfig) -> int | None:
+    return config.eval.tasks if config.eval.samples == 1 else None
+
+
+def _document(title: str, blocks: Sequence[tuple[str, str]], library: str) -> str:
+    scripts = [_source(name) for name in SCRIPTS]
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {' '.join(map(_hash, (*scripts, library)))}",
+            "style-src 'unsafe-inline'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    parts = {
+        "policy": html.escape(policy, quote=True),
+        "title": html.escape(title),
+        "style": _source("view.css"),
+        "data": "\n".join(f'<script type="text/plain" id="{name}">{text}</script>' for name, text in blocks),
+        "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
+    }
+    page = _source("view.html")
+    for name, text in parts.items():  # the parts that hold text of a run hold no marks: base64, or escaped
+        page = page.replace(f"<!--{name}-->", text)
+    return page
+
+
+def _source(name: str) -> str:
+    return (files("turnwise.view") / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

@@ -1,0 +1,41 @@
+"""The text of single tokens, for a run's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from turnwise.config import PretrainedModelConfig
+from turnwise.rundir import RunDirectory
+
+
+def open_tokenizer(run: RunDirectory) -> Any | None:
+    """The tokenizer of a run, from its folder or from what the machine holds of a pretrained one; never downloaded.
+
+    None where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    model = run.config().model
+    pretrained = model.path if isinstance(model, PretrainedModelConfig) else None
+    path = run.model_path if run.model_path.exists() else pretrained
+    if path is None:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def token_texts(tokenizer: Any | None, ids: Iterable[int]) -> dict[int, str]:
+    """What each token adds to a text. Where that is no whole character, its name in the vocabulary; without a tokenizer
+    its number.
+    """
+    return {number: f"#{number} " if tokenizer is None else _text(tokenizer, number) for number in ids}
+
+
+def _text(tokenizer: Any, number: int) -> str:
+    """Decoded behind a copy of itself: some tokenizers drop the space before the first word of a text."""
+    alone, twice = (tokenizer.decode([number] * times, clean_up_tokenization_spaces=False) for times in (1, 2))
+    text: str = twice[len(alone) :]
+    return text if text and "\N{REPLACEMENT CHARACTER}" not in twice else str(tokenizer.convert_ids_to_tokens(number))
