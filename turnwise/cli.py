@@ -258,10 +258,12 @@ def warmstart(
     fresh: Annotated[bool, typer.Option("--fresh", help="Clone anew even if the cache holds this model.")] = False,
 ) -> None:
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
+    from turnwise.agents.policy import check_device
     from turnwise.display import LiveDisplay
     from turnwise.warmstart import warmstart as run_warmstart
 
     config = _config(settings, env, None, [])
+    check_device(config.device)
     quiet()
     import torch
 

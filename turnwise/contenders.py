@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,6 +14,7 @@ import numpy as np
 from turnwise.config import RunConfig
 from turnwise.evaluation import Report
 from turnwise.evaluation_file import Measured, flat, read_evaluation
+from turnwise.jsonfile import read_object
 from turnwise.rundir import RunDirectory
 
 _INCIDENTAL = (
@@ -84,7 +84,7 @@ class Run:
 def read_run(path: str | Path) -> Run:
     """A run's folder. Raises ValueError where it is none, or has not been measured after training."""
     run = RunDirectory.open(path)
-    found = json.loads(run.evaluation_path.read_text()) if run.evaluation_path.exists() else {}
+    found = read_object(run.evaluation_path) if run.evaluation_path.exists() else {}
     if not found.get("after"):
         raise ValueError(
             f"{run.path} has no measurement after training: finish it with `turnwise train --resume {run.path}` "
@@ -93,9 +93,13 @@ def read_run(path: str | Path) -> Run:
     before, after = (_reports(run, found.get(when, {})) for when in ("before", "after"))
     config = run.config()
     settings = settings_of(config)
-    return Run(
-        run.path, _method_of(settings), settings, config.seed, start_of(run, config), before, after, run.metrics()
-    )
+    start, metrics = start_of(run, config), run.metrics()
+    try:
+        for line in metrics:
+            _ = line["success"], line["reward"], [cost(line) for cost in AXES.values()]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{run.metrics_path} is damaged: a line lacks what is compared ({error!r})") from None
+    return Run(run.path, _method_of(settings), settings, config.seed, start, before, after, metrics)
 
 
 def read(path: str | Path) -> list[Run]:
@@ -132,7 +136,7 @@ def _method_of(settings: Mapping[str, Any]) -> str:
 def _reports(run: RunDirectory, raw: Mapping[str, Any]) -> dict[str, Report]:
     try:
         return {name: Report.from_plain(report) for name, report in raw.items()}
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{run.evaluation_path} is not of this version of turnwise ({error}): measure the run again with "
             f"`turnwise train --resume {run.path}`"

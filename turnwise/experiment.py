@@ -20,6 +20,7 @@ from turnwise.config import RunConfig
 from turnwise.evaluation import Report
 from turnwise.faults import InterruptedRunError, UpdateMemoryError, storage
 from turnwise.interrupt import Interrupts
+from turnwise.jsonfile import read_object
 from turnwise.mirrors import check_mirrors
 from turnwise.naming import unknown
 from turnwise.players import AGENT_FILE, load_policies, sides_of
@@ -201,5 +202,8 @@ def _plain(reports: dict[str, Report]) -> dict[str, Any]:
 def _read_reports(run: RunDirectory) -> dict[str, Report]:
     if not run.evaluation_path.exists():
         return {}
-    raw = json.loads(run.evaluation_path.read_text()).get("before", {})
-    return {name: Report.from_plain(report) for name, report in raw.items()}
+    raw = read_object(run.evaluation_path).get("before", {})
+    try:
+        return {name: Report.from_plain(report) for name, report in raw.items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{run.evaluation_path} is damaged, or not of this version of turnwise ({error!r})") from None

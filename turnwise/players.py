@@ -5,7 +5,6 @@ endpoint.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from turnwise.checkpoints import CheckpointName
 from turnwise.config import GameConfig, PretrainedModelConfig, RunConfig, parse_section
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv
+from turnwise.jsonfile import read_object
 from turnwise.rundir import RunDirectory
 
 AGENT_FILE = "agent.json"
@@ -175,8 +175,9 @@ def _remote(name: str, agent: Mapping[str, Any], checkpoint: WhichCheckpoint | N
 def agent_settings(target: str | Path, config: RunConfig | None, changes: Mapping[str, Any]) -> AgentConfig:
     """A run's, an exported folder's, or the default settings, with ``changes``; ValueError for unknown ones."""
     saved = Path(target) / AGENT_FILE
+    known: dict[str, Any] = {}
     if config is not None:
         known = config.agent.model_dump()
-    else:
-        known = json.loads(saved.read_text()) if saved.is_file() else {}
+    elif saved.is_file():
+        known = read_object(saved)
     return parse_section(AgentConfig, {**known, **changes}, "agent")

@@ -116,7 +116,7 @@ class RunDirectory:
         """ValueError where the tasks are not those that the run began with; a warning about other versions."""
         try:
             made = json.loads((self.path / "run.json").read_text())
-            before, versions = made["panels"], made["versions"]
+            before, versions = dict(made["panels"]), dict(made["versions"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{self.path / 'run.json'} cannot be read: {error}") from None
         changed = [name for name, value in panels.items() if value != before.get(name, value)]

@@ -35,7 +35,8 @@ def test_killed_runs_are_resumed_to_the_bit(tmp_path: Path) -> None:
 )
 def test_exit_codes(tmp_path: Path, signals: list[signal.Signals], code: int, expected: str) -> None:
     model, path = scratch_folder(tmp_path / "model"), tmp_path / "run"
-    settings = [*SETTINGS, f"model.path={model}", "num_updates=100000"]
+    long = ["num_updates=100000", "rollout.num_tasks=64"]  # an update takes longer than the signals are apart
+    settings = [*SETTINGS, f"model.path={model}", *long]
     process = subprocess.Popen(
         [sys.executable, "-m", "turnwise.cli", "train", "smoke", "--out", path, *settings],
         env={**os.environ, "COLUMNS": "1000"},

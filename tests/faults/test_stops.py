@@ -297,6 +297,15 @@ def test_a_signal_ends_the_run_after_its_update(
     assert timeless(run.metrics()) == timeless(whole.metrics())
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell's background job ignores Ctrl-C from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_one_ends_it_at_once_and_does_no_harm(model: Path, whole: RunDirectory, tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)

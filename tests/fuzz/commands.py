@@ -66,11 +66,13 @@ def run_folder(rng: random.Random, folder: Path) -> str:
             ["view", "run"],
         ]
     )
-    return called(words, folder)
+    return called(words, folder, about="run")
 
 
-def called(words: list[str], folder: Path) -> str:
-    """``turnwise WORDS`` in this process and in ``folder``; whatever escapes ``main`` would have been a traceback."""
+def called(words: list[str], folder: Path, about: str = "") -> str:
+    """``turnwise WORDS`` in this process and in ``folder``; whatever escapes ``main`` would have been a traceback.
+    An error names what it is ``about``.
+    """
     before, path, arguments = Path.cwd(), list(sys.path), sys.argv
     offline, huggingface_hub.constants.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE, True
     out, err = io.StringIO(), io.StringIO()
@@ -95,6 +97,7 @@ def called(words: list[str], folder: Path) -> str:
         return f"exit {code}"
     assert "TURNWISE_DEBUG" not in said or "[Errno" in said, f"{words}: {said[-2000:]}"
     assert "Error" in said, (words, code, said[-2000:])
+    assert about in said, (words, said[-2000:])
     return f"exit {code}: {clear(said)}"
 
 

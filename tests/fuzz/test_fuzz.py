@@ -19,6 +19,7 @@ from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import ChatFormat, encodable
 from turnwise.config import load_config
 from turnwise.envs.returned import check_seen, check_step
+from turnwise.jsonfile import read_object
 
 _CASES = {"configuration files": 60, "settings": 60, "trajectory files": 100, "replies": 200, "observations": 60}
 
@@ -86,6 +87,14 @@ def test_files_that_fuzzing_found(content: bytes, message: str, tmp_path: Path) 
     path.write_bytes(content.replace(b"HERE", str(path).encode()))
     with pytest.raises(ValueError, match=message):
         load_config(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[1]", b"NaN", b"[" * 100_000])
+def test_a_file_that_is_no_json_object_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"evaluation\.json is damaged: "):
+        read_object(path)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from turnwise.compare import compare
 from turnwise.comparison_view import legend, sheets
 from turnwise.config import PretrainedModelConfig
 from turnwise.evaluation import Report
+from turnwise.jsonfile import read_object
 from turnwise.rundir import RunDirectory
 from turnwise.statistics import Estimate, wilson
 
@@ -22,7 +22,7 @@ def describe(run: RunDirectory, name: str) -> dict[str, Any]:
     """A run's settings and where its numbers come from."""
     config = run.config()
     written = run.path / "run.json"
-    origin = json.loads(written.read_text()) if written.exists() else {}
+    origin = read_object(written) if written.exists() else {}
     model = config.model
     return {
         "name": name,
@@ -96,10 +96,13 @@ def evaluation(run: RunDirectory) -> dict[str, Any] | None:
     """
     if not run.evaluation_path.exists():
         return None
-    raw = json.loads(run.evaluation_path.read_text())
-    reports = {when: {name: _report(run, found) for name, found in raw.get(when, {}).items()} for when in _WHEN}
-    gain = raw.get("gain")
-    return {**reports, "gain": {k: _plain(v) for k, v in gain.items()} if gain else None}
+    raw = read_object(run.evaluation_path)
+    try:
+        reports = {when: {name: _report(run, found) for name, found in raw.get(when, {}).items()} for when in _WHEN}
+        gain = {k: _plain(v) for k, v in raw["gain"].items()} if raw.get("gain") else None
+    except AttributeError as error:
+        raise ValueError(f"{run.evaluation_path} is not of this version of turnwise ({error})") from None
+    return {**reports, "gain": gain}
 
 
 _WHEN = ("before", "after")
