@@ -22,7 +22,7 @@ def describe(run: RunDirectory, name: str) -> dict[str, Any]:
     """A run's settings and where its numbers come from."""
     config = run.config()
     written = run.path / "run.json"
-    origin = read_object(written) if written.exists() else {}
+    origin = _plain(read_object(written)) if written.exists() else {}
     model = config.model
     return {
         "name": name,
@@ -138,4 +138,8 @@ def comparison(paths: Sequence[Path]) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
