@@ -1,6 +1,6 @@
 """Kill training at random instants, resume it, and hold what comes out against the run that was not killed.
 
-    python benchmarks/faults.py kill --points 25 --out /tmp/kills
+    python benchmarks/faults.py kill --points 25 --out runs/kills
 
 Real ``turnwise train`` processes of a tiny configuration, several algorithms in turn. A *time* is a SIGKILL at a random
 moment of the run. A *write* is a SIGKILL at a random one of the system calls that change the disk, in half of the cases

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,12 @@ def prefix_order(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
     """
     keys = [np.ascontiguousarray(row, dtype=np.int64).tobytes() for row in rows]
     order = sorted(range(len(rows)), key=keys.__getitem__)
-    shared = [_shared(rows[a], rows[b]) for a, b in pairwise(order)]
+    shared = [common_prefix(rows[a], rows[b]) for a, b in pairwise(order)]
     return np.array(order, np.int64), np.array([0, *shared][: len(order)], np.int64)
 
 
-def _shared(left: Ints, right: Ints) -> int:
+def common_prefix(left: NDArray[np.integer[Any]], right: NDArray[np.integer[Any]]) -> int:
+    """How many leading tokens two sequences share."""
     size = min(len(left), len(right))
     different = np.flatnonzero(left[:size] != right[:size])
     return int(different[0]) if len(different) else size

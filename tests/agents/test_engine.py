@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.models import tiny_model, tokenizer
-from turnwise.agents.cache import common_prefix
 from turnwise.agents.engine import Sampling, SlotEngine, inverse_cdf, truncated_logprobs
+from turnwise.prefixes import common_prefix
 
 
 def engine(model: Any, slots: int = 4, end_ids: frozenset[int] = frozenset(), max_length: int = 512) -> SlotEngine:

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from turnwise.trajectory import IntArray
-
 
 class SlotCache:
     """``lengths`` [S] counts the tokens whose keys and values each slot holds. Buffers grow by doubling."""
@@ -201,10 +199,3 @@ def _similar(rows: list[int], counts: list[int]) -> list[list[int]]:
         else:
             groups.append([row])
     return groups
-
-
-def common_prefix(held: IntArray, wanted: IntArray) -> int:
-    """How many leading tokens two sequences share."""
-    size = min(len(held), len(wanted))
-    different = np.nonzero(held[:size] != wanted[:size])[0]
-    return int(different[0]) if len(different) else size

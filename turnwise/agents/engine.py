@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from turnwise.agents.cache import SlotCache, StepPlan, common_prefix
+from turnwise.agents.cache import SlotCache, StepPlan
 from turnwise.clock import Clock
+from turnwise.prefixes import common_prefix
 from turnwise.trajectory import FloatArray, IntArray
 
 
