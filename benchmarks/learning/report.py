@@ -58,8 +58,8 @@ def page(setting: str, out: Path, finished: Sequence[Cell], comparison: Comparis
     title = f"# Learning, {setting}: {comparison.env}"
     about = (
         f"`python benchmarks/learning/run.py --setting {setting}`, commit {made['commit'] or 'unknown'}, "
-        f"{made['platform']}, Python {made['python']}, torch {made['versions']['torch']}. Each run sampled "
-        f"{found.budget:,} tokens, after {found.trial_budget:,} in each tuning trial. Made by "
+        f"{made['platform']}, Python {made['python']}, torch {made['versions']['torch']}. Each run and "
+        f"each tuning trial sampled {found.budget:,} tokens. Made by "
         "`benchmarks/learning/report.py`; the design is in `benchmarks/learning/design.py`."
     )
     parts = [title, about, f"![learning curves]({picture})", markdown(comparison).rstrip()]
