@@ -17,11 +17,11 @@ from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent
 from turnwise.agents.policy import Policy
 from turnwise.agents.prompts import ChatFormat
-from turnwise.cloning import Progress, clone
 from turnwise.config import load_config
 from turnwise.envs.tasks import make_env, maker, panel
-from turnwise.evaluation import evaluate_policy
-from turnwise.warmstart import start_model
+from turnwise.evaluation.report import evaluate_policy
+from turnwise.training.cloning import Progress, clone
+from turnwise.training.warmstart import start_model
 
 
 class _TimeIsUpError(Exception):

@@ -46,14 +46,14 @@ from rich.console import Console
 from transformers.utils import logging
 
 from turnwise.config import RunConfig, load_config
-from turnwise.evaluating import evaluate
-from turnwise.evaluation import Report
+from turnwise.evaluation.evaluate import evaluate
+from turnwise.evaluation.report import Report
 from turnwise.players import load_policies
-from turnwise.rundir import RunDirectory
-from turnwise.tasksets import open_panels
-from turnwise.trainer import Silent, Trainer
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.tasksets import open_panels
+from turnwise.training.trainer import Silent, Trainer
+from turnwise.training.warmstart import warmstart
 from turnwise.trajectory import Group, Task
-from turnwise.warmstart import warmstart
 
 MODES = ("rollout_func", "environment_factory")
 

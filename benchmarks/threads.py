@@ -67,10 +67,10 @@ def measure(config_name: str, learning: int, sampling: int, updates: int) -> dic
 
     from turnwise.config import load_config
     from turnwise.players import load_policies
-    from turnwise.rundir import RunDirectory
-    from turnwise.tasksets import open_panels
-    from turnwise.trainer import Silent, Trainer
-    from turnwise.warmstart import warmstart
+    from turnwise.records.rundir import RunDirectory
+    from turnwise.training.tasksets import open_panels
+    from turnwise.training.trainer import Silent, Trainer
+    from turnwise.training.warmstart import warmstart
 
     settings = ["eval={every: 0, test_split: null}", f"threads={learning}", f"rollout.threads={sampling}"]
     config = load_config(config_name, settings)

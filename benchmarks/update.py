@@ -32,7 +32,7 @@ from turnwise.agents import policy as policy_module
 from turnwise.agents.head import logprob_entropy
 from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.agents.scratch import ScratchModelConfig, new_model
-from turnwise.plan import Vocabulary
+from turnwise.training.plan import Vocabulary
 
 Row = dict[str, Any]
 REPEATS = 3

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from turnwise.display import LiveDisplay, result_table
-from turnwise.evaluation import Report
-from turnwise.experiment import Result
-from turnwise.rundir import RunDirectory
+from turnwise.commands.display import LiveDisplay, result_table
+from turnwise.evaluation.report import Report
+from turnwise.records.rundir import RunDirectory
 from turnwise.statistics import Estimate
+from turnwise.training.experiment import Result
 
 
 def main(folder: str, out: str) -> None:

@@ -13,8 +13,8 @@ from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scripted import scripted
 from turnwise.config import RunConfig, parse_config
 from turnwise.envs.tasks import panel
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryWriter
-from turnwise.rundir import RunDirectory
 from turnwise.trajectory import RolloutFinished, TurnFinished
 
 HOUSE, ECHO, NIM = "turnwise/Household-v0", "tests.worlds:tests/Echo-v0", "tests.worlds:tests/Nim-v0"

@@ -17,13 +17,14 @@ from rich.console import Console
 
 from tests.models import TINY as TINY_MODEL
 from tests.models import scratch_folder, tiny_model
-from turnwise import cli, cli_bench
+from turnwise import cli
 from turnwise.agents.engine import torch_threads
 from turnwise.bench import floor, gpu
 from turnwise.bench.floor import Load, Machine
 from turnwise.bench.own import own_bench
 from turnwise.bench.rollout import Script, run_engine, run_generate, scripts
 from turnwise.clock import Clock, time_line
+from turnwise.commands import bench as cli_bench
 from turnwise.config import load_config
 from turnwise.trajectory import Task, Trajectory, Turn
 
@@ -153,7 +154,7 @@ def test_bench_measures_a_model_of_ones_own(
 def test_bench_all_measures_a_run(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from turnwise.experiment import train
+    from turnwise.training.experiment import train
 
     own = ["model={}", f"model.path={model_folder}", "warmstart=null"]
     short = ["num_updates=1", "eval={every: 0, test_split: null}"]

@@ -11,10 +11,18 @@ import torch
 from tests.models import TINY, tokenizer
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scratch import new_model, set_phrases, train_tokenizer
-from turnwise.cloning import Cloner, Demonstration, WarmstartConfig, cloning_loss, demonstrate, demonstrations, rows_of
 from turnwise.config import load_config
 from turnwise.envs.tasks import make_env, panel
-from turnwise.warmstart import warmstart_key
+from turnwise.training.cloning import (
+    Cloner,
+    Demonstration,
+    WarmstartConfig,
+    cloning_loss,
+    demonstrate,
+    demonstrations,
+    rows_of,
+)
+from turnwise.training.warmstart import warmstart_key
 
 AGENT = AgentConfig()
 SHOWN = Demonstration(

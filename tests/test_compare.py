@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from turnwise.compare import compare, plain
-from turnwise.comparison_view import comparison_table, curves_svg, markdown
 from turnwise.config import load_config
-from turnwise.contenders import Curve, read_run
-from turnwise.evaluation import Report
-from turnwise.rundir import RunDirectory
+from turnwise.evaluation.compare import compare, plain
+from turnwise.evaluation.comparison_view import comparison_table, curves_svg, markdown
+from turnwise.evaluation.contenders import Curve, read_run
+from turnwise.evaluation.report import Report
+from turnwise.records.rundir import RunDirectory
 from turnwise.statistics import Estimate, bootstrap_mean, crossed_bootstrap, detectable, more_to_resolve, wilson
 from turnwise.svg import Panel, small_multiples, ticks
 

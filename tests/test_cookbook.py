@@ -17,8 +17,8 @@ from rich.console import Console
 from turnwise import cli
 from turnwise.agents.scripted import expert_of
 from turnwise.envs.tasks import make_env
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
-from turnwise.rundir import RunDirectory
 
 BOOK = Path(__file__).parent.parent / "docs" / "cookbook"
 PAGES = ("own_environment", "own_algorithm", "own_reward_shaper", "own_context")

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from turnwise.evaluation import Report, summarize
-from turnwise.pooling import panels_differ, pool
+from turnwise.evaluation.pooling import panels_differ, pool
+from turnwise.evaluation.report import Report, summarize
 from turnwise.statistics import crossed_bootstrap, paired_difference, pass_at_k, wilson
 from turnwise.trajectory import Task, Trajectory
 

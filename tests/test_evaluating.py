@@ -17,17 +17,17 @@ from tests.chat_server import Response, completion, refusal, serving
 from tests.models import scratch_folder
 from turnwise import cli
 from turnwise.agents.chat_client import EndpointConfig, EndpointError
-from turnwise.compare import compare
-from turnwise.comparison_view import curves_svg, markdown
 from turnwise.config import load_config
 from turnwise.envs.tasks import make_env, panel
-from turnwise.evaluating import evaluate, evaluate_all
-from turnwise.evaluation import Report
-from turnwise.evaluation_file import read_evaluation
-from turnwise.evaluation_view import evaluation_table
-from turnwise.experiment import train
+from turnwise.evaluation.compare import compare
+from turnwise.evaluation.comparison_view import curves_svg, markdown
+from turnwise.evaluation.evaluate import evaluate, evaluate_all
+from turnwise.evaluation.file import read_evaluation
+from turnwise.evaluation.report import Report
+from turnwise.evaluation.subjects import Asked, overlap_with
+from turnwise.evaluation.tables import evaluation_table
 from turnwise.replay.store import TrajectoryReader
-from turnwise.subjects import Asked, overlap_with
+from turnwise.training.experiment import train
 from turnwise.trajectory import Trajectory
 
 torch.set_num_threads(1)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from turnwise.display import LiveDisplay, report_table, result_table, sparkline
-from turnwise.evaluation import Report, summarize
-from turnwise.experiment import Result
+from turnwise.commands.display import LiveDisplay, report_table, result_table, sparkline
+from turnwise.evaluation.report import Report, summarize
 from turnwise.statistics import paired_difference, wilson
+from turnwise.training.experiment import Result
 from turnwise.trajectory import Task, Trajectory, Turn
 
 TASKS = [Task("env", "test", i, f"key{i}", "clean" if i % 2 else "heat") for i in range(4)]

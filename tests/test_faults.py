@@ -9,9 +9,9 @@ import pytest
 
 from tests.models import scratch_folder
 from turnwise.config import RunConfig, load_config
-from turnwise.experiment import train
-from turnwise.rundir import RunDirectory
-from turnwise.trainer import CollectionError
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.experiment import train
+from turnwise.training.trainer import CollectionError
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 
 from tests.test_training import StopAfter, StopError, timeless
 from turnwise.config import RunConfig, load_config
-from turnwise.evaluating import evaluate
-from turnwise.experiment import export, resume, train
+from turnwise.evaluation.evaluate import evaluate
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
-from turnwise.rundir import RunDirectory
+from turnwise.training.experiment import export, resume, train
 
 NIM = "tests.worlds:tests/Nim-v0"
 TINY = [

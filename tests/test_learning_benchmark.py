@@ -12,10 +12,10 @@ import pytest
 
 from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.config import RunConfig
-from turnwise.contenders import read_run
-from turnwise.rundir import RunDirectory
-from turnwise.trainer import Silent
-from turnwise.warmstart import warmstart_key
+from turnwise.evaluation.contenders import read_run
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.trainer import Silent
+from turnwise.training.warmstart import warmstart_key
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "learning"
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from turnwise.agents.policy import Policy
-from turnwise.checkpoints import Checkpoint
 from turnwise.config import RunConfig, load_config
 from turnwise.players import load_policies, model_agent, players, sides_of
-from turnwise.proof import broken_link
+from turnwise.records.checkpoints import Checkpoint
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
-from turnwise.rundir import RunDirectory
-from turnwise.side import DisagreementError, Side
-from turnwise.trainer import Silent, Trainer
-from turnwise.warmstart import warmstart
+from turnwise.training.proof import broken_link
+from turnwise.training.side import DisagreementError, Side
+from turnwise.training.trainer import Silent, Trainer
+from turnwise.training.warmstart import warmstart
 
 # A learning rate at which one update changes log-probs by less than the numbers could tell.
 TINY = [

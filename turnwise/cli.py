@@ -15,17 +15,15 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from turnwise import cli_bench as bench
-from turnwise import cli_plan
-from turnwise import cli_runs as runs
-from turnwise import cli_view as views
-from turnwise import cli_worlds as worlds
-from turnwise.cli_bench import quiet
+from turnwise.commands import bench, runs, worlds
+from turnwise.commands import plan as cli_plan
+from turnwise.commands import view as views
+from turnwise.commands.bench import quiet
 
 if TYPE_CHECKING:
-    from turnwise.checkpoints import CheckpointName
     from turnwise.config import RunConfig
-    from turnwise.experiment import Result
+    from turnwise.records.checkpoints import CheckpointName
+    from turnwise.training.experiment import Result
 
 app = typer.Typer(
     name="turnwise",
@@ -136,9 +134,9 @@ def evaluate(
     from rich.progress import Progress
 
     from turnwise.config import override, parse_section
-    from turnwise.evaluating import evaluate_all
-    from turnwise.evaluation_view import evaluation_table
-    from turnwise.subjects import Asked, Overrides
+    from turnwise.evaluation.evaluate import evaluate_all
+    from turnwise.evaluation.subjects import Asked, Overrides
+    from turnwise.evaluation.tables import evaluation_table
 
     settings = [word for word in targets if "=" in word and not Path(word).exists()]
     asked_url = [f"endpoint.base_url={base_url}"] if base_url is not None else []
@@ -207,9 +205,9 @@ def compare(
     """
     import json
 
-    from turnwise.compare import compare as run_compare
-    from turnwise.compare import plain
-    from turnwise.comparison_view import comparison_table, curves_svg
+    from turnwise.evaluation.compare import compare as run_compare
+    from turnwise.evaluation.compare import plain
+    from turnwise.evaluation.comparison_view import comparison_table, curves_svg
 
     comparison = run_compare(runs, baseline=baseline)
     if plot is not None:
@@ -235,7 +233,7 @@ def algorithms(
     name: Annotated[str | None, typer.Argument(help="One of them, or module:recipe; all without.")] = None,
 ) -> None:
     """List the algorithms, or show one: paper, equations, every setting, and where paper and released code part."""
-    from turnwise.play import algorithm_page, algorithms_table
+    from turnwise.commands.play import algorithm_page, algorithms_table
 
     if name is None:
         console.print(algorithms_table())
@@ -246,7 +244,7 @@ def algorithms(
 @app.command()
 def settings(section: Annotated[str, typer.Argument(help="Such as optimizer or warmstart; all without.")] = "") -> None:
     """Every setting of a run: its default and what it means."""
-    from turnwise.play import settings_table
+    from turnwise.commands.play import settings_table
 
     console.print(settings_table(section))
 
@@ -259,8 +257,8 @@ def warmstart(
 ) -> None:
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
     from turnwise.agents.policy import check_device
-    from turnwise.display import LiveDisplay
-    from turnwise.warmstart import warmstart as run_warmstart
+    from turnwise.commands.display import LiveDisplay
+    from turnwise.training.warmstart import warmstart as run_warmstart
 
     config = _config(settings, env, None, [])
     check_device(config.device)
@@ -283,7 +281,7 @@ def export(
     side: Annotated[str | None, typer.Option(help="Role whose policy, where a game has one for each.")] = None,
 ) -> None:
     """Write a run's policy as a merged Hugging Face folder, or as its adapter."""
-    from turnwise.experiment import export as run_export
+    from turnwise.training.experiment import export as run_export
 
     quiet()
     folder = run_export(run, to, adapter=adapter, checkpoint=_checkpoint(checkpoint), side=side)
@@ -310,9 +308,9 @@ def _new_folder(config: RunConfig) -> Path:
 def _run(config: RunConfig | None, folder: Path) -> Result:
     """Train (or, without a configuration, resume) under the display; the closing table."""
     from turnwise.clock import time_line
-    from turnwise.display import LiveDisplay, result_table, sparkline
-    from turnwise.experiment import resume, train
-    from turnwise.rundir import RunDirectory
+    from turnwise.commands.display import LiveDisplay, result_table, sparkline
+    from turnwise.records.rundir import RunDirectory
+    from turnwise.training.experiment import resume, train
 
     quiet()
     shown = config or RunDirectory.open(folder).config()
@@ -356,7 +354,7 @@ def main() -> None:
 
 def _reason(error: Exception) -> str:
     """What went wrong and what to do; faults that are not the user's say how to see more."""
-    from turnwise.faults import is_out_of_memory
+    from turnwise.training.faults import is_out_of_memory
 
     if isinstance(error, ValueError) or hasattr(error, "exit_code"):
         return str(error)

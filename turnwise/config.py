@@ -30,11 +30,11 @@ from turnwise.agents.scratch import ScratchModelConfig
 from turnwise.algorithms.optimizer import OptimizerConfig
 from turnwise.algorithms.recipe import RunInfo, Settings
 from turnwise.algorithms.registry import ALGORITHMS, build, resolve
-from turnwise.cloning import WarmstartConfig
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, make_env
-from turnwise.mirrors import MirrorName
-from turnwise.watchdog import WatchdogConfig
+from turnwise.training.cloning import WarmstartConfig
+from turnwise.training.mirrors import MirrorName
+from turnwise.training.watchdog import WatchdogConfig
 
 
 class _Section(BaseModel):

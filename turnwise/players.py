@@ -16,12 +16,12 @@ from turnwise.agents.episode import ModelAgent, Player, Scripted
 from turnwise.agents.policy import Policy, load_model
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import scripted
-from turnwise.checkpoints import CheckpointName
 from turnwise.config import GameConfig, PretrainedModelConfig, RunConfig, parse_section
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object
-from turnwise.rundir import RunDirectory
+from turnwise.records.checkpoints import CheckpointName
+from turnwise.records.rundir import RunDirectory
 
 AGENT_FILE = "agent.json"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from turnwise.compare import Run
+from turnwise.evaluation.compare import Run
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
-from turnwise.rundir import RunDirectory
 from turnwise.statistics import Estimate, crossed_bootstrap
 from turnwise.trajectory import Trajectory
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.config import RunConfig, override, parse_config, read_config
-from turnwise.contenders import read_run
-from turnwise.rundir import RunDirectory
+from turnwise.evaluation.contenders import read_run
+from turnwise.records.rundir import RunDirectory
 
 BASELINE = "grpo"
 TUNING_SEED = 1000

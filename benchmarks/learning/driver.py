@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 from turnwise.config import RunConfig
-from turnwise.experiment import resume, train
-from turnwise.rundir import RunDirectory
-from turnwise.trainer import Observer
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.experiment import resume, train
+from turnwise.training.trainer import Observer
 
 
 def run_cell(config: RunConfig, budget: int, path: Path, observer: Observer) -> None:

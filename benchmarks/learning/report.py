@@ -14,9 +14,9 @@ from pathlib import Path
 from claims import CLAIMS, Measured, over_seeds
 from design import BASELINE, SETTINGS, Cell, cells, is_finished, tuned
 
-from turnwise.compare import Comparison, compare
-from turnwise.comparison_view import curves_svg, markdown
-from turnwise.contenders import read_run
+from turnwise.evaluation.compare import Comparison, compare
+from turnwise.evaluation.comparison_view import curves_svg, markdown
+from turnwise.evaluation.contenders import read_run
 from turnwise.statistics import Estimate
 
 

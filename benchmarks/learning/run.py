@@ -29,7 +29,7 @@ from design import SETTINGS, TUNING_SEED, Cell, cells, configured, is_finished
 from driver import run_cell
 from rich.console import Console
 
-from turnwise.display import LiveDisplay
+from turnwise.commands.display import LiveDisplay
 from turnwise.naming import unknown
 
 

@@ -23,7 +23,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scripted import play_episode, scripted
 from turnwise.agents.textplay import play_jobs
 from turnwise.envs.tasks import make_env, maker, panel
-from turnwise.evaluation import evaluate_policy, evaluate_scripted
+from turnwise.evaluation.report import evaluate_policy, evaluate_scripted
 from turnwise.players import model_agent, players
 
 torch.set_num_threads(1)  # the server samples in a thread of its own

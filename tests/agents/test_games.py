@@ -15,7 +15,7 @@ from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import play_episode, scripted
 from turnwise.algorithms.planning import GroupPlanner
 from turnwise.envs.tasks import make_env, maker, panel
-from turnwise.evaluation import evaluate_policy, evaluate_scripted
+from turnwise.evaluation.report import evaluate_policy, evaluate_scripted
 from turnwise.trajectory import Trajectory, TurnFinished, group_by_task
 
 NIM = "tests.worlds:tests/Nim-v0"

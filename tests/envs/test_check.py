@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.envs import broken_worlds as worlds
-from turnwise.check_env import check_table, plain, summary
+from turnwise.commands.check_env import check_table, plain, summary
 from turnwise.envs.check import CHECKS, Finding, check, contract
 from turnwise.envs.check.probe import Probe
 

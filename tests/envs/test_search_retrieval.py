@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from turnwise.commands.serve_search import SearchServer, serve
 from turnwise.envs.search import retrieval
 from turnwise.envs.search.bm25 import BM25, words
 from turnwise.envs.search.corpus import Document, MemoryCorpus, document
@@ -25,7 +26,6 @@ from turnwise.envs.search.env import SearchEnv
 from turnwise.envs.search.facts import GeneratedQuestions
 from turnwise.envs.search.remote import RemoteRetriever
 from turnwise.envs.search.retrieval import DiskRetriever, Hit, MemoryRetriever, open_retriever
-from turnwise.serve_search import SearchServer, serve
 
 CORPUS = MemoryCorpus(
     "three documents",
@@ -199,7 +199,7 @@ def test_serving_ends_with_an_interrupt(tmp_path: Path) -> None:
     program = (
         # A shell's background job ignores interrupts, and its children do.
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from turnwise.serve_search import serve; "
+        "from turnwise.commands.serve_search import serve; "
         "serve(sys.argv[1], port=0, on_ready=lambda url: sys.stdout.write(url + chr(10)) and sys.stdout.flush())"
     )
     with subprocess.Popen([sys.executable, "-c", program, str(corpus)], stdout=subprocess.PIPE, text=True) as process:

@@ -9,10 +9,10 @@ import torch
 
 from turnwise.config import RunConfig, load_config
 from turnwise.players import load_policies, sides_of
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.codec import to_record
 from turnwise.replay.store import TrajectoryReader
-from turnwise.rundir import RunDirectory
-from turnwise.trainer import Silent, Trainer
+from turnwise.training.trainer import Silent, Trainer
 
 SETTINGS = [
     "env.id=tests.faults.worlds:tests/Lottery-v0",

@@ -12,8 +12,8 @@ from tests.faults.runs import assert_same, config, timeless, trainer
 from tests.models import scratch_folder
 from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.config import RunConfig
-from turnwise.rundir import RunDirectory
-from turnwise.trainer import Trainer
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.trainer import Trainer
 
 FORMS = {
     "epo, released": "{type: epo, form: released}",

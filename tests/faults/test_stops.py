@@ -21,8 +21,9 @@ from tests.faults.runs import assert_same, config, timeless
 from tests.models import scratch_folder
 from turnwise.agents.policy import Policy
 from turnwise.algorithms import update
-from turnwise.experiment import resume, train
-from turnwise.faults import (
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.experiment import resume, train
+from turnwise.training.faults import (
     DivergedError,
     InterruptedRunError,
     StorageError,
@@ -30,8 +31,7 @@ from turnwise.faults import (
     is_out_of_memory,
     storage,
 )
-from turnwise.rundir import RunDirectory
-from turnwise.trainer import Silent
+from turnwise.training.trainer import Silent
 
 
 @pytest.fixture(scope="module")

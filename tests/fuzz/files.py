@@ -18,12 +18,12 @@ from tests.stored import HOUSE, collector_of, run_config
 from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import jobs_for
 from turnwise.envs.tasks import panel
-from turnwise.exporting import trajectory_row
+from turnwise.records.exporting import trajectory_row
+from turnwise.records.trajectories import Stored
+from turnwise.records.trajectory_tables import Listing, episode_page
 from turnwise.replay.codec import to_record
 from turnwise.replay.store import FORMAT, TrajectoryReader, TrajectoryWriter, truncate_after
-from turnwise.trajectories import Stored
 from turnwise.trajectory import Trajectory
-from turnwise.trajectory_tables import Listing, episode_page
 
 
 def trajectory_file(rng: random.Random, folder: Path) -> str:

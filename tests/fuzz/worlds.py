@@ -19,9 +19,9 @@ from turnwise.agents.engine import Sampling, SlotEngine
 from turnwise.agents.episode import ModelAgent, SuccessRule, jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.envs.interface import AnyText
-from turnwise.exporting import trajectory_row
+from turnwise.records.exporting import trajectory_row
+from turnwise.records.trajectories import Stored
 from turnwise.replay.codec import from_record, to_record
-from turnwise.trajectories import Stored
 from turnwise.trajectory import Task, Trajectory
 
 _KEYS = ["success", "score", "valid", "admissible_actions", "anchor", "player", "rewards", "successes", "scores", "x"]

@@ -10,7 +10,7 @@ import torch
 
 from turnwise.algorithms.common import GroupAdvantage
 from turnwise.config import parse_config
-from turnwise.experiment import Result, train
+from turnwise.training.experiment import Result, train
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from tests.models import scratch_folder, tokenizer
 from turnwise.config import load_config
-from turnwise.evaluation import Report
+from turnwise.evaluation.report import Report
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryWriter
-from turnwise.rundir import RunDirectory
 from turnwise.statistics import wilson
 from turnwise.trajectory import Fork, Task, Trajectory, Turn
 

@@ -25,11 +25,11 @@ from turnwise.clock import STAGES
 from turnwise.config import CONFIG_SUFFIXES, RunConfig, load_config, override, parse_config, shipped_configs
 from turnwise.envs.cache import cache_dir
 from turnwise.players import load_policies, open_run, sides_of
-from turnwise.rundir import RunDirectory
-from turnwise.tasksets import open_panels
-from turnwise.trainer import Silent, Trainer
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.tasksets import open_panels
+from turnwise.training.trainer import Silent, Trainer
+from turnwise.training.warmstart import start_model, warmstart_key
 from turnwise.trajectory import Group, Trajectory
-from turnwise.warmstart import start_model, warmstart_key
 
 _UNMEASURED = {
     "eval": {"every": 0, "test_split": None},

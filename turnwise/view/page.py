@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.config import RunConfig
-from turnwise.rundir import RunDirectory
+from turnwise.records.rundir import RunDirectory
 from turnwise.view.episodes import pack, read_episodes
 from turnwise.view.runs import columns, comparison, describe, evaluation, events, interval, validation
 

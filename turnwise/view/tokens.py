@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from turnwise.config import PretrainedModelConfig
-from turnwise.rundir import RunDirectory
+from turnwise.records.rundir import RunDirectory
 
 
 def open_tokenizer(run: RunDirectory) -> Any | None:

@@ -16,7 +16,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def envs() -> None:
     """List the environments: what they are, splits and their sizes."""
-    from turnwise.play import envs_table
+    from turnwise.commands.play import envs_table
 
     console.print(envs_table())
 
@@ -31,7 +31,7 @@ def play(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Play one episode: you at the terminal, the expert, or a random agent."""
-    from turnwise.play import play as run_play
+    from turnwise.commands.play import play as run_play
 
     run_play(console, env, _kwargs(settings), agent, split, task, seed, opponent)
 
@@ -48,7 +48,7 @@ def check_env(
     """
     import json
 
-    from turnwise.check_env import check_table, plain
+    from turnwise.commands.check_env import check_table, plain
     from turnwise.envs.check import check
 
     report = check(env, seconds, **_kwargs(settings))
@@ -93,7 +93,7 @@ def serve_search(
     difficulty: Annotated[str, typer.Option(help="Of the generated world: easy, medium, hard.")] = "easy",
 ) -> None:
     """Offer Search-R1's retrieval protocol (POST /retrieve) over a corpus."""
-    from turnwise.serve_search import serve
+    from turnwise.commands.serve_search import serve
 
     paths = [str(path) for path in corpus] if corpus else None
     serve(

@@ -18,12 +18,12 @@ from turnwise.agents.textplay import Played
 from turnwise.config import GameConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv
-from turnwise.evaluation import Report, evaluate_policy, evaluate_scripted
-from turnwise.evaluation_file import Evaluation, EvaluationFile, Measured, Part, about
+from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
+from turnwise.evaluation.pooling import pool
+from turnwise.evaluation.report import Report, evaluate_policy, evaluate_scripted
+from turnwise.evaluation.subjects import Asked, Subject, check_seeds
 from turnwise.players import WhichCheckpoint, opponents, players
-from turnwise.pooling import pool
-from turnwise.subjects import Asked, Subject, check_seeds
-from turnwise.trainer import TEST_KEY
+from turnwise.training.trainer import TEST_KEY
 from turnwise.trajectory import Trajectory
 
 

@@ -7,10 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.agents.chat_client import Usage
-from turnwise.display import estimate_text, report_table, score_text
-from turnwise.evaluation import Report
-from turnwise.evaluation_file import Evaluation
-from turnwise.pooling import Pooled
+from turnwise.commands.display import estimate_text, report_table, score_text
+from turnwise.evaluation.file import Evaluation
+from turnwise.evaluation.pooling import Pooled
+from turnwise.evaluation.report import Report
 
 
 def evaluation_table(evaluation: Evaluation) -> Group:

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from turnwise import cli_worlds as worlds
-from turnwise.cli_worlds import print_numbers
+from turnwise.commands import worlds
+from turnwise.commands.worlds import print_numbers
 
 if TYPE_CHECKING:
     from turnwise.bench.own import OwnBench

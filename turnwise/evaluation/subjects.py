@@ -13,11 +13,11 @@ from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import ModelAgent, Player, Seating
 from turnwise.config import EnvConfig, EvaluationOverrides, RunConfig
-from turnwise.contenders import settings_of, start_of
 from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import panel
+from turnwise.evaluation.contenders import settings_of, start_of
 from turnwise.players import WhichCheckpoint, open_run
-from turnwise.rundir import RunDirectory
+from turnwise.records.rundir import RunDirectory
 from turnwise.trajectory import Task
 
 

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from turnwise.faults import StoppedRunError
 from turnwise.naming import unknown
+from turnwise.training.faults import StoppedRunError
 from turnwise.trajectory import Group, Trajectory
 
 Action = Literal["warn", "stop"]

@@ -32,7 +32,7 @@ def plan(
     import json
 
     from turnwise.config import load_config
-    from turnwise.plan import GIB, available_memory, fit, shape_of
+    from turnwise.training.plan import GIB, available_memory, fit, shape_of
 
     words = list(settings or [])
     name = words.pop(0) if words and "=" not in words[0] else None

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from turnwise.trajectories import Stored
+from turnwise.records.trajectories import Stored
 from turnwise.trajectory import Trajectory, Turn
 
 _COLUMNS = ("episode", "update", "type", "end", "success", "return", "turns", "tokens", "forked from")

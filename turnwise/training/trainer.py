@@ -22,22 +22,22 @@ from turnwise.agents.episode import Seating, SuccessRule, mix
 from turnwise.agents.policy import Policy
 from turnwise.algorithms.metrics import Metrics
 from turnwise.algorithms.planning import GroupPlanner
-from turnwise.checkpoints import Checkpoint, CheckpointName
 from turnwise.clock import Clock
-from turnwise.cloning import Progress
 from turnwise.config import GameConfig, RunConfig
 from turnwise.envs.interface import HasPlayers, capability
-from turnwise.evaluation import Report, evaluate_policy
-from turnwise.faults import DivergedError, UpdateMemoryError, is_out_of_memory
-from turnwise.mirrors import Mirrors
+from turnwise.evaluation.report import Report, evaluate_policy
 from turnwise.players import opponents
 from turnwise.record import episode_numbers, finite, joined
+from turnwise.records.checkpoints import Checkpoint, CheckpointName
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryWriter
-from turnwise.rundir import RunDirectory
-from turnwise.side import Side
-from turnwise.tasksets import TaskOrder, open_panels
+from turnwise.training.cloning import Progress
+from turnwise.training.faults import DivergedError, UpdateMemoryError, is_out_of_memory
+from turnwise.training.mirrors import Mirrors
+from turnwise.training.side import Side
+from turnwise.training.tasksets import TaskOrder, open_panels
+from turnwise.training.watchdog import Watchdog, signs, stop_where_asked
 from turnwise.trajectory import Group, Task, Trajectory, group_by_task
-from turnwise.watchdog import Watchdog, signs, stop_where_asked
 
 # Keys of the reply draws: updates count from 0, measurements have their own.
 _EVAL_KEY, TEST_KEY = 1 << 40, 1 << 41

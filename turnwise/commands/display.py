@@ -21,10 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.clock import time_line
-from turnwise.cloning import Progress as Cloning
-from turnwise.evaluation import Report
-from turnwise.experiment import Result
+from turnwise.evaluation.report import Report
 from turnwise.statistics import Estimate
+from turnwise.training.cloning import Progress as Cloning
+from turnwise.training.experiment import Result
 from turnwise.trajectory import Trajectory
 
 _BARS = "▁▂▃▄▅▆▇█"

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.contenders import AXES, Run, read
+from turnwise.evaluation.contenders import AXES, Run, read
+from turnwise.evaluation.pooling import cells, panels_differ, pooled_rate
 from turnwise.naming import unknown
-from turnwise.pooling import cells, panels_differ, pooled_rate
 from turnwise.statistics import Estimate, crossed_bootstrap, detectable, more_to_resolve
 
 _SHARES = ("clip_share", "dual_clip_share", "dropped_groups", "skipped_steps")

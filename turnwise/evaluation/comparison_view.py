@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from turnwise.compare import Comparison, Difference, Method
+from turnwise.evaluation.compare import Comparison, Difference, Method
 from turnwise.statistics import Estimate
 from turnwise.svg import Line, Panel, small_multiples
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from turnwise.config import RunConfig
-from turnwise.evaluation import Report
-from turnwise.evaluation_file import Measured, flat, read_evaluation
+from turnwise.evaluation.file import Measured, flat, read_evaluation
+from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
-from turnwise.rundir import RunDirectory
+from turnwise.records.rundir import RunDirectory
 
 _INCIDENTAL = (
     *("seed", "device", "threads", "checkpoint_every", "rollout.threads", "rollout.num_slots"),

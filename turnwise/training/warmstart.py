@@ -18,12 +18,12 @@ from turnwise.agents.episode import ModelAgent, Seating, SuccessRule, mix
 from turnwise.agents.policy import load_model, save_model
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
-from turnwise.cloning import OnProgress, Progress, WarmstartConfig, clone, demonstrations
 from turnwise.config import GameConfig, RunConfig
 from turnwise.envs.cache import cache_dir
 from turnwise.envs.tasks import TextEnv, panel
-from turnwise.evaluation import evaluate_policy
+from turnwise.evaluation.report import evaluate_policy
 from turnwise.players import opponents
+from turnwise.training.cloning import OnProgress, Progress, WarmstartConfig, clone, demonstrations
 from turnwise.trajectory import Task
 
 FORMAT = 1

@@ -5,7 +5,7 @@ run.json           versions, commit, hashes of the panels, command; locked while
 model/             the base model (scratch models; a pretrained one stays where it is)
 metrics.jsonl      one line per update, on the disk before the next begins
 trajectories.jsonl.gz   every training episode
-checkpoints/       turnwise.checkpoints
+checkpoints/       turnwise.records.checkpoints
 evaluation.json    measurements before and after
 """
 
@@ -26,8 +26,8 @@ from typing import Any
 
 import yaml
 
-from turnwise.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
 from turnwise.config import RunConfig, dump_config, parse_config
+from turnwise.records.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
 from turnwise.replay.store import truncate_after
 
 _PACKAGES = ("turnwise", "torch", "transformers", "peft", "gymnasium", "numpy")

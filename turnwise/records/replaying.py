@@ -19,7 +19,7 @@ from turnwise.agents.episode import CutShortError, Episode, Job, Said, Scripted,
 from turnwise.agents.scripted import play_out, scripted
 from turnwise.config import GameConfig, RunConfig
 from turnwise.envs.interface import HasPlayers, Info, capability
-from turnwise.trajectories import Selection, Stored, episode_of, find, run_of, select
+from turnwise.records.trajectories import Selection, Stored, episode_of, find, run_of, select
 from turnwise.trajectory import Trajectory
 
 _TURN = ("observation", "action", "valid", "reward", "anchor")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.evaluation import Report
+from turnwise.evaluation.report import Report
 from turnwise.statistics import Estimate, crossed_bootstrap, wilson
 
 

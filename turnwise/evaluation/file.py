@@ -20,10 +20,10 @@ from typing import Any
 
 from turnwise.agents.chat_client import Usage
 from turnwise.agents.textplay import Played
-from turnwise.evaluation import Report, write_json
-from turnwise.pooling import Pooled
+from turnwise.evaluation.pooling import Pooled
+from turnwise.evaluation.report import Report, write_json
+from turnwise.records.rundir import provenance
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
-from turnwise.rundir import provenance
 from turnwise.trajectory import Task, Trajectory
 
 FORMAT, VERSION = "turnwise-evaluation", 1

@@ -13,12 +13,12 @@ from turnwise.algorithms.metrics import Agreement
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.update import Learner
-from turnwise.checkpoints import POLICY, Checkpoint, side_prefix
 from turnwise.config import RunConfig
 from turnwise.players import model_agent
-from turnwise.proof import DisagreementError as DisagreementError
-from turnwise.proof import prove
+from turnwise.records.checkpoints import POLICY, Checkpoint, side_prefix
 from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.training.proof import DisagreementError as DisagreementError
+from turnwise.training.proof import prove
 from turnwise.trajectory import Group
 
 

@@ -15,20 +15,20 @@ from typing import Any
 import torch
 
 from turnwise.agents.policy import check_device
-from turnwise.checkpoints import CheckpointName, write_text
 from turnwise.config import RunConfig
-from turnwise.evaluation import Report
-from turnwise.faults import InterruptedRunError, UpdateMemoryError, storage
-from turnwise.interrupt import Interrupts
+from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
-from turnwise.mirrors import check_mirrors
 from turnwise.naming import unknown
 from turnwise.players import AGENT_FILE, load_policies, sides_of
-from turnwise.rundir import RunDirectory
+from turnwise.records.checkpoints import CheckpointName, write_text
+from turnwise.records.rundir import RunDirectory
 from turnwise.statistics import Estimate, paired_difference
-from turnwise.tasksets import open_panels
-from turnwise.trainer import Observer, Silent, Trainer
-from turnwise.warmstart import warmstart
+from turnwise.training.faults import InterruptedRunError, UpdateMemoryError, storage
+from turnwise.training.interrupt import Interrupts
+from turnwise.training.mirrors import check_mirrors
+from turnwise.training.tasksets import open_panels
+from turnwise.training.trainer import Observer, Silent, Trainer
+from turnwise.training.warmstart import warmstart
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class _Clock:
 def train(config: RunConfig, out: str | Path, observer: Observer | None = None) -> Result:
     """Make a run in ``out``: warm start, measure, train, measure.
 
-    Raises ValueError for what cannot be run, StoppedRunError where something else ends it (``turnwise.faults``).
+    Raises ValueError for what cannot be run, StoppedRunError where something else ends it
+    (``turnwise.training.faults``).
     """
     began = _Clock()
     torch.set_num_threads(config.threads)

@@ -23,7 +23,7 @@ import numpy as np
 from turnwise.agents.prompts import ChatFormat, encodable
 from turnwise.config import PretrainedModelConfig
 from turnwise.naming import unknown
-from turnwise.trajectories import Selection, Stored, run_of, select
+from turnwise.records.trajectories import Selection, Stored, run_of, select
 from turnwise.trajectory import Fork, Task, Trajectory, Turn
 
 Row = dict[str, Any]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from turnwise.naming import unknown
+from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
-from turnwise.rundir import RunDirectory
 from turnwise.trajectory import End, Trajectory
 
 SUCCESSES: dict[str, bool | None] = {"yes": True, "no": False, "unknown": None}

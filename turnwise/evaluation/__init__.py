@@ -1,0 +1,1 @@
+"""Success on fixed panels, and runs against each other."""
