@@ -1,9 +1,9 @@
-"""One attention function for sampling and for training.
+"""The learner's attention, inside the modules of transformers.
 
 Models run on a *flat* stream of tokens [1, N] without padding; which tokens see which is the business of an
-``AttentionPlan`` handed through the model's keyword arguments. For training, ``PackedPlan`` keeps sequences apart and
-``PrefixPlan`` has their equal beginnings in the stream once; for sampling, ``StepPlan`` (cache.py) reads and writes the
-slot cache. Without a plan the function is transformers' own sdpa, so a model stays an ordinary Hugging Face model.
+``AttentionPlan`` handed through the model's keyword arguments: ``PackedPlan`` keeps sequences apart, ``PrefixPlan`` has
+their equal beginnings in the stream once. Without a plan the function is transformers' own sdpa, so a model stays an
+ordinary Hugging Face model. (The sampler's attention reads its cache: cache.py and decoder.py.)
 """
 
 from __future__ import annotations

@@ -8,9 +8,11 @@ token attend together as a view of the buffers (nothing is copied), longer input
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -61,129 +63,152 @@ class SlotCache:
 
 
 @dataclass(frozen=True, slots=True)
+class _Singles:
+    """Slots that attend from one token each, reading the buffers where they are."""
+
+    slots: Tensor  # [n]
+    view: int  # the buffers' rows that are read, with idle ones between the slots
+    width: int  # the most keys that a slot sees
+    bias: Tensor  # [view, 1, width]: -inf where a slot has no key
+    whole: bool  # the view has no idle rows, and slots are in order
+
+
+@dataclass(frozen=True, slots=True)
 class _PrefillGroup:
     """P rows with up to T new tokens each; positions beyond a row's own tokens are padding."""
 
     slots: Tensor  # [P]
-    tokens: Tensor  # [P, T] index into the flat stream, clamped
-    real: Tensor  # [P, T] bool
-    mask: Tensor  # [P, 1, T, C] bool: key position visible
+    tokens: Tensor  # [P * T] index into the flat stream, clamped
+    real: Tensor  # [n] places in P * T that are no padding
+    targets: Tensor  # [n] their index into the flat stream
+    bias: Tensor  # [P, 1, heads of a key's * T, C]: -inf where a key position is hidden
     width: int  # C
 
 
 class StepPlan:
     """Attention of one engine step: write the new keys and values, then read each slot's whole history.
 
-    ``slots[i]`` receives ``counts[i]`` new tokens; the flat stream holds them in that order.
+    ``slots[i]`` receives ``counts[i]`` new tokens; the flat stream holds them in that order. ``shared_heads`` query
+    heads read one key head.
     """
 
-    def __init__(self, cache: SlotCache, slots: list[int], counts: list[int]) -> None:
-        self.cache = cache
+    def __init__(self, cache: SlotCache, slots: list[int], counts: list[int], shared_heads: int) -> None:
+        self.cache, self._shared = cache, shared_heads
         starts = cache.lengths[slots]
         sizes = np.asarray(counts)
         cache.reserve(int((starts + sizes).max()))
         offsets = np.concatenate([[0], np.cumsum(sizes)])
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], sizes)
-        device = cache.keys[0].device
-        self.positions = torch.from_numpy(np.repeat(starts, sizes) + within).to(device)  # [N]
-        self._rows = torch.from_numpy(np.repeat(np.asarray(slots), sizes)).to(device)  # [N]
-        self.last = torch.from_numpy(offsets[1:] - 1).to(device)  # [R] last new token of each row
-
-        single = [i for i, n in enumerate(counts) if n == 1]
-        self._plan_decode([slots[i] for i in single], [int(offsets[i]) for i in single], device)
+        self._device = cache.keys[0].device
+        self.positions = self._put(np.repeat(starts, sizes) + within)  # [N]
+        self._rows = self._put(np.repeat(np.asarray(slots), sizes))  # [N]
+        self.last = self._put(offsets[1:] - 1)  # [R] last new token of each row
+        ends = starts + sizes
+        self._last = self._singles(np.asarray(slots), ends)
+        single = np.flatnonzero(sizes == 1)
+        self._tokens = None if len(single) == len(slots) else self._put(offsets[single])
+        self._decode = self._last
+        if self._tokens is not None and len(single):
+            self._decode = self._singles(np.asarray(slots)[single], ends[single])
         longer = sorted((i for i, n in enumerate(counts) if n > 1), key=lambda i: (counts[i], i))
         self._groups = [
-            self._prefill_group(members, slots, sizes, starts, offsets, device) for members in _similar(longer, counts)
+            self._prefill_group(members, np.asarray(slots), sizes, starts, offsets)
+            for members in _similar(longer, counts)
         ]
 
-    def _plan_decode(self, slots: list[int], tokens: list[int], device: torch.device) -> None:
-        self._decode_tokens = torch.tensor(tokens, dtype=torch.long, device=device)
-        self._decode_slots = torch.tensor(slots, dtype=torch.long, device=device)
-        self._view = max(slots) + 1 if slots else 0
-        self._aligned = slots == list(range(self._view)) and tokens == slots
-        if not slots:
-            return
+    def _put(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+    def _singles(self, slots: NDArray[np.int64], lengths: NDArray[np.int64]) -> _Singles:
+        view = int(slots.max()) + 1
         # Idle slots inside the view see one (stale) key, so that their unused rows stay finite.
-        visible = np.ones(self._view, dtype=np.int64)
-        visible[slots] = self.cache.lengths[slots] + 1
-        self._width = int(visible.max())
-        hidden = torch.arange(self._width, device=device) >= torch.from_numpy(visible).to(device)[:, None]
-        dtype = self.cache.keys[0].dtype
-        self._bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        visible = np.ones(view, dtype=np.int64)
+        visible[slots] = lengths
+        width = int(visible.max())
+        hidden = self._put(np.arange(width) >= visible[:, None])
+        whole = len(slots) == view and bool((slots[1:] > slots[:-1]).all())
+        return _Singles(self._put(slots), view, width, self._bias(hidden).unsqueeze(1), whole)
+
+    def _bias(self, hidden: Tensor) -> Tensor:
+        """What is added to scores: -inf where hidden, else 0."""
+        return self.cache.keys[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
 
     def _prefill_group(
         self,
         members: list[int],
-        slots: list[int],
-        sizes: np.ndarray,
-        starts: np.ndarray,
-        offsets: np.ndarray,
-        device: torch.device,
+        slots: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        offsets: NDArray[np.int64],
     ) -> _PrefillGroup:
         steps = np.arange(int(sizes[members].max()))
         real = steps < sizes[members][:, None]
         tokens = np.where(real, offsets[:-1][members][:, None] + steps, 0)
         width = int((starts[members] + sizes[members]).max())
         last_visible = starts[members][:, None] + steps  # [P, T]
-        mask = np.arange(width) <= last_visible[:, :, None]  # [P, T, C]
+        hidden = self._put(np.arange(width) > last_visible[:, :, None])  # [P, T, C]
         return _PrefillGroup(
-            slots=torch.tensor([slots[i] for i in members], device=device),
-            tokens=torch.from_numpy(tokens).to(device),
-            real=torch.from_numpy(real).to(device),
-            mask=torch.from_numpy(mask).unsqueeze(1).to(device),
+            slots=self._put(slots[members]),
+            tokens=self._put(tokens.reshape(-1)),
+            real=self._put(np.flatnonzero(real)),
+            targets=self._put(tokens[real]),
+            bias=self._bias(hidden).unsqueeze(1).repeat(1, 1, self._shared, 1),
             width=width,
         )
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self._rows, :, self.positions] = key.transpose(0, 1)
-        values[self._rows, :, self.positions] = value.transpose(0, 1)
-        if self._aligned and not self._groups:
-            return self._decode(query.transpose(0, 1), keys, values, scale)
-        output = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
-        if self._view:
-            tokens = query[:, self._decode_tokens].transpose(0, 1)
-            output[self._decode_tokens] = self._decode(tokens, keys, values, scale)
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Keys and values [N, K, D] of the stream's tokens, into their slots."""
+        self.cache.keys[layer][self._rows, :, self.positions] = key
+        self.cache.values[layer][self._rows, :, self.positions] = value
+
+    def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
+        """query [N, H, D] of the stream -> [N, H, D]; a token sees what its slot holds up to itself."""
+        if self._tokens is None:
+            return self._read(self._decode, layer, query, scale)
+        output = torch.empty_like(query)
+        if len(self._tokens):
+            output[self._tokens] = self._read(self._decode, layer, query[self._tokens], scale)
         for group in self._groups:
-            self._prefill(group, output, query, keys, values, scale)
+            self._prefill(group, output, layer, query, scale)
         return output
 
-    def _decode(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        """query [n, H, D] of the slots that got one token -> [n, H, D]."""
+    def attend_last(self, layer: int, query: Tensor, scale: float) -> Tensor:
+        """query [R, H, D] of each slot's last token -> [R, H, D]."""
+        return self._read(self._last, layer, query, scale)
+
+    def _read(self, singles: _Singles, layer: int, query: Tensor, scale: float) -> Tensor:
         heads, dim = query.shape[1:]
+        keys, values = (buffers[layer][: singles.view] for buffers in (self.cache.keys, self.cache.values))
         kv_heads = keys.shape[1]
-        if not self._aligned:
-            spread = query.new_zeros(self._view, heads, dim)
-            spread[self._decode_slots] = query
+        if not singles.whole:
+            spread = query.new_zeros(singles.view, heads, dim)
+            spread[singles.slots] = query
             query = spread
         # The query heads that share a key head act as its query positions: nothing is repeated.
-        folded = query.reshape(self._view * kv_heads, heads // kv_heads, dim)
-        past_keys = keys[: self._view].flatten(0, 1)[:, : self._width]
-        past_values = values[: self._view].flatten(0, 1)[:, : self._width]
-        scores = torch.bmm(folded, past_keys.transpose(1, 2)).mul_(scale)
-        scores = scores.view(self._view, -1, self._width).add_(self._bias[:, None])
+        folded = query.reshape(singles.view * kv_heads, heads // kv_heads, dim)
+        scores = torch.bmm(folded, keys.flatten(0, 1)[:, : singles.width].transpose(1, 2)).mul_(scale)
+        scores = scores.view(singles.view, -1, singles.width).add_(singles.bias)
         # In float32, as the learner's attention sums, also where keys are stored in half precision.
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-        weights = weights.view(self._view * kv_heads, -1, self._width)
-        output = torch.bmm(weights, past_values).view(self._view, heads, dim)
-        return output if self._aligned else output[self._decode_slots]
+        weights = weights.view(singles.view * kv_heads, -1, singles.width)
+        output = torch.bmm(weights, values.flatten(0, 1)[:, : singles.width]).view(singles.view, heads, dim)
+        return output if singles.whole else output[singles.slots]
 
-    def _prefill(
-        self, group: _PrefillGroup, output: Tensor, query: Tensor, keys: Tensor, values: Tensor, scale: float
-    ) -> None:
-        heads, kv_heads = query.shape[0], keys.shape[1]
-        rows, steps = group.tokens.shape
-        queries = query[:, group.tokens.flatten()].view(heads, rows, steps, -1).transpose(0, 1)
-        folded = queries.reshape(rows, kv_heads, heads // kv_heads * steps, -1)
+    def _prefill(self, group: _PrefillGroup, output: Tensor, layer: int, query: Tensor, scale: float) -> None:
+        heads, dim = query.shape[1:]
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        rows, kv_heads = len(group.slots), keys.shape[1]
+        # [P, T, K, shared, D] -> [P, K, shared * T, D]
+        queries = query[group.tokens].view(rows, -1, kv_heads, self._shared, dim).permute(0, 2, 3, 1, 4)
         found = scaled_dot_product_attention(
-            folded,
+            queries.flatten(2, 3),
             keys[group.slots, :, : group.width],
             values[group.slots, :, : group.width],
-            attn_mask=group.mask.repeat(1, 1, heads // kv_heads, 1),
+            attn_mask=group.bias,
             scale=scale,
         )
-        found = found.view(rows, heads, steps, -1).transpose(1, 2)  # [P, T, H, D]
-        output[group.tokens[group.real]] = found[group.real]
+        found = found.view(rows, kv_heads, self._shared, -1, dim).permute(0, 3, 1, 2, 4)
+        output[group.targets] = found.reshape(-1, heads, dim)[group.real]
 
     def commit(self, slots: list[int], counts: list[int]) -> None:
         """Count the tokens as held, once the forward pass has written them."""

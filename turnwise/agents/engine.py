@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turnwise.agents.cache import SlotCache, StepPlan
+from turnwise.agents.decoder import Decoder
 from turnwise.clock import Clock
 from turnwise.prefixes import common_prefix
 from turnwise.trajectory import FloatArray, IntArray
@@ -113,6 +114,8 @@ class SlotEngine:
             dtype=weight.dtype,
             device=self.device,
         )
+        self._decoder = Decoder(model)
+        self._shared_heads = config.num_attention_heads // config.num_key_value_heads
         self.counts = EngineCounts()
         self.clock = Clock()
         self._slots: dict[int, _Slot] = {}
@@ -224,16 +227,10 @@ class SlotEngine:
         rows = [self._row_of[handle] for handle in live]
         counts = [len(state.pending) for state in states]
         self.counts.prefill_tokens += sum(n for n in counts if n > 1)
-        plan = StepPlan(self.cache, rows, counts)
+        plan = StepPlan(self.cache, rows, counts, self._shared_heads)
         stream = np.fromiter((t for state in states for t in state.pending), np.int64, sum(counts))
         with torch.inference_mode():
-            hidden = self.model.model(
-                input_ids=torch.from_numpy(stream).to(self.device)[None],
-                position_ids=plan.positions[None],
-                use_cache=False,
-                plan=plan,
-            ).last_hidden_state[0]
-            logits = self.model.lm_head(hidden[plan.last]).float()
+            logits = self._decoder.logits(torch.from_numpy(stream).to(self.device), plan)
             ids, logprobs, entropies = self._sample(logits, states)
         plan.commit(rows, counts)
         for state in states:

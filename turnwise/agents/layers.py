@@ -34,13 +34,19 @@ def rms_norm(module: Any, states: Tensor) -> Tensor:
     return made
 
 
+def normalised(states: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """RMSNorm without a gradient of its own, and 1 / sqrt(mean(x^2) + eps) [..., 1]."""
+    exact = states.to(torch.promote_types(states.dtype, torch.float32))
+    inverse = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return weight * (exact * inverse).to(states.dtype), inverse
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float) -> Tensor:
-        exact = states.to(torch.promote_types(states.dtype, torch.float32))
-        inverse = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        out, inverse = normalised(states, weight, eps)
         ctx.save_for_backward(states, weight, inverse)
-        return weight * (exact * inverse).to(states.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
