@@ -27,6 +27,7 @@ from pydantic import (
 from turnwise.agents.policy import DType, LoRAConfig
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scratch import ScratchModelConfig
+from turnwise.agents.worldwork import Order
 from turnwise.algorithms.optimizer import OptimizerConfig
 from turnwise.algorithms.recipe import RunInfo, Settings
 from turnwise.algorithms.registry import ALGORITHMS, build, resolve
@@ -92,6 +93,12 @@ class RolloutConfig(_Section):
     group_size: int = Field(8, ge=1, description="episodes per task, G")
     num_slots: int = Field(64, ge=1, description="episodes played at once")
     threads: int | None = Field(1, ge=1, description="torch threads while sampling; None: as while learning")
+    env_threads: int = Field(
+        0, ge=0, description="threads in which worlds work while others generate, for worlds that wait; 0: in between"
+    )
+    env_order: Order = Field(
+        "fixed", description="fixed: worlds' answers are taken so that runs repeat; free: as they come (throughput)"
+    )
     max_error_share: float = Field(
         0.25, ge=0, le=1, description="stop the run when more of an update's episodes fail in their environment"
     )

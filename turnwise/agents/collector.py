@@ -11,6 +11,7 @@ import contextlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from turnwise.agents.actions import parse_action
 from turnwise.agents.engine import Engine, Reply, Sampling
@@ -27,6 +28,7 @@ from turnwise.agents.episode import (
     TextEnv,
     mix,
 )
+from turnwise.agents.worldwork import WorldThreads, WorldWork
 from turnwise.clock import Clock
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.trajectory import End, Fork, RolloutFinished, Task, Trajectory, TurnFinished
@@ -38,7 +40,8 @@ class Collector:
     """Environments (made on demand, one for each episode in play, reused), and who plays in them.
 
     ``seed`` is the run's: with task, sample, key and turn it decides every draw. ``failures`` counts the faults of
-    environments, those that a retry made good included.
+    environments, those that a retry made good included. ``threads`` are where environments (and scripted players) do
+    their work, by default this one.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class Collector:
         *,
         seed: int = 0,
         success: SuccessRule | None = None,
+        threads: WorldThreads | None = None,
     ) -> None:
         self.make_env = make_env
+        self.threads = threads or WorldThreads()
         self.seating = players if isinstance(players, Seating) else Seating({"": players})
         self.seed, self.success = seed, success or SuccessRule()
         self.engines: list[Engine] = list({id(m.engine): m.engine for m in self.seating.models}.values())
@@ -87,7 +92,8 @@ class Collector:
             env.close()
 
     def close(self) -> None:
-        """Close the idle environments."""
+        """Close the threads and the idle environments."""
+        self.threads.close()
         while self._idle:
             self._idle.pop().close()
 
@@ -112,7 +118,18 @@ class _Rollout:
     point: Point | None = None
     fork: Fork | None = None
     attempts: int = 0
+    env: TextEnv | None = None
+    seats: Sequence[Seat] = ()
     episode: Episode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """What a rollout's world was asked for: its beginning, or an answer to the ``reply`` of a ``seat``."""
+
+    rollout: _Rollout
+    reply: Reply | None = None
+    seat: Seat | None = None
 
 
 class Rollouts:
@@ -131,6 +148,7 @@ class Rollouts:
         self._waiting: deque[_Rollout] = deque()
         self._open: dict[int, _Rollout] = {}
         self._playing: dict[tuple[int, int], _Rollout] = {}  # (engine, slot) that a reply is awaited from
+        self._work: WorldWork[_Move] = WorldWork(collector.threads, collector.clock)
         self._stopped: set[int] = set()
 
     def start(self, task: Task, sample: int) -> int:
@@ -150,6 +168,7 @@ class Rollouts:
         the end, and in games of several players.
         """
         parent = self._all[rollout]
+        self._work.wait_for(lambda move: move.rollout is parent)
         if parent.episode is None:
             raise ValueError(f"rollout {rollout} is not running yet: it cannot be forked")
         point = parent.episode.point(turn)
@@ -169,16 +188,25 @@ class Rollouts:
     def events(self) -> Iterator[TurnFinished | RolloutFinished]:
         """Run until nothing is queued or running; what is started meanwhile joins."""
         try:
-            while self._waiting or self._playing:
+            while self._waiting or self._playing or len(self._work):
                 while self._waiting and self._c.has_room():
-                    yield from self._heard(self._admit(self._waiting.popleft()))
+                    self._admit(self._waiting.popleft())
+                    yield from self._settled()
+                yield from self._settled()
                 for number, engine in enumerate(self._c.engines):
                     for reply in engine.step():
-                        yield from self._heard(self._advance(self._playing.pop((number, reply.slot)), reply))
+                        self._advance(self._playing.pop((number, reply.slot)), reply)
+                        yield from self._settled()
         finally:  # also where the planner walks away or fails
+            self._work.finish()
             for rollout in list(self._open.values()):
                 self._release(rollout)
             self._playing.clear()
+
+    def _settled(self) -> Iterator[TurnFinished | RolloutFinished]:
+        """Go on with the rollouts whose worlds have answered."""
+        for move, error in self._work.admitted(lambda: len(self._playing)):
+            yield from self._heard(self._answered(move, error))
 
     def _heard(self, events: Iterator[TurnFinished | RolloutFinished]) -> Iterator[TurnFinished | RolloutFinished]:
         for event in events:
@@ -186,28 +214,32 @@ class Rollouts:
                 self._on_episode(event.trajectory)
             yield event
 
-    def _admit(self, rollout: _Rollout) -> Iterator[TurnFinished | RolloutFinished]:
-        """Reset its world, give every model a slot and play to the first reply that is needed."""
+    def _admit(self, rollout: _Rollout) -> None:
+        """Give every model a slot, and have a world reset and played to the first reply that is needed."""
         if rollout.number in self._stopped:
             return
         env = None
         try:
             env = self._c.take()
             seats = self._c.seating.seats(env, rollout.job, self._c.seed)
-            with self._c.clock.stage("environment", 0):
-                if rollout.point is None:
-                    rollout.episode = Episode(env, rollout.job, self._c.seed, seats)
-                else:
-                    rollout.episode = Episode.at(rollout.point, env, rollout.job, self._c.seed, seats[0])
         except Exception as error:  # whatever a third party's world raises
             self._c.discard(env)
-            yield from self._failed(rollout, error)
+            self._work.begin(_Move(rollout), partial(_raise, error))
             return
         for seat in seats:
             if seat.model is not None:
                 seat.slot = self._slot(rollout, seat.model.engine)
         self._open[rollout.number] = rollout
-        yield from self._go_on(rollout)
+        rollout.env, rollout.seats = env, seats
+
+        def begin() -> None:
+            if rollout.point is None:
+                rollout.episode = Episode(env, rollout.job, self._c.seed, seats)
+            else:
+                rollout.episode = Episode.at(rollout.point, env, rollout.job, self._c.seed, seats[0])
+            rollout.episode.act_while_scripted()
+
+        self._work.begin(_Move(rollout), begin)
 
     def _slot(self, rollout: _Rollout, engine: Engine) -> int:
         """A fresh slot; a fork's starts as a copy of its parent's, where that is still open."""
@@ -216,22 +248,25 @@ class Rollouts:
             return engine.open()
         return engine.fork(parent.episode.to_move.slot)
 
-    def _go_on(self, rollout: _Rollout) -> Iterator[RolloutFinished]:
-        """Let scripted players act until a model is to move, and ask it; or close the episode."""
-        episode = rollout.episode
-        assert episode is not None
-        try:
-            while episode.end is None and episode.to_move.model is None:
-                episode.act()
-        except AgentError:
-            raise
-        except CutShortError as cut:
-            yield from self._finish(rollout, "truncated", cut.reason)
-            return
-        except Exception as error:  # whatever a third party's world raises
+    def _answered(self, move: _Move, error: Exception | None) -> Iterator[TurnFinished | RolloutFinished]:
+        """A world has answered: report the turn, then ask a model for the next, or end the episode."""
+        rollout, seat = move.rollout, move.seat
+        if isinstance(error, AgentError):
+            raise error
+        if error is not None and not isinstance(error, CutShortError):
             yield from self._broken(rollout, error)
             return
-        if episode.end is not None:
+        episode = rollout.episode
+        assert episode is not None
+        self._c.clock.add("environment", 0.0 if self._c.threads.beside else episode.taken_s(), int(seat is not None))
+        if seat is not None and move.reply is not None:
+            yield TurnFinished(rollout.number, len(seat.turns) - 1, move.reply.entropies)
+            if rollout.number in self._stopped:
+                self._release(rollout)
+                return
+        if isinstance(error, CutShortError):
+            yield from self._finish(rollout, "truncated", error.reason)
+        elif episode.end is not None:
             yield from self._finish(rollout, episode.end, "turns" if episode.end == "truncated" else "")
         else:
             yield from self._ask(rollout, episode.to_move, episode)
@@ -259,8 +294,8 @@ class Rollouts:
         engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=self._sampling)
         self._playing[self._c.engines.index(engine), seat.slot] = rollout
 
-    def _advance(self, rollout: _Rollout, reply: Reply) -> Iterator[TurnFinished | RolloutFinished]:
-        """Act on a reply."""
+    def _advance(self, rollout: _Rollout, reply: Reply) -> None:
+        """Have a world act on a reply."""
         if rollout.number in self._stopped:
             self._release(rollout)
             return
@@ -270,23 +305,18 @@ class Rollouts:
         assert seat.model is not None
         text = seat.model.chat.decode(reply.ids)
         parsed = parse_action(text, seat.model.config.action_format)
-        try:
+
+        def act() -> None:
             episode.step(parsed.text, reply, text, parsed.valid)
-        except Exception as error:  # whatever a third party's world raises
-            yield from self._broken(rollout, error)
-            return
-        self._c.clock.add("environment", seat.turns[-1].env_s, 1)
-        yield TurnFinished(rollout.number, len(seat.turns) - 1, reply.entropies)
-        if rollout.number in self._stopped:
-            self._release(rollout)
-        else:
-            yield from self._go_on(rollout)
+            episode.act_while_scripted()
+
+        self._work.begin(_Move(rollout, reply, seat), act)
 
     def _broken(self, rollout: _Rollout, error: Exception) -> Iterator[RolloutFinished]:
-        """An environment failed in the middle of an episode."""
-        assert rollout.episode is not None
-        self._close(rollout)
-        self._c.discard(rollout.episode.env)
+        """An environment failed, at the beginning or in the middle of an episode."""
+        if rollout.number in self._open:
+            self._close(rollout)
+            self._c.discard(rollout.env)
         yield from self._failed(rollout, error)
 
     def _failed(self, rollout: _Rollout, error: Exception) -> Iterator[RolloutFinished]:
@@ -315,13 +345,16 @@ class Rollouts:
             yield RolloutFinished(rollout.number, trajectory)
 
     def _close(self, rollout: _Rollout) -> None:
-        assert rollout.episode is not None
         del self._open[rollout.number]
-        for seat in rollout.episode.seats.values():
+        for seat in rollout.seats:
             if seat.model is not None:
                 seat.model.engine.close(seat.slot)
 
     def _release(self, rollout: _Rollout) -> None:
-        assert rollout.episode is not None
         self._close(rollout)
-        self._c.give_back(rollout.episode.env)
+        assert rollout.env is not None
+        self._c.give_back(rollout.env)
+
+
+def _raise(error: Exception) -> None:
+    raise error

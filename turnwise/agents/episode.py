@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -192,7 +193,8 @@ class Episode:
 
     def __init__(self, env: TextEnv, job: Job, seed: int, seats: Sequence[Seat]) -> None:
         self._place(env, job, seed, seats)
-        self.observation, self.info = start(env, job.task, self.seed)
+        with self._timed():
+            self.observation, self.info = start(env, job.task, self.seed)
         self._show()
 
     def _place(self, env: TextEnv, job: Job, seed: int, seats: Sequence[Seat]) -> None:
@@ -200,6 +202,20 @@ class Episode:
         self.seats = {seat.player: seat for seat in seats}
         self.instructions = str(getattr(env.unwrapped, "instructions", ""))
         self.end: End | None = None
+        self._env_s = 0.0
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._env_s += time.perf_counter() - began
+
+    def taken_s(self) -> float:
+        """Seconds that the environment took since this was last asked."""
+        taken, self._env_s = self._env_s, 0.0
+        return taken
 
     def _show(self) -> None:
         self.to_move = self.seats[self.info.get("player", "")]
@@ -208,9 +224,9 @@ class Episode:
     def step(self, action: str, reply: Reply = _NO_REPLY, text: str | None = None, parsed: bool = True) -> None:
         """The player whose turn it is acts; ``text`` is the whole reply, ``parsed`` whether it held an action."""
         seat = self.to_move
-        began = time.perf_counter()
-        observation, reward, terminated, truncated, info = step(self.env, action)
-        env_s = time.perf_counter() - began
+        before = self._env_s
+        with self._timed():
+            observation, reward, terminated, truncated, info = step(self.env, action)
         rewards = info.get("rewards", {seat.player: reward})
         seat.turns.append(
             Turn(
@@ -225,7 +241,7 @@ class Episode:
                 valid=parsed and bool(info.get("valid", True)),
                 reward=0.0,
                 anchor=str(self.info.get("anchor", "")),
-                env_s=env_s,
+                env_s=self._env_s - before,
             )
         )
         for player, earned in rewards.items():
@@ -238,6 +254,11 @@ class Episode:
             self.end = "terminated" if terminated else "truncated"
         else:
             self._show()
+
+    def act_while_scripted(self) -> None:
+        """Let scripted players act until a model is to move, or the end."""
+        while self.end is None and self.to_move.model is None:
+            self.act()
 
     def act(self) -> None:
         """The scripted player whose turn it is acts."""
@@ -272,12 +293,13 @@ class Episode:
             episode = cls(env, job, seed, [seat])
             episode._walk(point)
             return episode
-        world.restore(point.world)
+        episode = cls.__new__(cls)
+        episode._place(env, job, seed, [seat])
+        with episode._timed():
+            world.restore(point.world)
         seat.turns, seat.observation, seat.begun = list(point.turns), point.observation, True
         seat.context = point.context.fork() if point.context else None
         seat.prompt, seat.continues = point.prompt, point.continues
-        episode = cls.__new__(cls)
-        episode._place(env, job, seed, [seat])
         episode.observation, episode.info, episode.to_move = point.observation, point.info, seat
         return episode
 

@@ -20,6 +20,7 @@ from turnwise.agents.collector import Collector, Rollouts
 from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import Seating, SuccessRule, mix
 from turnwise.agents.policy import Policy
+from turnwise.agents.worldwork import WorldThreads
 from turnwise.algorithms.metrics import Metrics
 from turnwise.algorithms.planning import GroupPlanner
 from turnwise.clock import Clock
@@ -117,7 +118,10 @@ class Trainer:
 
         def against(name: str) -> Collector:
             others = opponents(name, env, num_slots=slots, threads=config.rollout.threads)
-            return Collector(config.env.make, Seating(learners, others), seed=config.seed, success=rule)
+            threads = WorldThreads(config.rollout.env_threads, config.rollout.env_order)
+            return Collector(
+                config.env.make, Seating(learners, others), seed=config.seed, success=rule, threads=threads
+            )
 
         if capability(env, HasPlayers) is None:
             collector = measurer = against("self")
