@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from turnwise.agents.cache import SlotCache
 from turnwise.agents.packing import Sharing, pack
 from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.cli import app
-from turnwise.config import RunConfig, parse_config
-from turnwise.training.plan import GIB, THRESHOLD, Shape, cache_capacity, fit, plan, shape_of
+from turnwise.config import RunConfig, load_config, parse_config
+from turnwise.training.experiment import train
+from turnwise.training.plan import FREED, GIB, THRESHOLD, Shape, cache_capacity, fit, fitted, plan, shape_of
 
 torch.set_num_threads(1)
 
@@ -118,8 +120,10 @@ def test_a_smaller_microbatch_is_found_or_the_run_refused() -> None:
     least = plan(shape, config, 1)
     assert least.microbatch_tokens == 512  # a row may be as long
     assert fit(shape, config, least.total) == least
+    needed = sum(part.bytes for part in least.parts if part.name != FREED)
+    assert fit(shape, config, needed) == least
     with pytest.raises(ValueError, match=r"most of it is key/value cache .*lower rollout\.num_slots"):
-        fit(shape, config, least.total - 1)
+        fit(shape, config, needed - 1)
 
 
 def test_checkpointing_and_half_precision_take_less(tmp_path: Path) -> None:
@@ -143,6 +147,25 @@ def test_the_command_prints_the_parts() -> None:
     assert "It fits with optimizer.microbatch_tokens=" in small.stdout
     none = CliRunner().invoke(app, ["plan", "smoke", "--memory", "0.001"])
     assert isinstance(none.exception, ValueError)
+
+
+def test_training_starts_with_microbatches_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("smoke", ["num_updates=1"])
+    shape, asked = shape_of(config), config.optimizer.microbatch_tokens
+    whole = fit(shape, config, 1 << 50)
+    freed = sum(part.bytes for part in whole.parts if part.name == FREED)
+    for free, tokens in ((whole.total, asked), (whole.total - freed // 2, asked // 2)):
+        monkeypatch.setattr("turnwise.training.plan.available_memory", lambda device, free=free: free)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert fitted(config).optimizer.microbatch_tokens == tokens
+        assert any(f"optimizer.microbatch_tokens={tokens}" in str(w.message) for w in said) == (tokens < asked)
+    monkeypatch.setattr("turnwise.training.plan.available_memory", lambda device: 1000)
+    with pytest.raises(ValueError, match="this run needs"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    unknown = run_config(model={"path": str(tmp_path / "nothing")}, warmstart=None)
+    assert fitted(unknown) is unknown
 
 
 MEASURED = """

@@ -26,6 +26,7 @@ from turnwise.statistics import Estimate, paired_difference
 from turnwise.training.faults import InterruptedRunError, UpdateMemoryError, storage
 from turnwise.training.interrupt import Interrupts
 from turnwise.training.mirrors import check_mirrors
+from turnwise.training.plan import fitted
 from turnwise.training.tasksets import open_panels
 from turnwise.training.trainer import Observer, Silent, Trainer
 from turnwise.training.warmstart import warmstart
@@ -69,6 +70,7 @@ def train(config: RunConfig, out: str | Path, observer: Observer | None = None) 
     torch.set_num_threads(config.threads)
     check_device(config.device)
     check_mirrors(config.mirrors)
+    config = fitted(config)
     run = RunDirectory.create(out, config, open_panels(config).hashes())
     with storage(run.path), run.locked():
         return _from_the_start(run, config, observer or Silent(), began)

@@ -7,6 +7,7 @@ and a cloning warm start. One policy is counted; a game with one for each role t
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from turnwise.config import RunConfig
 from turnwise.replay.batch import MAX_GATHERED
 
 GIB = 1 << 30
+FREED = "freed blocks"
 THRESHOLD = "MALLOC_MMAP_THRESHOLD_"  # glibc gives blocks of more bytes back to the system as they are freed
 _FLOAT = 4  # bytes of float32, which optimizers and adapters are kept in
 
@@ -130,7 +132,7 @@ def plan(shape: Shape, config: RunConfig, microbatch_tokens: int | None = None) 
         Part("key/value cache", cache, f"{slots} slots of {capacity} tokens"),
         Part("activations", kept, f"{tokens:,} tokens{', checkpointed' if checkpointing else ''}"),
         Part("shared beginnings", gathered, "at most: keys gathered for each row"),
-        Part("freed blocks", keeps * layers * tokens * each, f"kept by the C library; none with {THRESHOLD}=1048576"),
+        Part(FREED, keeps * layers * tokens * each, f"kept by the C library; none with {THRESHOLD}=1048576"),
         Part("head", head_bytes(shape, tokens, config.device), "log-probs and entropies"),
     ]
     return Plan(tuple(part for part in parts if part.bytes), tokens)
@@ -151,21 +153,45 @@ def head_bytes(shape: Shape, tokens: int, device: str) -> int:
 def fit(shape: Shape, config: RunConfig, available: int) -> Plan:
     """The configured plan, or one with the largest smaller microbatch that fits into ``available`` bytes.
 
-    Raises ValueError where not even one context at a time does.
+    Raises ValueError where not even one context at a time does, though nothing freed were kept.
     """
     tokens, least = config.optimizer.microbatch_tokens, config.agent.max_context_tokens
     found = plan(shape, config)
     while found.total > available and tokens > least:
         tokens = max(tokens // 2, least)
         found = plan(shape, config, tokens)
-    if found.total <= available:
+    needed = [part for part in found.parts if part.name != FREED]
+    total = sum(part.bytes for part in needed)
+    if total <= available:
         return found
-    largest = max(found.parts, key=lambda part: part.bytes)
+    largest = max(needed, key=lambda part: part.bytes)
     raise ValueError(
-        f"this run needs {found.total / GIB:.2f} GiB with microbatches of a single context, and "
+        f"this run needs {total / GIB:.2f} GiB with microbatches of a single context, and "
         f"{available / GIB:.2f} GiB are free; most of it is {largest.name} ({largest.bytes / GIB:.2f} GiB, "
         f"{largest.how}): {_ADVICE.get(largest.name, _SMALLER)}"
     )
+
+
+def fitted(config: RunConfig) -> RunConfig:
+    """``config``, with smaller microbatches and a warning where those configured would not fit into what is free now.
+
+    A model whose shape cannot be read is left to whoever loads it. Raises ValueError as ``fit`` does.
+    """
+    try:
+        shape = shape_of(config)
+    except ValueError:
+        return config
+    free = available_memory(config.device)
+    tokens = fit(shape, config, free).microbatch_tokens
+    asked = config.optimizer.microbatch_tokens
+    if tokens >= asked:
+        return config
+    warnings.warn(
+        f"microbatches of {asked} tokens would not fit into the {free / GIB:.1f} GiB that are free: "
+        f"going on with optimizer.microbatch_tokens={tokens} (`turnwise plan` shows the parts)",
+        stacklevel=2,
+    )
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"microbatch_tokens": tokens})})
 
 
 _SMALLER = "take a smaller model, or model.dtype=bfloat16"
@@ -174,8 +200,6 @@ _ADVICE: Mapping[str, str] = {
     "optimizer": "train adapters (lora={}) in place of all weights",
     "key/value cache": "lower rollout.num_slots or agent.max_context_tokens",
     "activations": "set model.gradient_checkpointing=true, or lower agent.max_context_tokens",
-    "freed blocks": f"start with {THRESHOLD}=1048576 in the environment (a third slower), or lower "
-    "agent.max_context_tokens",
     "head": "lower agent.max_context_tokens",
 }
 
