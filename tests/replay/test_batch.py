@@ -88,7 +88,7 @@ def test_a_broken_trajectory_is_refused() -> None:
 @given(seed=st.integers(0, 1000), budget=st.integers(1, 200), num=st.integers(1, 9))
 def test_every_row_is_trained_once(seed: int, budget: int, num: int) -> None:
     batch = layout(groups(BigramPolicy(), seed, num_groups=2, size=3))
-    parts = minibatches(len(batch), num, np.random.default_rng(seed))
+    parts = minibatches(range(len(batch)), num, np.random.default_rng(seed))
     assert sorted(torch.cat(parts).tolist()) == list(range(len(batch)))
     sizes = [len(p) for p in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -117,3 +117,13 @@ def test_select_keeps_all_columns_together() -> None:
             assert piece == whole
     assert len(batch.select(torch.zeros(0, dtype=torch.long))) == 0
     assert torch.equal(batch.to("cpu").tokens, batch.tokens)
+
+
+@given(seed=st.integers(0, 1000), units=st.lists(st.integers(0, 5), min_size=1, max_size=30), num=st.integers(1, 9))
+def test_units_stay_whole(seed: int, units: list[int], num: int) -> None:
+    parts = [part.tolist() for part in minibatches(units, num, np.random.default_rng(seed))]
+    assert sorted(row for part in parts for row in part) == list(range(len(units)))
+    held = [{units[row] for row in part} for part in parts]
+    assert sum(map(len, held)) == len(set(units)), "no unit is in two parts"
+    assert len(parts) == min(num, len(set(units)))
+    assert max(map(len, held)) - min(map(len, held)) <= 1

@@ -183,10 +183,16 @@ def _fill(rows: Sequence[_Row], stream: str, weights: Sequence[float] | None, *,
     )
 
 
-def minibatches(num_rows: int, num: int, generator: np.random.Generator) -> list[Tensor]:
-    """Shuffle row numbers into ``num`` parts whose sizes differ by at most one; never an empty part."""
-    order = generator.permutation(num_rows)
-    return [torch.from_numpy(np.sort(part)) for part in np.array_split(order, max(num, 1)) if len(part)]
+def minibatches(units: Sequence[int], num: int, generator: np.random.Generator) -> list[Tensor]:
+    """Shuffle row numbers into at most ``num`` parts; never an empty one.
+
+    ``units`` [B] says which unit a row belongs to: rows of one unit stay together, and parts differ by at most one
+    unit. (Rows of their own each: ``range(B)``.)
+    """
+    table = np.asarray(units, np.int64)
+    distinct = np.unique(table)
+    parts = np.array_split(generator.permutation(len(distinct)), max(num, 1))
+    return [torch.from_numpy(np.flatnonzero(np.isin(table, distinct[part]))) for part in parts if len(part)]
 
 
 def microbatches(batch: TokenBatch, max_tokens: int) -> list[Tensor]:
