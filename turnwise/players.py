@@ -13,6 +13,7 @@ from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.endpoint import UNTRAINED, endpoint, is_endpoint
 from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent, Player, Scripted
+from turnwise.agents.parallel import ParallelEngine
 from turnwise.agents.policy import Policy, load_model
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import scripted
@@ -103,17 +104,27 @@ def load_policies(
 
 
 def model_agent(
-    policy: Policy, settings: AgentConfig, *, num_slots: int, threads: int | None = None, name: str = ""
+    policy: Policy,
+    settings: AgentConfig,
+    *,
+    num_slots: int,
+    threads: int | None = None,
+    engines: int = 1,
+    name: str = "",
 ) -> ModelAgent:
-    """A policy, ready to play."""
+    """A policy, ready to play: its slots divided among ``engines`` that step at once."""
     chat = ChatFormat(policy.tokenizer, settings.system)
-    engine = SlotEngine(
-        policy.sampler,
-        num_slots=num_slots,
-        max_length=settings.max_context_tokens,
-        end_ids=chat.end_ids,
-        threads=threads,
-    )
+    made = [
+        SlotEngine(
+            policy.sampler,
+            num_slots=len(range(number, num_slots, engines)),
+            max_length=settings.max_context_tokens,
+            end_ids=chat.end_ids,
+            threads=threads,
+        )
+        for number in range(min(engines, num_slots))
+    ]
+    engine = made[0] if len(made) == 1 else ParallelEngine(made)
     return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from tests.models import tiny_model, tokenizer
 from turnwise.agents.engine import Sampling, SlotEngine, inverse_cdf, truncated_logprobs
+from turnwise.agents.parallel import ParallelEngine
 from turnwise.prefixes import common_prefix
 
 
@@ -35,7 +36,7 @@ def full_entropies(model: Any, stream: list[int]) -> np.ndarray:
 
 
 def play(
-    made: SlotEngine, seed: int, num: int, turns: int, forks: bool = False
+    made: SlotEngine | ParallelEngine, seed: int, num: int, turns: int, forks: bool = False
 ) -> list[tuple[list[int], dict[int, tuple[float, float]]]]:
     """Ragged conversations on all slots: (token stream, position -> (log-prob, entropy) of sampled tokens)."""
     rng = np.random.default_rng(seed)
@@ -81,7 +82,10 @@ def play(
 @pytest.mark.parametrize("slots", [1, 3, 7])
 def test_logprobs_and_entropies_equal_a_fresh_full_forward(slots: int, forks: bool) -> None:
     model = tiny_model()
-    played = play(engine(model, slots), seed=slots, num=9, turns=4, forks=forks)
+    check(model, play(engine(model, slots), seed=slots, num=9, turns=4, forks=forks))
+
+
+def check(model: Any, played: list[tuple[list[int], dict[int, tuple[float, float]]]]) -> None:
     assert len(played) >= 9
     for stream, seen in played:
         logprobs, entropies = full_logprobs(model, stream), full_entropies(model, stream)

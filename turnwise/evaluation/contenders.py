@@ -18,7 +18,16 @@ from turnwise.jsonfile import read_object
 from turnwise.records.rundir import RunDirectory
 
 _INCIDENTAL = (
-    *("seed", "device", "threads", "checkpoint_every", "rollout.threads", "rollout.num_slots"),
+    *(
+        "seed",
+        "device",
+        "threads",
+        "checkpoint_every",
+        "rollout.threads",
+        "rollout.engines",
+        "rollout.num_slots",
+        "rollout.env_threads",
+    ),
     *("optimizer.microbatch_tokens", "env.process", "env.step_timeout_s", "env.reset_timeout_s"),
     *("watchdog.", "mirrors"),
 )

@@ -29,7 +29,14 @@ class Side:
         self.name, self.policy = name, policy
         policy.temperature = config.rollout.temperature
         rollout = config.rollout
-        self.agent = model_agent(policy, config.agent, num_slots=rollout.num_slots, threads=rollout.threads, name=name)
+        self.agent = model_agent(
+            policy,
+            config.agent,
+            num_slots=rollout.num_slots,
+            threads=rollout.threads,
+            engines=rollout.engines,
+            name=name,
+        )
         info = RunInfo(config.num_updates, rollout.group_size, config.seed)
         self.learner = Learner(build(config.algorithm, info), policy, config.optimizer, info)
         self.buffer = TrajectoryBuffer(self.learner.recipe.keep_updates)
