@@ -92,7 +92,9 @@ class RolloutConfig(_Section):
     num_tasks: int = Field(8, ge=1, description="tasks (groups) per update")
     group_size: int = Field(8, ge=1, description="episodes per task, G")
     num_slots: int = Field(64, ge=1, description="episodes played at once")
-    engines: int = Field(1, ge=1, description="engines that divide the slots and sample at once, one core each")
+    engines: int = Field(
+        1, ge=1, description="processes that divide the slots and sample at once (on a CPU); 1: this one"
+    )
     threads: int | None = Field(1, ge=1, description="torch threads of an engine; None: as while learning")
     env_threads: int = Field(
         0, ge=0, description="threads in which worlds work while others generate, for worlds that wait; 0: in between"

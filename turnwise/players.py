@@ -11,11 +11,12 @@ from typing import Any
 
 from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.endpoint import UNTRAINED, endpoint, is_endpoint
-from turnwise.agents.engine import SlotEngine
+from turnwise.agents.engine import Engine, SlotEngine
 from turnwise.agents.episode import ModelAgent, Player, Scripted
 from turnwise.agents.parallel import ParallelEngine
 from turnwise.agents.policy import Policy, load_model
 from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.agents.remote import RemoteEngine, shared_weights
 from turnwise.agents.scripted import scripted
 from turnwise.config import GameConfig, PretrainedModelConfig, RunConfig, parse_section
 from turnwise.envs.interface import HasPlayers, capability
@@ -112,19 +113,21 @@ def model_agent(
     engines: int = 1,
     name: str = "",
 ) -> ModelAgent:
-    """A policy, ready to play: its slots divided among ``engines`` that step at once."""
+    """A policy, ready to play; its slots may be divided among ``engines`` in processes that step at once.
+
+    Raises ValueError for several engines off the CPU.
+    """
+    if engines > 1 and policy.device.type != "cpu":
+        raise ValueError(f"rollout.engines={engines} is for a CPU: on {policy.device} one engine plays, leave it at 1")
     chat = ChatFormat(policy.tokenizer, settings.system)
-    made = [
-        SlotEngine(
-            policy.sampler,
-            num_slots=len(range(number, num_slots, engines)),
-            max_length=settings.max_context_tokens,
-            end_ids=chat.end_ids,
-            threads=threads,
-        )
-        for number in range(min(engines, num_slots))
-    ]
-    engine = made[0] if len(made) == 1 else ParallelEngine(made)
+    limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
+    engine: Engine
+    if engines == 1:
+        engine = SlotEngine(policy.sampler, num_slots=num_slots, **limits)
+    else:
+        with shared_weights(policy.sampler, policy.model) as shared:
+            shares = [len(range(number, num_slots, engines)) for number in range(min(engines, num_slots))]
+            engine = ParallelEngine([RemoteEngine(shared, num_slots=share, **limits) for share in shares])
     return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash)
 
 

@@ -53,14 +53,13 @@ class SlotCache:
                 buffers[layer] = old.new_zeros(slots, heads, self.capacity, dim)
                 buffers[layer][:, :, :used] = old
 
-    def copy(self, source: int, target: int, into: SlotCache | None = None) -> None:
-        """Copy one slot into another, of this cache or of one ``into`` which it goes: a fork or a move."""
-        other, length = into or self, int(self.lengths[source])
-        other.reserve(length)
-        for ours, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            for buffer, copy in zip(ours, theirs, strict=True):
-                copy[target, :, :length] = buffer[source, :, :length]
-        other.lengths[target] = length
+    def copy(self, source: int, target: int) -> None:
+        """Copy one slot into another: a fork or a move."""
+        length = int(self.lengths[source])
+        for buffers in (self.keys, self.values):
+            for buffer in buffers:
+                buffer[target, :, :length] = buffer[source, :, :length]
+        self.lengths[target] = length
 
 
 @dataclass(frozen=True, slots=True)

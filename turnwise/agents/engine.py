@@ -148,22 +148,15 @@ class SlotEngine:
             self._rows[row] = moved
             self._row_of[moved] = row
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a reply is in progress."""
-        return any(state.active for state in self._slots.values())
-
-    def fork(self, slot: int, into: SlotEngine | None = None) -> int:
+    def fork(self, slot: int) -> int:
         """A copy of a slot under a new handle, as far as its context is computed; a reply in progress is not copied.
 
         The next ``submit`` to a copy of a slot in the middle of a reply must be ``fresh``: what both share is reused.
-        ``into`` is another engine of the same model that gets the copy.
         """
-        target, state = into or self, self._slots[slot]
-        handle = target.open()
-        self.cache.copy(self._row_of[slot], target._row_of[handle], target.cache)
-        pending = [] if state.active else list(state.pending)
-        target._slots[handle] = _Slot(context=list(state.context), pending=pending)
+        state = self._slots[slot]
+        handle = self.open()
+        self.cache.copy(self._row_of[slot], self._row_of[handle])
+        self._slots[handle] = _Slot(context=list(state.context), pending=[] if state.active else list(state.pending))
         return handle
 
     def length(self, slot: int) -> int:

@@ -53,9 +53,14 @@ class EnvRaisedError(RuntimeError):
 
 
 class Child:
-    """``packed`` is a pickled function that makes the object there. After a failure of the process it stays dead."""
+    """``packed`` is a pickled function that makes the object there; ``what`` it is, for messages.
 
-    def __init__(self, packed: bytes, start_method: str, limit: Limit, preload: str) -> None:
+    After a failure of the process it stays dead.
+    """
+
+    def __init__(self, packed: bytes, start_method: str, limit: Limit, preload: str, what: str = "environment") -> None:
+        self._what = what
+        self._then = " reset() starts a fresh one." if what == "environment" else ""
         context: Any = multiprocessing.get_context(start_method)
         if start_method == "forkserver":  # imported by the server, for all children to come
             context.set_forkserver_preload([preload])
@@ -68,7 +73,7 @@ class Child:
         theirs.close()
         self.end = weakref.finalize(self, _kill, self._process, self._connection, os.getpid())
         """Kills the process; once."""
-        self._guarded("starting the environment", None, limit)
+        self._result(f"starting the {what}", limit)
 
     @property
     def alive(self) -> bool:
@@ -77,38 +82,54 @@ class Child:
 
     def ask(self, name: str, *arguments: Any, limit: Limit) -> Any:
         """What the method returns. Raises EnvTimeoutError, EnvDiedError, EnvRaisedError; ResetNeeded when dead."""
-        if not self.end.alive:
-            raise ResetNeeded("The environment's process has ended: call reset(), which starts a fresh one.")
-        return self._guarded(f"{name}()", (name, arguments), limit)
+        self.tell(name, *arguments)
+        return self.told(name, limit=limit)
 
-    def _guarded(self, call: str, message: Any, limit: Limit) -> Any:
-        try:
-            succeeded, value = self._exchange(call, message, limit)
-        except BaseException:  # an interrupt too: the next answer would be that of this call
-            self.end()
-            raise
+    def tell(self, name: str, *arguments: Any) -> None:
+        """Begin a call whose result ``told`` gives; one at a time."""
+        if not self.end.alive:
+            raise ResetNeeded(f"The {self._what}'s process has ended: call reset(), which starts a fresh one.")
+        with self._ending(), self._alive(f"{name}()"):
+            self._connection.send((name, arguments))
+
+    def told(self, name: str, *, limit: Limit) -> Any:
+        """What the call that was begun returns."""
+        return self._result(f"{name}()", limit)
+
+    def _result(self, call: str, limit: Limit) -> Any:
+        with self._ending():
+            succeeded, value = self._received(call, *limit)
         if not succeeded:
             raise EnvRaisedError(call, *value)
         return value
 
-    def _exchange(self, call: str, message: Any, limit: Limit) -> Any:
-        setting, seconds = limit
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
         try:
-            if message is not None:
-                self._connection.send(message)
+            yield
+        except BaseException:  # an interrupt too: the next answer would be that of this call
+            self.end()
+            raise
+
+    @contextlib.contextmanager
+    def _alive(self, call: str) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            raise EnvDiedError(
+                f"{call} got no answer: the {self._what}'s process {_fate(self._process)}.{self._then}"
+            ) from error
+
+    def _received(self, call: str, setting: str, seconds: float) -> Any:
+        with self._alive(call):
             if not wait([self._connection, self._process.sentinel], seconds):
                 raise EnvTimeoutError(
-                    f"{call} took longer than {setting} = {seconds:g} s: the environment's process was killed. "
-                    "reset() starts a fresh one."
+                    f"{call} took longer than {setting} = {seconds:g} s: the {self._what}'s process was "
+                    f"killed.{self._then}"
                 )
             if not self._connection.poll():
                 raise EOFError
-            answer = self._connection.recv_bytes()
-        except (EOFError, ConnectionError) as error:
-            raise EnvDiedError(
-                f"{call} got no answer: the environment's process {_fate(self._process)}. reset() starts a fresh one."
-            ) from error
-        return pickle.loads(answer)
+            return pickle.loads(self._connection.recv_bytes())
 
 
 def _fate(process: BaseProcess) -> str:

@@ -1,0 +1,68 @@
+"""What branching saves: the tokens and the time of trees, and of the same leaves rolled out separately.
+
+    python benchmarks/branches.py RUN [--updates 5]
+
+RUN was trained by aepo or arpo. Its policy plays some updates with its planner; a copy shares its parent's keys and
+values. Then the engine plays what every leaf said and saw once more, from its beginning and alone. Tokens are those
+that went through the model; seconds are CPU time of the engine (worlds and planner are left out of both).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from turnwise.agents.engine import SlotEngine
+from turnwise.bench.own import resolved
+from turnwise.bench.rollout import Script, run_engine
+from turnwise.clock import Clock
+from turnwise.players import load_policies, sides_of
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.tasksets import open_panels
+from turnwise.training.trainer import Silent, Trainer
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("run", help="folder of a run by aepo or arpo")
+    asked.add_argument("--updates", type=int, default=5)
+    given = asked.parse_args()
+    config, source = resolved(given.run, (), None)
+    if source is None or config.algorithm.model_dump()["type"] not in ("aepo", "arpo"):
+        asked.error(f"{given.run} is not a run by aepo or arpo: only these branch")
+    torch.set_num_threads(1)
+    policies = load_policies(source, sides_of(config, config.env.make()), source.config().keep_checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDirectory.create(Path(folder) / "run", config, open_panels(config).hashes())
+        trainer = Trainer(config, run, policies, Silent())
+        engine = trainer.sides[0].agent.engine
+        assert isinstance(engine, SlotEngine)
+        trainer.collect(0)  # warm
+        before, trainer.clock = engine.counts.prefill_tokens + engine.counts.sampled_tokens, Clock(time.process_time)
+        engine.clock = trainer.clock
+        leaves = [
+            t for update in range(1, 1 + given.updates) for group in trainer.collect(update) for t in group.trajectories
+        ]
+        trainer.close()
+    spent = trainer.clock.take().seconds
+    tree = engine.counts.prefill_tokens + engine.counts.sampled_tokens - before
+    began = time.process_time()
+    alone = run_engine(engine.model, [Script.of(leaf) for leaf in leaves], engine.num_slots).counts
+    seconds, tokens = time.process_time() - began, alone.prefill_tokens + alone.sampled_tokens
+    ours = spent.get("prefill", 0.0) + spent.get("decode", 0.0)
+    copies = sum(leaf.fork is not None for leaf in leaves)
+    print(f"{len(leaves)} leaves, {copies} of them copies, {given.updates} updates of {given.run}\n")
+    print("| | trees | leaves alone | ratio |\n| --- | ---: | ---: | ---: |")
+    print(f"| tokens through the model | {tree:,} | {tokens:,} | {tokens / tree:.2f} |")
+    print(f"| CPU seconds of the engine | {ours:.2f} | {seconds:.2f} | {seconds / ours:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""An engine in a process of its own, over weights that it shares with this one.
+
+The weights lie in one mapped file, so what a sync writes here is what the engine there reads. (In threads, engines of
+small models would wait for one another: Python runs between their small operations, one thread at a time.)
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from torch import Tensor, nn
+
+from turnwise.agents.engine import EngineCounts, Reply, Sampling, SlotEngine
+from turnwise.agents.episode import AgentError
+from turnwise.envs.child import START_METHODS, Child, EnvDiedError, EnvRaisedError
+from turnwise.trajectory import IntArray
+
+_LIMIT = ("the longest that an engine's step may take", 3600.0)
+_ALIGNMENT = 64
+_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class SharedModel:
+    """A mapped file, and where in it stands which weight: name -> (offset, shape, dtype)."""
+
+    path: str
+    size: int
+    config: str  # JSON
+    places: dict[str, tuple[int, tuple[int, ...], torch.dtype]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights, in the file."""
+        mapped = torch.from_file(self.path, shared=True, size=self.size, dtype=torch.uint8)
+        return {
+            name: mapped[offset : offset + prod(shape) * dtype.itemsize].view(dtype).view(shape)
+            for name, (offset, shape, dtype) in self.places.items()
+        }
+
+    def model(self) -> Any:
+        """A model over the weights in the file."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        fields = json.loads(self.config)
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # holds no weights
+        model.load_state_dict(self.tensors(), assign=True)
+        return model.eval()
+
+
+@contextmanager
+def shared_weights(sampler: Any, *others: nn.Module) -> Iterator[SharedModel]:
+    """Move a sampler's weights into a mapped file for the processes that are started meanwhile.
+
+    Its name is removed then. Parameters of ``others`` over the same memory move with them. Once for a sampler.
+    """
+    if getattr(sampler, "lies_in_a_file", False):
+        raise RuntimeError("these weights are shared already, with engines that would not see another move")
+    sampler.lies_in_a_file = True
+    weights = {name: parameter.data for name, parameter in sampler.named_parameters(remove_duplicate=False)}
+    places, offset, seen = {}, 0, dict[int, int]()
+    for name, weight in weights.items():
+        if weight.data_ptr() not in seen:
+            seen[weight.data_ptr()] = offset
+            offset += -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT
+        places[name] = seen[weight.data_ptr()], tuple(weight.shape), weight.dtype
+    folder = _MEMORY if _MEMORY.is_dir() else None
+    with tempfile.NamedTemporaryFile(prefix="turnwise-", dir=folder) as file:
+        made = SharedModel(file.name, offset, sampler.config.to_json_string(use_diff=False), places)
+        moved = made.tensors()
+        by_place = {}
+        for name, weight in weights.items():
+            moved[name].copy_(weight)
+            by_place[weight.data_ptr(), weight.shape] = moved[name]
+        for parameter in (p for module in (sampler, *others) for p in module.parameters()):
+            if (found := by_place.get((parameter.data_ptr(), parameter.shape))) is not None:
+                parameter.data = found
+        yield made
+
+
+class RemoteEngine:
+    """Slots as an ``Engine`` (engine.py) has them; steps are begun here and done in another process.
+
+    What is asked between two steps, also while one is done, goes with the next.
+    """
+
+    def __init__(
+        self, model: SharedModel, *, num_slots: int, max_length: int, end_ids: frozenset[int], threads: int | None = 1
+    ) -> None:
+        self.num_slots, self.max_length = num_slots, max_length
+        self.counts, self.is_stepping = EngineCounts(), False
+        served = partial(_Served, model, num_slots, max_length, end_ids, threads)
+        self._child = Child(pickle.dumps(served), START_METHODS[0], _LIMIT, preload=__name__, what="engine")
+        self._commands: list[tuple[str, tuple[Any, ...]]] = []
+        self._contexts: dict[int, list[int]] = {}
+        self._unfed: set[int] = set()  # slots whose context is to be computed again
+        self._active: set[int] = set()
+        self._next = 0
+
+    @property
+    def num_free(self) -> int:
+        return self.num_slots - len(self._contexts)
+
+    def open(self) -> int:
+        """A new empty context; raises RuntimeError when all slots are taken."""
+        return self._opened("open")
+
+    def fork(self, slot: int, into: RemoteEngine | None = None) -> int:
+        """A copy of a slot. ``into`` another engine it brings the tokens along, to be computed again."""
+        if into is None or into is self:
+            return self._opened("fork", slot, context=self._contexts[slot])
+        handle = into._opened("open", context=self._contexts[slot])
+        into._unfed.add(handle)
+        return handle
+
+    def _opened(self, command: str, *arguments: Any, context: list[int] | None = None) -> int:
+        if not self.num_free:
+            raise RuntimeError(f"all {self.num_slots} slots of the engine are in use: close one first")
+        handle, self._next = self._next, self._next + 1
+        self._contexts[handle] = list(context or ())
+        self._commands.append((command, arguments))
+        return handle
+
+    def close(self, slot: int) -> None:
+        del self._contexts[slot]
+        self._active.discard(slot)
+        self._unfed.discard(slot)
+        self._commands.append(("close", (slot,)))
+
+    def length(self, slot: int) -> int:
+        """Tokens in the slot's context, the sampled ones included."""
+        return len(self._contexts[slot])
+
+    def submit(self, slot: int, ids: IntArray, *, fresh: bool, key: int, sampling: Sampling) -> None:
+        """As ``SlotEngine.submit``."""
+        context = ([] if fresh else self._contexts[slot]) + ids.tolist()
+        if len(context) + sampling.max_tokens > self.max_length:
+            raise ValueError(
+                f"context of {len(context) + sampling.max_tokens} tokens exceeds the engine's max_length "
+                f"{self.max_length}"
+            )
+        if slot in self._unfed and not fresh:
+            ids, fresh = np.asarray(context, np.int32), True
+        self._unfed.discard(slot)
+        self._contexts[slot] = context
+        self._active.add(slot)
+        self._commands.append(("submit", (slot, ids, fresh, key, sampling)))
+
+    def begin_step(self) -> None:
+        """Have a step done, where a reply is awaited and none is being done yet."""
+        if not self._active or self.is_stepping:
+            return
+        commands, self._commands = self._commands, []
+        with _explained():
+            self._child.tell("step", commands)
+        self.is_stepping = True
+
+    def end_step(self) -> tuple[list[Reply], dict[str, int]]:
+        """Wait for the step: its replies, but those of slots closed meanwhile, and the tokens fed by stage."""
+        self.is_stepping = False
+        with _explained():
+            replies, tokens, self.counts = self._child.told("step", limit=_LIMIT)
+        found = [reply for reply in replies if reply.slot in self._active]
+        for reply in found:
+            self._active.remove(reply.slot)
+            self._contexts[reply.slot] += reply.ids.tolist()
+        return found, tokens
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raises AgentError where the process has ended or failed."""
+    try:
+        yield
+    except (EnvDiedError, EnvRaisedError, TimeoutError, ResetNeeded) as error:
+        raise AgentError(f"a sampling engine failed ({error}); rollout.engines=1 samples in this process") from None
+
+
+class _Served:
+    """What the process holds."""
+
+    def __init__(
+        self, model: SharedModel, num_slots: int, max_length: int, end_ids: frozenset[int], threads: int | None
+    ) -> None:
+        torch.set_num_threads(threads or 1)
+        self._engine = SlotEngine(model.model(), num_slots=num_slots, max_length=max_length, end_ids=end_ids)
+
+    def step(self, commands: list[tuple[str, tuple[Any, ...]]]) -> tuple[list[Reply], dict[str, int], EngineCounts]:
+        """Do the commands, in order, then a step."""
+        for name, arguments in commands:
+            if name == "submit":
+                slot, ids, fresh, key, sampling = arguments
+                self._engine.submit(slot, ids, fresh=fresh, key=key, sampling=sampling)
+            else:
+                getattr(self._engine, name)(*arguments)
+        return self._engine.step(), dict(self._engine.clock.take().tokens), self._engine.counts
