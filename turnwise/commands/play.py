@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic_core import PydanticUndefined
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +15,7 @@ from turnwise.algorithms.registry import ALGORITHMS, describe
 from turnwise.envs import WORLDS
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import make_env, panel
+from turnwise.records.trajectory_tables import printable
 from turnwise.trajectory import Turn
 
 
@@ -65,12 +65,12 @@ def _scripted(name: str) -> Scripted:
 
 
 def _show(console: Console, turn: Turn) -> None:
-    console.print(turn.observation, markup=False, highlight=False)
-    console.print(f"[bold cyan]>[/bold cyan] {escape(turn.action)}", highlight=False)
+    console.print(printable(turn.observation), markup=False, highlight=False)
+    console.print(f"[bold cyan]>[/bold cyan] {escape(printable(turn.action))}", highlight=False)
 
 
 def _ask(console: Console, observation: str, info: Info) -> str:
-    console.print(observation, markup=False, highlight=False)
+    console.print(printable(observation), markup=False, highlight=False)
     while True:
         action = console.input("[bold cyan]>[/bold cyan] ")
         if action.strip() != "?":
@@ -109,7 +109,7 @@ def settings_table(section: str) -> Table:
     if not found:
         raise ValueError(f"no settings under {section!r}: try env, model, agent, warmstart, algorithm, optimizer, eval")
     for name, info in found.items():
-        default = "required" if info.default is PydanticUndefined else str(info.default)
+        default = "required" if info.is_required() else str(info.get_default(call_default_factory=True))
         table.add_row(name, default, info.description)
     return table
 

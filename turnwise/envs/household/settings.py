@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from turnwise.envs.household.rooms import ROOMS, RoomName, Vocabulary
+from turnwise.naming import unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Settings:
     step_limit: int = 16
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.rooms if name not in ROOMS]
-        if unknown or not self.rooms:
-            raise ValueError(f"Unknown rooms {unknown}; expected some of {sorted(ROOMS)}.")
+        wrong = [name for name in self.rooms if name not in ROOMS]
+        if wrong or not self.rooms:
+            raise ValueError(f"Unknown rooms {wrong}; expected some of {sorted(ROOMS)}.")
         for name in ("receptacles", "objects"):
             low, high = getattr(self, name)
             if not 2 <= low <= high:
@@ -72,6 +72,4 @@ def settings_for(difficulty: str | Settings) -> Settings:
         return difficulty
     if difficulty in PRESETS:
         return PRESETS[difficulty]
-    near = difflib.get_close_matches(str(difficulty), PRESETS, n=1, cutoff=0.3)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"Unknown difficulty {difficulty!r}; expected one of {sorted(PRESETS)} or a Settings.{hint}")
+    raise unknown("difficulty", difficulty, PRESETS)
