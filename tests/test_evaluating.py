@@ -53,6 +53,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list[Path]:
     return [folder / "s0", folder / "s1"]
 
 
+def test_two_cannot_write_one_file(tmp_path: Path) -> None:
+    asked = Asked(env=CUE, tasks=2)
+    refused = []
+
+    def another(trajectory: Trajectory) -> None:
+        with pytest.raises(ValueError, match="another process evaluates into"):
+            evaluate_all(["random"], asked, out=tmp_path / "e.json")
+        refused.append(trajectory)
+
+    first = evaluate_all(["random"], asked, out=tmp_path / "e.json", on_episode=another)
+    assert len(refused) == 2
+    assert evaluate_all(["random"], asked, out=tmp_path / "e.json").targets == first.targets
+
+
 class StopError(Exception):
     """Stands for a crash."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from turnwise.agents.chat_client import Usage
 from turnwise.agents.textplay import Played
 from turnwise.evaluation.pooling import Pooled
 from turnwise.evaluation.report import Report, write_json
+from turnwise.records.lock import locked
 from turnwise.records.rundir import provenance
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
 from turnwise.trajectory import Task, Trajectory
@@ -80,22 +82,30 @@ def read_evaluation(path: str | Path) -> Evaluation:
 class EvaluationFile:
     """The file of an evaluation in progress: made, or taken up where it was left.
 
-    Raises ValueError where ``path`` is no evaluation, or one that was asked something else.
+    Nobody else can until ``pause``. Raises ValueError where ``path`` is no evaluation, one that was asked something
+    else, or in somebody's hands.
     """
 
     def __init__(self, path: str | Path, asked: Mapping[str, Any]) -> None:
         self.path = Path(path)
         stem = self.path.name.removesuffix(".json")
         self.episodes_path = self.path.with_name(f"{stem}.trajectories.jsonl.gz")
-        if self.path.exists():
-            self._raw = _raw(self.path)
-            _same(self.path, self._raw["asked"], json.loads(json.dumps(asked)))
-        elif self.episodes_path.exists():
+        if not self.path.exists() and self.episodes_path.exists():
             raise ValueError(f"{self.episodes_path} is there without {self.path}: choose another --out, or remove it")
-        else:
-            self._raw = {"format": FORMAT, "version": VERSION, "complete": False, "asked": dict(asked)}
-            self._raw |= {"provenance": about(), "targets": [], "pooled": {}, "usage": {}, "spent": None, "cost": None}
-            write_json(self.path, self._raw)
+        if not self.path.exists():
+            made = {"format": FORMAT, "version": VERSION, "complete": False, "asked": dict(asked)}
+            made |= {"provenance": about(), "targets": [], "pooled": {}, "usage": {}, "spent": None, "cost": None}
+            write_json(self.path, made)
+        raw = _raw(self.path)
+        _same(self.path, raw["asked"], json.loads(json.dumps(asked)))
+        self.episodes_path.touch()
+        self._lock = ExitStack()
+        self._lock.enter_context(
+            locked(
+                self.episodes_path, f"another process evaluates into {self.path}: wait for it, or choose another --out"
+            )
+        )
+        self._raw = _raw(self.path)
         self._writer = TrajectoryWriter(self.episodes_path)
         self._before = Usage(**(self._raw["spent"] or {}))
         self._spent: Callable[[], Usage] = Usage
@@ -135,9 +145,10 @@ class EvaluationFile:
         self._writer.append(number, trajectories)
 
     def pause(self) -> None:
-        """Write down what was spent; call it however a sitting ends."""
-        if self._spent() != Usage():
-            self._write()
+        """Write down what was spent, and let go; call it however a sitting ends."""
+        with self._lock:
+            if self._spent() != Usage():
+                self._write()
 
     def spent(self) -> Usage:
         """Of all sittings."""

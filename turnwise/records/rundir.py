@@ -19,7 +19,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import yaml
 
 from turnwise.config import RunConfig, dump_config, parse_config
 from turnwise.records.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
+from turnwise.records.lock import locked
 from turnwise.replay.store import truncate_after
 
 _PACKAGES = ("turnwise", "torch", "transformers", "peft", "gymnasium", "numpy")
@@ -92,25 +93,12 @@ class RunDirectory:
     def evaluation_path(self) -> Path:
         return self.path / "evaluation.json"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Nobody else trains here meanwhile; ValueError where somebody does.
-
-        The system lets go of the lock when the process ends, in whatever way. (Windows: there is no lock.)
-        """
-        try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        with (self.path / "run.json").open("r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"another process is training in {self.path}: wait for it or end it, or choose another --out"
-                ) from None
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Nobody else trains here meanwhile; ValueError where somebody does."""
+        return locked(
+            self.path / "run.json",
+            f"another process is training in {self.path}: wait for it or end it, or choose another --out",
+        )
 
     def check_unchanged(self, panels: Mapping[str, str]) -> None:
         """ValueError where the tasks are not those that the run began with; a warning about other versions."""
