@@ -6,6 +6,7 @@ Found by comparing tokens, which needs no record of who shares what, and misses 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Tokens = NDArray[np.integer[Any]]
 
 
-def prefix_order(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
+def prefix_order(rows: Sequence[Tokens]) -> tuple[Ints, Ints]:
     """Row numbers in an order that brings equal beginnings together, and what each shares with the one before it.
 
     ``rows`` are token ids [L]; of a row's tokens the first ``shared`` stand in the row before, and no earlier row has
@@ -27,8 +29,50 @@ def prefix_order(rows: Sequence[Ints]) -> tuple[Ints, Ints]:
     return np.array(order, np.int64), np.array([0, *shared][: len(order)], np.int64)
 
 
-def common_prefix(left: NDArray[np.integer[Any]], right: NDArray[np.integer[Any]]) -> int:
+def common_prefix(left: Tokens, right: Tokens) -> int:
     """How many leading tokens two sequences share."""
     size = min(len(left), len(right))
     different = np.flatnonzero(left[:size] != right[:size])
     return int(different[0]) if len(different) else size
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """``length`` tokens that a row need not compute: row number ``lender`` of those held has them."""
+
+    lender: int = -1
+    length: int = 0
+
+
+def loans(held: Sequence[Tokens], asked: Sequence[Tokens], least: int) -> list[Loan | None]:
+    """What each of the rows ``asked`` for can take from those ``held``, so that no beginning is computed twice.
+
+    None: the row shares more (by ``least`` tokens or more) with another one that is asked for now, and should be asked
+    for again when that is held. Of rows that begin alike the first, in the order of their tokens, does not wait. A
+    row's last token is never lent, and shorter beginnings than ``least`` are not.
+    """
+    num = len(held)
+    order, shared = prefix_order([*held, *(row[:-1] for row in asked)])
+    best = [Loan() for _ in asked]
+    for places in (range(len(order)), range(len(order) - 1, -1, -1)):  # the nearest held row on either side
+        loan = Loan()
+        for place in places:
+            row = int(order[place])
+            step = shared[place] if places.step == 1 else (shared[place + 1] if place + 1 < len(order) else 0)
+            loan = Loan(loan.lender, min(loan.length, int(step)))
+            if row < num:
+                loan = Loan(row, len(held[row]))
+            elif loan.length > best[row - num].length:
+                best[row - num] = loan
+    found: list[Loan | None] = [loan if loan.length >= least else Loan() for loan in best]
+    near = 0  # shared with the last row that does not wait
+    for place, row in enumerate(order.tolist()):
+        near = min(near, int(shared[place]))
+        if row < num:
+            continue
+        loan = best[row - num]
+        if near >= loan.length + least:
+            found[row - num] = None
+        else:
+            near = len(asked[row - num]) - 1
+    return found

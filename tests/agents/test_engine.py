@@ -212,3 +212,36 @@ def test_common_prefix() -> None:
     assert common_prefix(np.array([1, 2, 3]), np.array([1, 2, 4, 5])) == 2
     assert common_prefix(np.array([], int), np.array([1])) == 0
     assert common_prefix(np.array([1, 2]), np.array([1, 2])) == 2
+
+
+def test_contexts_that_begin_alike_are_computed_once() -> None:
+    """Together, and later from one that is still there; exact, and one token of each is always fed."""
+    model, rng = tiny_model(), np.random.default_rng(0)
+    made, common = engine(model, 6), prompt(rng, 40)
+    prompts = [np.concatenate([common, prompt(rng, 25)]) for _ in range(4)]
+    prompts[1], prompts[3] = prompts[0], prompts[2]
+    replies, asked = {}, {}
+
+    def ask(ids: np.ndarray) -> None:
+        slot = made.open()
+        asked[slot] = ids
+        made.submit(slot, ids, fresh=True, key=slot, sampling=Sampling(max_tokens=4))
+
+    def finish() -> None:
+        while len(replies) < len(asked):
+            for reply in made.step():
+                replies[reply.slot] = reply
+
+    for ids in prompts:
+        ask(ids)
+    finish()
+    assert made.counts.prefill_tokens == 65 + 25
+    assert made.counts.reused_tokens == 40 + 2 * 64
+    made.close(0)
+    ask(np.concatenate([common, prompt(rng, 30)]))
+    ask(prompt(rng, 30))
+    finish()
+    assert made.counts.prefill_tokens == 65 + 25 + 30 + 30
+    for slot, ids in asked.items():
+        stream = [*ids.tolist(), *replies[slot].ids.tolist()]
+        np.testing.assert_allclose(full_logprobs(model, stream)[len(ids) - 1 :], replies[slot].logprobs, atol=1e-4)

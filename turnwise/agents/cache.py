@@ -53,9 +53,9 @@ class SlotCache:
                 buffers[layer] = old.new_zeros(slots, heads, self.capacity, dim)
                 buffers[layer][:, :, :used] = old
 
-    def copy(self, source: int, target: int) -> None:
-        """Copy one slot into another: a fork or a move."""
-        length = int(self.lengths[source])
+    def copy(self, source: int, target: int, length: int | None = None) -> None:
+        """Copy the first ``length`` tokens of one slot (all by default) into another."""
+        length = int(self.lengths[source]) if length is None else length
         for buffers in (self.keys, self.values):
             for buffer in buffers:
                 buffer[target, :, :length] = buffer[source, :, :length]

@@ -21,8 +21,11 @@ from torch import Tensor
 from turnwise.agents.cache import SlotCache, StepPlan
 from turnwise.agents.decoder import Decoder
 from turnwise.clock import Clock
-from turnwise.prefixes import common_prefix
+from turnwise.prefixes import common_prefix, loans
 from turnwise.trajectory import FloatArray, IntArray
+
+MIN_SHARED = 16
+"""Tokens. What a new context shares with another is copied from there, where it is as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,9 @@ class Engine(Protocol):
 
 @dataclass(slots=True)
 class _Slot:
-    """``context`` are the tokens the cache holds; ``pending`` those still to be fed."""
+    """``context`` are the tokens the cache holds, ``pending`` those still to be fed, ``opening`` the first of both."""
 
+    opening: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
     context: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
     sampling: Sampling = field(default_factory=Sampling)
@@ -156,7 +160,8 @@ class SlotEngine:
         state = self._slots[slot]
         handle = self.open()
         self.cache.copy(self._row_of[slot], self._row_of[handle])
-        self._slots[handle] = _Slot(context=list(state.context), pending=[] if state.active else list(state.pending))
+        pending = [] if state.active else list(state.pending)
+        self._slots[handle] = _Slot(opening=state.opening, context=list(state.context), pending=pending)
         return handle
 
     def length(self, slot: int) -> int:
@@ -178,7 +183,7 @@ class SlotEngine:
         if fresh:
             keep = common_prefix(np.asarray(state.context), np.asarray(new[:-1]))
             self.cache.lengths[self._row_of[slot]] = keep
-            state.context, state.pending = new[:keep], new[keep:]
+            state.context, state.pending, state.opening = new[:keep], new[keep:], ids
             self.counts.reused_tokens += keep
         else:
             state.pending.extend(new)
@@ -189,7 +194,7 @@ class SlotEngine:
 
     def step(self) -> list[Reply]:
         """Feed what is pending, sample one token for every active slot; the replies that finished."""
-        live = [handle for handle in self._rows if self._slots[handle].active]
+        live = self._ready()
         if not live:
             return []
         began, prefilled = self.clock.now(), self.counts.prefill_tokens
@@ -211,6 +216,25 @@ class SlotEngine:
         self.counts.sampled_tokens += len(live)
         self.counts.steps += 1
         return finished
+
+    def _ready(self) -> list[int]:
+        """The slots to feed now. Of new contexts that begin alike one is fed; the others copy what it computed then."""
+        live = [handle for handle in self._rows if self._slots[handle].active]
+        new = [h for h in live if not self._slots[h].context and len(self._slots[h].opening) > MIN_SHARED]
+        if not new:
+            return live
+        held = [h for h in self._rows if len(self._slots[h].context) >= len(self._slots[h].opening) >= MIN_SHARED]
+        lent, asked = ([self._slots[h].opening for h in handles] for handles in (held, new))
+        waiting = set()
+        for handle, loan in zip(new, loans(lent, asked, MIN_SHARED), strict=True):
+            if loan is None:
+                waiting.add(handle)
+            elif loan.length:
+                state = self._slots[handle]
+                self.cache.copy(self._row_of[held[loan.lender]], self._row_of[handle], loan.length)
+                state.context, state.pending = state.pending[: loan.length], state.pending[loan.length :]
+                self.counts.reused_tokens += loan.length
+        return [handle for handle in live if handle not in waiting]
 
     @staticmethod
     def _reply(handle: int, state: _Slot, ended: bool) -> Reply:
