@@ -52,8 +52,7 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
     "clip_cov": ("algorithm.share=2e-3",),
     "kl_cov": ("algorithm.penalty_coef=0.1",),
     "drbot": ("algorithm.group_share=1.0",),
-    # What the released scripts come to; the paper's is a hundred times more.
-    "spear": ("algorithm.fresh_clip.share=2e-4", "algorithm.replay_clip.share=2e-4"),
+    "spear": ("algorithm.fresh_clip.share=0.02", "algorithm.replay_clip.share=0.02"),
     "aepo": ("algorithm.entropy_advantage=0.05",),
 }
 """What a method's last trial changes; for those that are not here, the number of optimizer steps."""
