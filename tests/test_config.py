@@ -150,3 +150,8 @@ def test_a_configuration_extends_another(tmp_path: Path) -> None:
     (tmp_path / "lost.yaml").write_text("extends: hausehold\n")
     with pytest.raises(ValueError, match="Did you mean 'household'"):
         load_config(tmp_path / "lost.yaml")
+
+
+def test_engines_in_processes_are_for_a_cpu() -> None:
+    with pytest.raises(ValueError, match=r"rollout\.engines=2 .* leave it at 1"):
+        load_config("household", ["device=cuda", "rollout.engines=2"])

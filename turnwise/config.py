@@ -213,6 +213,11 @@ class RunConfig(_Section):
                 "model.type=scratch starts from random weights, which win no episode to learn from: add a "
                 "`warmstart:` section (warmstart={} takes the defaults), or give model.path=FOLDER_OR_NAME"
             )
+        if self.rollout.engines > 1 and self.device != "cpu":
+            raise ValueError(
+                f"rollout.engines={self.rollout.engines} divides the slots on a CPU; on device={self.device} "
+                "one engine plays: leave it at 1"
+            )
         if self.eval.test_split is not None and self.eval.test_split in (self.env.split, self.eval.split):
             raise ValueError(
                 f"eval.test_split={self.eval.test_split!r} is also used for training or for choosing checkpoints: "

@@ -113,12 +113,7 @@ def model_agent(
     engines: int = 1,
     name: str = "",
 ) -> ModelAgent:
-    """A policy, ready to play; its slots may be divided among ``engines`` in processes that step at once.
-
-    Raises ValueError for several engines off the CPU.
-    """
-    if engines > 1 and policy.device.type != "cpu":
-        raise ValueError(f"rollout.engines={engines} is for a CPU: on {policy.device} one engine plays, leave it at 1")
+    """A policy, ready to play; on a CPU its slots may be divided among ``engines`` in processes."""
     chat = ChatFormat(policy.tokenizer, settings.system)
     limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
     engine: Engine

@@ -47,19 +47,20 @@ class Loan:
 def loans(held: Sequence[Tokens], asked: Sequence[Tokens], least: int) -> list[Loan | None]:
     """What each of the rows ``asked`` for can take from those ``held``, so that no beginning is computed twice.
 
-    None: the row shares more (by ``least`` tokens or more) with another one that is asked for now, and should be asked
-    for again when that is held. Of rows that begin alike the first, in the order of their tokens, does not wait. A
-    row's last token is never lent, and shorter beginnings than ``least`` are not.
+    Rows are token ids [L]. None: the row shares more (by ``least`` tokens or more) with another one that is asked for
+    now, and should be asked for again when that is held. Of rows that begin alike the first, in the order of their
+    tokens, does not wait. A row's last token is always its own to compute (its logits are wanted), and beginnings
+    shorter than ``least`` are not lent.
     """
     num = len(held)
     order, shared = prefix_order([*held, *(row[:-1] for row in asked)])
     best = [Loan() for _ in asked]
-    for places in (range(len(order)), range(len(order) - 1, -1, -1)):  # the nearest held row on either side
+    # In this order the held row that shares most with another is the nearest one on its left or on its right.
+    leftwards = zip(order[::-1], [0, *shared[:0:-1]], strict=True)
+    for neighbours in (zip(order, shared, strict=True), leftwards):
         loan = Loan()
-        for place in places:
-            row = int(order[place])
-            step = shared[place] if places.step == 1 else (shared[place + 1] if place + 1 < len(order) else 0)
-            loan = Loan(loan.lender, min(loan.length, int(step)))
+        for row, common in ((int(row), int(common)) for row, common in neighbours):
+            loan = Loan(loan.lender, min(loan.length, common))
             if row < num:
                 loan = Loan(row, len(held[row]))
             elif loan.length > best[row - num].length:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +114,29 @@ def test_replies_to_closed_slots_are_forgotten() -> None:
     again = made.open()
     made.submit(again, prompt(rng, 5), fresh=True, key=3, sampling=Sampling(max_tokens=1))
     assert [reply.slot for reply in made.step()] == [again]
+
+
+def test_a_step_that_nobody_waits_for_is_over_before_the_next_begins() -> None:
+    """Whose turn it is must not depend on what was left earlier: a resumed run begins with idle engines."""
+    made, rng = remote(tiny_model(), 1, 1), np.random.default_rng(0)
+    slots = [made.open(), made.open()]
+    for key, slot in enumerate(slots):
+        made.submit(slot, prompt(rng, 5), fresh=True, key=key, sampling=Sampling(max_tokens=4))
+    made.step()
+    for slot in slots:
+        made.close(slot)
+    assert not any(engine.is_stepping for engine in made.engines)
+    assert made.step() == []
+
+
+def test_weights_that_memory_has_no_room_for_are_mapped_from_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = shutil._ntuple_diskusage(64 << 20, 64 << 20, 0)  # type: ignore[attr-defined]
+    monkeypatch.setattr("turnwise.agents.remote.shutil.disk_usage", lambda folder: full)
+    model = tiny_model()
+    with shared_weights(model) as shared:
+        assert Path(shared.path).parent == Path(tempfile.gettempdir())
+        for name, weight in shared.tensors().items():
+            assert torch.equal(weight, model.state_dict()[name])
 
 
 def test_weights_move_once() -> None:

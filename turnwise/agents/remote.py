@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,8 +79,7 @@ def shared_weights(sampler: Any, *others: nn.Module) -> Iterator[SharedModel]:
             seen[weight.data_ptr()] = offset
             offset += -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT
         places[name] = seen[weight.data_ptr()], tuple(weight.shape), weight.dtype
-    folder = _MEMORY if _MEMORY.is_dir() else None
-    with tempfile.NamedTemporaryFile(prefix="turnwise-", dir=folder) as file:
+    with tempfile.NamedTemporaryFile(prefix="turnwise-", dir=_folder(offset)) as file:
         made = SharedModel(file.name, offset, sampler.config.to_json_string(use_diff=False), places)
         moved = made.tensors()
         by_place = {}
@@ -90,6 +90,14 @@ def shared_weights(sampler: Any, *others: nn.Module) -> Iterator[SharedModel]:
             if (found := by_place.get((parameter.data_ptr(), parameter.shape))) is not None:
                 parameter.data = found
         yield made
+
+
+def _folder(size: int) -> Path | None:
+    """Where a mapped file of ``size`` bytes may lie: in memory where there is room, else None, on the disk.
+
+    (Containers often have 64 MiB there, and who writes to a mapped page that has none is killed without a word.)
+    """
+    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * size else None
 
 
 class RemoteEngine:
@@ -103,7 +111,7 @@ class RemoteEngine:
     ) -> None:
         self.num_slots, self.max_length = num_slots, max_length
         self.counts, self.is_stepping = EngineCounts(), False
-        served = partial(_Served, model, num_slots, max_length, end_ids, threads)
+        served = partial(_Served, model, num_slots, max_length, end_ids, threads or torch.get_num_threads())
         self._child = Child(pickle.dumps(served), START_METHODS[0], _LIMIT, preload=__name__, what="engine")
         self._commands: list[tuple[str, tuple[Any, ...]]] = []
         self._contexts: dict[int, list[int]] = {}
@@ -140,13 +148,15 @@ class RemoteEngine:
         self._active.discard(slot)
         self._unfed.discard(slot)
         self._commands.append(("close", (slot,)))
+        if self.is_stepping and not self._active:
+            self.end_step()  # nobody waits for it: whoever plays next begins as after a resume
 
     def length(self, slot: int) -> int:
         """Tokens in the slot's context, the sampled ones included."""
         return len(self._contexts[slot])
 
     def submit(self, slot: int, ids: IntArray, *, fresh: bool, key: int, sampling: Sampling) -> None:
-        """As ``SlotEngine.submit``."""
+        """As ``SlotEngine.submit``: ids [N] int32; raises ValueError beyond ``max_length`` tokens."""
         context = ([] if fresh else self._contexts[slot]) + ids.tolist()
         if len(context) + sampling.max_tokens > self.max_length:
             raise ValueError(
@@ -194,9 +204,9 @@ class _Served:
     """What the process holds."""
 
     def __init__(
-        self, model: SharedModel, num_slots: int, max_length: int, end_ids: frozenset[int], threads: int | None
+        self, model: SharedModel, num_slots: int, max_length: int, end_ids: frozenset[int], threads: int
     ) -> None:
-        torch.set_num_threads(threads or 1)
+        torch.set_num_threads(threads)
         self._engine = SlotEngine(model.model(), num_slots=num_slots, max_length=max_length, end_ids=end_ids)
 
     def step(self, commands: list[tuple[str, tuple[Any, ...]]]) -> tuple[list[Reply], dict[str, int], EngineCounts]:

@@ -32,7 +32,7 @@ def plan(
     import json
 
     from turnwise.config import load_config
-    from turnwise.training.plan import GIB, available_memory, fit, shape_of
+    from turnwise.training.plan import GIB, THRESHOLD, available_memory, fit, shape_of
 
     words = list(settings or [])
     name = words.pop(0) if words and "=" not in words[0] else None
@@ -52,5 +52,7 @@ def plan(
         table.add_row(part.name, f"{part.bytes / 2**20:,.1f}", part.how)
     table.add_row("[bold]total[/bold]", f"[bold]{found.total / 2**20:,.1f}[/bold]", f"{available / 2**20:,.0f} free")
     console.print(table)
+    if found.total > available:
+        console.print(f"It fits only where freed blocks go back: start with [bold]{THRESHOLD}=1048576[/bold] set.")
     if smaller is not None:
         console.print(f"It fits with [bold]optimizer.microbatch_tokens={smaller}[/bold] (configured: {asked}).")

@@ -89,7 +89,7 @@ class Child:
         """Begin a call whose result ``told`` gives; one at a time."""
         if not self.end.alive:
             raise ResetNeeded(f"The {self._what}'s process has ended: call reset(), which starts a fresh one.")
-        with self._ending(), self._alive(f"{name}()"):
+        with self._ending(), self._death_said(f"{name}()"):
             self._connection.send((name, arguments))
 
     def told(self, name: str, *, limit: Limit) -> Any:
@@ -112,7 +112,7 @@ class Child:
             raise
 
     @contextlib.contextmanager
-    def _alive(self, call: str) -> Iterator[None]:
+    def _death_said(self, call: str) -> Iterator[None]:
         try:
             yield
         except (EOFError, ConnectionError) as error:
@@ -121,7 +121,7 @@ class Child:
             ) from error
 
     def _received(self, call: str, setting: str, seconds: float) -> Any:
-        with self._alive(call):
+        with self._death_said(call):
             if not wait([self._connection, self._process.sentinel], seconds):
                 raise EnvTimeoutError(
                     f"{call} took longer than {setting} = {seconds:g} s: the {self._what}'s process was "
@@ -129,7 +129,8 @@ class Child:
                 )
             if not self._connection.poll():
                 raise EOFError
-            return pickle.loads(self._connection.recv_bytes())
+            answer = self._connection.recv_bytes()
+        return pickle.loads(answer)
 
 
 def _fate(process: BaseProcess) -> str:
