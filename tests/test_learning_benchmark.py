@@ -68,6 +68,14 @@ def trial(
     return config
 
 
+def test_a_setting_without_trials_gives_every_method_the_same_rate(modules: Any) -> None:
+    cells = list(modules.design.cells("alfworld", ["grpo", "spear"], range(3)))
+    assert [cell.choice for cell in cells] == [None] * 6
+    configs = [modules.design.configured(cell, Path("none")) for cell in cells]
+    assert {config.optimizer.lr for config in configs} == {1e-3}
+    assert {config.num_updates for config in configs} == {modules.design.SETTINGS["alfworld"].num_updates}
+
+
 @pytest.mark.parametrize("method", list(ALGORITHMS))
 def test_every_algorithm_has_its_trials_and_starts_alike(
     modules: Any, method: str, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 Every method has the same warm start and tasks for a seed, the same budget of sampled tokens, and three tuning trials
 of as many tokens, with a seed and a panel that the results never see: one at each of two learning rates, and at the
 better rate one with another value of a setting of its own. The trial with the highest sampled success is taken.
+A setting whose runs are too dear for that has no trials: every method takes its defaults and one rate there.
 """
 
 from __future__ import annotations
@@ -82,11 +83,18 @@ class Setting:
     methods: tuple[str, ...] | None = None
     shared: Mapping[str, Any] = field(default_factory=lambda: SHARED)
     settings: tuple[str, ...] = ()
+    untuned: tuple[str, ...] | None = None
+    """What every method runs with where there are no trials."""
 
     def names(self) -> list[str]:
         """The methods, the baseline first; None: every algorithm there is."""
         found = self.methods or tuple(ALGORITHMS)
         return sorted(found, key=lambda name: name != BASELINE)
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of a whole budget, as far as one can know before the first run."""
+        return max(1, round(self.budget / self.tokens_per_update))
 
 
 _TINY = (
@@ -123,6 +131,7 @@ SETTINGS: Mapping[str, Setting] = {
         test_tasks=134,
         methods=("grpo", "epo", "empg", "spear", "aepo"),
         shared={**SHARED, "invalid_action_penalty": 0.01},
+        untuned=("optimizer.lr=1e-3",),
         # No measurement stops this warm start; the name only has to differ from both panels'.
         settings=("warmstart.stop_split=valid_seen",),
     ),
@@ -176,9 +185,10 @@ class Cell:
 
 
 def cells(setting: str, methods: Sequence[str], seeds: Sequence[int]) -> Iterator[Cell]:
-    """A method's trials, then its seeds; method by method."""
+    """A method's trials, if the setting has them, then its seeds; method by method."""
+    num_trials = NUM_TRIALS if SETTINGS[setting].untuned is None else 0
     for method in methods:
-        yield from (Cell(setting, method, TUNING_SEED, choice) for choice in range(NUM_TRIALS))
+        yield from (Cell(setting, method, TUNING_SEED, choice) for choice in range(num_trials))
         yield from (Cell(setting, method, seed) for seed in seeds)
 
 
@@ -217,7 +227,7 @@ def configured(cell: Cell, out: Path) -> RunConfig:
         panel, (choice, num_updates) = setting.panel, tuned(cell.setting, cell.method, out)
     else:
         panel, choice = setting.tuning_panel, choice_of(cell, out)
-        num_updates = max(1, round(cell.budget / setting.tokens_per_update))
+        num_updates = setting.num_updates
     raw = {**read_config(setting.config), "algorithm": algorithm(cell.method, setting.shared)}
     settings = [
         *("threads=1", "rollout.threads=1", "checkpoint_every=5", f"num_updates={num_updates}"),
@@ -235,6 +245,9 @@ def tuned(setting: str, method: str, out: Path) -> tuple[tuple[str, ...], int]:
 
     Raises ValueError where a trial is not finished.
     """
+    found = SETTINGS[setting]
+    if found.untuned is not None:
+        return found.untuned, found.num_updates
     trials = [Cell(setting, method, TUNING_SEED, number) for number in range(NUM_TRIALS)]
     best = max(trials, key=lambda trial: score(trial, out))
     return choice_of(best, out), len(read_run(out / best.folder).metrics)

@@ -98,13 +98,14 @@ def plan(setting: str, chosen: Sequence[Cell], out: Path) -> str:
         lines.append(f"| {method} | {' | '.join(shown)} | {sum(cell.budget for cell in own):,} | {cost:.1f} |")
     seeds = {cell.seed for cell in chosen if not is_finished(out / cell.folder)}
     starts = len(seeds) * SETTINGS[setting].warmstart_cpu_s / 3600
+    trials = f"; seed {TUNING_SEED} is the trials'" if TUNING_SEED in seeds else ""
     return "\n".join(
         [
             *lines,
             "",
             f"{SETTINGS[setting].budget:,} sampled tokens a trial and a seed",
-            f"{hours:.1f} CPU hours to go, and up to {starts:.1f} for {len(seeds)} warm starts (cached; seed "
-            f"{TUNING_SEED} is the trials'). Two at once on two cores: half of that in wall hours.",
+            f"{hours:.1f} CPU hours to go, and up to {starts:.1f} for {len(seeds)} warm starts (cached{trials}). "
+            "Two at once on two cores: half of that in wall hours.",
         ]
     )
 
