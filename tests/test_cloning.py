@@ -94,6 +94,16 @@ def test_cloning_learns_a_demonstration_by_heart(muon_lr: float) -> None:
     assert last < 0.05 < first
 
 
+def test_the_rates_fall_over_the_last_tokens() -> None:
+    rows = rows_of(SHOWN, ChatFormat(tokenizer()), AGENT, "", 0.0)
+    cloner = Cloner(new_model(TINY, tokenizer(), seed=0), WarmstartConfig(warmup_steps=0, cooldown_share=0.5))
+    found = []
+    for left in (1.0, 0.5, 0.25, 0.1):
+        cloner.step(rows, left)
+        found.append([optimizer.param_groups[0]["lr"] for optimizer in cloner.optimizers])
+    assert np.allclose(found, np.outer([1, 1, 0.5, 0.2], [4e-3, 0.02]))
+
+
 def test_set_phrases_leave_names_alone() -> None:
     env = make_env("turnwise/Household-v0")
     source = demonstrations(env, WarmstartConfig(), seed=0)

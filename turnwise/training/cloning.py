@@ -54,6 +54,9 @@ class WarmstartConfig(BaseModel):
     muon_lr: float = Field(0.02, ge=0, description="Muon's rate on weight matrices; 0: AdamW for all")
     adamw_lr: float = Field(4e-3, gt=0, description="AdamW's rate on embeddings and norms")
     warmup_steps: int = Field(30, ge=0, description="optimizer steps of linear warm-up")
+    cooldown_share: float = Field(
+        0.0, ge=0, le=1, description="last share of max_tokens, over which the rates fall to 0 linearly"
+    )
     tokenizer_episodes: int = Field(400, ge=1, description="demonstrations whose text trains a scratch tokenizer")
     stop_success: float | None = Field(
         None, gt=0, lt=1, description="stop at this sampled success on stop_split; None: run to max_tokens"
@@ -251,9 +254,14 @@ class Cloner:
         self._peaks = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.steps = 0
 
-    def step(self, rows: Sequence[CloningRow]) -> float:
-        """One optimizer step on rows laid end to end; the weighted mean loss in nats."""
+    def step(self, rows: Sequence[CloningRow], left: float = 1.0) -> float:
+        """One optimizer step on rows laid end to end; the weighted mean loss in nats.
+
+        ``left`` is the share of the tokens still to come, in (0, 1], on which the cooldown goes.
+        """
         share = min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
+        if left < self.config.cooldown_share:
+            share *= left / self.config.cooldown_share
         groups = [group for o in self.optimizers for group in o.param_groups]
         for group, peak in zip(groups, self._peaks, strict=True):
             group["lr"] = peak * share
@@ -319,7 +327,7 @@ def clone(
             raise ValueError(
                 f"no demonstration fits max_context_tokens={agent.max_context_tokens}: raise agent.max_context_tokens"
             )
-        loss = cloner.step(rows)
+        loss = cloner.step(rows, 1 - seen / config.max_tokens)
         smooth = loss if smooth is None else 0.95 * smooth + 0.05 * loss
         seen += sum(len(row.ids) for row in rows)
         if config.stop_success is not None and measure is not None and seen - checked >= config.check_every:
