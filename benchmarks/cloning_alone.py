@@ -17,7 +17,7 @@ from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent
 from turnwise.agents.policy import Policy
 from turnwise.agents.prompts import ChatFormat
-from turnwise.config import load_config
+from turnwise.configfile import load_config
 from turnwise.envs.tasks import make_env, maker, panel
 from turnwise.evaluation.report import evaluate_policy
 from turnwise.training.cloning import Progress, clone

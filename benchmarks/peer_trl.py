@@ -45,7 +45,8 @@ import torch
 from rich.console import Console
 from transformers.utils import logging
 
-from turnwise.config import RunConfig, load_config
+from turnwise.config import RunConfig
+from turnwise.configfile import load_config
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.evaluation.report import Report
 from turnwise.players import load_policies

@@ -65,7 +65,7 @@ def measure(config_name: str, learning: int, sampling: int, updates: int) -> dic
     """Mean seconds of collecting and of learning."""
     import torch
 
-    from turnwise.config import load_config
+    from turnwise.configfile import load_config
     from turnwise.players import load_policies
     from turnwise.records.rundir import RunDirectory
     from turnwise.training.tasksets import open_panels

@@ -11,7 +11,8 @@ from turnwise.agents.engine import Sampling, SlotEngine
 from turnwise.agents.episode import ModelAgent, Scripted, Seating, SuccessRule, jobs_for
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scripted import scripted
-from turnwise.config import RunConfig, parse_config
+from turnwise.config import RunConfig
+from turnwise.configfile import parse_config
 from turnwise.envs.tasks import panel
 from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryWriter

@@ -25,7 +25,7 @@ from turnwise.bench.own import own_bench
 from turnwise.bench.rollout import Script, run_engine, run_generate, scripts
 from turnwise.clock import Clock, time_line
 from turnwise.commands import bench as cli_bench
-from turnwise.config import load_config
+from turnwise.configfile import load_config
 from turnwise.trajectory import Task, Trajectory, Turn
 
 ROOT = Path(__file__).parent.parent

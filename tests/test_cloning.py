@@ -11,7 +11,7 @@ import torch
 from tests.models import TINY, tokenizer
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scratch import new_model, set_phrases, train_tokenizer
-from turnwise.config import load_config
+from turnwise.configfile import load_config
 from turnwise.envs.tasks import make_env, panel
 from turnwise.training.cloning import (
     Cloner,

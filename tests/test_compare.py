@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from turnwise.config import load_config
+from turnwise.configfile import load_config
 from turnwise.evaluation.compare import compare, plain
 from turnwise.evaluation.comparison_view import comparison_table, curves_svg, markdown
 from turnwise.evaluation.contenders import Curve, read_run

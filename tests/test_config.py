@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from turnwise.agents.scratch import ScratchModelConfig
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.config import (
-    PretrainedModelConfig,
+from turnwise.config import PretrainedModelConfig
+from turnwise.configfile import (
     config_folder,
     dump_config,
     load_config,

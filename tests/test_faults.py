@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.models import scratch_folder
-from turnwise.config import RunConfig, load_config
+from turnwise.config import RunConfig
+from turnwise.configfile import load_config
 from turnwise.records.rundir import RunDirectory
 from turnwise.training.experiment import train
 from turnwise.training.trainer import CollectionError

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.test_training import StopAfter, StopError, timeless
-from turnwise.config import RunConfig, load_config
+from turnwise.config import RunConfig
+from turnwise.configfile import load_config
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader

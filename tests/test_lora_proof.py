@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from turnwise.agents.policy import Policy
-from turnwise.config import RunConfig, load_config
+from turnwise.config import RunConfig
+from turnwise.configfile import load_config
 from turnwise.players import load_policies, model_agent, players, sides_of
 from turnwise.records.checkpoints import Checkpoint
 from turnwise.records.rundir import RunDirectory

@@ -14,7 +14,7 @@ from tests.test_lora_proof import TINY
 from turnwise.algorithms.metrics import Occurrences
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build, resolve
-from turnwise.config import load_config
+from turnwise.configfile import load_config
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import markdown
 from turnwise.records.rundir import RunDirectory

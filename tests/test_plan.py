@@ -21,7 +21,8 @@ from turnwise.agents.cache import SlotCache
 from turnwise.agents.packing import Sharing, pack
 from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.cli import app
-from turnwise.config import RunConfig, load_config, parse_config
+from turnwise.config import RunConfig
+from turnwise.configfile import load_config, parse_config
 from turnwise.training.experiment import train
 from turnwise.training.plan import FREED, GIB, THRESHOLD, Shape, cache_capacity, fit, fitted, plan, shape_of
 

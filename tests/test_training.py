@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import turnwise
-from turnwise.config import RunConfig, load_config
+from turnwise.config import RunConfig
+from turnwise.configfile import load_config
 from turnwise.envs.interface import Panel
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.players import load_policies

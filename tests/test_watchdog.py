@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from turnwise.commands.display import LiveDisplay
-from turnwise.config import RunConfig, load_config
+from turnwise.config import RunConfig
+from turnwise.configfile import load_config
 from turnwise.records.rundir import RunDirectory
 from turnwise.training.experiment import resume, train
 from turnwise.training.watchdog import CHECKS, UnhealthyRunError, Watchdog, WatchdogConfig, signs

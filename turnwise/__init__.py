@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turnwise.config import RunConfig, load_config
+    from turnwise.config import RunConfig
+    from turnwise.configfile import load_config
     from turnwise.evaluation.evaluate import evaluate
     from turnwise.training.experiment import resume, train
 
@@ -20,7 +21,7 @@ __all__ = ["RunConfig", "__version__", "evaluate", "load_config", "resume", "tra
 
 _HOMES = {
     "RunConfig": "turnwise.config",
-    "load_config": "turnwise.config",
+    "load_config": "turnwise.configfile",
     "evaluate": "turnwise.evaluation.evaluate",
     "resume": "turnwise.training.experiment",
     "train": "turnwise.training.experiment",

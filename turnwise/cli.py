@@ -133,7 +133,7 @@ def evaluate(
     import torch
     from rich.progress import Progress
 
-    from turnwise.config import override, parse_section
+    from turnwise.configfile import override, parse_section
     from turnwise.evaluation.evaluate import evaluate_all
     from turnwise.evaluation.subjects import Asked, Overrides
     from turnwise.evaluation.tables import evaluation_table
@@ -221,7 +221,7 @@ def compare(
 @app.command()
 def configs() -> None:
     """List the shipped configurations."""
-    from turnwise.config import config_folder, shipped_configs
+    from turnwise.configfile import config_folder, shipped_configs
 
     for name in shipped_configs():
         first = (config_folder() / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
@@ -290,7 +290,7 @@ def export(
 
 def _config(given: list[str] | None, env: str | None, algorithm: str | None, more: list[str]) -> RunConfig:
     """The first word without ``=`` names the configuration; the rest are settings."""
-    from turnwise.config import load_config
+    from turnwise.configfile import load_config
 
     words = list(given or [])
     name = words.pop(0) if words and "=" not in words[0] else None

@@ -18,7 +18,8 @@ from turnwise.agents.policy import Policy, load_model
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.remote import RemoteEngine, shared_weights
 from turnwise.agents.scripted import scripted
-from turnwise.config import GameConfig, PretrainedModelConfig, RunConfig, parse_section
+from turnwise.config import GameConfig, PretrainedModelConfig, RunConfig
+from turnwise.configfile import parse_section
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.algorithms.registry import ALGORITHMS, resolve
-from turnwise.config import RunConfig, override, parse_config, read_config
+from turnwise.config import RunConfig
+from turnwise.configfile import override, parse_config, read_config
 from turnwise.evaluation.contenders import read_run
 from turnwise.records.rundir import RunDirectory
 

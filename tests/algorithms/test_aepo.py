@@ -263,7 +263,7 @@ def test_released_forms_are_as_the_docs_write_them() -> None:
 def test_a_composed_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trees, replay and EPO on GiGPO in Household: six updates are four, a crash, and two."""
     from tests.test_training import StopAfter, StopError, timeless
-    from turnwise.config import load_config
+    from turnwise.configfile import load_config
     from turnwise.training.experiment import resume, train
 
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from turnwise.config import RunConfig, load_config
+from turnwise.config import RunConfig
+from turnwise.configfile import load_config
 from turnwise.players import load_policies, sides_of
 from turnwise.records.rundir import RunDirectory
 from turnwise.replay.codec import to_record

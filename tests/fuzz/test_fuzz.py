@@ -17,7 +17,7 @@ from tests.fuzz.texts import CONTROL
 from tests.models import tokenizer
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import ChatFormat, encodable
-from turnwise.config import load_config
+from turnwise.configfile import load_config
 from turnwise.envs.returned import check_seen, check_step
 from turnwise.jsonfile import read_object
 

@@ -12,7 +12,7 @@ import torch
 from tests.models import scratch_folder, tiny_model
 from turnwise.agents.engine import Sampling, SlotEngine, torch_threads
 from turnwise.bench.rollout import max_logprob_error, plain_attention, run_engine, scripts
-from turnwise.config import load_config
+from turnwise.configfile import load_config
 from turnwise.records.rundir import RunDirectory
 from turnwise.training.experiment import train
 from turnwise.trajectory import IntArray

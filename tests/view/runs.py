@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.models import scratch_folder, tokenizer
-from turnwise.config import load_config
+from turnwise.configfile import load_config
 from turnwise.evaluation.report import Report
 from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryWriter

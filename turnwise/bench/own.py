@@ -22,7 +22,8 @@ from turnwise.agents.policy import Policy, check_device, save_model
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import Script, race
 from turnwise.clock import STAGES
-from turnwise.config import CONFIG_SUFFIXES, RunConfig, load_config, override, parse_config, shipped_configs
+from turnwise.config import RunConfig
+from turnwise.configfile import CONFIG_SUFFIXES, load_config, override, parse_config, shipped_configs
 from turnwise.envs.cache import cache_dir
 from turnwise.players import load_policies, open_run, sides_of
 from turnwise.records.rundir import RunDirectory

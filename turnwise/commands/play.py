@@ -100,7 +100,7 @@ def _splits(env_id: str) -> str:
 
 def settings_table(section: str) -> Table:
     """Name, default and meaning of the settings whose name starts with ``section``."""
-    from turnwise.config import all_settings
+    from turnwise.configfile import all_settings
 
     table = Table(title="Settings", title_justify="left")
     for column in ("setting", "default", "meaning"):

@@ -26,7 +26,8 @@ from typing import Any
 
 import yaml
 
-from turnwise.config import RunConfig, dump_config, parse_config
+from turnwise.config import RunConfig
+from turnwise.configfile import dump_config, parse_config
 from turnwise.records.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
 from turnwise.records.lock import locked
 from turnwise.replay.store import truncate_after
