@@ -247,6 +247,13 @@ def test_an_endpoint_that_fails_midway_is_taken_up_again(
     assert "sk-secret" not in str(raised.value)
 
 
+def test_more_at_once_gives_the_same_report(runs: list[Path]) -> None:
+    alone = evaluate(runs[0], samples=2)
+    assert evaluate(runs[0], samples=2, engines=2, env_threads=2, num_slots=4) == alone
+    with pytest.raises(ValueError, match=r"rollout\.engines=2 is for a CPU"):
+        evaluate(runs[0], engines=2, device="cuda")
+
+
 def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
     with pytest.raises(ValueError, match="--greedy is about a model's replies"):
         evaluate_all(["expert"], Asked(env=CUE, greedy=True))

@@ -99,7 +99,7 @@ def evaluate(
         typer.Argument(
             help="A run (several: seeds of one method, pooled), RUN/checkpoints/update-N, a model folder or hub name, "
             "openai:MODEL, random, expert[:knowing]; then settings: agent.KEY=VALUE, endpoint.KEY=VALUE, "
-            "env.kwargs.KEY=VALUE, env.success_threshold=VALUE."
+            "env.kwargs.KEY=VALUE, env.success_threshold=VALUE, rollout.engines=N, rollout.env_threads=N."
         ),
     ],
     env: EnvOption = None,
@@ -157,6 +157,8 @@ def evaluate(
         agent=changes.agent,
         success_threshold=changes.env.success_threshold,
         num_slots=slots,
+        engines=changes.rollout.engines,
+        env_threads=changes.rollout.env_threads,
         seed=seed,
         device=device,
         opponent=opponent,

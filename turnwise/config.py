@@ -130,11 +130,19 @@ class _WorldOverrides(_Section):
     success_threshold: float | None = None
 
 
+class _RolloutOverrides(_Section):
+    engines: int = Field(1, ge=1)
+    env_threads: int = Field(0, ge=0)
+
+
 class EvaluationOverrides(_Section):
-    """What ``turnwise evaluate`` may change about a run or a model: the agent's settings, and the world's."""
+    """What ``turnwise evaluate`` may change about a run or a model: the agent's settings, the world's, and how much
+    goes on at once.
+    """
 
     agent: dict[str, Any] = Field(default_factory=dict)
     env: _WorldOverrides = _WorldOverrides()
+    rollout: _RolloutOverrides = _RolloutOverrides()
 
 
 class RunConfig(_Section):

@@ -140,6 +140,7 @@ def players(
     checkpoint: WhichCheckpoint | None = None,
     agent: Mapping[str, Any] | None = None,
     threads: int | None = None,
+    engines: int = 1,
     device: str = "cpu",
     asked: EndpointConfig | None = None,
 ) -> dict[str, Player]:
@@ -170,7 +171,7 @@ def players(
     made: dict[str, Player] = {}
     for side, policy in policies.items():
         name = f"{target}#{side}" if side else str(target)
-        made[side] = model_agent(policy, settings, num_slots=num_slots, threads=threads, name=name)
+        made[side] = model_agent(policy, settings, num_slots=num_slots, threads=threads, engines=engines, name=name)
     return made
 
 

@@ -15,6 +15,7 @@ from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import Seating, SuccessRule
 from turnwise.agents.textplay import Played
+from turnwise.agents.worldwork import WorldThreads
 from turnwise.config import GameConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv
@@ -42,6 +43,8 @@ def evaluate(
     agent: Mapping[str, Any] | None = None,
     success_threshold: float | None = None,
     num_slots: int = 64,
+    engines: int = 1,
+    env_threads: int = 0,
     device: str = "cpu",
     seed: int | None = None,
     opponent: str | None = None,
@@ -53,10 +56,12 @@ def evaluate(
 
     ``target`` is a run folder, one of its checkpoints' folders, a model folder or hub name, ``openai:MODEL[@URL]``,
     ``random``, ``expert:searching`` or ``expert:knowing``. A run brings its own environment, agent settings, test
-    panel, seed, and the checkpoint that it names best or last; an exported folder brings its agent settings; ``agent``
-    changes some of them. ``temperature`` 0 is greedy. ``opponent`` has the other seats of a game: the same kinds of
-    name, or ``self``. With ``out`` an interrupted evaluation goes on where it was. Raises ValueError for a target,
-    environment or split that is not there.
+    panel, seed, and the checkpoint that it names best or last; an exported folder brings its agent settings;
+    ``agent`` changes some of them. ``temperature`` 0 is greedy. ``opponent`` has the other seats of a game: the
+    same kinds of name, or ``self``. ``engines`` processes and ``env_threads`` let more happen at once (``turnwise
+    train``'s rollout.engines and rollout.env_threads) and change no number but by rounding. With ``out`` an
+    interrupted evaluation goes on where it was. Raises ValueError for a target, environment or split that is not
+    there.
     """
     asked = Asked(
         env=env,
@@ -71,6 +76,8 @@ def evaluate(
         agent=agent or {},
         success_threshold=success_threshold,
         num_slots=num_slots,
+        engines=engines,
+        env_threads=env_threads,
         device=device,
         seed=seed,
         opponent=opponent,
@@ -152,7 +159,9 @@ class _Sitting:
         """Who sits where, and how many seats are recorded."""
         asked = self.asked
         made: dict[str, Any] = {"num_slots": asked.num_slots, "device": asked.device, "asked": asked.endpoint}
-        learners = players(subject.target, world, checkpoint=subject.checkpoint, agent=asked.agent, **made)
+        learners = players(
+            subject.target, world, checkpoint=subject.checkpoint, agent=asked.agent, engines=asked.engines, **made
+        )
         game = capability(world, HasPlayers)
         if game is None:
             if asked.opponent is not None:
@@ -180,7 +189,8 @@ class _Sitting:
                 part.hear(trajectory)
             self.on_episode(trajectory)
 
-        with closing(Collector(subject.where.make, seating, seed=seed, success=rule)) as collector:
+        threads = WorldThreads(self.asked.env_threads)
+        with closing(Collector(subject.where.make, seating, seed=seed, success=rule, threads=threads)) as collector:
             report, _ = evaluate_policy(
                 collector,
                 subject.tasks,

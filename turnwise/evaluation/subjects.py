@@ -44,10 +44,16 @@ class Asked:
     agent: Mapping[str, Any] = field(default_factory=dict)
     success_threshold: float | None = None
     num_slots: int = 64
+    engines: int = 1
+    env_threads: int = 0
     device: str = "cpu"
     seed: int | None = None
     opponent: str | None = None
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+
+    def __post_init__(self) -> None:
+        if self.engines > 1 and self.device != "cpu":
+            raise ValueError(f"rollout.engines={self.engines} is for a CPU; on device={self.device} leave it at 1")
 
     def decodings(self) -> dict[str, tuple[Sampling, int]]:
         """Each with its number of samples. Raises ValueError where samples would repeat each other."""
@@ -61,7 +67,7 @@ class Asked:
 
     def plain(self, targets: Sequence[str]) -> dict[str, Any]:
         """All that decides the numbers, for the file."""
-        hidden = ("num_slots", "device", "endpoint")
+        hidden = ("num_slots", "engines", "env_threads", "device", "endpoint")
         return {
             "targets": list(targets),
             **{name: value for name, value in vars(self).items() if name not in hidden},
