@@ -198,6 +198,11 @@ class RunConfig(_Section):
         given = dict(given)
         return resolve(str(given["type"])).config.model_validate(given)
 
+    def demonstration_env(self) -> TextEnv:
+        """Where the expert demonstrates: the run's own world, or ``warmstart.env``. Errors as of ``make_env``."""
+        clone = self.warmstart
+        return self.env.make() if clone is None or clone.env is None else make_env(clone.env, **clone.env_kwargs)
+
     def _check_algorithm(self) -> None:
         """The algorithm fits the rollouts, and what it needs is there."""
         recipe = build(self.algorithm, RunInfo(self.num_updates, self.rollout.group_size, self.seed))
@@ -249,10 +254,13 @@ class RunConfig(_Section):
                 "keep_checkpoint=best needs eval.every between 1 and num_updates: nothing would be the best"
             )
         if clone is not None:
-            for name in ("split", "stop_split"):
+            own = ("split", "stop_split") if clone.env is None else ("stop_split",)
+            for name in own:
                 if getattr(clone, name) == measured.test_split:
                     raise ValueError(f"warmstart.{name} is the test split {measured.test_split!r}: it must stay unseen")
-            if clone.split == measured.split and measured.every:
+            if clone.env == self.env.id:
+                raise ValueError("warmstart.env is the run's own world: leave it out, so that splits are proven apart")
+            if clone.env is None and clone.split == measured.split and measured.every:
                 raise ValueError(f"warmstart.split and eval.split are both {clone.split!r}: choose two")
             default = WarmstartConfig()
             if clone.stop_success is None and (clone.stop_tasks, clone.check_every) != (

@@ -41,6 +41,12 @@ class ScratchModelConfig(BaseModel):
     head_dim: int = Field(32, ge=2)
     ffn_size: int = Field(256, ge=8, description="width of the SwiGLU layer")
     vocab_size: int = Field(1024, ge=300, description="upper limit of the tokenizer's vocabulary")
+    qk_norm: float = Field(
+        1.0,
+        gt=0,
+        description="where the norms of queries and keys begin; they bound attention's logits by qk_norm^2 "
+        "sqrt(head_dim), and at 1 no small head can look at one token alone",
+    )
     num_phrases: int = Field(
         64,
         ge=0,
@@ -159,4 +165,8 @@ def new_model(config: ScratchModelConfig, tokenizer: Any, *, seed: int, max_leng
     qwen._attn_implementation = ATTENTION
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Qwen3ForCausalLM(qwen).eval()
+        model = Qwen3ForCausalLM(qwen).eval()
+    for layer in model.model.layers:
+        torch.nn.init.constant_(layer.self_attn.q_norm.weight, config.qk_norm)
+        torch.nn.init.constant_(layer.self_attn.k_norm.weight, config.qk_norm)
+    return model

@@ -136,7 +136,7 @@ class Subject:
 def overlap_with(config: RunConfig, tasks: Sequence[Task], checkpoint: WhichCheckpoint) -> dict[str, int]:
     """How many of the tasks the run may have met, by use and by content; {}: proven that it met none."""
     uses: dict[str, tuple[str, int | None]] = {"trained on": (config.env.split, None)}
-    if config.warmstart is not None:
+    if config.warmstart is not None and config.warmstart.env is None:
         uses["cloned on"] = (config.warmstart.split, None)
     if checkpoint == "best":
         uses["selected on"] = (config.eval.split, config.eval.tasks)

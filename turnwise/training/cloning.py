@@ -35,6 +35,10 @@ class WarmstartConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     expert: str = Field("searching", description="which expert demonstrates")
+    env: str | None = Field(
+        None, description="gymnasium id of the world to demonstrate in, of the same words; None: the run's own"
+    )
+    env_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of that world")
     split: str = Field("demonstrations", description="split whose tasks are demonstrated")
     noise: float = Field(0.2, ge=0, le=1, description="share of turns at which a random action is played")
     noise_stale: float = Field(
@@ -67,7 +71,9 @@ class WarmstartConfig(BaseModel):
 
     @model_validator(mode="after")
     def _apart(self) -> WarmstartConfig:
-        if self.split == self.stop_split:
+        if self.env_kwargs and self.env is None:
+            raise ValueError("env_kwargs are of warmstart.env, which is not set; the run's own world has env.kwargs")
+        if self.env is None and self.split == self.stop_split:
             raise ValueError(
                 f"split and stop_split are both {self.split!r}: success would be measured on the demonstrations"
             )

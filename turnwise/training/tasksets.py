@@ -63,7 +63,8 @@ def open_panels(config: RunConfig) -> Panels:
     train, test_split = panel(env, config.env.split), config.eval.test_split
     validation = _subset(panel(env, config.eval.split), config.eval.tasks) if config.eval.every else []
     test = _subset(panel(env, test_split), config.eval.test_tasks) if test_split else []
-    cloned = [panel(env, config.warmstart.split)] if config.warmstart else []
+    clone = config.warmstart
+    cloned = [panel(env, clone.split)] if clone is not None and clone.env is None else []
     prove_disjoint([train, *cloned], [validation, test])
     if len(train) < config.rollout.num_tasks:
         raise ValueError(
