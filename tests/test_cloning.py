@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from turnwise.training.cloning import (
     demonstrations,
     rows_of,
 )
+from turnwise.training.tasksets import open_panels
 from turnwise.training.warmstart import warmstart_key
 
 AGENT = AgentConfig()
@@ -102,6 +104,26 @@ def test_the_rates_fall_over_the_last_tokens() -> None:
         cloner.step(rows, left)
         found.append([optimizer.param_groups[0]["lr"] for optimizer in cloner.optimizers])
     assert np.allclose(found, np.outer([1, 1, 0.5, 0.2], [4e-3, 0.02]))
+
+
+def test_demonstrations_may_come_from_another_world() -> None:
+    elsewhere = ("warmstart.env=turnwise/Household-v0", "warmstart.env_kwargs={difficulty: hard}")
+    config = load_config("frozenlake", [*elsewhere, "eval.test_tasks=4", "eval.tasks=4"])
+    with closing(config.demonstration_env()) as world:
+        assert world.unwrapped.difficulty == "hard"  # type: ignore[attr-defined]
+    open_panels(config)  # whose tasks are none of the demonstrated ones
+    assert warmstart_key(config) != warmstart_key(load_config("frozenlake", [elsewhere[0]]))
+    with pytest.raises(ValueError, match="own world: leave it out"):
+        load_config("household", [elsewhere[0]])
+    with pytest.raises(ValueError, match=r"env_kwargs are of warmstart\.env"):
+        load_config("frozenlake", [elsewhere[1]])
+
+
+def test_sharper_norms_let_a_small_head_look_at_one_token() -> None:
+    plain, sharp = (new_model(TINY.model_copy(update={"qk_norm": x}), tokenizer(), seed=0) for x in (1.0, 1.7))
+    for name, weight in plain.state_dict().items():
+        expected = 1.7 * weight if "q_norm" in name or "k_norm" in name else weight
+        assert torch.allclose(sharp.state_dict()[name], expected), name
 
 
 def test_set_phrases_leave_names_alone() -> None:
