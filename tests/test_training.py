@@ -227,6 +227,19 @@ def test_evaluation_of_a_run_repeats_the_run_s_own(whole: Path, tmp_path: Path) 
         export(whole, merged)
 
 
+def test_a_warm_start_is_copied_to_where_it_is_asked_for(whole: Path, tmp_path: Path) -> None:
+    """And a second cloning may begin with it, in another world."""
+    folder = warmstart(config(), to=tmp_path / "model")
+    before = json.loads((whole / "evaluation.json").read_text())["before"]["sampled"]
+    assert [list(task) for task in evaluate(folder, env="turnwise/Household-v0", tasks=6).outcomes] == before[
+        "outcomes"
+    ]
+    with pytest.raises(ValueError, match="warmstart writes a new one"):
+        warmstart(config(), to=folder)
+    more = load_config("default", ["env.id=turnwise/FrozenLake-v0", f"model.path={folder}", "warmstart.max_tokens=400"])
+    assert (warmstart(more, to=tmp_path / "more") / "model.safetensors").is_file()
+
+
 def test_several_samples_give_pass_at_k(whole: Path) -> None:
     report = turnwise.evaluate("expert", env="turnwise/Household-v0", tasks=6, samples=4)
     assert report.pass_at == {1: 1.0, 2: 1.0, 4: 1.0}

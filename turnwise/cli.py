@@ -256,6 +256,7 @@ def warmstart(
     settings: SettingsArg = None,
     env: EnvOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Clone anew even if the cache holds this model.")] = False,
+    to: Annotated[Path | None, typer.Option("--to", help="A new folder for it, beside the cache.")] = None,
 ) -> None:
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
     from turnwise.agents.policy import check_device
@@ -270,7 +271,7 @@ def warmstart(
     torch.set_num_threads(config.threads)
     with LiveDisplay(console, 0, "turnwise warmstart") as display:
         display.stage("clone")
-        folder = run_warmstart(config, display.cloning, fresh=fresh)
+        folder = run_warmstart(config, display.cloning, fresh=fresh, to=to)
     console.print(f"model: {folder}", highlight=False)
 
 

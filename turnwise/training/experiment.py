@@ -29,7 +29,7 @@ from turnwise.training.mirrors import check_mirrors
 from turnwise.training.plan import fitted
 from turnwise.training.tasksets import open_panels
 from turnwise.training.trainer import Observer, Silent, Trainer
-from turnwise.training.warmstart import warmstart
+from turnwise.training.warmstart import check_new, warmstart
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +178,7 @@ def export(
     missing, or ``out`` is a folder with something in it.
     """
     target, run = Path(out), RunDirectory.open(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is not an empty folder: export writes a new one")
+    check_new(target, "export")
     config = run.config()
     sides = sides_of(config, config.env.make())
     chosen = sides[0] if side is None and len(sides) == 1 else side

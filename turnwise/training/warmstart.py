@@ -21,7 +21,7 @@ from turnwise.config import GameConfig, RunConfig
 from turnwise.envs.cache import cache_dir
 from turnwise.envs.tasks import TextEnv, panel
 from turnwise.evaluation.report import evaluate_policy
-from turnwise.players import opponents
+from turnwise.players import AGENT_FILE, opponents
 from turnwise.training.cloning import OnProgress, Progress, WarmstartConfig, clone, demonstrations
 
 FORMAT = 1
@@ -30,11 +30,29 @@ FORMAT = 1
 _STOP_KEY = 1 << 42
 
 
-def warmstart(config: RunConfig, on_progress: OnProgress | None = None, *, fresh: bool = False) -> Path:
+def warmstart(
+    config: RunConfig, on_progress: OnProgress | None = None, *, fresh: bool = False, to: str | Path | None = None
+) -> Path:
     """The folder of the warm-started model that ``config`` asks for; trains it unless the cache holds it.
 
-    Raises ValueError where the configuration has no warmstart section or the environment no expert.
+    With ``to`` a copy there, with ``agent.json`` beside it as ``export`` writes it. Raises ValueError where the
+    configuration has no warmstart section, the environment no expert, or ``to`` holds something.
     """
+    if to is None:
+        return _cached(config, on_progress, fresh)
+    check_new(Path(to), "warmstart")
+    shutil.copytree(_cached(config, on_progress, fresh), to, dirs_exist_ok=True)
+    (Path(to) / AGENT_FILE).write_text(config.agent.model_dump_json(indent=1))
+    return Path(to)
+
+
+def check_new(folder: Path, who: str) -> None:
+    """Raises ValueError for a folder that holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder: {who} writes a new one")
+
+
+def _cached(config: RunConfig, on_progress: OnProgress | None, fresh: bool) -> Path:
     if config.warmstart is None:
         raise ValueError("this configuration has no `warmstart:` section: nothing to clone")
     folder = cache_dir() / "warmstart" / warmstart_key(config)
