@@ -113,6 +113,8 @@ def test_demonstrations_may_come_from_another_world() -> None:
         assert world.unwrapped.difficulty == "hard"  # type: ignore[attr-defined]
     open_panels(config)  # whose tasks are none of the demonstrated ones
     assert warmstart_key(config) != warmstart_key(load_config("frozenlake", [elsewhere[0]]))
+    with pytest.raises(ValueError, match="Did you mean 'turnwise/Household-v0'"):
+        open_panels(load_config("frozenlake", ["warmstart.env=turnwise/Hausehold-v0"]))
     with pytest.raises(ValueError, match="own world: leave it out"):
         load_config("household", [elsewhere[0]])
     with pytest.raises(ValueError, match=r"env_kwargs are of warmstart\.env"):

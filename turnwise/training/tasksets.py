@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from turnwise.agents.episode import mix
 from turnwise.config import RunConfig
 from turnwise.envs.interface import Panel
-from turnwise.envs.tasks import panel
+from turnwise.envs.tasks import TextEnv, panel
 from turnwise.trajectory import Task
 
 
@@ -63,15 +64,24 @@ def open_panels(config: RunConfig) -> Panels:
     train, test_split = panel(env, config.env.split), config.eval.test_split
     validation = _subset(panel(env, config.eval.split), config.eval.tasks) if config.eval.every else []
     test = _subset(panel(env, test_split), config.eval.test_tasks) if test_split else []
-    clone = config.warmstart
-    cloned = [panel(env, clone.split)] if clone is not None and clone.env is None else []
-    prove_disjoint([train, *cloned], [validation, test])
+    prove_disjoint([train, *_cloned(config, env)], [validation, test])
     if len(train) < config.rollout.num_tasks:
         raise ValueError(
             f"split {config.env.split!r} has {len(train)} tasks, fewer than "
             f"rollout.num_tasks={config.rollout.num_tasks}"
         )
     return Panels(train, validation, test)
+
+
+def _cloned(config: RunConfig, env: TextEnv) -> list[Sequence[Task]]:
+    """The demonstrated tasks; none of those of another world, which only has to be there, are this one's."""
+    if config.warmstart is None:
+        return []
+    if config.warmstart.env is None:
+        return [panel(env, config.warmstart.split)]
+    with closing(config.demonstration_env()) as world:
+        panel(world, config.warmstart.split)
+    return []
 
 
 def _subset(tasks: Sequence[Task], num: int) -> list[Task]:
