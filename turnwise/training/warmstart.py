@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from turnwise.envs.tasks import TextEnv, panel
 from turnwise.evaluation.report import evaluate_policy
 from turnwise.players import AGENT_FILE, opponents
 from turnwise.training.cloning import OnProgress, Progress, WarmstartConfig, clone, demonstrations
+from turnwise.trajectory import Task
 
 FORMAT = 1
 """Raise whenever the same configuration may give another model."""
@@ -68,7 +70,7 @@ def _cached(config: RunConfig, on_progress: OnProgress | None, fresh: bool) -> P
         config.warmstart,
         seed=config.seed,
         rule=SuccessRule(config.env.success_threshold),
-        measure=partial(_success, config),
+        measure=partial(_success, config, panel(config.env.make(), config.warmstart.stop_split)),
         on_progress=on_progress,
     )
     _store(folder, model, tokenizer, config, progress)
@@ -111,14 +113,13 @@ def _texts(env: TextEnv, config: WarmstartConfig, seed: int, rule: SuccessRule) 
     return texts
 
 
-def _success(config: RunConfig, model: Any, tokenizer: Any) -> float:
+def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: Any) -> float:
     """Sampled success (T = 1) of the model being cloned on the first ``stop_tasks`` of the stopping panel.
 
     A quarter of them is enough to see that a model is far from the goal.
     """
     assert config.warmstart is not None
     assert config.warmstart.stop_success is not None
-    tasks = panel(config.env.make(), config.warmstart.stop_split)
     chat = ChatFormat(tokenizer, config.agent.system)
     engine = SlotEngine(
         model,
