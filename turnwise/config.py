@@ -101,6 +101,14 @@ class RolloutConfig(_Section):
     temperature: float = Field(1.0, gt=0, le=10, description="of sampling, and of the log-probs that are trained")
 
 
+def check_engines(engines: int, device: str) -> None:
+    """Raises ValueError for several engines off the CPU."""
+    if engines > 1 and device != "cpu":
+        raise ValueError(
+            f"rollout.engines={engines} divides the slots on a CPU; on device={device} one engine plays: leave it at 1"
+        )
+
+
 class GameConfig(_Section):
     """Worlds of several players: who has the other seats. An opponent is ``random``, ``expert[:KIND]``, or the folder
     of a run or model, and never learns.
@@ -219,11 +227,7 @@ class RunConfig(_Section):
                 "model.type=scratch starts from random weights, which win no episode to learn from: add a "
                 "`warmstart:` section (warmstart={} takes the defaults), or give model.path=FOLDER_OR_NAME"
             )
-        if self.rollout.engines > 1 and self.device != "cpu":
-            raise ValueError(
-                f"rollout.engines={self.rollout.engines} divides the slots on a CPU; on device={self.device} "
-                "one engine plays: leave it at 1"
-            )
+        check_engines(self.rollout.engines, self.device)
         if self.eval.test_split is not None and self.eval.test_split in (self.env.split, self.eval.split):
             raise ValueError(
                 f"eval.test_split={self.eval.test_split!r} is also used for training or for choosing checkpoints: "

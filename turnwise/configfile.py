@@ -32,7 +32,7 @@ def config_folder() -> Path:
 
 
 def shipped_configs() -> list[str]:
-    """Names of the shipped configurations, such as ``epo/household``."""
+    """Names of the shipped configurations, such as ``household``."""
     root = config_folder()
     return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
 

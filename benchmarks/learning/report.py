@@ -58,8 +58,8 @@ def page(setting: str, out: Path, finished: Sequence[Cell], comparison: Comparis
     title = f"# Learning, {setting}: {comparison.env}"
     about = (
         f"`python benchmarks/learning/run.py --setting {setting}`, commit {made['commit'] or 'unknown'}, "
-        f"{made['platform']}, Python {made['python']}, torch {made['versions']['torch']}. Each run and "
-        f"each tuning trial sampled {found.budget:,} tokens. Made by "
+        f"{made['platform']}, Python {made['python']}, torch {made['versions']['torch']}. Each run"
+        f"{' and each tuning trial' if found.untuned is None else ''} sampled {found.budget:,} tokens. Made by "
         "`benchmarks/learning/report.py`; the design is in `benchmarks/learning/design.py`."
     )
     parts = [title, about, f"![learning curves]({picture})", markdown(comparison).rstrip()]
@@ -101,8 +101,9 @@ def _change(gap: Estimate | None) -> str:
 
 
 def _choices(setting: str, out: Path, finished: Sequence[Cell]) -> str:
-    """What the tuning trials chose for each method."""
-    lines = ["| method | chosen by its trials | updates planned |", "| --- | --- | --- |"]
+    """What the tuning trials chose for each method, or what all of them were given."""
+    chosen = "chosen by its trials" if SETTINGS[setting].untuned is None else "given, without trials"
+    lines = [f"| method | {chosen} | updates planned |", "| --- | --- | --- |"]
     for method in dict.fromkeys(cell.method for cell in finished):
         choice, num_updates = tuned(setting, method, out)
         lines.append(f"| {method} | {', '.join(f'`{each}`' for each in choice)} | {num_updates} |")

@@ -12,7 +12,7 @@ from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import ModelAgent, Player, Seating
-from turnwise.config import EnvConfig, EvaluationOverrides, RunConfig
+from turnwise.config import EnvConfig, EvaluationOverrides, RunConfig, check_engines
 from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import panel
 from turnwise.evaluation.contenders import settings_of, start_of
@@ -52,8 +52,7 @@ class Asked:
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
 
     def __post_init__(self) -> None:
-        if self.engines > 1 and self.device != "cpu":
-            raise ValueError(f"rollout.engines={self.engines} is for a CPU; on device={self.device} leave it at 1")
+        check_engines(self.engines, self.device)
 
     def decodings(self) -> dict[str, tuple[Sampling, int]]:
         """Each with its number of samples. Raises ValueError where samples would repeat each other."""
