@@ -20,7 +20,8 @@ from tests.golden.vectors import batch_of, context_of
 from turnwise.algorithms.aepo import AEPOConfig, BalancedClip, EntropyAdvantage, entropy_factor
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.common import PPOClip
-from turnwise.algorithms.dapo import DAPOConfig, DynamicSampling
+from turnwise.algorithms.dapo import DAPOConfig
+from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.epo import EntropyCorridor
 from turnwise.algorithms.gigpo import GiGPOConfig, StepAdvantage
 from turnwise.algorithms.grpo import GRPOConfig

@@ -16,7 +16,8 @@ from turnwise.algorithms.aepo import AEPOConfig, aepo_paper, aepo_released
 from turnwise.algorithms.arpo import ARPOConfig, arpo_paper, arpo_released
 from turnwise.algorithms.branching import LockStep, PathWise, Segment, Shape, Shoot, initial_attempts, segment_entropy
 from turnwise.algorithms.common import FreshGroups
-from turnwise.algorithms.dapo import DAPOConfig, DynamicSampling
+from turnwise.algorithms.dapo import DAPOConfig
+from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.parts import Samples
 from turnwise.algorithms.planning import GroupPlanner, Planner, Rollouts
 from turnwise.algorithms.recipe import Recipe, RunInfo, Settings

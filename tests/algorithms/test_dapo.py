@@ -10,7 +10,10 @@ import pytest
 
 from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, learner, task
 from turnwise.algorithms.common import FreshGroups, is_uniform
-from turnwise.algorithms.dapo import DAPOConfig, DynamicSampling, OverlongPenalty, OverlongSettings, overlong_penalty
+from turnwise.algorithms.dapo import DAPOConfig, OverlongPenalty, OverlongSettings, overlong_penalty
+from turnwise.algorithms.dynamic_sampling import DynamicSampling
+from turnwise.algorithms.epo import EPOConfig
+from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.planning import GroupPlanner, Planner, Rollouts
 from turnwise.algorithms.recipe import RunInfo
@@ -102,6 +105,20 @@ def test_the_planner_is_there_where_it_has_something_to_do() -> None:
     for config in (DAPOConfig(max_tries=1), DAPOConfig(drop_uniform_groups=False)):
         assert build(config, RUN).planner is None
     assert build(DAPOConfig(singleton="reward"), RunInfo(10, 1)).planner is None
+
+
+def test_other_group_methods_may_replace_uniform_groups_too() -> None:
+    config = GiGPOConfig(drop_uniform_groups=True, max_tries=4)
+    made = build(EPOConfig(base=config), RUN)
+    assert made.planner == DynamicSampling(GroupPlanner(2), 4)
+    # What counts as telling is the same for the planner and for the composer: raw returns.
+    won = attempt(task(), 0, 1.0)
+    invalid = replace(won, sample=1, turns=(replace(won.turns[0], valid=False),))
+    alike = [Group(task(), (replace(won, turns=(replace(won.turns[0], valid=True),)), invalid))]
+    assert learner(made, BigramPolicy()).update(buffer_of(alike), 0).dropped_groups == 1
+    assert build(GiGPOConfig(), RUN).planner is None
+    with pytest.raises(ValueError, match="max_tries replaces uniform groups"):
+        GiGPOConfig(max_tries=4)
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,17 @@ What is played and not trained on is stored and counted like everything else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from turnwise.algorithms.common import is_uniform
-from turnwise.algorithms.metrics import Occurrences
-from turnwise.algorithms.planning import GroupPlanner, Planner, Rollouts, Scorer
+from turnwise.algorithms.planning import Scorer
 from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.rewards import RewardTable
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
-from turnwise.trajectory import Task, Trajectory, group_by_task
+from turnwise.trajectory import Trajectory
 
 ABOUT = About(
     title="DAPO: An Open-Source LLM Reinforcement Learning System at Scale",
@@ -74,42 +71,6 @@ class DAPOConfig(StandardScoreSettings, ClipSettings):
     )
     overlong: OverlongSettings | None = Field(default=None, description="Length penalty; null: none.")
 
-    @model_validator(mode="after")
-    def _sampling_is_consistent(self) -> DAPOConfig:
-        if not self.drop_uniform_groups and self.changed("max_tries"):
-            raise ValueError("max_tries replaces uniform groups; with drop_uniform_groups=false they are kept")
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class DynamicSampling:
-    """A planner around another: plays spare tasks until as many groups tell something as there are tasks.
-
-    Uniform groups are returned too (the composer leaves them out): their tokens were spent.
-    """
-
-    inner: Planner
-    max_tries: int
-    occurred: Occurrences = field(default_factory=Occurrences, compare=False)
-
-    def around(self, inner: Planner) -> DynamicSampling:
-        return replace(self, inner=inner)
-
-    def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
-        further, found, wave, tries = iter(spare), list[Trajectory](), list(tasks), 0
-        while wave and tries < self.max_tries:
-            tries += 1
-            found += self.inner.plan(wave, rollouts)
-            telling = {g.task.key for g in group_by_task(found) if not is_uniform(g.trajectories)}
-            wave = list(islice(further, max(len(tasks) - len(telling), 0)))
-        uniform = [is_uniform(group.trajectories) for group in group_by_task(found)]
-        self.occurred.count("tries", tries)
-        self.occurred.count("discarded_share", sum(uniform), len(uniform))
-        return found
-
-    def acted(self) -> Mapping[str, float]:
-        return self.occurred.take()
-
 
 def overlong_penalty(length: int, max_tokens: int, buffer_tokens: int, factor: float, *, bounded: bool = True) -> float:
     """What is added to a reward, <= 0; not ``bounded``: growing beyond ``max_tokens``, as in verl."""
@@ -143,9 +104,6 @@ class OverlongPenalty:
 
 def recipe(config: DAPOConfig, run: RunInfo) -> Recipe:
     """Compose DAPO. Raises ValueError where the group size leaves nothing to learn from."""
-    composer = config.groups("DAPO", run, raw=True)
     stream = StreamRecipe(estimator=config.advantage(), clip=config.clip(), aggregation=config.aggregate())
-    made = config.compose("dapo", composer, stream)
-    if composer.drop_uniform and config.max_tries > 1:
-        made = replace(made, planner=DynamicSampling(GroupPlanner(run.group_size), config.max_tries))
+    made = config.compose("dapo", config.groups("DAPO", run, raw=True), stream, config.planner(run))
     return made if config.overlong is None else made.with_shaper(OverlongPenalty(config.overlong))

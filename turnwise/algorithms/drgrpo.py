@@ -50,4 +50,4 @@ def recipe(config: DrGRPOConfig, run: RunInfo) -> Recipe:
     """Compose Dr.GRPO. Raises ValueError where the group size leaves nothing to learn from."""
     estimator = GroupAdvantage(config.group_stats, normalize_std=False, eps=0.0, singleton=config.singleton)
     stream = StreamRecipe(estimator=estimator, clip=config.clip(), aggregation=config.aggregate())
-    return config.compose("drgrpo", config.groups("Dr.GRPO", run), stream)
+    return config.compose("drgrpo", config.groups("Dr.GRPO", run), stream, config.planner(run))

@@ -116,7 +116,7 @@ def alike(first: str, second: str, least: float) -> bool:
 def recipe(config: GiGPOConfig, run: RunInfo) -> Recipe:
     """Compose GiGPO. Raises ValueError where the group size leaves nothing to learn from."""
     stream = StreamRecipe(estimator=config.advantage(), clip=config.clip(), aggregation=config.aggregate())
-    made = config.compose("gigpo", config.groups("GiGPO", run), stream)
+    made = config.compose("gigpo", config.groups("GiGPO", run), stream, config.planner(run))
     if not config.step_coef:
         return made
     step = StepAdvantage(config.step_coef, config.gamma, config.similarity, config.normalize_std, config.std_eps)

@@ -39,11 +39,11 @@ class GRPOConfig(StandardScoreSettings, ClipSettings):
     type: Literal["grpo"] = "grpo"
     drop_uniform_groups: bool = Field(
         default=True,
-        description="Leave groups with equal shaped returns out (DAPO's filter, without sampling more).",
+        description="Leave groups with equal shaped returns out; with max_tries, those with equal raw returns.",
     )
 
 
 def recipe(config: GRPOConfig, run: RunInfo) -> Recipe:
     """Compose GRPO. Raises ValueError where the group size leaves nothing to learn from."""
     stream = StreamRecipe(estimator=config.advantage(), clip=config.clip(), aggregation=config.aggregate())
-    return config.compose("grpo", config.groups("GRPO", run), stream)
+    return config.compose("grpo", config.groups("GRPO", run), stream, config.planner(run))

@@ -69,4 +69,4 @@ def recipe(config: GSPOConfig, run: RunInfo) -> Recipe:
         clip=SequenceClip(config.clip_low, config.clip_high, config.level, config.proximal),
         aggregation=Aggregation("seq-mean-token-mean"),
     )
-    return config.compose("gspo", config.groups("GSPO", run), stream)
+    return config.compose("gspo", config.groups("GSPO", run), stream, config.planner(run))

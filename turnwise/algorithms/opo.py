@@ -47,4 +47,4 @@ def recipe(config: OPOConfig, run: RunInfo) -> Recipe:
         lambda returns, group, lengths: length_weighted_advantages(returns, lengths, group, singleton=config.singleton),
     )
     stream = StreamRecipe(estimator=estimator, clip=config.clip(), aggregation=config.aggregate())
-    return config.compose("opo", config.groups("OPO", run), stream)
+    return config.compose("opo", config.groups("OPO", run), stream, config.planner(run))

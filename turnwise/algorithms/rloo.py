@@ -41,4 +41,4 @@ def recipe(config: RLOOConfig, run: RunInfo) -> Recipe:
         lambda returns, group, lengths: leave_one_out_advantages(returns, group, singleton=config.singleton),
     )
     stream = StreamRecipe(estimator=estimator, clip=config.clip(), aggregation=config.aggregate())
-    return config.compose("rloo", config.groups("RLOO", run), stream)
+    return config.compose("rloo", config.groups("RLOO", run), stream, config.planner(run))

@@ -19,7 +19,9 @@ from turnwise.algorithms.common import (
     TruncatedImportance,
 )
 from turnwise.algorithms.credit import Singleton
+from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.parts import Aggregation, Composer
+from turnwise.algorithms.planning import GroupPlanner, Planner
 from turnwise.algorithms.primitives import AggregationMode, KLEstimator
 from turnwise.algorithms.recipe import Recipe, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.rewards import InvalidActionPenalty, RewardScale
@@ -61,9 +63,9 @@ class SurrogateSettings(Settings):
             raise ValueError("kl_estimator has no effect with kl_coef=0; remove it or set a coefficient")
         return self
 
-    def compose(self, name: str, composer: Composer, stream: StreamRecipe) -> Recipe:
+    def compose(self, name: str, composer: Composer, stream: StreamRecipe, planner: Planner | None = None) -> Recipe:
         """The recipe of one stream under these settings, checked."""
-        made = Recipe(name, composer, (stream,))
+        made = Recipe(name, composer, (stream,), planner=planner)
         if self.proximal:
             made = made.with_weighter(TruncatedImportance(self.importance_cap))
         if self.reward_scale != 1.0:
@@ -121,11 +123,22 @@ class GroupSettings(Settings):
     )
     drop_uniform_groups: bool = Field(
         default=False,
-        description="Leave groups with equal shaped returns out (DAPO's filter, without sampling more).",
+        description="Leave groups with equal shaped returns out; with max_tries, those with equal raw returns.",
+    )
+    max_tries: int = Field(
+        default=1,
+        ge=1,
+        description="Waves of tasks an update may play to replace uniform groups (DAPO's dynamic sampling); 1: none.",
     )
 
+    @model_validator(mode="after")
+    def _sampling_is_consistent(self) -> GroupSettings:
+        if not self.drop_uniform_groups and self.changed("max_tries"):
+            raise ValueError("max_tries replaces uniform groups; with drop_uniform_groups=false they are kept")
+        return self
+
     def groups(self, name: str, run: RunInfo, raw: bool = False) -> FreshGroups:
-        """The composer (``raw``: groups are uniform by raw rewards).
+        """The composer (``raw``: groups are uniform by raw rewards, as they are where they are replaced).
 
         Raises ValueError where the group size leaves nothing to learn from.
         """
@@ -134,8 +147,16 @@ class GroupSettings(Settings):
                 f"{name} compares attempts at one task: group_size={run.group_size} with singleton=zero gives "
                 "every advantage 0. Use a group_size of at least 2"
             )
-        lonely = run.group_size == 1  # a group of one is always uniform, and singleton=reward wants to learn from it
-        return FreshGroups(self.drop_uniform_groups and not lonely, raw)
+        return FreshGroups(self._drops(run), raw or self.max_tries > 1)
+
+    def planner(self, run: RunInfo) -> Planner | None:
+        """Dynamic sampling, where uniform groups are replaced; None: plain groups."""
+        replaces = self._drops(run) and self.max_tries > 1
+        return DynamicSampling(GroupPlanner(run.group_size), self.max_tries) if replaces else None
+
+    def _drops(self, run: RunInfo) -> bool:
+        # A group of one is always uniform, and singleton=reward wants to learn from it.
+        return self.drop_uniform_groups and run.group_size > 1
 
 
 class StandardScoreSettings(GroupSettings):

@@ -1,0 +1,42 @@
+"""Dynamic sampling (Yu et al. 2025, arXiv 2503.14476, section 3.2): tasks that teach nothing are replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+from turnwise.algorithms.common import is_uniform
+from turnwise.algorithms.metrics import Occurrences
+from turnwise.algorithms.planning import Planner, Rollouts
+from turnwise.trajectory import Task, Trajectory, group_by_task
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicSampling:
+    """A planner around another: plays spare tasks until as many groups tell something as there are tasks.
+
+    Uniform groups are returned too (the composer leaves them out): their tokens were spent.
+    """
+
+    inner: Planner
+    max_tries: int
+    occurred: Occurrences = field(default_factory=Occurrences, compare=False)
+
+    def around(self, inner: Planner) -> DynamicSampling:
+        return replace(self, inner=inner)
+
+    def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
+        further, found, wave, tries = iter(spare), list[Trajectory](), list(tasks), 0
+        while wave and tries < self.max_tries:
+            tries += 1
+            found += self.inner.plan(wave, rollouts)
+            telling = {g.task.key for g in group_by_task(found) if not is_uniform(g.trajectories)}
+            wave = list(islice(further, max(len(tasks) - len(telling), 0)))
+        uniform = [is_uniform(group.trajectories) for group in group_by_task(found)]
+        self.occurred.count("tries", tries)
+        self.occurred.count("discarded_share", sum(uniform), len(uniform))
+        return found
+
+    def acted(self) -> Mapping[str, float]:
+        return self.occurred.take()
