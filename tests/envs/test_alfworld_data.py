@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from turnwise.envs.alfworld.data import FileGames, open_archive, open_directory,
 from turnwise.envs.alfworld.env import ALFWorldEnv
 from turnwise.envs.alfworld.game import Game, Goal, Thing
 from turnwise.envs.alfworld.pddl import parse_game, read_game_file
+from turnwise.envs.panels import mixed
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +183,18 @@ def archive(path: Path) -> Path:
     with lzma.open(path, "wt") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     return path
+
+
+def test_types_are_mixed_in_their_shares() -> None:
+    types = [*"aaaaaa", *"bbb", *"c"]
+    order = mixed(types)
+    assert sorted(order) == list(range(10))
+    for num in range(1, 11):
+        seen = Counter(types[place] for place in order[:num])
+        assert all(abs(seen[name] - num * share / 10) <= 1 for name, share in Counter(types).items())
+    assert [place for place in order if types[place] == "a"] == list(range(6))
+    assert mixed([*"abcabcab"]) == list(range(8))  # types that take turns stay as they are
+    assert mixed([]) == []
 
 
 @pytest.mark.parametrize("below", [".", "json_2.1.1"])

@@ -7,7 +7,8 @@ of all tasks there could be, whoever generates them from whatever seed. No task 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import MappingProxyType
@@ -31,6 +32,15 @@ _LAZY_FROM = 5_000
 def content_key(text: str) -> str:
     """16 hex digits that identify a task by its content."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def mixed(types: Sequence[str]) -> list[int]:
+    """An order of tasks in which any first N hold about each type's share of all; within a type it stays as it is."""
+    sizes, seen, shares = Counter(types), Counter[str](), list[float]()
+    for type_ in types:
+        shares.append((seen[type_] + 0.5) / sizes[type_])
+        seen[type_] += 1
+    return sorted(range(len(types)), key=shares.__getitem__)
 
 
 @dataclass(frozen=True)

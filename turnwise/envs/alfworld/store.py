@@ -21,6 +21,7 @@ from turnwise.envs.alfworld.game import Game
 from turnwise.envs.alfworld.pddl import GameText, parse_game
 from turnwise.envs.cache import cache_dir, made_once
 from turnwise.envs.interface import Panel
+from turnwise.envs.panels import mixed
 from turnwise.naming import unknown
 from turnwise.trajectory import Task
 
@@ -80,7 +81,8 @@ def _row(entry: tuple[str, GameText]) -> tuple[Any, ...]:
 
 
 class StoredGames:
-    """A ``GameSource`` over a store file; games are in the order of their ids.
+    """A ``GameSource`` over a store file. Games are in the order of their ids within a type, and types are mixed, so
+    that the first N games of a split are of all types.
 
     Every read opens the file anew (a tenth of a millisecond), so an instance may cross a fork.
     """
@@ -94,31 +96,32 @@ class StoredGames:
             *sorted(found.difference(SPLIT_ORDER)),
         )
         self._panels: dict[str, Panel] = {}
+        self._ids: dict[str, tuple[str, ...]] = {}
 
     def panel(self, split: str) -> Panel:
         check_split(self, split)
         if split not in self._panels:
-            rows = self._query("SELECT key, type FROM games WHERE split = ? ORDER BY id", split)
-            tasks = (Task(ENV_ID, split, index, key, type_) for index, (key, type_) in enumerate(rows))
+            rows = self._query("SELECT id, key, type FROM games WHERE split = ? ORDER BY id", split)
+            rows = [rows[place] for place in mixed([type_ for *_, type_ in rows])]
+            self._ids[split] = tuple(id for id, *_ in rows)
+            tasks = (Task(ENV_ID, split, index, key, type_) for index, (_, key, type_) in enumerate(rows))
             self._panels[split] = Panel(ENV_ID, split, tuple(tasks))
         return self._panels[split]
 
     def game(self, split: str, index: int) -> Game:
         check_index(self, split, index)
-        columns = "id, task, dialect, problem, walkthrough"
-        query = f"SELECT {columns} FROM games WHERE split = ? ORDER BY id LIMIT 1 OFFSET ?"
-        ((id, task, dialect, problem, walkthrough),) = self._query(query, split, int(index))
+        id = self._ids[split][index]
+        ((task, dialect, problem, walkthrough),) = self._query(
+            "SELECT task, dialect, problem, walkthrough FROM games WHERE split = ? AND id = ?", split, id
+        )
         text = zlib.decompress(problem).decode()
         return parse_game(GameText(id, task, dialect, text, tuple(json.loads(walkthrough))))
 
     def task(self, id: str) -> Task:
         """The task of a game by its official id, ``split/folder/trial``. Raises ValueError for others."""
-        query = """
-            SELECT split, key, type, (SELECT count(*) FROM games AS b WHERE b.split = a.split AND b.id < a.id)
-            FROM games AS a WHERE id = ?
-        """
-        for split, key, type_, index in self._query(query, id):
-            return Task(ENV_ID, split, index, key, type_)
+        for (split,) in self._query("SELECT split FROM games WHERE id = ?", id):
+            panel: Panel = self.panel(split)
+            return panel.entries[self._ids[split].index(id)]
         raise ValueError(f"No game {id!r} in {self.name}: expected an id such as train/<folder>/<trial>.")
 
     def _query(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
