@@ -195,6 +195,30 @@ def test_agreement_looks_at_the_learners_own_version_only() -> None:
     assert agreement(logprobs[:0, :0], batch.select(torch.zeros(0, dtype=torch.long))).num_tokens == 0
 
 
+class Witness(BigramPolicy):
+    """Remembers which groups it was asked to score, batch by batch."""
+
+    seen: list[list[int]]
+
+    def score(self, batch: TokenBatch, **asked: Any) -> FakeScores:
+        self.seen = [*getattr(self, "seen", []), batch.group.tolist()]
+        return super().score(batch, **asked)
+
+
+@pytest.mark.parametrize(("steps", "unit", "whole"), [(2, "group", True), (2, "row", False), (6, "group", False)])
+def test_groups_stay_whole_where_there_are_enough_of_them(steps: int, unit: str, whole: bool) -> None:
+    policy = Witness()
+    made = groups(policy)
+    config = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
+    metrics = learner(build(config, RUN), policy, num_minibatches=steps, minibatch_unit=unit).update(buffer_of(made), 0)
+    assert metrics.optimizer_steps == steps == len(policy.seen)
+    assert sorted(group for part in policy.seen for group in part) == [
+        place for place, group in enumerate(made) for _ in group.trajectories
+    ]
+    met = [group for part in policy.seen for group in set(part)]
+    assert (len(met) == len(set(met))) == whole
+
+
 def test_a_failed_verification_stops_before_the_step() -> None:
     policy = BigramPolicy()
     made = groups(policy)

@@ -30,8 +30,9 @@ class OptimizerConfig(Settings):
     epochs: int = Field(default=1, ge=1, description="Passes over the data of an update.")
     num_minibatches: int = Field(default=1, ge=1, description="Optimizer steps per epoch.")
     minibatch_unit: Literal["row", "group"] = Field(
-        default="row",
-        description="What is dealt out to the steps: rows, or whole groups, whose equal beginnings are computed once.",
+        default="group",
+        description="What is dealt out to the steps: whole groups, whose equal beginnings are computed once, or rows. "
+        "Fewer groups than steps are dealt out by rows.",
     )
     microbatch_tokens: int = Field(
         default=8192,

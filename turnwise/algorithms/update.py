@@ -166,8 +166,9 @@ class Learner:
         splits = []
         for place, stream in enumerate(phase):
             generator = np.random.default_rng([self.run.seed, update, epoch, place])
-            rows, whole = len(stream.batch), self.config.minibatch_unit == "group"
-            units = stream.batch.group.tolist() if whole else range(rows)
+            groups = stream.batch.group.tolist()
+            whole = self.config.minibatch_unit == "group" and len(set(groups)) >= self.config.num_minibatches
+            units = groups if whole else range(len(groups))
             splits.append(minibatches(units, self.config.num_minibatches, generator))
         for i in range(max(map(len, splits), default=0)):
             for place, (stream, parts) in enumerate(zip(phase, splits, strict=True)):
