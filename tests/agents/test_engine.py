@@ -174,10 +174,28 @@ def test_greedy_is_the_most_probable_token() -> None:
 def test_sampling_follows_the_distribution() -> None:
     probabilities = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3, 0.0])
     uniforms = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:-1]
-    drawn = inverse_cdf(probabilities.log().expand(len(uniforms), -1), uniforms)
+    drawn = inverse_cdf(probabilities.expand(len(uniforms), -1), uniforms)
     shares = torch.bincount(drawn, minlength=6) / len(uniforms)
     torch.testing.assert_close(shares, probabilities, atol=1e-3, rtol=0)
-    assert int(inverse_cdf(probabilities.log()[None], torch.tensor([1.0 - 2**-53], dtype=torch.float64))) == 4
+    assert int(inverse_cdf(probabilities[None], torch.tensor([1.0 - 2**-53], dtype=torch.float64))) == 4
+
+
+@pytest.mark.parametrize("size", [2049, 4096, 5000])
+def test_a_large_vocabulary_is_searched_in_blocks(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    probabilities = torch.softmax(4 * torch.randn(size, generator=generator), -1)
+    probabilities[[0, 1, 1023, 1024, size - 1]] = 0.0
+    probabilities[1100:2040] = 0.0
+    cumulative = probabilities.double().cumsum(-1)
+    uniforms = torch.rand(3000, dtype=torch.float64, generator=generator)
+    drawn = inverse_cdf(probabilities.expand(3000, -1), uniforms)
+    assert bool((probabilities[drawn] > 0).all())
+    # The token that owns the number, but for numbers within rounding of a border.
+    targets = uniforms * cumulative[-1]
+    assert bool((cumulative[drawn] > targets - 1e-6).all())
+    assert bool((cumulative[drawn] - probabilities[drawn] < targets + 1e-6).all())
+    ends = inverse_cdf(probabilities.expand(2, -1), torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
+    assert ends.tolist() == [2, size - 2]
 
 
 def test_truncation_by_rank_and_by_mass() -> None:

@@ -25,6 +25,7 @@ from turnwise.prefixes import common_prefix, loans
 from turnwise.trajectory import FloatArray, IntArray
 
 MIN_SHARED = 16
+_BLOCK = 1024  # tokens of a large vocabulary that are searched together
 """Tokens. What a new context shares with another is copied from there, where it is as long."""
 
 
@@ -267,20 +268,28 @@ class SlotEngine:
         settings = [state.sampling for state in states]
         if any(s.temperature not in (0, 1) for s in settings):
             logits = logits / torch.tensor([s.temperature or 1.0 for s in settings], device=self.device)[:, None]
-        full = torch.log_softmax(logits, dim=-1)
-        entropies = -(full.exp() * full).sum(-1)
-        greedy = torch.tensor([s.temperature == 0 for s in settings], device=self.device)
-        drawn_from = full
+        drawn_from = full = torch.log_softmax(logits, dim=-1)
+        probabilities = full.exp()
+        entropies = -torch.linalg.vecdot(probabilities, full)
         if any(s.top_p < 1 or s.top_k for s in settings):
             drawn_from = truncated_logprobs(full, settings)
-        best = drawn_from.argmax(-1)
-        if bool(greedy.all()):
-            ids = best
-        else:
-            uniforms = [state.uniforms[len(state.ids)] if state.sampling.temperature > 0 else 0.0 for state in states]
-            ids = inverse_cdf(drawn_from, torch.tensor(uniforms, dtype=torch.float64, device=self.device))
-            ids = torch.where(greedy, best, ids)
+            probabilities = drawn_from.exp()
+        ids = self._draw(probabilities, states)
         return ids, drawn_from.gather(-1, ids[:, None])[:, 0], entropies
+
+    def _draw(self, probabilities: Tensor, states: list[_Slot]) -> Tensor:
+        """[R, V] -> [R]: by each slot's next uniform number, the most probable one where its temperature is 0."""
+        greedy = [state.sampling.temperature == 0 for state in states]
+        if all(greedy):
+            return probabilities.argmax(-1)
+        uniforms = [
+            0.0 if is_greedy else state.uniforms[len(state.ids)]
+            for is_greedy, state in zip(greedy, states, strict=True)
+        ]
+        ids = inverse_cdf(probabilities, torch.tensor(uniforms, dtype=torch.float64, device=self.device))
+        if any(greedy):
+            ids = torch.where(torch.tensor(greedy, device=self.device), probabilities.argmax(-1), ids)
+        return ids
 
 
 @contextmanager
@@ -297,15 +306,32 @@ def torch_threads(num: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def inverse_cdf(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one index per row of [R, V] from one uniform number in [0, 1) each: the same number, the same index.
 
-    The cumulative sum is scaled to its own total, so rounding cannot point past the last possible token; tokens
-    of probability 0 are never drawn.
+    Sums are in float64 and scaled to their own total, so rounding cannot point past the last possible token; tokens
+    of probability 0 are never drawn. A large vocabulary is searched in two steps, a block and then a token of it: the
+    cumulative sum of all would cost more than the head.
     """
-    cumulative = logprobs.exp().double().cumsum(-1)
+    size = probabilities.shape[1]
+    if size <= 2 * _BLOCK:
+        return _search(probabilities, uniforms)[0]
+    even = size - size % _BLOCK
+    blocks = probabilities[:, :even].view(len(probabilities), -1, _BLOCK).sum(-1)
+    block, share = _search(torch.cat([blocks, probabilities[:, even:].sum(1, keepdim=True)], dim=1), uniforms)
+    places = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=probabilities.device)
+    inside = probabilities.gather(1, places.clamp(max=size - 1)).masked_fill_(places >= size, 0.0)
+    return block * _BLOCK + _search(inside, share)[0]
+
+
+def _search(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The place in each row of [R, N] that a number in [0, 1) of its sum falls to, and how far into it, in [0, 1)."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
     targets = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True).clamp_(max=logprobs.shape[-1] - 1)[:, 0]
+    place = torch.searchsorted(cumulative, targets, right=True).clamp_(max=weights.shape[1] - 1)
+    weight = weights.gather(1, place).double()
+    share = (targets - cumulative.gather(1, place) + weight) / weight
+    return place[:, 0], share[:, 0].clamp_(0.0, 1.0 - 2.0**-53)
 
 
 def truncated_logprobs(logprobs: Tensor, settings: list[Sampling]) -> Tensor:
