@@ -16,6 +16,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
+from turnwise.commands.play import splits_of
 from turnwise.envs.interface import HasExpert, HasTasks, capability
 from turnwise.envs.tasks import make_env
 from turnwise.envs.textworld.env import TextWorldEnv
@@ -65,6 +66,18 @@ def _random_actions(env: TextWorldEnv, index: int, count: int) -> list[str]:
 
 
 # Settings: nothing is generated.
+
+
+def test_sizes_are_known_without_a_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing the worlds must not take the minutes that making their games takes."""
+    pytest.importorskip("textworld", reason="needs the textworld package")
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path))
+    assert "train (64), validation (32), test (32)" in splits_of("turnwise/TextWorld-v0")
+    assert not list(tmp_path.rglob("*.z8"))
+
+
+def test_sizes_are_those_of_the_panels(env: TextWorldEnv) -> None:
+    assert env.sizes == {split: len(env.tasks(split)) for split in env.splits}
 
 
 @pytest.mark.parametrize(

@@ -84,18 +84,21 @@ def envs_table() -> Table:
     for column in ("id", "what", "splits (tasks)"):
         table.add_column(column, overflow="fold")
     for env_id, world in WORLDS.items():
-        table.add_row(env_id, world.summary, _splits(env_id))
+        table.add_row(env_id, world.summary, splits_of(env_id))
     table.caption = "your own: register it with gymnasium and say --env your_module:Your/Env-v0"
     return table
 
 
-def _splits(env_id: str) -> str:
+def splits_of(env_id: str) -> str:
+    """The splits of a world and their sizes, or what it lacks."""
     try:
         env = make_env(env_id)
     except ValueError as error:
         return str(error).splitlines()[0]
-    names = getattr(env.unwrapped, "splits", ())
-    return ", ".join(f"{name} ({len(panel(env, name)):,})" for name in names)
+    world: Any = env.unwrapped
+    # What a world knows by itself: making a panel may mean making its games.
+    sizes = getattr(world, "sizes", None) or {name: len(panel(env, name)) for name in getattr(world, "splits", ())}
+    return ", ".join(f"{name} ({size:,})" for name, size in sizes.items())
 
 
 def settings_table(section: str) -> Table:

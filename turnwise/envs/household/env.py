@@ -29,3 +29,4 @@ class HouseholdEnv(ALFWorldEnv):
         limit = games.settings.step_limit if step_limit is None else step_limit
         super().__init__(source=games, split=split, step_limit=limit)
         self.difficulty = difficulty
+        self.sizes = games.generated.sizes

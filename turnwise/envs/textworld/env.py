@@ -69,6 +69,11 @@ class TextWorldEnv(TaskEnv):
     def splits(self) -> tuple[str, ...]:
         return self.source.splits
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Tasks of each split, known without making a game."""
+        return self.source.sizes
+
     def tasks(self, split: str) -> Panel:
         """The fixed panel of a split; may make its games first. Raises ValueError for an unknown or empty one."""
         return self.source.panel(split)

@@ -31,6 +31,8 @@ class GameSource(Protocol):
 
     @property
     def splits(self) -> tuple[str, ...]: ...
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
     def panel(self, split: str) -> Panel: ...
     def path(self, split: str, index: int) -> Path: ...
 
@@ -159,12 +161,17 @@ class GivenGames:
                 self._games[split_of(key)][key] = path
         self._check_disjoint()
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return {name: len(found) for name, found in self._games.items()}
+
     def panel(self, split: str) -> Panel:
         if split not in SPLITS:
             raise unknown("split", split, SPLITS, ENV_ID)
         if not self._games[split]:
-            sizes = {name: len(found) for name, found in self._games.items()}
-            raise ValueError(f"No given game is in split {split!r} ({sizes}): say which are, games={{'{split}': ...}}.")
+            raise ValueError(
+                f"No given game is in split {split!r} ({self.sizes}): say which are, games={{'{split}': ...}}."
+            )
         tasks = (Task(ENV_ID, split, index, key, "given") for index, key in enumerate(self._games[split]))
         return Panel(ENV_ID, split, tuple(tasks))
 
