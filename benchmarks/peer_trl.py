@@ -15,11 +15,12 @@ minibatch's tokens, no reference; AdamW with equal settings, a constant rate, cl
 minibatches; no gradient checkpointing on either side. After training both policies are measured with the same
 evaluator, tasks and draws.
 
-Not equal, because the programs differ: TRL recomputes the log-probs of the samples where an update has several
-minibatches (ours come with sampling; with ``--minibatches 1`` it needs none), adds 1e-4 instead of 1e-6 to the
-deviation, samples with the adapters beside the weights, pads the minibatch it trains on, and draws other random
-numbers, so the episodes differ. The resets of its ``environment_factory`` count as update. Ours writes every
-trajectory and a log to disk, which is counted; TRL's logging is off.
+Not equal, because the programs differ: ours deals whole groups out to the optimizer's steps, TRL single rows. TRL
+recomputes the log-probs of the samples where an update has several minibatches (ours come with sampling; with
+``--minibatches 1`` it needs none), adds 1e-4 instead of 1e-6 to the deviation, samples with the adapters beside the
+weights, pads the minibatch it trains on, and draws other random numbers, so the episodes differ. The resets of its
+``environment_factory`` count as update. Ours writes every trajectory and a log to disk, which is counted; TRL's
+logging is off.
 
 Not compared: TRL with vLLM on a GPU, which replaces exactly the part that is slow here; several GPUs; large models.
 """
@@ -94,6 +95,7 @@ def configured(given: argparse.Namespace) -> RunConfig:
             "rollout.group_size=8",
             f"rollout.num_slots={8 * given.tasks}",
             f"optimizer.num_minibatches={given.minibatches}",
+            "optimizer.minibatch_unit=group",
             f"seed={given.seed}",
             "algorithm={type: grpo, kl_coef: 0, reward_scale: 1, invalid_action_penalty: 0,"
             " drop_uniform_groups: false}",

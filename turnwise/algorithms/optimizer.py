@@ -30,9 +30,9 @@ class OptimizerConfig(Settings):
     epochs: int = Field(default=1, ge=1, description="Passes over the data of an update.")
     num_minibatches: int = Field(default=1, ge=1, description="Optimizer steps per epoch.")
     minibatch_unit: Literal["row", "group"] = Field(
-        default="group",
-        description="What is dealt out to the steps: whole groups, whose equal beginnings are computed once, or rows. "
-        "Fewer groups than steps are dealt out by rows.",
+        default="row",
+        description="What is dealt out to the steps: rows, or whole groups, whose equal beginnings are computed once "
+        "(rows where there are fewer groups than steps).",
     )
     microbatch_tokens: int = Field(
         default=8192,
