@@ -309,9 +309,9 @@ def torch_threads(num: int | None) -> Iterator[None]:
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """Draw one index per row of [R, V] from one uniform number in [0, 1) each: the same number, the same index.
 
-    Sums are in float64 and scaled to their own total, so rounding cannot point past the last possible token; tokens
-    of probability 0 are never drawn. A large vocabulary is searched in two steps, a block and then a token of it: the
-    cumulative sum of all would cost more than the head.
+    Cumulative sums are in float64 and scaled to their total, so rounding cannot point past the last possible token;
+    tokens of probability 0 are never drawn. A large vocabulary is searched in two steps, a block and then a token of
+    it: the cumulative sum of all would cost more than the head.
     """
     size = probabilities.shape[1]
     if size <= 2 * _BLOCK:
