@@ -23,11 +23,11 @@ from turnwise.agents.scratch import ScratchModelConfig, new_model
 from turnwise.training.plan import Vocabulary
 
 SHAPES = {
-    "0.5 M": ScratchModelConfig(vocab_size=1024),
-    "24 M": ScratchModelConfig(
+    "0.6 M": ScratchModelConfig(vocab_size=1024),
+    "22 M": ScratchModelConfig(
         vocab_size=32_000, hidden_size=384, num_layers=6, num_heads=6, num_kv_heads=2, head_dim=64, ffn_size=1024
     ),
-    "0.2 B": ScratchModelConfig(
+    "226 M": ScratchModelConfig(
         vocab_size=151_936, hidden_size=896, num_layers=6, num_heads=14, num_kv_heads=2, head_dim=64, ffn_size=4864
     ),
 }
