@@ -39,7 +39,6 @@ def model_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
     config = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer()), num_hidden_layers=3, tie_word_embeddings=True, **WIDE, pad_token_id=0
     )
-    config._attn_implementation = "turnwise"
     return getattr(transformers, f"{family}ForCausalLM")(config).to(dtype)
 
 
@@ -181,7 +180,6 @@ torch.set_num_threads(1)
 folder, dtype, checkpointing, rows, length, slots = json.loads(sys.argv[1])
 
 def update(config, rows, length, slots):
-    config._attn_implementation = "turnwise"
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     policy = Policy(model, None, lora=LoRAConfig(), gradient_checkpointing=checkpointing)
     cache = SlotCache(slots, config.num_hidden_layers, config.num_key_value_heads, config.head_dim,

@@ -10,7 +10,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from turnwise.agents.attention import ATTENTION
 from turnwise.agents.cache import SlotCache, StepPlan
 from turnwise.agents.decoder import Decoder
 
@@ -39,7 +38,6 @@ KINDS = {
 def made(kind: str, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     config = KINDS[kind]
-    config._attn_implementation = ATTENTION
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases too are no longer 1 and 0
@@ -73,7 +71,8 @@ def steps(model: Any) -> list[tuple[list[int], Tensor]]:
         new = [rng.integers(0, config.vocab_size, n).tolist() for n in counts]
         plan = StepPlan(cache, slots, counts, config.num_attention_heads // config.num_key_value_heads)
         with torch.inference_mode():
-            logits = decoder.logits(torch.tensor([token for ids in new for token in ids]), plan)
+            states = decoder.states(torch.tensor([token for ids in new for token in ids]), plan)
+            logits = model.lm_head(states).float()
         plan.commit(slots, counts)
         for row, (slot, ids) in enumerate(zip(slots, new, strict=True)):
             streams[slot] += ids

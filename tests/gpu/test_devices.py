@@ -11,7 +11,7 @@ import torch
 
 from tests.models import scratch_folder, tiny_model
 from turnwise.agents.engine import Sampling, SlotEngine, torch_threads
-from turnwise.bench.rollout import max_logprob_error, plain_attention, run_engine, scripts
+from turnwise.bench.rollout import max_logprob_error, run_engine, scripts
 from turnwise.configfile import load_config
 from turnwise.records.rundir import RunDirectory
 from turnwise.training.experiment import train
@@ -43,8 +43,7 @@ def replies(engine: SlotEngine, prompt: IntArray, *, temperature: float) -> list
 def test_sampled_logprobs_are_those_of_a_fresh_forward_pass(device: str) -> None:
     model = tiny_model().to(device)
     played = run_engine(model, scripts(4, (3, 5), model.config.vocab_size, seed=0), num_slots=3)
-    with plain_attention(model):
-        assert max_logprob_error(model, played) < 1e-4
+    assert max_logprob_error(model, played) < 1e-4
 
 
 @pytest.mark.parametrize("device", DEVICES)

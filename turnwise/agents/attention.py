@@ -1,73 +1,63 @@
-"""The learner's attention, inside the modules of transformers.
+"""Which tokens of a stream see which: the learner's attention.
 
-Models run on a *flat* stream of tokens [1, N] without padding; which tokens see which is the business of an
-``AttentionPlan`` handed through the model's keyword arguments: ``PackedPlan`` keeps sequences apart, ``PrefixPlan`` has
-their equal beginnings in the stream once. Without a plan the function is transformers' own sdpa, so a model stays an
-ordinary Hugging Face model. (The sampler's attention reads its cache: cache.py and decoder.py.)
+A model computes a *flat* stream of tokens, [N] without padding (decoder.py). What the attention of its layers reads is
+the business of a plan: ``PackedPlan`` keeps sequences apart, ``PrefixPlan`` has their equal beginnings in the stream
+once; the sampler's ``StepPlan`` (cache.py) reads what earlier steps have left.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-ATTENTION = "turnwise"
 
 
 class AttentionPlan(Protocol):
+    """``positions`` [N] of the stream's tokens in their sequences; ``last`` [R]: the places where states are wanted."""
+
+    positions: Tensor
+    last: Tensor
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query [H, N, D], key and value [K, N, D] of the flat stream -> output [N, H, D]."""
+        """query [N, H, D], key and value [N, K, D] of the stream -> [N, H, D]."""
+        ...
+
+    def attend_last(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """The same for the queries [R, H, D] of ``last`` alone -> [R, H, D]."""
         ...
 
 
-def plan_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    plan: AttentionPlan | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The function registered with transformers: shapes [1, heads, N, D] in, [1, N, H, D] out."""
-    if plan is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        return output, None
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    return plan.attend(layer, query[0], key[0], value[0], scale).unsqueeze(0), None
+class _Sequences:
+    """Causal attention that is computed for one sequence after the other."""
 
-
-AttentionInterface.register(ATTENTION, plan_attention)
-
-
-class PackedPlan:
-    """Causal attention within each of several sequences laid end to end. ``lengths`` sum to N."""
-
-    def __init__(self, lengths: list[int]) -> None:
-        self.lengths = lengths
+    def __init__(self, positions: Tensor, last: Tensor) -> None:
+        self.positions, self.last = positions, last
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        grouped = query.shape[0] != key.shape[0]
-        outputs = [
-            scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=grouped)[0]
-            for q, k, v in zip(
-                torch.split(query, self.lengths, dim=1),
-                torch.split(key, self.lengths, dim=1),
-                torch.split(value, self.lengths, dim=1),
-                strict=True,
-            )
-        ]
-        return torch.cat(outputs, dim=1).transpose(0, 1)
+        raise NotImplementedError
+
+    def attend_last(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        # Zeros for the others: the causal kernel of all queries is no slower than a masked one of some.
+        every = query.new_zeros(len(key), *query.shape[1:]).index_copy(0, self.last, query)
+        return self.attend(layer, every, key, value, scale).index_select(0, self.last)
 
 
-class PrefixPlan:
+class PackedPlan(_Sequences):
+    """Causal attention within each of several sequences laid end to end. ``lengths`` sum to N."""
+
+    def __init__(self, lengths: Sequence[int], last: Tensor) -> None:
+        super().__init__(torch.cat([torch.arange(n, device=last.device) for n in lengths]), last)
+        self._lengths = list(lengths)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        parts = (torch.split(each, self._lengths) for each in (query, key, value))
+        return torch.cat([_causal(q, k, v, None, scale) for q, k, v in zip(*parts, strict=True)])
+
+
+class PrefixPlan(_Sequences):
     """Causal attention of sequences whose equal beginnings stand in the stream once.
 
     ``paths[i]`` are the places [L] of sequence i's tokens; the last ``own[i]`` of them are its own, and the stream
@@ -75,7 +65,8 @@ class PrefixPlan:
     shared queries over again: the causal kernel leaves out half of the pairs, the masked one does not.
     """
 
-    def __init__(self, paths: list[Tensor], own: list[int]) -> None:
+    def __init__(self, paths: list[Tensor], own: list[int], positions: Tensor, last: Tensor) -> None:
+        super().__init__(positions, last)
         kept = [(path, size) for path, size in zip(paths, own, strict=True) if size]
         self._own = [size for _, size in kept]
         self._lengths = [len(path) for path, _ in kept]
@@ -85,26 +76,13 @@ class PrefixPlan:
         self._masks: dict[tuple[int, int], Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        grouped = query.shape[0] != key.shape[0]
+        queries = torch.split(query.index_select(0, self._queries), self._asked)
+        keys, values = (torch.split(each.index_select(0, self._keys), self._lengths) for each in (key, value))
         outputs = [
-            scaled_dot_product_attention(
-                q[None],
-                k[None],
-                v[None],
-                attn_mask=self._mask(q.shape[1], k.shape[1], q),
-                is_causal=q.shape[1] == k.shape[1],
-                scale=scale,
-                enable_gqa=grouped,
-            )[0, :, -own:]
-            for q, k, v, own in zip(
-                torch.split(query.index_select(1, self._queries), self._asked, dim=1),
-                torch.split(key.index_select(1, self._keys), self._lengths, dim=1),
-                torch.split(value.index_select(1, self._keys), self._lengths, dim=1),
-                self._own,
-                strict=True,
-            )
+            _causal(q, k, v, self._mask(len(q), len(k), q), scale)[-own:]
+            for q, k, v, own in zip(queries, keys, values, self._own, strict=True)
         ]
-        return torch.cat(outputs, dim=1).transpose(0, 1)
+        return torch.cat(outputs)
 
     def _mask(self, queries: int, keys: int, like: Tensor) -> Tensor | None:
         """[queries, keys], added to scores: the last query sees every key, each one before it one less."""
@@ -116,6 +94,11 @@ class PrefixPlan:
         return self._masks[queries, keys]
 
 
-def packed_positions(lengths: list[int], device: torch.device) -> Tensor:
-    """Positions 0..n-1 of each sequence, end to end, [1, N]."""
-    return torch.cat([torch.arange(n, device=device) for n in lengths]).unsqueeze(0)
+def _causal(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """query [n, H, D], key and value [m, K, D] -> [n, H, D]; without a mask n is m."""
+    query, key, value = (each.transpose(0, 1)[None] for each in (query, key, value))
+    grouped = query.shape[1] != key.shape[1]
+    found = scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+    return found[0].transpose(0, 1)

@@ -156,13 +156,13 @@ class StepPlan:
             width=width,
         )
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Keys and values [N, K, D] of the stream's tokens, into their slots."""
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         self.cache.keys[layer][self._rows, :, self.positions] = key
         self.cache.values[layer][self._rows, :, self.positions] = value
 
-    def attend(self, layer: int, query: Tensor, scale: float) -> Tensor:
-        """query [N, H, D] of the stream -> [N, H, D]; a token sees what its slot holds up to itself."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """A token sees what its slot holds up to itself; key and value go there first."""
+        self._write(layer, key, value)
         if self._tokens is None:
             return self._read(self._decode, layer, query, scale)
         output = torch.empty_like(query)
@@ -172,8 +172,8 @@ class StepPlan:
             self._prefill(group, output, layer, query, scale)
         return output
 
-    def attend_last(self, layer: int, query: Tensor, scale: float) -> Tensor:
-        """query [R, H, D] of each slot's last token -> [R, H, D]."""
+    def attend_last(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        self._write(layer, key, value)
         return self._read(self._last, layer, query, scale)
 
     def _read(self, singles: _Singles, layer: int, query: Tensor, scale: float) -> Tensor:

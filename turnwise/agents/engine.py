@@ -20,6 +20,7 @@ from torch import Tensor
 
 from turnwise.agents.cache import SlotCache, StepPlan
 from turnwise.agents.decoder import Decoder
+from turnwise.agents.layers import projected
 from turnwise.clock import Clock
 from turnwise.prefixes import common_prefix, loans
 from turnwise.trajectory import FloatArray, IntArray
@@ -255,7 +256,8 @@ class SlotEngine:
         plan = StepPlan(self.cache, rows, counts, self._shared_heads)
         stream = np.fromiter((t for state in states for t in state.pending), np.int64, sum(counts))
         with torch.inference_mode():
-            logits = self._decoder.logits(torch.from_numpy(stream).to(self.device), plan)
+            hidden = self._decoder.states(torch.from_numpy(stream).to(self.device), plan)
+            logits = projected(self.model.lm_head, hidden).float()
             ids, logprobs, entropies = self._sample(logits, states)
         plan.commit(rows, counts)
         for state in states:

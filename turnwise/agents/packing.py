@@ -32,9 +32,8 @@ class Packing:
     """N tokens of a stream, and where in it stands what predicts the rows' M action tokens, D of them distinct."""
 
     ids: Tensor  # [N] int64
-    positions: Tensor  # [N] int64
     plan: AttentionPlan
-    before: Tensor  # [D] places of the states that predict the action tokens
+    before: Tensor  # [D] which of the plan's last states predicts each action token
     targets: Tensor  # [D] ids of these tokens
     spread: Tensor | None  # [M] the number, in D, of each row's action tokens in turn; None: they are all distinct
 
@@ -56,21 +55,15 @@ def pack(tokens: Tensor, lengths: Sequence[int], mask: Tensor, device: torch.dev
     before = np.concatenate([path[:-1][chosen[b, 1 : len(path)]] for b, path in enumerate(paths)] or [ids])
 
     def put(values: _Ints) -> Tensor:
-        return torch.from_numpy(values).to(device)
+        return torch.from_numpy(values.reshape(-1)).to(device)
 
     if not shared.any():
-        plan = PackedPlan(list(lengths))
-        return Packing(put(ids), put(positions), plan, put(before), put(ids[places]), None)
+        plan = PackedPlan(lengths, put(before))
+        return Packing(put(ids), plan, put(np.arange(len(before))), put(ids[places]), None)
     distinct, first, spread = np.unique(places, return_index=True, return_inverse=True)
-    ordered = [put(paths[b]) for b in order]
-    return Packing(
-        put(ids),
-        put(positions),
-        PrefixPlan(ordered, own),
-        put(before[first]),
-        put(ids[distinct]),
-        put(spread.reshape(-1)),
-    )
+    last, which = np.unique(before[first], return_inverse=True)  # one state predicts several where rows part
+    prefixes = PrefixPlan([put(paths[b]) for b in order], own, put(positions), put(last))
+    return Packing(put(ids), prefixes, put(which), put(ids[distinct]), put(spread))
 
 
 def _layout(rows: Sequence[_Ints], sharing: Sharing) -> tuple[_Ints, _Ints]:

@@ -20,14 +20,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from turnwise.agents.attention import ATTENTION
+from turnwise.agents.decoder import Decoder
 from turnwise.agents.head import logprob_entropy
-from turnwise.agents.layers import quicken
 from turnwise.agents.packing import Sharing, pack
 
 DType = Literal["auto", "float32", "bfloat16"]
 
-# Model types whose attention is what the plans compute.
+# Model types whose layers are what the decoder computes.
 _FAMILIES = ("qwen2", "qwen3", "llama")
 
 
@@ -75,11 +74,7 @@ class Policy:
         self._merged: list[tuple[Any, Any]] = []
         self.model = model if lora is None else self._with_adapters(model, lora, seed)
         self._base = model
-        quicken(self.model)
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            model.enable_input_require_grads()
-            self.model.train()
+        self._decoder = Decoder(model, checkpointing=gradient_checkpointing)
         self.adapter_hash = ""
         self.sync(version=0)
 
@@ -172,10 +167,7 @@ class Policy:
         mask: Tensor = batch.action_mask.to(self.device)
         packed = pack(batch.tokens, batch.lengths.tolist(), batch.action_mask, self.device, self.sharing)
         with self.model.disable_adapter() if reference else nullcontext():
-            states = self._base.model(
-                input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, plan=packed.plan
-            ).last_hidden_state[0]
-            states = states.index_select(0, packed.before)
+            states = self._decoder.states(packed.ids, packed.plan).index_select(0, packed.before)
             values, entropies = logprob_entropy(
                 states, *self._head(), packed.targets, temperature=self.temperature, entropy=entropy
             )
@@ -216,7 +208,7 @@ def weights_hash(state: dict[str, Tensor]) -> str:
 
 
 def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") -> tuple[Any, Any]:
-    """Model (attention ``turnwise``) and tokenizer of a folder or hub name."""
+    """Model and tokenizer of a folder or hub name."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     check_device(device)
@@ -225,9 +217,7 @@ def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") 
     if looks_local and not (Path(name).expanduser() / "config.json").exists():
         raise ValueError(f"no model at {name!r}: expected a Hugging Face folder with config.json")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            Path(name).expanduser() if looks_local else name, dtype=dtype, attn_implementation=ATTENTION
-        )
+        model = AutoModelForCausalLM.from_pretrained(Path(name).expanduser() if looks_local else name, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(Path(name).expanduser() if looks_local else name)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"could not load model {name!r}: {str(error).splitlines()[0]}") from error

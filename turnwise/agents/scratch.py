@@ -14,8 +14,6 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from turnwise.agents.attention import ATTENTION
-
 PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 
 # A word with the space before it, a number, white space, or a mark.
@@ -162,7 +160,6 @@ def new_model(config: ScratchModelConfig, tokenizer: Any, *, seed: int, max_leng
         bos_token_id=None,
         use_cache=True,
     )
-    qwen._attn_implementation = ATTENTION
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(qwen).eval()

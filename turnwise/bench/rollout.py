@@ -9,15 +9,13 @@ their place between turns.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from turnwise.agents.attention import ATTENTION
 from turnwise.agents.engine import EngineCounts, Sampling, SlotEngine, torch_threads
 from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.bench.floor import Load, Machine, Stopwatch
@@ -143,18 +141,8 @@ def run_engine(model: Any, episodes: Sequence[Script], num_slots: int) -> Played
     return Played(engine.counts, [np.concatenate(s) for s in streams], [np.concatenate(p) for p in logprobs])
 
 
-@contextmanager
-def plain_attention(model: Any) -> Iterator[None]:
-    """The model as transformers runs it, for a while."""
-    model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(ATTENTION)
-
-
 def run_generate(model: Any, episodes: Sequence[Script], at_once: int, pad: int) -> int:
-    """The same scripts through ``generate()``, under ``plain_attention``; the sampled tokens that count."""
+    """The same scripts through ``generate()``; the sampled tokens that count."""
     queue, counted = deque(range(len(episodes))), 0
     playing: list[tuple[int, int]] = []
     histories: list[IntArray] = [np.zeros(0, np.int32) for _ in episodes]
@@ -216,11 +204,10 @@ def race(model: Any, episodes: Sequence[Script], at_once: int, pad: int) -> tupl
     began = watch()
     played = run_engine(model, episodes, at_once)
     ours = watch() - began
-    with plain_attention(model):
-        run_generate(model, episodes[:2], at_once, pad)
-        began = watch()
-        same = run_generate(model, episodes, at_once, pad)
-        theirs = watch() - began
+    run_generate(model, episodes[:2], at_once, pad)
+    began = watch()
+    same = run_generate(model, episodes, at_once, pad)
+    theirs = watch() - began
     assert same == played.counts.sampled_tokens
     return ours, theirs, played
 
@@ -237,8 +224,7 @@ def bench_rollout(
         episodes = scripts(num_episodes, turns, len(tokenizer), seed)
         ours, theirs, played = race(model, episodes, at_once, tokenizer.pad_token_id)
         floor = floor_s(Load.of(model), Machine.measure(model), played.counts, played.contexts())
-        with plain_attention(model):
-            error = max_logprob_error(model, played)
+        error = max_logprob_error(model, played)
     return RolloutBench(
         parameters=sum(p.numel() for p in model.parameters()),
         episodes=num_episodes,

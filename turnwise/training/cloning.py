@@ -17,8 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from turnwise.agents.attention import PackedPlan, packed_positions
+from turnwise.agents.attention import PackedPlan
+from turnwise.agents.decoder import Decoder
 from turnwise.agents.episode import SuccessRule, TextEnv, mix
+from turnwise.agents.layers import projected
 from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
 from turnwise.agents.scripted import expert_of
 from turnwise.envs.interface import CanBeOverruled, Expert, Info
@@ -288,14 +290,9 @@ def cloning_loss(model: Any, rows: Sequence[CloningRow]) -> Tensor:
     ids = torch.from_numpy(np.concatenate([row.ids for row in rows]).astype(np.int64)).to(device)
     weights = torch.from_numpy(np.concatenate([row.weights for row in rows])).float().to(device)
     weights[np.cumsum([0, *lengths[:-1]])] = 0.0  # nothing predicts a row's first token
-    hidden = model.model(
-        input_ids=ids[None],
-        position_ids=packed_positions(lengths, device),
-        use_cache=False,
-        plan=PackedPlan(lengths),
-    ).last_hidden_state[0]
     wanted = weights.nonzero()[:, 0]
-    logits = model.lm_head(hidden[wanted - 1]).float()
+    states = Decoder(model).states(ids, PackedPlan(lengths, wanted - 1))
+    logits = projected(model.lm_head, states).float()
     losses = torch.nn.functional.cross_entropy(logits, ids[wanted], reduction="none")
     return (losses * weights[wanted]).sum() / weights.sum()
 
