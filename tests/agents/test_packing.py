@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models import tiny_model, tokenizer
-from turnwise.agents.attention import PackedPlan, PrefixPlan
 from turnwise.agents.packing import pack
 from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.prefixes import prefix_order
@@ -85,7 +84,7 @@ def test_the_stream_holds_each_beginning_once() -> None:
     rows = [tuple(t[:n].tolist()) for t, n in zip(batch.tokens, batch.lengths, strict=True)]
     distinct = {row[: i + 1] for row in rows for i in range(len(row))}
     packed = pack(batch.tokens, batch.lengths.tolist(), batch.action_mask, CPU, "always")
-    assert isinstance(packed.plan, PrefixPlan)
+    assert packed.spread is not None
     assert len(packed.ids) == len(distinct) < sum(map(len, rows)) / 3
     assert torch.equal(packed.to_rows(packed.targets), batch.tokens[batch.action_mask])
     assert len(packed.targets) < batch.num_action_tokens
@@ -95,8 +94,7 @@ def test_the_stream_holds_each_beginning_once() -> None:
 def test_beginnings_are_shared_where_it_pays(shape: Shape, shares: bool) -> None:
     batch = grown(shape).select(torch.arange(6))
     packed = pack(batch.tokens, batch.lengths.tolist(), batch.action_mask, CPU, "auto")
-    assert isinstance(packed.plan, PrefixPlan) == shares
-    assert isinstance(packed.plan, PackedPlan) != shares
+    assert (packed.spread is not None) == shares
     assert (len(packed.ids) < int(batch.lengths.sum())) == shares
 
 

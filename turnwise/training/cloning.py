@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from turnwise.agents.attention import PackedPlan
+from turnwise.agents.attention import packed_plan
 from turnwise.agents.decoder import Decoder
 from turnwise.agents.episode import SuccessRule, TextEnv, mix
 from turnwise.agents.layers import projected
@@ -288,13 +288,14 @@ def cloning_loss(model: Any, rows: Sequence[CloningRow]) -> Tensor:
     device = model.lm_head.weight.device
     lengths = [len(row.ids) for row in rows]
     ids = torch.from_numpy(np.concatenate([row.ids for row in rows]).astype(np.int64)).to(device)
-    weights = torch.from_numpy(np.concatenate([row.weights for row in rows])).float().to(device)
+    weights = np.concatenate([row.weights for row in rows])
     weights[np.cumsum([0, *lengths[:-1]])] = 0.0  # nothing predicts a row's first token
-    wanted = weights.nonzero()[:, 0]
-    states = Decoder(model).states(ids, PackedPlan(lengths, wanted - 1))
+    wanted = np.flatnonzero(weights)
+    states = Decoder(model).states(ids, packed_plan(lengths, wanted - 1, device))
     logits = projected(model.lm_head, states).float()
     losses = torch.nn.functional.cross_entropy(logits, ids[wanted], reduction="none")
-    return (losses * weights[wanted]).sum() / weights.sum()
+    shares = torch.from_numpy(weights[wanted] / weights.sum()).float().to(device)
+    return (losses * shares).sum()
 
 
 def clone(
