@@ -26,8 +26,10 @@ from turnwise.prefixes import common_prefix, loans
 from turnwise.trajectory import FloatArray, IntArray
 
 MIN_SHARED = 16
-_BLOCK = 1024  # tokens of a large vocabulary that are searched together
 """Tokens. What a new context shares with another is copied from there, where it is as long."""
+
+_BLOCK = 1024  # tokens of a large vocabulary that are searched together
+_WORD = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,20 @@ class _Slot:
     active: bool = False
 
 
+class _Uniforms:
+    """Those of ``Generator(Philox(key=key))``, without making one, which asks the system for entropy each time."""
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(key=0)
+        self._generator, self._fresh = np.random.Generator(self._philox), self._philox.state
+
+    def of(self, key: int, num: int) -> NDArray[np.float64]:
+        """``num`` numbers in [0, 1). ``key`` has up to 128 bits."""
+        self._fresh["state"]["key"][:] = key & _WORD, key >> 64
+        self._philox.state = self._fresh
+        return self._generator.random(num)
+
+
 @dataclass(slots=True)
 class EngineCounts:
     """Work done since the engine was made; tokens, and forward passes."""
@@ -122,6 +138,7 @@ class SlotEngine:
         )
         self._decoder = Decoder(model)
         self._shared_heads = config.num_attention_heads // config.num_key_value_heads
+        self._uniforms = _Uniforms()
         self.counts = EngineCounts()
         self.clock = Clock()
         self._slots: dict[int, _Slot] = {}
@@ -191,7 +208,7 @@ class SlotEngine:
             state.pending.extend(new)
         state.sampling = sampling
         if sampling.temperature > 0:
-            state.uniforms = np.random.Generator(np.random.Philox(key=key)).random(sampling.max_tokens)
+            state.uniforms = self._uniforms.of(key, sampling.max_tokens)
         state.ids, state.logprobs, state.entropies, state.active = [], [], [], True
 
     def step(self) -> list[Reply]:
@@ -205,11 +222,11 @@ class SlotEngine:
             ids, logprobs, entropies = self._forward(live)
         self.clock.split(self.clock.now() - began, prefill=self.counts.prefill_tokens - prefilled, decode=alone)
         finished = []
-        for i, handle in enumerate(live):
-            state, token = self._slots[handle], int(ids[i])
+        for handle, token, logprob, entropy in zip(live, ids, logprobs, entropies, strict=True):
+            state = self._slots[handle]
             state.ids.append(token)
-            state.logprobs.append(float(logprobs[i]))
-            state.entropies.append(float(entropies[i]))
+            state.logprobs.append(logprob)
+            state.entropies.append(entropy)
             state.pending.append(token)
             ended = token in self.end_ids
             if ended or len(state.ids) == state.sampling.max_tokens:
@@ -248,7 +265,7 @@ class SlotEngine:
             ended=ended,
         )
 
-    def _forward(self, live: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _forward(self, live: list[int]) -> tuple[list[int], list[float], list[float]]:
         states = [self._slots[handle] for handle in live]
         rows = [self._row_of[handle] for handle in live]
         counts = [len(state.pending) for state in states]
@@ -263,7 +280,7 @@ class SlotEngine:
         for state in states:
             state.context.extend(state.pending)
             state.pending.clear()
-        return ids.cpu().numpy(), logprobs.cpu().numpy(), entropies.cpu().numpy()
+        return ids.tolist(), logprobs.tolist(), entropies.tolist()
 
     def _sample(self, logits: Tensor, states: list[_Slot]) -> tuple[Tensor, Tensor, Tensor]:
         """logits [R, V] -> sampled ids, their log-probs and the entropies, each [R]."""

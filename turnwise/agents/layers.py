@@ -28,7 +28,8 @@ def projected(module: Any, states: Tensor) -> Tensor:
 def rms_norm(module: Any, states: Tensor) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * w over the last dimension, the quotient in float32."""
     if not torch.is_grad_enabled():
-        return normalised(states, module.weight, module.variance_epsilon)[0]
+        unit: Tensor = torch.rms_norm(states, (states.shape[-1],), None, module.variance_epsilon)
+        return module.weight * unit  # type: ignore[no-any-return]
     made: Tensor = _RMSNorm.apply(states, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
     return made
 

@@ -61,7 +61,9 @@ class ChatFormat:
         end_id = next((t for t in self.between if t in set(tokenizer.all_special_ids)), None)
         if end_id is None:
             raise ValueError("the chat template does not end an assistant's message with a special token")
-        self.end_id = int(end_id)
+        self.end_id, eos = int(end_id), tokenizer.eos_token_id
+        self.end_ids = frozenset({self.end_id} if eos is None else {self.end_id, eos})
+        """Tokens that end a reply: the template's own, and the tokenizer's end of sequence."""
         self._head = self.between[: self.between.index(end_id) + 1]
         self._tail = self.between[self.between.index(end_id) + 1 :]
         self._plain = lru_cache(maxsize=4096)(self._encode_plain)
@@ -91,12 +93,6 @@ class ChatFormat:
         if opening is None or end < len(opening) or ids[end:] != self.after_user:
             raise ValueError("these tokens are not a message in this tokenizer's chat template")
         return self._decode(ids[len(opening) : end])
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end a reply: the template's own, and the tokenizer's end of sequence."""
-        eos = self.tokenizer.eos_token_id
-        return frozenset({self.end_id} if eos is None else {self.end_id, eos})
 
     def open(self, text: str) -> IntArray:
         """A fresh conversation: one user message, then the assistant's header."""

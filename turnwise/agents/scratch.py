@@ -141,7 +141,7 @@ def _joined(lines: Counter[tuple[str, ...]], pair: tuple[str, str]) -> Counter[t
 
 
 def new_model(config: ScratchModelConfig, tokenizer: Any, *, seed: int, max_length: int = 4096) -> Any:
-    """A Qwen3ForCausalLM with random weights drawn from ``seed``; float32, attention ``turnwise``."""
+    """A Qwen3ForCausalLM with random weights drawn from ``seed``; float32."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     qwen = Qwen3Config(
