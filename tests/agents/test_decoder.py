@@ -1,4 +1,4 @@
-"""The sampler's forward pass against transformers' own modules, for every family and what sets them apart."""
+"""The forward pass of both sides against transformers' own modules, for every family and what sets them apart."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from turnwise.agents import attention
 from turnwise.agents.cache import SlotCache, StepPlan
 from turnwise.agents.decoder import Decoder
+from turnwise.agents.packing import Sharing, pack
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,
@@ -107,3 +109,51 @@ def test_weights_are_read_where_they_are() -> None:
     with torch.no_grad():
         model.model.layers[1].self_attn.v_proj.weight.mul_(2)
     assert not torch.allclose(steps(model)[0][1], before)
+
+
+def streams(size: int) -> list[list[int]]:
+    """Rows that share a beginning, one of them long and mostly its own, and one that shares nothing."""
+    rng = np.random.default_rng(2)
+    common = rng.integers(0, size, 12).tolist()
+    shared = [common + rng.integers(0, size, n).tolist() for n in (5, 70, 2, 40)]
+    return [*shared, shared[0], rng.integers(0, size, 20).tolist()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sharing", ["always", "never"])
+@pytest.mark.parametrize("wanted_share", [0.2, 0.9])
+def test_states_and_gradients_are_those_of_the_modules(
+    kind: str, sharing: Sharing, wanted_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the places that predict some tokens: few, which are computed alone in the last layer, or most."""
+    monkeypatch.setattr(attention, "_UNCUT", 8)  # else only a far longer row is computed whole
+    model, rng = made(kind), np.random.default_rng(3)
+    rows = streams(model.config.vocab_size)
+    tokens, mask = (torch.zeros(len(rows), max(map(len, rows)), dtype=kind) for kind in (torch.int64, torch.bool))
+    for b, row in enumerate(rows):
+        tokens[b, : len(row)] = torch.tensor(row)
+        mask[b, 1 : len(row)] = torch.from_numpy(rng.random(len(row) - 1) < wanted_share)
+    packed = pack(tokens, [len(row) for row in rows], mask, torch.device("cpu"), sharing)
+    states = Decoder(model).states(packed.ids, packed.plan).index_select(0, packed.before)
+    ours = packed.to_rows(states)
+    theirs = torch.cat(
+        [
+            model.model(torch.tensor([row]), use_cache=False).last_hidden_state[
+                0, mask[b, 1 : len(row)].nonzero()[:, 0]
+            ]
+            for b, row in enumerate(rows)
+        ]
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(4))
+    inner = list(model.model.parameters())
+    found, expected = (torch.autograd.grad((weights * side).sum(), inner) for side in (ours, theirs))
+    for own, right in zip(found, expected, strict=True):
+        assert (own - right).norm() <= 1e-4 * right.norm()
+
+
+def test_nothing_wanted_gives_nothing() -> None:
+    model = made("qwen3")
+    tokens, none = torch.tensor([[5, 6, 7]]), torch.zeros(1, 3, dtype=torch.bool)
+    packed = pack(tokens, [3], none, torch.device("cpu"), "auto")
+    assert Decoder(model).states(packed.ids, packed.plan).shape == (0, model.config.hidden_size)

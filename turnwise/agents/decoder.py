@@ -69,7 +69,7 @@ class Decoder:
 
     def _heads(self, projection: Any, inputs: Tensor, norm: Any = None) -> Tensor:
         """[N, h] -> [N, heads, D]"""
-        heads = projected(projection, inputs).view(len(inputs), -1, self._head_dim)
+        heads = projected(projection, inputs).unflatten(-1, (-1, self._head_dim))
         return heads if norm is None else rms_norm(norm, heads)
 
 
