@@ -35,9 +35,9 @@ def run_config(**sections: Any) -> RunConfig:
     return parse_config({"warmstart": {"split": "demonstrations"}, **sections})
 
 
-def model_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
+def model_of(family: str, dtype: torch.dtype = torch.float32, layers: int = 3) -> Any:
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(tokenizer()), num_hidden_layers=3, tie_word_embeddings=True, **WIDE, pad_token_id=0
+        vocab_size=len(tokenizer()), num_hidden_layers=layers, tie_word_embeddings=True, **WIDE, pad_token_id=0
     )
     return getattr(transformers, f"{family}ForCausalLM")(config).to(dtype)
 
@@ -56,10 +56,7 @@ def kept_bytes(policy: Policy, sharing: Sharing, rows: int) -> tuple[int, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = policy._base.model(
-            input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, plan=packed.plan
-        )
-        assert states.last_hidden_state.requires_grad
+        assert policy._decoder.states(packed.ids, packed.plan).requires_grad
     return sum(size for size, _ in kept.values()), len(packed.ids)
 
 
@@ -74,15 +71,16 @@ def kept_bytes(policy: Policy, sharing: Sharing, rows: int) -> tuple[int, int]:
     ],
 )
 def test_a_layer_keeps_what_is_predicted(family: str, rank: int | None, dtype: torch.dtype) -> None:
+    """A layer that is not the last: of that one less is kept."""
     lora = None if rank is None else LoRAConfig(rank=rank)
-    policy = Policy(model_of(family, dtype), tokenizer(), lora=lora)
+    deep, flat = (Policy(model_of(family, dtype, layers), tokenizer(), lora=lora) for layers in (3, 2))
     shape = Shape.of(model_of(family), lora, dtype.itemsize)
-    found, tokens = kept_bytes(policy, "never", 12)
-    predicted = 3 * shape.layer_bytes * tokens
-    assert predicted == pytest.approx(found, rel=0.1)
-    shared, fewer = kept_bytes(policy, "always", 12)
+    (all_three, tokens), (two, _) = (kept_bytes(policy, "never", 12) for policy in (deep, flat))
+    assert shape.layer_bytes * tokens == pytest.approx(all_three - two, rel=0.1)
+    assert all_three < 1.1 * 3 * shape.layer_bytes * tokens
+    (all_three, fewer), (two, _) = (kept_bytes(policy, "always", 12) for policy in (deep, flat))
     assert fewer < 0.75 * tokens
-    assert shared <= 1.1 * 3 * (shape.layer_bytes + shape.gathered_bytes) * fewer
+    assert all_three - two <= 1.1 * (shape.layer_bytes + shape.gathered_bytes) * fewer
 
 
 @pytest.mark.parametrize("lora", [LoRAConfig(rank=4), LoRAConfig(rank=2, target_modules=("q_proj", "v_proj")), None])
