@@ -115,7 +115,8 @@ class SlotEngine:
     ``threads`` is the number of torch threads of a step; None leaves them as they are. The small products of decoding
     run fastest on one, also where training gains from more.
 
-    ``model`` is a ``...ForCausalLM`` that the decoder knows. Slots are handles: the physical row of the cache behind one may change, so that live rows stay together.
+    ``model`` is a ``...ForCausalLM`` of a family that the decoder knows. Slots are handles: the physical row of the
+    cache behind one may change, so that live rows stay together.
     """
 
     def __init__(
