@@ -69,7 +69,8 @@ class Decoder:
 
     def _heads(self, projection: Any, inputs: Tensor, norm: Any = None) -> Tensor:
         """[N, h] -> [N, heads, D]"""
-        heads = projected(projection, inputs).unflatten(-1, (-1, self._head_dim))
+        flat = projected(projection, inputs)
+        heads = flat.view(len(flat), flat.shape[1] // self._head_dim, self._head_dim)
         return heads if norm is None else rms_norm(norm, heads)
 
 

@@ -39,6 +39,7 @@ class SharedModel:
 
     path: str
     size: int
+    kind: type[Any]  # of the model
     config: str  # JSON
     places: dict[str, tuple[int, tuple[int, ...], torch.dtype]]
 
@@ -52,12 +53,9 @@ class SharedModel:
 
     def model(self) -> Any:
         """A model over the weights in the file."""
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        fields = json.loads(self.config)
-        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        config = self.kind.config_class.from_dict(json.loads(self.config))
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = self.kind(config)
         model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # holds no weights
         model.load_state_dict(self.tensors(), assign=True)
         return model.eval()
@@ -80,7 +78,7 @@ def shared_weights(sampler: Any, *others: nn.Module) -> Iterator[SharedModel]:
             offset += -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT
         places[name] = seen[weight.data_ptr()], tuple(weight.shape), weight.dtype
     with tempfile.NamedTemporaryFile(prefix="turnwise-", dir=_folder(offset)) as file:
-        made = SharedModel(file.name, offset, sampler.config.to_json_string(use_diff=False), places)
+        made = SharedModel(file.name, offset, type(sampler), sampler.config.to_json_string(use_diff=False), places)
         moved = made.tensors()
         by_place = {}
         for name, weight in weights.items():
@@ -112,7 +110,8 @@ class RemoteEngine:
         self.num_slots, self.max_length = num_slots, max_length
         self.counts, self.is_stepping = EngineCounts(), False
         served = partial(_Served, model, num_slots, max_length, end_ids, threads or torch.get_num_threads())
-        self._child = Child(pickle.dumps(served), START_METHODS[0], _LIMIT, preload=__name__, what="engine")
+        needed = (__name__, model.kind.__module__)
+        self._child = Child(pickle.dumps(served), START_METHODS[0], _LIMIT, preload=needed, what="engine")
         self._commands: list[tuple[str, tuple[Any, ...]]] = []
         self._contexts: dict[int, list[int]] = {}
         self._unfed: set[int] = set()  # slots whose context is to be computed again

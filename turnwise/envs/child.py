@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
 from types import ModuleType
@@ -55,15 +55,19 @@ class EnvRaisedError(RuntimeError):
 class Child:
     """``packed`` is a pickled function that makes the object there; ``what`` it is, for messages.
 
+    ``preload`` names the modules that it needs: the server imports them once, if this child is the first.
+
     After a failure of the process it stays dead.
     """
 
-    def __init__(self, packed: bytes, start_method: str, limit: Limit, preload: str, what: str = "environment") -> None:
+    def __init__(
+        self, packed: bytes, start_method: str, limit: Limit, preload: Sequence[str], what: str = "environment"
+    ) -> None:
         self._what = what
         self._then = " reset() starts a fresh one." if what == "environment" else ""
         context: Any = multiprocessing.get_context(start_method)
         if start_method == "forkserver":  # imported by the server, for all children to come
-            context.set_forkserver_preload([preload])
+            context.set_forkserver_preload(list(preload))
         self._connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(
             target=_serve, args=(theirs, packed, dict(os.environ)), daemon=True

@@ -125,7 +125,7 @@ class ProcessEnv(gymnasium.Env[str, str]):
         return self._child
 
     def _new_child(self) -> Child:
-        return Child(self._packed, self._start_method, self._reset_limit, preload=__name__)
+        return Child(self._packed, self._start_method, self._reset_limit, preload=(__name__,))
 
 
 @dataclass(frozen=True, slots=True)
