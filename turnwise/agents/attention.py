@@ -81,6 +81,7 @@ class SequencesPlan:
     def attend_last(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if self._few is not None:
             return self._answered(self._few, query, key, value, scale)
+        # Most are wanted: with zeros for the others the causal kernel can do it.
         every = query.new_zeros(len(key), *query.shape[1:]).index_copy(0, self.last, query)
         return self.attend(layer, every, key, value, scale).index_select(0, self.last)
 

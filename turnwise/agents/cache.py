@@ -167,9 +167,8 @@ class StepPlan:
             return self._read(self._decode, layer, query, scale)
         output = torch.empty_like(query)
         if len(self._tokens):
-            output.index_copy_(
-                0, self._tokens, self._read(self._decode, layer, query.index_select(0, self._tokens), scale)
-            )
+            found = self._read(self._decode, layer, query.index_select(0, self._tokens), scale)
+            output.index_copy_(0, self._tokens, found)
         for group in self._groups:
             self._prefill(group, output, layer, query, scale)
         return output
