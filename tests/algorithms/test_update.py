@@ -28,7 +28,7 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.metrics import Agreement, Metrics, Tally, agreement
 from turnwise.algorithms.parts import Objective, UpdateContext
 from turnwise.algorithms.primitives import Counts
-from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
+from turnwise.algorithms.recipe import Recipe, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.update import stream_loss
 from turnwise.replay.batch import TokenBatch, layout
@@ -94,6 +94,38 @@ def test_longer_observations_change_nothing(config: Settings) -> None:
             members.append(replace(t, turns=tuple(turns)))
         longer.append(Group(group.task, tuple(members)))
     torch.testing.assert_close(gradient(config, longer), gradient(config, made), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [*VARIANTS, GRPOConfig(kl_coef=0, drop_uniform_groups=False)])
+def test_rows_that_are_not_computed_had_no_gradient(config: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first group fails and the last succeeds in every attempt; most algorithms leave them out themselves."""
+    made = groups(BigramPolicy())
+    for place, reward in ((0, 0.0), (-1, 1.0)):
+        flat = [
+            replace(t, turns=tuple(replace(x, reward=reward * (x is t.turns[-1])) for x in t.turns))
+            for t in made[place].trajectories
+        ]
+        made[place] = Group(made[place].task, tuple(flat))
+    found = gradient(config, made)
+    monkeypatch.setattr(StreamRecipe, "learning", lambda self, batch: torch.arange(len(batch)))
+    torch.testing.assert_close(found, gradient(config, made), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("kl_coef", "computed"), [(0.0, 4), (0.1, 12)])
+def test_only_rows_with_credit_are_computed_where_nothing_else_trains(kl_coef: float, computed: int) -> None:
+    made, seen = groups(BigramPolicy()), list[int]()
+    returns = [[sum(turn.reward for turn in t.turns) for t in group.trajectories] for group in made]
+    assert [len(set(of)) > 1 for of in returns] == [False, True, False]
+
+    class Counting(BigramPolicy):
+        def score(self, batch: TokenBatch, **asked: bool) -> FakeScores:
+            if torch.is_grad_enabled():
+                seen.append(len(batch))
+            return super().score(batch, **asked)
+
+    config = GRPOConfig(kl_coef=kl_coef, drop_uniform_groups=False, invalid_action_penalty=0)
+    learner(build(config, RUN), Counting(), num_minibatches=1).update(buffer_of(made), 0)
+    assert seen == [computed]
 
 
 class Unmasked(BigramPolicy):

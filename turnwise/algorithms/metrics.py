@@ -50,6 +50,9 @@ def agreement(logprobs: Tensor, batch: TokenBatch) -> Agreement:
 class Metrics:
     """One update in numbers. Means run over action tokens and optimizer steps; None: not computed.
 
+    Those of the trained policy (ratio, clipping, ``policy_entropy``, KL) and the agreement are of the rows that have a
+    gradient: where the surrogate alone trains, a row without any advantage is not computed (``StreamRecipe.learning``).
+
     ``mechanisms`` say how often each mechanism acted, as ``EntropyCorridor/outside_share``: shares and means by the
     part's class (with its stream in front, unless that is ``fresh``).
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from turnwise.algorithms.parts import (
     AdvantageEstimator,
@@ -23,6 +25,7 @@ from turnwise.algorithms.parts import (
 )
 from turnwise.algorithms.planning import Acting, Planner, PlannerAround
 from turnwise.algorithms.rewards import RewardShaper
+from turnwise.replay.batch import TokenBatch
 
 
 class Settings(BaseModel):
@@ -90,6 +93,18 @@ class StreamRecipe:
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset[Need]().union(*(part.needs for part in self.parts()))
+
+    def learning(self, batch: TokenBatch) -> Tensor:
+        """Numbers of the rows that are to be computed: where the surrogate alone trains, those with any advantage.
+
+        The surrogate is the advantage times something, so that the others have no gradient (denominators count them
+        all the same). Where no row has any, all are computed, to be looked at.
+        """
+        every = torch.arange(len(batch))
+        if self.clip is None or self.regularizers or self.objectives or batch.advantages is None:
+            return every
+        credited = every[(batch.advantages != 0).any(1).to(every.device)]
+        return credited if len(credited) else every
 
     @property
     def critic(self) -> Critic | None:

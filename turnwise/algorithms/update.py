@@ -188,7 +188,9 @@ class Learner:
         view = MinibatchView(update, batch, counts, lambda: self._scored(batch)[0], seed)
         for part in plan.parts():
             part.prepare(view)
-        for rows in microbatches(batch, self.config.microbatch_tokens):
+        learning = plan.learning(batch)
+        for part_of in microbatches(batch.select(learning), self.config.microbatch_tokens):
+            rows = learning[part_of]
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("train", int(micro.lengths.sum())):
                 scores = self.scorer.score(micro, entropy="entropy" in plan.needs, hidden="hidden" in plan.needs)
