@@ -15,7 +15,8 @@ minibatch's tokens, no reference; AdamW with equal settings, a constant rate, cl
 minibatches; no gradient checkpointing on either side. After training both policies are measured with the same
 evaluator, tasks and draws.
 
-Not equal, because the programs differ: ours deals whole groups out to the optimizer's steps, TRL single rows. TRL
+Not equal, because the programs differ: ours deals whole groups out to the optimizer's steps, TRL single rows. Ours
+does not compute rows whose advantages are all zero (of groups with equal rewards): their gradient is zero. TRL
 recomputes the log-probs of the samples where an update has several minibatches (ours come with sampling; with
 ``--minibatches 1`` it needs none), adds 1e-4 instead of 1e-6 to the deviation, samples with the adapters beside the
 weights, pads the minibatch it trains on, and draws other random numbers, so the episodes differ. The resets of its
