@@ -121,12 +121,13 @@ def streams(size: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sharing", ["always", "never"])
-@pytest.mark.parametrize("wanted_share", [0.2, 0.9])
+@pytest.mark.parametrize(("wanted_share", "most_pairs"), [(0.2, 1 << 24), (0.2, 0), (0.9, 1 << 24)])
 def test_states_and_gradients_are_those_of_the_modules(
-    kind: str, sharing: Sharing, wanted_share: float, monkeypatch: pytest.MonkeyPatch
+    kind: str, sharing: Sharing, wanted_share: float, most_pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the places that predict some tokens: few, which are computed alone in the last layer, or most."""
     monkeypatch.setattr(attention, "_UNCUT", 8)  # else only a far longer row is computed whole
+    monkeypatch.setattr(attention, "_MOST_PAIRS", most_pairs)
     model, rng = made(kind), np.random.default_rng(3)
     rows = streams(model.config.vocab_size)
     tokens, mask = (torch.zeros(len(rows), max(map(len, rows)), dtype=kind) for kind in (torch.int64, torch.bool))

@@ -21,6 +21,8 @@ Ints = NDArray[np.int64]
 
 # Pairs of tokens for each query that the causal kernel computes beyond the visible half (it skips whole blocks only).
 _UNCUT = 128
+# Masks of the last layer's few queries are made up to this size, 64 MiB in float32.
+_MOST_PAIRS = 1 << 24
 
 
 class AttentionPlan(Protocol):
@@ -73,7 +75,9 @@ class SequencesPlan:
         self._lengths = [len(path) for path, _ in kept]
         self._keys = _places([path for path, _ in kept], len(self.positions), device)
         self._every = _every(kept, own_positions, device)
-        self._few = _few(kept, own_positions, last) if 2 * len(last) < len(self.positions) else None
+        few = _few(kept, own_positions, last)
+        pairs = sum(size * length for size, length in zip(few.sizes, self._lengths, strict=True))
+        self._few = few if 2 * len(last) < len(self.positions) and pairs <= _MOST_PAIRS else None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         return self._answered(self._every, query, key, value, scale)
@@ -81,7 +85,7 @@ class SequencesPlan:
     def attend_last(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if self._few is not None:
             return self._answered(self._few, query, key, value, scale)
-        # Most are wanted: with zeros for the others the causal kernel can do it.
+        # Most are wanted, or rows are very long: with zeros for the others the causal kernel can do it.
         every = query.new_zeros(len(key), *query.shape[1:]).index_copy(0, self.last, query)
         return self.attend(layer, every, key, value, scale).index_select(0, self.last)
 
