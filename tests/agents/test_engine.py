@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.models import tiny_model, tokenizer
-from turnwise.agents.engine import Sampling, SlotEngine, inverse_cdf, truncated_logprobs
+from turnwise.agents.engine import Sampling, SlotEngine, _Uniforms, inverse_cdf, truncated_logprobs
 from turnwise.agents.parallel import ParallelEngine
 from turnwise.prefixes import common_prefix
 
@@ -263,3 +263,10 @@ def test_contexts_that_begin_alike_are_computed_once() -> None:
     for slot, ids in asked.items():
         stream = [*ids.tolist(), *replies[slot].ids.tolist()]
         np.testing.assert_allclose(full_logprobs(model, stream)[len(ids) - 1 :], replies[slot].logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", [0, 1, 2**63 + 5, 2**64 - 1, 2**100 + 7])
+def test_draws_are_those_of_a_generator_of_their_own(key: int) -> None:
+    uniforms = _Uniforms()
+    uniforms.of(3, 5)  # what was drawn before leaves nothing behind
+    assert (uniforms.of(key, 7) == np.random.Generator(np.random.Philox(key=key)).random(7)).all()
