@@ -117,10 +117,13 @@ class Bench:
     ) -> tuple[str, bool]:
         """(the instant, whether the run was still going on then)"""
         if kind == "write":
-            at = self.random.randrange(1, calls + 1) * self.random.choice((1, -1))
-            process = self._start(path, name, at)
-            said, _ = process.communicate()
-            return said.splitlines()[-1] if said else "", process.returncode == -signal.SIGKILL
+            while True:
+                at = self.random.randrange(1, calls + 1) * self.random.choice((1, -1))
+                process = self._start(path, name, at)
+                said, _ = process.communicate()
+                if (path / "config.yaml").exists():
+                    return said.splitlines()[-1] if said else "", process.returncode == -signal.SIGKILL
+                shutil.rmtree(path, ignore_errors=True)  # not begun: there is nothing to resume
         process = self._start(path, name, 0, cache)
         self._wait_for(path / "config.yaml", process)
         after = self.random.uniform(0, 2 if kind == "cloning" else seconds)
