@@ -7,7 +7,7 @@
 rows      packed rows against one padded batch and against padded microbatches of sorted rows
 prefixes  equal beginnings once or in every row: 8 rows behind a prefix of 16 to 1000 tokens
 head      log-probs and entropies by tiles against all logits at once and against chunks that are recomputed
-layers    our norms and adapters against transformers' and peft's
+layers    our forward pass against transformers' and peft's modules, with nothing to pad or to share
 
 Times are CPU seconds of the process on one thread, the variants of a row in turns and the least of each; ratios are to
 the first variant. Peak memory is of a process of its own. Models have random weights: the work is the same.

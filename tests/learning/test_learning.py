@@ -51,7 +51,7 @@ def test_it_learns(algorithm: str, seed: int, tmp_path: Path) -> None:
     assert after is not None
     assert before.value < 0.4
     # LoRA leaves the head alone, and the clone's head bounds how sure a policy of this size can get: .7 to .8 a turn,
-    # which rounding while cloning decides.
+    # and warm starts of one seed differ in it between commits: what is asked for is a gain.
     assert after.value > before.value + 0.08
     assert result.gain is not None
     assert result.gain.low > 0.0

@@ -1,7 +1,7 @@
 """The small layers of a model with fewer passes over memory: the same formulas, exact up to rounding.
 
 On a CPU the layers of a small model wait for memory, not for arithmetic. So RMSNorm and the rotary positions have
-gradients of their own (two passes over the states instead of ten), and LoRA's scaled product is added in place or, in
+gradients of their own (of few passes over the states), and LoRA's scaled product is added in place or, in
 narrow layers, folded into the weight first: W + s B A is what the sampler holds, and by the chain rule the gradients
 of A and B come from that of the sum.
 """
