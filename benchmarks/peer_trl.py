@@ -98,8 +98,8 @@ def configured(given: argparse.Namespace) -> RunConfig:
             f"optimizer.num_minibatches={given.minibatches}",
             "optimizer.minibatch_unit=group",
             f"seed={given.seed}",
-            "algorithm={type: grpo, kl_coef: 0, reward_scale: 1, invalid_action_penalty: 0,"
-            " drop_uniform_groups: false}",
+            "algorithm={type: grpo, kl_coef: 0, drop_uniform_groups: false}",
+            "rewards.invalid_action_penalty=0",
             "eval={every: 0, test_split: null}",
             "checkpoint_every=1000000",
             "threads=1",

@@ -11,10 +11,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.agents.scratch import ScratchModelConfig
+from turnwise.agents.scratch import ORIGIN_FILE, ScratchModelConfig
+from turnwise.algorithms.drbot import DrBoTConfig
+from turnwise.algorithms.drgrpo import DrGRPOConfig
+from turnwise.algorithms.epo import EPOConfig
+from turnwise.algorithms.gigpo import GiGPOConfig
+from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.optimizer import OptimizerConfig
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.config import PretrainedModelConfig
+from turnwise.algorithms.spear import CovarianceSettings
+from turnwise.config import EvalConfig, PretrainedModelConfig
 from turnwise.configfile import (
     config_folder,
     dump_config,
@@ -25,6 +32,7 @@ from turnwise.configfile import (
     shipped_configs,
     with_algorithm,
 )
+from turnwise.training.cloning import WarmstartConfig
 
 BASE: dict[str, Any] = {"warmstart": {}}
 
@@ -33,8 +41,7 @@ BASE: dict[str, Any] = {"warmstart": {}}
 def test_shipped_configurations_build_and_survive_the_trip_to_disk(name: str) -> None:
     config = load_config(name)
     assert parse_config(yaml.safe_load(dump_config(config))) == config
-    info = RunInfo(config.num_updates, config.rollout.group_size, config.seed)
-    assert build(config.algorithm, info).checked()
+    assert build(config.algorithm, config.run_info).checked()
     assert (config_folder() / f"{name}.yaml").read_text().startswith("# "), "the first line says what it is"
 
 
@@ -52,7 +59,7 @@ def test_shipped_configurations_build_and_survive_the_trip_to_disk(name: str) ->
         (["eval.test_split=train"], "would not be of unseen tasks"),
         (["warmstart=null"], "random weights"),
         (["warmstart.stop_split=demonstrations"], "success would be measured on the demonstrations"),
-        (["algorithm.base.kl_estimator=k1"], "kl_estimator has no effect"),
+        (["algorithm.base.kl_estimator=k1", "algorithm.base.kl_coef=0"], "kl_estimator has no effect"),
         (["lora=null", "algorithm.base.kl_coef=0.1"], "with lora=null there is none"),
         (["rollout.group_size=1"], "GRPO compares attempts at one task"),
         (["warmstart.split=test"], "it must stay unseen"),
@@ -62,6 +69,11 @@ def test_shipped_configurations_build_and_survive_the_trip_to_disk(name: str) ->
         (["keep_checkpoint=best", "eval.every=0", "eval.tasks=128"], "nothing would be the best"),
         (["eval.every=0", "eval.tasks=9"], "eval.every=0 never measures"),
         (["warmstart.stop_success=null"], "do nothing without warmstart.stop_success"),
+        (["algorithm.base.reward_scale=10"], "has moved: rewards are the run's. Set rewards.scale"),
+        (["algorithm={type: grpo, invalid_action_penalty: 0.1}"], "Set rewards.invalid_action_penalty"),
+        (["algorithm.clip_low=0.1"], "Did you mean 'algorithm.base.clip_low'?"),
+        (["algorithm.type=gigpo", "algorithm.stepcoef=1"], "Did you mean 'algorithm.step_coef'?"),
+        (["rewards.penalty=1"], "Unknown setting 'rewards.penalty'"),
         (["optimizer.betas=[0.9"], "is not a YAML value"),
         (["algorithm.bse=1"], "Did you mean 'algorithm.base'?"),
         (["model.type=nothing"], "does not match any of the expected tags"),
@@ -108,12 +120,64 @@ def test_the_kind_of_model_follows_from_its_settings() -> None:
     assert own.model == PretrainedModelConfig(path="somewhere", dtype="bfloat16")
 
 
-def test_changing_the_algorithm_keeps_the_settings_of_the_base() -> None:
-    epo = read_config("household")
-    grpo = with_algorithm(epo, "grpo")
-    assert grpo["algorithm"]["invalid_action_penalty"] == epo["algorithm"]["base"]["invalid_action_penalty"]
-    assert with_algorithm(grpo, "epo")["algorithm"]["base"] == grpo["algorithm"]
-    assert load_config("household", algorithm="grpo").algorithm == load_config("household").algorithm.base  # type: ignore[attr-defined]
+def test_choosing_an_algorithm_is_choosing_it_whole() -> None:
+    """A section for another algorithm goes, one for the same stays."""
+    raw = {"algorithm": {"type": "gigpo", "step_coef": 0.5}}
+    assert with_algorithm(raw, "grpo")["algorithm"] == {"type": "grpo"}
+    assert with_algorithm(raw, "gigpo")["algorithm"] == raw["algorithm"]
+    assert load_config("household", algorithm="grpo").algorithm == GRPOConfig()
+    assert load_config("household", ["algorithm=grpo"]).algorithm == GRPOConfig()
+    assert load_config("alfworld-long", ["algorithm.type=gigpo"]).algorithm != GiGPOConfig(), "this file is for GiGPO"
+    assert load_config("alfworld-long", ["algorithm.type=grpo"]).algorithm == GRPOConfig()
+
+
+def test_one_nested_setting_keeps_its_neighbours() -> None:
+    spear = load_config("household", ["algorithm={type: spear}", "algorithm.replay_clip.share=0.05"]).algorithm
+    assert spear.replay_clip == CovarianceSettings(share=0.05, low=0.2, high=6.0)  # type: ignore[attr-defined]
+    drbot = load_config("household", ["algorithm.base.clip_low=0.1", "algorithm.type=drbot"]).algorithm
+    assert drbot == DrBoTConfig(base=DrGRPOConfig(clip_low=0.1, clip_high=0.28))
+    other = load_config("household", ["algorithm.base.type=drbot"]).algorithm
+    assert other == EPOConfig(base=DrBoTConfig()), "another base comes with its own defaults"
+    deep = load_config("household", ["algorithm.type=spear", "algorithm.base.base.kl_coef=0.1"]).algorithm
+    assert deep.base.base == DrGRPOConfig(kl_coef=0.1, clip_high=0.28)  # type: ignore[attr-defined]
+
+
+def test_the_order_of_settings_is_no_matter() -> None:
+    words = ["algorithm.base.clip_low=0.1", "algorithm.base.type=drgrpo", "algorithm.type=spear", "eval.tasks=7"]
+    assert load_config("household", words) == load_config("household", words[::-1])
+
+
+def test_what_a_shipped_file_sets_and_a_run_does_not_use_is_no_error(tmp_path: Path) -> None:
+    """Set means set by the user: on the command line, or in a file of theirs."""
+    assert load_config("household", ["eval.every=0"]).eval.tasks == EvalConfig().tasks
+    clone = load_config("household", ["warmstart.stop_success=null"]).warmstart
+    assert clone is not None
+    assert clone.check_every == WarmstartConfig().check_every
+    assert load_config("alfworld-long", ["algorithm.drop_uniform_groups=false"]).algorithm.max_tries == 1  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="max_tries replaces uniform groups"):
+        load_config("alfworld-long", ["algorithm.drop_uniform_groups=false", "algorithm.max_tries=3"])
+    (tmp_path / "mine.yaml").write_text("extends: household\neval: {tasks: 9}\n")
+    with pytest.raises(ValueError, match=r"eval\.every=0 never measures"):
+        load_config(tmp_path / "mine.yaml", ["eval.every=0"])
+
+
+def test_a_model_that_is_brought_gets_no_settings_of_a_small_one(tmp_path: Path) -> None:
+    """Files say what holds for a model from nothing, and what for one that is brought."""
+    for name in shipped_configs():
+        brought, own = load_config(name, ["model.path=somewhere"]), load_config(name)
+        assert brought.model == PretrainedModelConfig(path="somewhere")
+        assert (brought.optimizer.lr, brought.warmstart, brought.agent.action_format) == (1e-5, None, "tags")
+        assert (brought.agent.instructions, brought.agent.show_admissible) == (True, True)
+        assert brought.agent.max_reply_tokens >= 256 > own.agent.max_reply_tokens
+        assert brought.optimizer.betas == OptimizerConfig().betas
+        assert (brought.env, brought.eval.test_split) == (own.env, own.eval.test_split)
+    cloned = tmp_path / "cloned"
+    cloned.mkdir()
+    (cloned / ORIGIN_FILE).write_text('{"from_scratch": true}')
+    ours = load_config("alfworld-long", [f"model.path={cloned}"])
+    assert ours.agent == load_config("alfworld-long").agent, "a small model of ours keeps them"
+    (cloned / ORIGIN_FILE).write_text('{"from_scratch": false}')
+    assert load_config("alfworld-long", [f"model.path={cloned}"]).agent.instructions
 
 
 @given(

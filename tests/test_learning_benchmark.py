@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
-from turnwise.algorithms.registry import ALGORITHMS
+from turnwise.algorithms.registry import ALGORITHMS, resolve
+from turnwise.cli import app
 from turnwise.config import RunConfig
+from turnwise.configfile import parse_config
 from turnwise.evaluation.contenders import read_run
 from turnwise.records.rundir import RunDirectory
 from turnwise.training.trainer import Silent
@@ -94,13 +98,17 @@ def test_every_algorithm_has_its_trials_and_starts_alike(
         )
 
 
-def test_shared_units_reach_the_innermost_base(modules: Any) -> None:
-    epo = modules.design.algorithm("epo")
-    assert (epo["base"]["reward_scale"], epo["base"]["kl_coef"], epo["base"]["normalize_std"]) == (1.0, 0.0, False)
-    assert modules.design.algorithm("spear")["bonus_coef"] == 0.1
-    assert modules.design.algorithm("ppo")["invalid_action_penalty"] == 0.03
-    alfworld = trial(modules, "epo", "alfworld")
-    assert alfworld.algorithm.model_dump()["base"]["invalid_action_penalty"] == 0.01
+def test_a_row_is_one_command(modules: Any) -> None:
+    """Every method is trained as it is documented, by a line that can be typed."""
+    design = modules.design
+    cell = design.Cell("alfworld", "spear", 3)
+    words = design.command(cell, Path("none"))
+    assert words[:3] == ["learning/alfworld", "--algorithm", "spear"]
+    config = design.configured(cell, Path("none"))
+    ran = CliRunner().invoke(app, ["train", *words, "--print-config"])
+    assert parse_config(yaml.safe_load(ran.stdout)) == config
+    assert config.algorithm == resolve("spear").config()
+    assert (config.rewards.scale, config.max_sampled_tokens) == (1.0, 200_000)
 
 
 def test_trials_never_see_the_panel_of_the_results(modules: Any) -> None:
@@ -180,9 +188,9 @@ def test_an_interrupted_cell_goes_on_to_the_same_numbers(modules: Any, finished:
     assert len(whole.metrics()) >= 2
     config = whole.config()
     with pytest.raises(StopError):
-        modules.driver.run_cell(config, 200, tmp_path / "cell", StopAfter(2))
+        modules.driver.run_cell(config, tmp_path / "cell", StopAfter(2))
     assert not modules.design.is_finished(tmp_path / "cell")
-    modules.driver.run_cell(config, 200, tmp_path / "cell", Silent())
+    modules.driver.run_cell(config, tmp_path / "cell", Silent())
     again = RunDirectory(tmp_path / "cell")
 
     def timeless(run: RunDirectory) -> list[dict[str, Any]]:
@@ -192,7 +200,7 @@ def test_an_interrupted_cell_goes_on_to_the_same_numbers(modules: Any, finished:
     assert read_run(again.path).after == read_run(whole.path).after
     other = config.model_copy(update={"num_updates": 99})
     with pytest.raises(ValueError, match="run with other settings"):
-        modules.driver.run_cell(other, 200, tmp_path / "cell", Silent())
+        modules.driver.run_cell(other, tmp_path / "cell", Silent())
 
 
 def test_finished_cells_are_skipped_and_a_failing_one_stops_no_other(

@@ -186,7 +186,7 @@ LEVERS = [
     *("warmstart.max_tokens=120000", "warmstart.tokenizer_episodes=40", "warmstart.split=train"),
     *("agent.max_reply_tokens=12", "rollout.num_tasks=4", "rollout.group_size=4"),
     *("eval.every=100", "eval.tasks=4", "eval.test_split=null", "watchdog.window=3"),
-    *("algorithm.base.drop_uniform_groups=false", "algorithm.base.invalid_action_penalty=0"),
+    *("algorithm.base.drop_uniform_groups=false", "rewards.invalid_action_penalty=0"),
 ]
 
 

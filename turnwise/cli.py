@@ -59,6 +59,9 @@ def train(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/ENV-ALGORITHM-N.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Shorthand for seed=N.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved configuration as YAML, and end.")
+    ] = False,
 ) -> None:
     """Train an agent and measure it on unseen tasks before and after.
 
@@ -70,6 +73,11 @@ def train(
         _run(None, resume)
         return
     config = _config(settings, env, algorithm, [f"seed={seed}"] if seed is not None else [])
+    if print_config:
+        from turnwise.configfile import dump_config
+
+        typer.echo(dump_config(config), nl=False)
+        return
     _run(config, out or _new_folder(config))
 
 
@@ -310,6 +318,7 @@ def _new_folder(config: RunConfig) -> Path:
 
 def _run(config: RunConfig | None, folder: Path) -> Result:
     """Train (or, without a configuration, resume) under the display; the closing table."""
+    from turnwise.algorithms.registry import base_chain
     from turnwise.clock import time_line
     from turnwise.commands.display import LiveDisplay, result_table, sparkline
     from turnwise.records.rundir import RunDirectory
@@ -317,7 +326,7 @@ def _run(config: RunConfig | None, folder: Path) -> Result:
 
     quiet()
     shown = config or RunDirectory.open(folder).config()
-    title = f"turnwise · {shown.env.id} · {getattr(shown.algorithm, 'type', '')} · seed {shown.seed}"
+    title = f"turnwise · {shown.env.id} · {base_chain(shown.algorithm)} · seed {shown.seed}"
     try:
         with LiveDisplay(console, shown.num_updates, title) as display:
             result = train(config, folder, display) if config is not None else resume(folder, display)

@@ -22,7 +22,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scratch import ScratchModelConfig
 from turnwise.agents.worldwork import Order
 from turnwise.algorithms.optimizer import OptimizerConfig
-from turnwise.algorithms.recipe import RunInfo, Settings
+from turnwise.algorithms.recipe import RewardSettings, RunInfo, Settings, UnusedSettingError
 from turnwise.algorithms.registry import build, resolve
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, make_env
@@ -63,7 +63,7 @@ class EnvConfig(_Section):
         default = type(self).model_fields
         for name in ("step_timeout_s", "reset_timeout_s"):
             if not self.process and getattr(self, name) != default[name].default:
-                raise ValueError(f"env.{name} can only be kept with env.process=true")
+                raise UnusedSettingError(name, f"env.{name} can only be kept with env.process=true")
         return self
 
 
@@ -153,6 +153,9 @@ class EvaluationOverrides(_Section):
     rollout: _RolloutOverrides = _RolloutOverrides()
 
 
+DEFAULT_ALGORITHM = "epo"
+
+
 class RunConfig(_Section):
     """Everything that decides a run's numbers."""
 
@@ -161,7 +164,8 @@ class RunConfig(_Section):
     lora: LoRAConfig | None = LoRAConfig()
     agent: AgentConfig = AgentConfig()
     warmstart: WarmstartConfig | None = None
-    algorithm: SerializeAsAny[Settings] = Field(validate_default=True, default="epo")
+    algorithm: SerializeAsAny[Settings] = Field(validate_default=True, default=DEFAULT_ALGORITHM)
+    rewards: RewardSettings = RewardSettings()
     optimizer: OptimizerConfig = OptimizerConfig()
     rollout: RolloutConfig = RolloutConfig()
     game: GameConfig | None = None
@@ -197,13 +201,13 @@ class RunConfig(_Section):
     @field_validator("algorithm", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Settings:
-        """``"grpo"``, ``{"type": "grpo", ...}``, or ``module:recipe`` from outside."""
+        """``"grpo"``, ``{"type": "grpo", ...}`` (EPO where there is no type), or ``module:recipe`` from outside."""
         if isinstance(value, Settings):
             return value
         given = {"type": value} if isinstance(value, str) else value
-        if not isinstance(given, Mapping) or "type" not in given:
-            raise ValueError("algorithm is a name, such as grpo or epo, or a section with a `type:`")
-        given = dict(given)
+        if not isinstance(given, Mapping):
+            raise ValueError("algorithm is a name, such as grpo or epo, or a section of settings with a `type:`")
+        given = {"type": DEFAULT_ALGORITHM, **given}
         return resolve(str(given["type"])).config.model_validate(given)
 
     def demonstration_env(self) -> TextEnv:
@@ -211,9 +215,14 @@ class RunConfig(_Section):
         clone = self.warmstart
         return self.env.make() if clone is None or clone.env is None else make_env(clone.env, **clone.env_kwargs)
 
+    @property
+    def run_info(self) -> RunInfo:
+        """What the algorithm's recipe may know about the run."""
+        return RunInfo(self.num_updates, self.rollout.group_size, self.seed, self.rewards)
+
     def _check_algorithm(self) -> None:
         """The algorithm fits the rollouts, and what it needs is there."""
-        recipe = build(self.algorithm, RunInfo(self.num_updates, self.rollout.group_size, self.seed))
+        recipe = build(self.algorithm, self.run_info)
         if self.lora is None and any("reference" in stream.needs for stream in recipe.streams):
             raise ValueError(
                 f"algorithm {recipe.name!r} compares with a frozen reference policy, which is the model with its "
@@ -243,16 +252,20 @@ class RunConfig(_Section):
         """Settings that this run would not use, or that leave it nothing to do."""
         agent, clone, measured = self.agent, self.warmstart, self.eval
         if agent.context == "full" and agent.window != AgentConfig().window:
-            raise ValueError("agent.window is set, but agent.context=full does not use it: set agent.context=window")
+            raise UnusedSettingError(
+                "agent.window", "agent.window is set, but agent.context=full does not use it: set agent.context=window"
+            )
         if agent.context == "window" and agent.on_overflow == "restart":
-            raise ValueError("agent.on_overflow=restart is for agent.context=full: a window is fresh every turn")
+            raise UnusedSettingError(
+                "agent.on_overflow", "agent.on_overflow=restart is for agent.context=full: a window is fresh every turn"
+            )
         if agent.max_reply_tokens >= agent.max_context_tokens:
             raise ValueError(
                 f"agent.max_reply_tokens={agent.max_reply_tokens} leaves no room in "
                 f"agent.max_context_tokens={agent.max_context_tokens}: no episode could begin"
             )
         if not measured.every and measured.tasks != EvalConfig().tasks:
-            raise ValueError("eval.tasks is set, but eval.every=0 never measures on eval.split")
+            raise UnusedSettingError("eval.tasks", "eval.tasks is set, but eval.every=0 never measures on eval.split")
         if self.keep_checkpoint == "best" and not 0 < measured.every <= self.num_updates:
             raise ValueError(
                 "keep_checkpoint=best needs eval.every between 1 and num_updates: nothing would be the best"
@@ -271,4 +284,7 @@ class RunConfig(_Section):
                 default.stop_tasks,
                 default.check_every,
             ):
-                raise ValueError("warmstart.stop_tasks and check_every do nothing without warmstart.stop_success")
+                raise UnusedSettingError(
+                    ("warmstart.stop_tasks", "warmstart.check_every"),
+                    "warmstart.stop_tasks and check_every do nothing without warmstart.stop_success",
+                )

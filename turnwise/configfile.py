@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -16,13 +17,21 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from turnwise.algorithms.recipe import Settings
+from turnwise.agents.scratch import made_from_scratch
+from turnwise.algorithms.recipe import Settings, UnusedSettingError
 from turnwise.algorithms.registry import ALGORITHMS, resolve
-from turnwise.config import EnvConfig, PretrainedModelConfig, RunConfig
+from turnwise.config import DEFAULT_ALGORITHM, EnvConfig, PretrainedModelConfig, RunConfig
 
 Section = TypeVar("Section", bound=BaseModel)
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
+
+MOVED = {
+    "reward_scale": "rewards are the run's. Set rewards.scale (1 by default: a success is worth 1)",
+    "invalid_action_penalty": "rewards are the run's. Set rewards.invalid_action_penalty, a share of a success "
+    "(0.1 of a success worth 10 is 0.01 now)",
+}
+"""Settings of files written for earlier versions, and where they are now."""
 
 
 def config_folder() -> Path:
@@ -37,22 +46,65 @@ def shipped_configs() -> list[str]:
     return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
 
 
-def read_config(name: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A configuration file by path, or a shipped one by name; ValueError that names the nearest.
+def read_config(name: str | Path, *, scratch: bool = True) -> dict[str, Any]:
+    """A configuration file by path, or a shipped one by name, as one mapping; ValueError that names the nearest.
 
-    ``extends: NAME`` in a file takes that configuration and lays the file's own settings over it. ``above`` are those
-    that lead here.
+    ``extends: NAME`` in a file takes that configuration and lays the file's own settings over it. Its sections
+    ``scratch:`` and ``pretrained:`` hold settings for a model made from nothing, or for one that is brought; the
+    argument ``scratch`` says which of the two are taken.
     """
-    read = _read_yaml(name)
+    return _settled(_layers(name), scratch)[0]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One file's own settings; ``shipped`` files come with turnwise, so that nobody set what they say by hand."""
+
+    settings: dict[str, Any]
+    shipped: bool
+
+
+def _layers(name: str | Path, above: tuple[str, ...] = ()) -> list[_Layer]:
+    """A file with those that it extends, the lowest first. ``above`` are the names that lead here."""
+    read, shipped = _read_yaml(name)
     below = read.pop("extends", None)
+    own = _Layer(read, shipped)
     if below is None:
-        return read
+        return [own]
     if not isinstance(below, str) or below in (*above, str(name)):
         raise ValueError(f"{name}: extends should name another configuration, and not lead back; got {below!r}")
-    return _over(read_config(below, (*above, str(name))), read)
+    return [*_layers(below, (*above, str(name))), own]
 
 
-def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _settled(layers: Sequence[_Layer], scratch: bool) -> tuple[dict[str, Any], set[str]]:
+    """Layers as one mapping for that kind of model, and the dotted names that files of the user's own set."""
+    made: dict[str, Any] = {}
+    own: set[str] = set()
+    for layer in layers:
+        settings = _deep_copy(layer.settings)
+        kinds = {kind: settings.pop(kind, None) or {} for kind in ("scratch", "pretrained")}
+        for kind, found in kinds.items():
+            if not isinstance(found, Mapping):
+                raise ValueError(f"{kind}: expected a section of settings for that kind of model; got {found!r}")
+        if isinstance(settings.get("algorithm"), str):
+            settings["algorithm"] = {"type": settings["algorithm"]}
+        settings = _over(settings, kinds["scratch" if scratch else "pretrained"])
+        made = _over(made, settings)
+        if not layer.shipped:
+            own |= set(_leaves(settings))
+    return made, own
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of what a mapping sets, sections opened."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Settings laid over others; a section of another ``type`` replaces the one below."""
     made = dict(below)
     for key, value in above.items():
@@ -64,9 +116,11 @@ def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _read_yaml(name: str | Path) -> dict[str, Any]:
+def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:
+    """What a file says, and whether it comes with turnwise."""
     path = Path(name)
-    if path.suffix not in CONFIG_SUFFIXES and not _is_file(path):
+    shipped = path.suffix not in CONFIG_SUFFIXES and not _is_file(path)
+    if shipped:
         path = config_folder() / f"{name}.yaml"
     if not _is_file(path):
         near = difflib.get_close_matches(str(name), shipped_configs(), n=1, cutoff=0.4)
@@ -80,7 +134,7 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(read, dict):
         raise ValueError(f"{path} should hold `key: value` lines; got {type(read).__name__}")
-    return read
+    return read, shipped
 
 
 def _is_file(path: Path) -> bool:
@@ -92,24 +146,18 @@ def _is_file(path: Path) -> bool:
 
 
 def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """``key.path=value`` settings laid over a configuration; values are YAML (``true``, ``0.1``, ``[1, 2]``)."""
+    """``key.path=value`` settings laid over a configuration; values are YAML (``true``, ``0.1``, ``[1, 2]``).
+
+    Their order is no matter, but where one is given twice: sections and their ``type`` are taken first.
+    """
     made: dict[str, Any] = _deep_copy(config)
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise ValueError(f"{setting!r} is not of the form key.path=value, such as optimizer.lr=1e-3")
-        *parents, leaf = key.split(".")
-        section = made
-        for parent in parents:
-            below = section.setdefault(parent, {})
-            if isinstance(below, str) and parent == "algorithm":
-                below = section[parent] = {"type": below}
-            if below is None:
-                below = section[parent] = {}
-            if not isinstance(below, dict):
-                raise ValueError(f"{setting!r}: {parent!r} is a value, not a section")
-            section = below
-        section[leaf] = _yaml_value(text)
+    for key, value in sorted(map(_setting, settings), key=lambda pair: _depth(pair[0])):
+        section, leaf = _place(made, key)
+        if leaf == "type" and section.get("type", value) != value:
+            section.clear()  # what described another type goes
+        if key == "algorithm" and isinstance(value, str):
+            value = {"type": value}
+        section[leaf] = value
         if key == "model.path":  # another kind of model: what described the old one goes
             made["model"] = {
                 k: v for k, v in section.items() if k in PretrainedModelConfig.model_fields and k != "type"
@@ -117,24 +165,41 @@ def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
     return made
 
 
-def with_algorithm(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The configuration with another algorithm; settings that both have are kept.
+def _setting(text: str) -> tuple[str, Any]:
+    """The two sides of ``key.path=value``."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{text!r} is not of the form key.path=value, such as optimizer.lr=1e-3")
+    return key, _yaml_value(value)
 
-    EPO on GRPO to GRPO takes the base; GRPO to EPO makes it the base.
-    """
+
+def _depth(key: str) -> float:
+    """Sections before what stands in them, and a section's ``type`` right after it."""
+    return key.count(".") - (0.5 if key.endswith(".type") else 0.0)
+
+
+def _place(made: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The section that a dotted key leads to, made where it is missing, and the key's last part."""
+    *parents, leaf = key.split(".")
+    section, above = made, ""
+    for parent in parents:
+        below = section.setdefault(parent, {})
+        if isinstance(below, str) and parent in ("algorithm", "base"):
+            below = section[parent] = {"type": below}
+        if below is None:
+            below = section[parent] = {}
+        if not isinstance(below, dict):
+            raise ValueError(f"'{key}=...': {above + parent!r} is a value, not a section")
+        section, above = below, f"{above}{parent}."
+    return section, leaf
+
+
+def with_algorithm(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The configuration with an algorithm, whole: a section for that one is kept, one for another is dropped."""
     made: dict[str, Any] = _deep_copy(config)
     present = made.get("algorithm") or {}
-    present = {"type": present} if isinstance(present, str) else present
-    if present.get("type") == name:
-        return made
-    base = present.get("base") or present
-    if base.get("type", "grpo") == name:
-        made["algorithm"] = {**base, "type": name}
-    elif "base" in resolve(name).config.model_fields:
-        made["algorithm"] = {"type": name, **({"base": base} if base else {})}
-    else:
-        fields = resolve(name).config.model_fields
-        made["algorithm"] = {**{key: value for key, value in base.items() if key in fields}, "type": name}
+    if (present if isinstance(present, str) else present.get("type")) != name:
+        made["algorithm"] = {"type": name}
     return made
 
 
@@ -168,17 +233,46 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     return parse_section(RunConfig, raw)
 
 
-def parse_section(section: type[Section], raw: Mapping[str, Any], prefix: str = "") -> Section:
-    """The same for a part of the configuration that stands alone; ``prefix`` is its name."""
+def parse_section(
+    section: type[Section], raw: Mapping[str, Any], prefix: str = "", own: Collection[str] | None = None
+) -> Section:
+    """The same for a part of the configuration that stands alone; ``prefix`` is its name.
+
+    ``own`` are the dotted names that the user set (None: all). What others set and this run does not use goes back to
+    its default; what the user set and it does not use is an error.
+    """
     place = (prefix,) if prefix else ()
-    try:
-        made = section.model_validate(raw)
-    except ValidationError as error:
-        lines = [_explain({**problem, "loc": (*place, *problem["loc"])}) for problem in error.errors()]
-        raise ValueError("\n".join(dict.fromkeys(lines))) from None
+    left: dict[str, Any] = _deep_copy(raw)
+    while True:
+        try:
+            made = section.model_validate(left)
+            break
+        except ValidationError as error:
+            problems = error.errors()
+            if own is None or not _drop_unused(left, problems, own):
+                lines = [_explain({**problem, "loc": (*place, *problem["loc"])}, left) for problem in problems]
+                raise ValueError("\n".join(dict.fromkeys(lines))) from None
     if infinite := [".".join((*place, *name)) for name in _not_finite(made.model_dump())]:
         raise ValueError(f"{', '.join(infinite)}: expected a finite number (what can be switched off is so by null)")
     return made
+
+
+def _drop_unused(raw: dict[str, Any], problems: Sequence[Any], own: Collection[str]) -> bool:
+    """Take out what is not used and was not set by the user; whether anything was."""
+    found = False
+    for problem in problems:
+        error = (problem.get("ctx") or {}).get("error")
+        for name in error.names if isinstance(error, UnusedSettingError) else ():
+            path = [*_names(problem["loc"]), *name.split(".")]
+            if ".".join(path) in own:
+                continue
+            section: Any = raw
+            for part in path[:-1]:
+                section = section.get(part) if isinstance(section, dict) else None
+            if isinstance(section, dict) and path[-1] in section:
+                del section[path[-1]]
+                found = True
+    return found
 
 
 def _not_finite(found: Any) -> Iterator[tuple[str, ...]]:
@@ -199,12 +293,23 @@ def load_config(
     algorithm: str | None = None,
 ) -> RunConfig:
     """Read, override, validate. Without ``name`` the shipped configuration that fits ``env`` is taken."""
-    raw = read_config(name if name is not None else config_for_env(env or EnvConfig().id))
+    layers = _layers(name if name is not None else config_for_env(env or EnvConfig().id))
+    raw, own = _settled(layers, scratch=True)
+    if not _is_from_scratch(override(raw, settings)):
+        raw, own = _settled(layers, scratch=False)
     if env is not None and raw.get("env", {}).get("id") != env:
         raw["env"] = {"id": env}
     if algorithm is not None:
         raw = with_algorithm(raw, algorithm)
-    return parse_config(override(raw, settings))
+    given = override({}, settings)
+    return parse_section(RunConfig, override(raw, settings), own={*own, *_leaves(given)})
+
+
+def _is_from_scratch(raw: Mapping[str, Any]) -> bool:
+    """Whether the model is one made from nothing: by this run, or before, into the folder of ``model.path``."""
+    model = raw.get("model")
+    path = model.get("path") if isinstance(model, Mapping) else None
+    return path is None or made_from_scratch(str(path))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -212,20 +317,26 @@ def dump_config(config: RunConfig) -> str:
     return str(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=False), sort_keys=False))
 
 
-def _explain(problem: Any) -> str:
-    place = [str(part) for part in problem["loc"]]
-    shown = ".".join(part for part in place if part not in ("scratch", "pretrained"))
+def _names(place: Iterable[Any]) -> list[str]:
+    """A problem's place as names of settings: the kind of model is no part of one."""
+    return [str(part) for part in place if part not in ("scratch", "pretrained")]
+
+
+def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
+    shown = ".".join(_names(problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        return f"Unknown setting {shown!r}.{_nearest(shown)}"
+        if moved := MOVED.get(shown.rpartition(".")[2] if shown.startswith("algorithm") else shown):
+            return f"{shown} has moved: {moved}"
+        return f"Unknown setting {shown!r}.{_nearest(shown, raw)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("value_error", "model_type", "union_tag_invalid", "union_tag_not_found"):
         return f"{shown}: {message}" if shown else message
     return f"{shown}: {message}; got {problem['input']!r}"
 
 
-def _nearest(wrong: str) -> str:
+def _nearest(wrong: str, raw: Mapping[str, Any]) -> str:
     """A hint: the same name in another section, else the nearest in this one, else what this section knows."""
-    names = [name for name, _ in all_settings()]
+    names = [name for name, _ in settings_of(RunConfig)] + _algorithm_settings(raw)
     section, _, leaf = wrong.rpartition(".")
     elsewhere = [name for name in names if name.rpartition(".")[2] == leaf and name != wrong]
     here = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section and name != wrong}
@@ -233,6 +344,29 @@ def _nearest(wrong: str) -> str:
     if near or elsewhere:
         return f" Did you mean {(elsewhere or near)[0]!r}?"
     return f" Known here: {', '.join(here)}." if here else ""
+
+
+def _algorithm_settings(raw: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the settings of the algorithm that a configuration names, those of its base included."""
+    given = raw.get("algorithm", DEFAULT_ALGORITHM)
+    if isinstance(given, Mapping):
+        given = {"type": DEFAULT_ALGORITHM, **given}
+    found: list[str] = []
+    prefix = "algorithm."
+    while isinstance(given, Mapping | str | Settings):
+        plain = (
+            given.model_dump() if isinstance(given, Settings) else {"type": given} if isinstance(given, str) else given
+        )
+        try:
+            section = resolve(str(plain.get("type"))).config
+        except ValueError:
+            break
+        found += [name for name, _ in settings_of(section, prefix)]
+        base = section.model_fields.get("base")
+        given, prefix = plain.get("base", base.default if base else None), f"{prefix}base."
+        if isinstance(given, Mapping) and "type" not in given and base is not None:
+            given = {**given, "type": getattr(base.default, "type", "grpo")}
+    return found
 
 
 def all_settings() -> Iterator[tuple[str, Any]]:

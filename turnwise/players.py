@@ -17,6 +17,7 @@ from turnwise.agents.parallel import ParallelEngine
 from turnwise.agents.policy import Policy, load_model
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.remote import RemoteEngine, shared_weights
+from turnwise.agents.scratch import made_from_scratch
 from turnwise.agents.scripted import scripted
 from turnwise.config import GameConfig, PretrainedModelConfig, RunConfig
 from turnwise.configfile import parse_section
@@ -27,6 +28,9 @@ from turnwise.records.checkpoints import CheckpointName
 from turnwise.records.rundir import RunDirectory
 
 AGENT_FILE = "agent.json"
+
+PRETRAINED: Mapping[str, Any] = {**UNTRAINED, "action_format": "tags", "max_context_tokens": 8192}
+"""Agent settings of a model folder or hub name that says nothing of its own, as in ``configs/default.yaml``."""
 
 WhichCheckpoint = CheckpointName | int
 """The last, the best, or the one after so many updates."""
@@ -184,9 +188,13 @@ def _remote(name: str, agent: Mapping[str, Any], checkpoint: WhichCheckpoint | N
 
 
 def agent_settings(target: str | Path, config: RunConfig | None, changes: Mapping[str, Any]) -> AgentConfig:
-    """A run's, an exported folder's, or the default settings, with ``changes``; ValueError for unknown ones."""
+    """A run's, an exported folder's, or those of an untrained model, with ``changes``; ValueError for unknown ones.
+
+    A model from elsewhere has not been trained on the world: it is told what to do, as an endpoint's is. A small model
+    of ours knows nothing but its demonstrations, which have no instructions.
+    """
     saved = Path(target) / AGENT_FILE
-    known: dict[str, Any] = {}
+    known: dict[str, Any] = {} if made_from_scratch(target) else dict(PRETRAINED)
     if config is not None:
         known = config.agent.model_dump()
     elif saved.is_file():

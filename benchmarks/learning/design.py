@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from turnwise.algorithms.registry import ALGORITHMS, resolve
+from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.config import RunConfig
-from turnwise.configfile import override, parse_config, read_config
+from turnwise.configfile import load_config
 from turnwise.evaluation.contenders import read_run
 from turnwise.records.rundir import RunDirectory
 
@@ -24,23 +23,6 @@ BASELINE = "grpo"
 TUNING_SEED = 1000
 RATES = ("6e-4", "1.6e-3")
 """Around 1e-3, with which the shipped configuration learns."""
-
-SHARED: Mapping[str, Any] = {
-    "reward_scale": 1.0,
-    "invalid_action_penalty": 0.03,
-    "kl_coef": 0.0,
-    "normalize_std": False,
-}
-"""What every method has alike, where it has the setting (its innermost base's): rewards in units of a success, no
-reference, and no division by the group's deviation, which blows up the penalties of groups that fail (docs/log.md)."""
-
-OWN: Mapping[str, Mapping[str, Any]] = {
-    "spear": {"bonus_coef": 0.1},  # the paper's 1 is for a success worth 10
-    # The published value is Qwen's; the vocabularies here have 1024 and 1536 entries.
-    "arpo": {"log_vocabulary": 7.0},
-    "aepo": {"log_vocabulary": 7.0},
-}
-"""Defaults that mean something else in the units of SHARED, or for a model as small as these."""
 
 OTHERWISE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("grpo", "drgrpo", "rloo", "opo"), ("algorithm.clip_high=0.28",)),
@@ -54,7 +36,7 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
     "clip_cov": ("algorithm.share=2e-3",),
     "kl_cov": ("algorithm.penalty_coef=0.1",),
     "drbot": ("algorithm.group_share=1.0",),
-    "spear": ("algorithm.fresh_clip.share=0.02", "algorithm.replay_clip.share=0.02"),
+    "spear": ("algorithm.bonus_coef=0.03",),
     "aepo": ("algorithm.entropy_advantage=0.05",),
 }
 """What a method's last trial changes; for those that are not here, the number of optimizer steps."""
@@ -65,7 +47,7 @@ NUM_TRIALS = len(RATES) + 1
 
 @dataclass(frozen=True)
 class Setting:
-    """A world with its warm start, panels, and the budget of a run and of a trial, in sampled tokens.
+    """A shipped configuration with its panels, and the budget of a run and of a trial, in sampled tokens.
 
     ``tokens_per_update`` and the CPU seconds (per 1000 tokens, of a warm start, of a measurement of 100 tasks) come
     from earlier runs of EPO; the first spans the schedules of trials, the others only the estimate.
@@ -82,7 +64,6 @@ class Setting:
     measure_cpu_s: float
     test_tasks: int
     methods: tuple[str, ...] | None = None
-    shared: Mapping[str, Any] = field(default_factory=lambda: SHARED)
     settings: tuple[str, ...] = ()
     untuned: tuple[str, ...] | None = None
     """What every method runs with where there are no trials."""
@@ -98,15 +79,9 @@ class Setting:
         return max(1, round(self.budget / self.tokens_per_update))
 
 
-_TINY = (
-    *("model.hidden_size=32", "model.head_dim=16", "model.ffn_size=48"),
-    *("warmstart.max_tokens=20000", "warmstart.tokenizer_episodes=40", "agent.max_reply_tokens=8"),
-    *("rollout.num_tasks=2", "rollout.group_size=3", "warmstart.stop_split=train"),
-)
-
 SETTINGS: Mapping[str, Setting] = {
     "household": Setting(
-        config="household",
+        config="learning/household",
         panel="test",
         tuning_panel="validation",
         budget=200_000,
@@ -116,11 +91,9 @@ SETTINGS: Mapping[str, Setting] = {
         warmstart_cpu_s=170.0,
         measure_cpu_s=1.8,
         test_tasks=256,
-        # Unseen by cloning, and neither panel's.
-        settings=("warmstart.stop_split=train",),
     ),
     "alfworld": Setting(
-        config="alfworld",
+        config="learning/alfworld",
         panel="valid_unseen",
         tuning_panel="valid_train",
         budget=200_000,
@@ -131,13 +104,10 @@ SETTINGS: Mapping[str, Setting] = {
         measure_cpu_s=10.0,
         test_tasks=134,
         methods=("grpo", "epo", "empg", "spear", "aepo"),
-        shared={**SHARED, "invalid_action_penalty": 0.01},
         untuned=("optimizer.lr=1e-3",),
-        # No measurement stops this warm start; the name only has to differ from both panels'.
-        settings=("warmstart.stop_split=valid_seen",),
     ),
     "smoke": Setting(
-        config="smoke",
+        config="learning/smoke",
         panel="test",
         tuning_panel="validation",
         budget=1_500,
@@ -147,7 +117,6 @@ SETTINGS: Mapping[str, Setting] = {
         warmstart_cpu_s=5.0,
         measure_cpu_s=3.0,
         test_tasks=8,
-        settings=_TINY,
     ),
 }
 """``smoke`` tries every part in minutes; nothing is learned there."""
@@ -211,34 +180,29 @@ def score(trial: Cell, out: Path) -> float:
     return report.success.value if report.success else report.mean_return
 
 
-def algorithm(method: str, shared: Mapping[str, Any] = SHARED) -> dict[str, Any]:
-    """A method's section: its defaults, with ``shared`` laid over its innermost base, and OWN."""
-    made: dict[str, Any] = {"type": method, **resolve(method).config().model_dump(mode="json")}
-    innermost = made
-    while "base" in innermost:
-        innermost = innermost["base"]
-    innermost.update({name: value for name, value in shared.items() if name in innermost})
-    return {**made, **OWN.get(method, {})}
+def command(cell: Cell, out: Path) -> list[str]:
+    """What trains the cell, after ``turnwise train``; its choices are settings of the command line, and nothing else.
 
-
-def configured(cell: Cell, out: Path) -> RunConfig:
-    """What to run. Raises ValueError for a seed whose method's trials are not all finished."""
+    Raises ValueError for a seed whose method's trials are not all finished.
+    """
     setting = SETTINGS[cell.setting]
     if cell.choice is None:
         panel, (choice, num_updates) = setting.panel, tuned(cell.setting, cell.method, out)
     else:
         panel, choice = setting.tuning_panel, choice_of(cell, out)
         num_updates = setting.num_updates
-    raw = {**read_config(setting.config), "algorithm": algorithm(cell.method, setting.shared)}
-    settings = [
-        *("threads=1", "rollout.threads=1", "checkpoint_every=5", f"num_updates={num_updates}"),
-        # Nothing is measured on the way, and only what is compared at the ends.
-        *("eval.every=0", "eval.split=train", "eval.tasks=128", "eval.greedy=false"),
-        *(f"eval.test_split={panel}", f"eval.test_tasks={cell.num_tasks}", f"seed={cell.seed}"),
+    return [
+        *(setting.config, "--algorithm", cell.method, f"seed={cell.seed}", f"num_updates={num_updates}"),
+        *(f"max_sampled_tokens={cell.budget}", f"eval.test_split={panel}", f"eval.test_tasks={cell.num_tasks}"),
         *setting.settings,
         *choice,
     ]
-    return parse_config(override(raw, settings))
+
+
+def configured(cell: Cell, out: Path) -> RunConfig:
+    """The configuration of ``command``; errors as there."""
+    config, _, method, *settings = command(cell, out)
+    return load_config(config, settings, algorithm=method)
 
 
 def tuned(setting: str, method: str, out: Path) -> tuple[tuple[str, ...], int]:

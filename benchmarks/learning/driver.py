@@ -14,13 +14,13 @@ from turnwise.training.experiment import resume, train
 from turnwise.training.trainer import Observer
 
 
-def run_cell(config: RunConfig, budget: int, path: Path, observer: Observer) -> None:
-    """Train until ``budget`` tokens were sampled and measure; ``evaluation.json`` gets its ``after`` last of all.
+def run_cell(config: RunConfig, path: Path, observer: Observer) -> None:
+    """Train until ``max_sampled_tokens`` were sampled and measure; ``evaluation.json`` gets its ``after`` last of all.
 
     ``num_updates`` only spans the schedules: a method that samples less than expected goes on, held at their ends.
     Raises ValueError where ``path`` holds a run of another configuration.
     """
-    config, run = config.model_copy(update={"max_sampled_tokens": budget}), RunDirectory(path)
+    run = RunDirectory(path)
     if not run.has_checkpoint:
         shutil.rmtree(path, ignore_errors=True)  # what a crash before the first checkpoint left
         train(config, path, observer)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -25,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import transformers
-from design import SETTINGS, TUNING_SEED, Cell, cells, configured, is_finished
+from design import SETTINGS, TUNING_SEED, Cell, cells, command, configured, is_finished
 from driver import run_cell
 from rich.console import Console
 
@@ -76,8 +77,9 @@ def done(cell: Cell, out: Path) -> bool:
     print(f"{time.strftime('%H:%M:%S')}  {cell.folder}  {cell.budget:,} tokens", flush=True)
     try:
         config = configured(cell, out)
+        print(f"  turnwise train {shlex.join(command(cell, out))}", flush=True)
         with LiveDisplay(Console(), config.num_updates, str(cell.folder)) as display:
-            run_cell(config, cell.budget, path, display)
+            run_cell(config, path, display)
     except (ValueError, RuntimeError) as error:
         print(f"  failed: {error}", flush=True)
         return False

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from turnwise.algorithms.optimizer import OptimizerConfig
 from turnwise.algorithms.primitives import entropy_from_logits, logprobs_from_logits
-from turnwise.algorithms.recipe import Recipe, RunInfo
+from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo
 from turnwise.algorithms.update import Learner
 from turnwise.replay.batch import TokenBatch
 from turnwise.replay.buffer import TrajectoryBuffer
@@ -19,6 +19,8 @@ from turnwise.trajectory import Group, Task, Trajectory, Turn
 
 torch.set_num_threads(1)
 VOCABULARY = 9
+TEN = RewardSettings(scale=10.0)
+"""As verl-agent has it: a success is worth 10, and a turn without a valid action costs 0.1."""
 NUM_ACTIONS = 4  # tokens 0..3 act, 4..7 are observations, 8 fills prompts
 
 
@@ -151,7 +153,7 @@ def groups(
 def learner(recipe: Recipe, policy: BigramPolicy, run: RunInfo | None = None, **optimizer: object) -> Learner:
     settings = {"lr": 0.05, "weight_decay": 0.0, **optimizer}
     config = OptimizerConfig(**settings)  # type: ignore[arg-type]
-    return Learner(recipe, policy, config, run or RunInfo(num_updates=10, group_size=4))
+    return Learner(recipe, policy, config, run or RunInfo(num_updates=10, group_size=4, rewards=TEN))
 
 
 def buffer_of(made: list[Group], update: int = 0) -> TrajectoryBuffer:

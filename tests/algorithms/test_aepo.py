@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.algorithms.fakes import BigramPolicy, buffer_of, groups, learner
+from tests.algorithms.fakes import TEN, BigramPolicy, buffer_of, groups, learner
 from tests.algorithms.test_update import drifted, gradient
 from tests.algorithms.trees import ScriptedRollouts, task
 from tests.golden.vectors import batch_of, context_of
@@ -42,7 +42,7 @@ from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Fork, Group, Trajectory, group_by_task
 
-RUN = RunInfo(num_updates=10, group_size=4)
+RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
 PLAIN = GRPOConfig(drop_uniform_groups=False)
 
 

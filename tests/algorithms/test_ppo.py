@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.algorithms.fakes import BigramPolicy, buffer_of, episode, groups, learner, task
+from tests.algorithms.fakes import TEN, BigramPolicy, buffer_of, episode, groups, learner, task
 from tests.algorithms.fakes import Sampler as FakeSampler
 from tests.models import tiny_model, tokenizer
 from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.algorithms.parts import Samples, Stream
 from turnwise.algorithms.ppo import PPOConfig, ValueLoss
-from turnwise.algorithms.recipe import RunInfo
+from turnwise.algorithms.recipe import RewardSettings, RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.rewards import RewardTable
 from turnwise.algorithms.sequences import GeneralizedAdvantage, ReturnsToGo
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group
 
-RUN = RunInfo(num_updates=10, group_size=4)
+RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
 REWARDS = RewardTable(((0.0, 3.0), (1.0,)), ((-0.5, 0.0), (0.0,)))
 
 
@@ -88,10 +88,11 @@ def test_released_credit_ends_with_every_row() -> None:
 
 
 def test_the_value_head_learns_the_return_and_leaves_the_policy_alone() -> None:
-    """Every episode is worth 10: V starts at 0 and gets there, within the clip of each update."""
+    """Every episode is worth a success: V starts at 0 and gets there, within the clip of each update."""
     policy = BigramPolicy()
-    config = PPOConfig(kl_coef=0.0, invalid_action_penalty=0.0, value_lr=0.05, value_clip=4.0)
-    made = learner(build(config, RUN), policy)
+    config = PPOConfig(kl_coef=0.0, value_lr=0.05, value_clip=0.4)
+    run = replace(RUN, rewards=RewardSettings(scale=10.0, invalid_action_penalty=0.0))
+    made = learner(build(config, run), policy, run)
     (critic, coef) = made.recipe["fresh"].objectives[0]
     assert isinstance(critic, ValueLoss)
     assert coef == 0.5
@@ -105,8 +106,8 @@ def test_the_value_head_learns_the_return_and_leaves_the_policy_alone() -> None:
         ]  # fmt: skip
         metrics = made.update(buffer_of(won, update), update)
         losses.append(metrics.regularizers["ValueLoss"])
-    assert losses[0] == pytest.approx(100.0, rel=1e-4)  # (0 - 10)²
-    assert losses[-1] < 1.0
+    assert losses[0] == pytest.approx(1.0, rel=1e-4)  # (0 - 1)², in the value of a success, whatever its scale
+    assert losses[-1] < 0.01
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
+from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
 from tests.algorithms.test_update import drifted, gradient
 from tests.algorithms.variants import NAMED, VARIANTS
 from turnwise.algorithms.clip_cov import ClipCovConfig
@@ -36,7 +36,7 @@ from turnwise.algorithms.update import stream_loss
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, Trajectory
 
-RUN = RunInfo(num_updates=10, group_size=4)
+RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
 PLAIN = GRPOConfig(drop_uniform_groups=False)
 BASES = [PLAIN, DAPOConfig(), GiGPOConfig(), PPOConfig(), GSPOConfig(), ReinforcePPConfig()]
 NEUTRAL: dict[str, tuple[Settings, Settings]] = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
-from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
+from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
 from tests.algorithms.variants import NAMED
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.common import FreshGroups, GroupAdvantage, PPOClip, ReferenceKL
@@ -26,8 +26,8 @@ from turnwise.algorithms.optimizer import OptimizerConfig
 from turnwise.algorithms.parts import Aggregation, MinibatchView, Samples, Stream, Streams, UpdateContext
 from turnwise.algorithms.planning import GroupPlanner, RolloutFinished, Rollouts, Scorer, TurnFinished
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.primitives import Counts
-from turnwise.algorithms.recipe import Recipe, RunInfo, StreamRecipe
+from turnwise.algorithms.primitives import Counts, trajectory_weights
+from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo, StreamRecipe
 from turnwise.algorithms.registry import ALGORITHMS, AlgorithmConfig, build, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.rewards import InvalidActionPenalty, RewardScale, RewardTable, raw_rewards
@@ -35,7 +35,7 @@ from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Task, Trajectory
 
-RUN = RunInfo(num_updates=10, group_size=4)
+RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
 
 
 def by_hand(rewards: Sequence[Sequence[float]], invalid: Sequence[int], windowed: bool = False) -> Group:
@@ -61,7 +61,8 @@ def test_shapers_make_new_tables_and_leave_the_trajectories_alone() -> None:
     assert table.turns(1) == (-0.1, -0.1, 5.0)
     assert table.select([1]).earned == (table.earned[1],)
     assert [t.rewards for t in group.trajectories] == [[0.0, 1.0], [0.0, 0.0, 0.5]]
-    plain = shaped(group, GRPOConfig(reward_scale=1.0, invalid_action_penalty=0.0))
+    bare = replace(RUN, rewards=RewardSettings(invalid_action_penalty=0.0))
+    plain = learner(build(GRPOConfig(), bare), BigramPolicy(), bare).shape(group.trajectories)
     assert plain == raw_rewards(group.trajectories)
     late = RewardScale(2.0).shape(group.trajectories, table, BigramPolicy())
     assert late.own[0] == (-0.2, 0.0)
@@ -141,14 +142,17 @@ def test_epo_remembers_past_updates_and_decays_its_corridor() -> None:
     for update in range(3):
         fresh = groups(policy, version=update)
         tokens = np.concatenate([x.entropies for g in fresh for t in g.trajectories for x in t.turns])
-        ctx = context(update, next(iter(streams_of(fresh))), policy)
+        (stream,) = streams_of(fresh)
+        ctx = context(update, stream, policy)
+        corridor.prepare(MinibatchView(update, stream.batch, ctx.counts, torch.Tensor))
         entropy = ctx.entropy
         assert entropy is not None
-        expected = -ctx.turn_mean(entropy)
+        weights = trajectory_weights(ctx.mask, ctx.batch.turn_index, ctx.batch.trajectory)
+        expected = -(weights * entropy).sum().float()
         if update:
             past = float(np.mean(entropies))
             beta = 1 + math.exp(-3.0 * update / 5)
-            expected = expected + beta * 0.1 * ctx.turn_mean(torch.relu(entropy - 0.5 * past))
+            expected = expected + beta * 0.1 * (weights * torch.relu(entropy - 0.5 * past)).sum().float()
         torch.testing.assert_close(corridor.term(ctx), expected)
         metrics = made.update(buffer_of(fresh, update), update)
         entropies.append(float(tokens.mean(dtype=np.float64)))
@@ -260,7 +264,7 @@ def test_configurations_are_a_union_keyed_on_type() -> None:
         algorithm: AlgorithmConfig
 
     found = Run.model_validate({"algorithm": {"type": "epo", "base": {"kl_coef": 0.0}}}).algorithm
-    assert found == EPOConfig(base=GRPOConfig(kl_coef=0.0))
+    assert found == EPOConfig(base=GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)), "the neighbours stay"
     assert Run.model_validate_json(Run(algorithm=found).model_dump_json()).algorithm == found
     for config in NAMED.values():
         assert Run.model_validate_json(Run(algorithm=config).model_dump_json()).algorithm == config

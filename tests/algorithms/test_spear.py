@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.algorithms.fakes import BigramPolicy, Sampler, episode, groups, learner, task
+from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, episode, groups, learner, task
 from tests.algorithms.test_update import success
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.common import PPOClip
@@ -24,7 +24,7 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.metrics import Metrics
 from turnwise.algorithms.parts import Samples, Stream
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.recipe import RunInfo, Settings
+from turnwise.algorithms.recipe import RewardSettings, RunInfo, Settings
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.rewards import RewardTable, raw_rewards
 from turnwise.algorithms.selfimitation import STREAM, RecentReturns, SelfImitation, Unit, rows_of, units
@@ -34,13 +34,15 @@ from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
 
-RUN = RunInfo(num_updates=10, group_size=4)
+RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
 BASE = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
 PLAIN: dict[str, Any] = {"base": BASE, "fresh_clip": None, "replay_clip": None, "bonus_coef": 0.0}
 
 
-def made_by(config: Settings, policy: BigramPolicy, **optimizer: Any) -> tuple[Learner, TrajectoryBuffer]:
-    made = learner(build(config, RUN), policy, **optimizer)
+def made_by(
+    config: Settings, policy: BigramPolicy, run: RunInfo = RUN, **optimizer: Any
+) -> tuple[Learner, TrajectoryBuffer]:
+    made = learner(build(config, run), policy, run, **optimizer)
     return made, TrajectoryBuffer(made.recipe.keep_updates)
 
 
@@ -98,10 +100,9 @@ def test_the_first_update_has_nothing_to_imitate() -> None:
 def test_what_enters_and_what_is_imitated() -> None:
     """Rewards 3 1 1 1 | 5 5 5 5 | 0 0 0 2: the 3 and the 2 enter; P50 of the means 1.5, 5, 0.5 is 1.5."""
     policy = BigramPolicy()
-    config = SPEARConfig(**PLAIN).model_copy(
-        update={"base": BASE.model_copy(update={"reward_scale": 1.0, "normalize_std": False}), "warmup_share": 0.2}
-    )
-    made, buffer = made_by(config, policy, lr=1e-9)
+    base = BASE.model_copy(update={"normalize_std": False})
+    config = SPEARConfig(**PLAIN).model_copy(update={"base": base, "warmup_share": 0.2})
+    made, buffer = made_by(config, policy, run=replace(RUN, rewards=RewardSettings()), lr=1e-9)
     kept = memory(made)
     buffer.add([group_of(3, 1, 1, 1), group_of(5, 5, 5, 5, index=1), group_of(0, 0, 0, 2, index=2)], 0)
     made.update(buffer, 0)
@@ -129,7 +130,7 @@ def test_what_enters_and_what_is_imitated() -> None:
 
 def test_the_reward_table_is_that_of_the_time_of_collection() -> None:
     """The bonus of update 0 stays with its episodes, though it has fallen since."""
-    config = SPEARConfig(**{**PLAIN, "bonus_coef": 2.0}, bonus_updates=4, bonus_per_turn=0.25)
+    config = SPEARConfig(**{**PLAIN, "bonus_coef": 0.2}, bonus_updates=4, bonus_per_turn=0.25)
     policy = BigramPolicy()
     made, buffer = made_by(config, policy, lr=1e-9)
     for update in range(2):
@@ -303,7 +304,7 @@ def test_rows_are_kept_one_by_one() -> None:
     assert memory(made).returns.median() == pytest.approx((9.95 / 3, float(np.std([9.95, 0, 0]))))
 
 
-def test_the_bonus_is_earned_by_every_episode_at_its_last_turn() -> None:
+def test_the_bonus_is_added_to_every_episode_and_earned_by_no_turn() -> None:
     bonus = StepBonus(2.0, 0.25, lambda update: 0.5)
     played = [
         won(1.0, 0, num_turns=3),
@@ -312,9 +313,10 @@ def test_the_bonus_is_earned_by_every_episode_at_its_last_turn() -> None:
         won(0.0, 3, num_turns=9),
     ]
     table = bonus.shape(played, raw_rewards(played), BigramPolicy())
-    assert table.earned[:3] == ((0.0, 0.0, 1.75), (0.25,), ())
-    assert table.earned[3][-1] == 1.0
-    assert table.own == raw_rewards(played).own
+    assert [table.total(n) for n in range(4)] == [1.75, 0.25, 0.0, 1.0]
+    assert (table.earned, table.own) == (raw_rewards(played).earned, raw_rewards(played).own)
+    assert table.turns(0) == (0.0, 0.0, 1.75), "where rewards run along tokens it comes last"
+    assert table.select([3, 1]).total(0) == 1.0
 
 
 def test_schedules_are_shares_of_the_run_or_counts() -> None:

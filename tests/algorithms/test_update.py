@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.algorithms.fakes import (
+    TEN,
     BigramPolicy,
     FakeScores,
     Sampler,
@@ -26,15 +27,15 @@ from tests.algorithms.variants import NAMED, VARIANTS
 from turnwise.algorithms.epo import EntropyCorridor, EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.metrics import Agreement, Metrics, Tally, agreement
-from turnwise.algorithms.parts import Objective, UpdateContext
+from turnwise.algorithms.parts import MinibatchView, Objective, UpdateContext
 from turnwise.algorithms.primitives import Counts
-from turnwise.algorithms.recipe import Recipe, RunInfo, Settings, StreamRecipe
+from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.update import stream_loss
 from turnwise.replay.batch import TokenBatch, layout
-from turnwise.trajectory import Group
+from turnwise.trajectory import Group, Trajectory
 
-RUN = RunInfo(num_updates=10, group_size=4)
+RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
 
 
 def trained(config: Settings, made: list[Group], policy: BigramPolicy | None = None, **optimizer: Any) -> Tensor:
@@ -45,12 +46,14 @@ def trained(config: Settings, made: list[Group], policy: BigramPolicy | None = N
     return policy.table.detach() - before
 
 
-def gradient(config: Settings, made: list[Group], policy: BigramPolicy | None = None) -> Tensor:
+def gradient(
+    config: Settings, made: list[Group], policy: BigramPolicy | None = None, run: RunInfo | None = None
+) -> Tensor:
     """Gradient of the table, as it stood before the last optimizer step."""
     policy = policy or drifted(BigramPolicy())
     captured: list[Tensor] = []
     policy.table.register_post_accumulate_grad_hook(lambda p: captured.append(p.grad.clone()))
-    learner(build(config, RUN), policy, grad_clip=None).update(buffer_of(made), 0)
+    learner(build(config, run or RUN), policy, run or RUN, grad_clip=None).update(buffer_of(made), 0)
     return captured[-1]
 
 
@@ -123,8 +126,9 @@ def test_only_rows_with_credit_are_computed_where_nothing_else_trains(kl_coef: f
                 seen.append(len(batch))
             return super().score(batch, **asked)
 
-    config = GRPOConfig(kl_coef=kl_coef, drop_uniform_groups=False, invalid_action_penalty=0)
-    learner(build(config, RUN), Counting(), num_minibatches=1).update(buffer_of(made), 0)
+    config = GRPOConfig(kl_coef=kl_coef, drop_uniform_groups=False)
+    run = replace(RUN, rewards=RewardSettings(invalid_action_penalty=0))
+    learner(build(config, run), Counting(), run, num_minibatches=1).update(buffer_of(made), 0)
     assert seen == [computed]
 
 
@@ -174,6 +178,8 @@ def test_every_loss_term_has_gradient_when_active() -> None:
     ctx = UpdateContext(0, batch, scores.logprobs, scores.entropies, counts, plan.aggregation)
     (kl, _), (corridor, _) = plan.regularizers
     assert isinstance(corridor, EntropyCorridor)
+    view = MinibatchView(0, batch, counts, lambda: scores.logprobs)
+    corridor.prepare(view)
     bare = replace(plan, regularizers=())
     terms: dict[str, Tensor] = {
         "surrogate": stream_loss(bare, ctx, Tally()),
@@ -183,6 +189,7 @@ def test_every_loss_term_has_gradient_when_active() -> None:
     for name, past in (("above", 0.01), ("below", 100.0)):
         one = EntropyCorridor((0.5, 2.0), 1.0, lambda update: 1.0)
         one.past_sum, one.past_updates = past, 1
+        one.prepare(view)
         terms[name] = one.term(ctx) - corridor.term(ctx)  # the penalty alone
     for name, term in terms.items():
         (found,) = torch.autograd.grad(term, policy.table, retain_graph=True)
@@ -291,7 +298,14 @@ def test_zero_coefficient_is_the_base() -> None:
     assert not torch.equal(trained(EPOConfig(), made), base)
 
 
-@pytest.mark.parametrize("config", [GRPOConfig(), EPOConfig(), EPOConfig(form="released")])
+DROPPING = GRPOConfig()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [DROPPING, EPOConfig(base=DROPPING), EPOConfig(base=DROPPING, form="released")],
+    ids=["grpo", "epo", "old"],
+)
 def test_nothing_to_learn_is_finite_and_moves_nothing(config: Settings) -> None:
     policy = BigramPolicy()
     sampler = Sampler.of(policy, np.random.default_rng(0))
@@ -306,6 +320,51 @@ def test_nothing_to_learn_is_finite_and_moves_nothing(config: Settings) -> None:
         assert all(math.isfinite(v) for v in metrics.as_dict().values())
         assert torch.equal(policy.table.detach(), before)
         assert metrics.optimizer_steps == 0
+
+
+def test_epo_acts_where_every_attempt_was_lost() -> None:
+    """The paper's base keeps groups with equal returns: no credit, but the entropy's term has its step."""
+    policy = BigramPolicy()
+
+    def lose(trajectory: Trajectory) -> Trajectory:
+        return replace(trajectory, turns=tuple(replace(turn, reward=0.0, valid=True) for turn in trajectory.turns))
+
+    lost = [replace(group, trajectories=tuple(map(lose, group.trajectories))) for group in groups(policy)]
+    before = policy.table.detach().clone()
+    config = EPOConfig(base=GRPOConfig(kl_coef=0.0, drop_uniform_groups=False))
+    metrics = learner(build(config, RUN), policy).update(buffer_of(lost), 0)
+    assert (metrics.optimizer_steps, metrics.dropped_groups) == (1, 0)
+    assert metrics.regularizers["EntropyCorridor"] == pytest.approx(-metrics.policy_entropy, rel=0.2)
+    assert not torch.equal(policy.table.detach(), before)
+    assert EPOConfig().base.drop_uniform_groups is False  # type: ignore[attr-defined]
+
+
+UNITS = {"deviation": GRPOConfig(kl_coef=0.1), "success": GRPOConfig(kl_coef=0.1, normalize_std=False)}
+CONSTANT = {"aggregation": "seq-mean-token-sum", "aggregation_constant": 3000.0}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_scale_of_rewards_changes_no_proportion(name: str) -> None:
+    """A success worth 10 and one worth 1: the same gradient but for the factor of the whole, terms included."""
+    config = EPOConfig(base=UNITS[name], entropy_coef=0.3, corridor=(0.9, 1.1))
+    made = groups(BigramPolicy())
+    one, ten = (gradient(config, made, run=replace(RUN, rewards=RewardSettings(scale=scale))) for scale in (1.0, 10.0))
+    torch.testing.assert_close(ten, one * (1.0 if name == "deviation" else 10.0), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("weighting", ["trajectories", "turns"])
+def test_added_terms_keep_their_proportion_to_the_surrogate(weighting: str) -> None:
+    """A base that divides a row's sum by a constant shrinks the terms with it, and not the surrogate alone.
+
+    (Rows of equal length, six tokens: there the two aggregations weigh tokens alike.)
+    """
+    sampler = Sampler.of(BigramPolicy(), np.random.default_rng(1))
+    made = [Group(task(), tuple(episode(sampler, sample=s, num_turns=3) for s in range(4)))]
+    base = GRPOConfig(kl_coef=0.1, drop_uniform_groups=False)
+    settings = {"entropy_coef": 0.3, "corridor": (0.9, 1.1), "weighting": weighting}
+    mean = gradient(EPOConfig(base=base, **settings), made)  # type: ignore[arg-type]
+    summed = gradient(EPOConfig(base=base.model_copy(update=CONSTANT), **settings), made)  # type: ignore[arg-type]
+    torch.testing.assert_close(summed * 3000 / 6, mean, rtol=1e-4, atol=1e-6)
 
 
 def test_empty_rows_do_not_disturb_the_others() -> None:

@@ -33,9 +33,11 @@ SETTINGS: dict[str, Any] = {
 
 
 def run(path: Path, algorithm: str, seed: int) -> Result:
-    base = {"type": "grpo", "kl_coef": 0.0, "reward_scale": 1.0, "normalize_std": False, "invalid_action_penalty": 0.0}
+    base = {"type": "grpo", "kl_coef": 0.0, "normalize_std": False}
     chosen = base if algorithm == "grpo" else {"type": "epo", "base": base}
-    return train(parse_config({**SETTINGS, "algorithm": chosen, "seed": seed}), path)
+    return train(
+        parse_config({**SETTINGS, "algorithm": chosen, "rewards": {"invalid_action_penalty": 0.0}, "seed": seed}), path
+    )
 
 
 @pytest.fixture(autouse=True)

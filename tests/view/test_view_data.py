@@ -59,7 +59,7 @@ def test_advantages_are_the_recipes(tmp_path: Path) -> None:
     group = [attempt(0, task(1), 0, True), attempt(0, task(1), 1, False)]
     lengths = [t.num_action_tokens for t in group]
     assert lengths[0] == lengths[1]
-    settings = ("algorithm.normalize_std=false", "algorithm.reward_scale=1", "rollout.group_size=2")
+    settings = ("algorithm.normalize_std=false", "rewards.scale=1", "rollout.group_size=2")
     run = make_run(tmp_path / "run", [group], *settings, advantage_mean=0.0, advantage_std=0.5, num_rows=2)
     found = read(run)
     assert [[t["advantages"] for t in row["turns"]] for row in rows(found)] == [[0.5, 0.5], [-0.5, -0.5]]

@@ -5,10 +5,12 @@ The result is an ordinary Hugging Face folder; everything after it is the same p
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,6 +26,24 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+ORIGIN_FILE = "warmstart.json"
+"""In the folder of a model that was cloned here: how, and whether it began from nothing."""
+
+
+def made_from_scratch(folder: str | Path) -> bool:
+    """Whether a folder holds a small model of ours, which was made from nothing and cloned."""
+    place = Path(folder) / ORIGIN_FILE
+    try:
+        about = json.loads(place.read_text())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(about, dict):
+        return False
+    told = about.get("config")
+    before = isinstance(told, dict) and (told.get("model") or {}).get("type") == "scratch"  # written without the flag
+    return bool(about.get("from_scratch", before))
 
 
 class ScratchModelConfig(BaseModel):

@@ -1,6 +1,7 @@
 """Clip-Cov (Cui et al. 2025, arXiv 2505.22617): a few tokens of high covariance are left out of the gradient.
 
-    cov_t = (A_t - mean A) (log π_t - mean log π)                     over the minibatch's action tokens
+    cov_t = (A_t - mean A) (log π_t - mean log π)                     over the minibatch's action tokens;
+                                                                      A in deviations, else in successes
     S     = max(1, share * tokens) drawn uniformly from those with  low < cov_t < high  that PPO does not clip
     loss  = the base's, with the weight 0 on the tokens of S; the denominator stays
 
@@ -45,8 +46,14 @@ class ClipCovConfig(Settings):
     share: float = Field(
         default=2e-4, ge=0, le=1, description="Share of action tokens left out (r), at least one; 0: none."
     )
-    low: float = Field(default=1.0, description="Covariance above which a token may be drawn (omega_low).")
-    high: float = Field(default=5.0, description="Covariance below which a token may be drawn (omega_high).")
+    low: float = Field(
+        default=1.0,
+        description="Covariance above which a token may be drawn (omega_low), nats times the advantage's unit: a "
+        "standard deviation where the base divides by it, else a success.",
+    )
+    high: float = Field(
+        default=5.0, description="Covariance below which a token may be drawn (omega_high), in the same unit."
+    )
 
     @model_validator(mode="after")
     def _bounds_are_ordered(self) -> ClipCovConfig:
@@ -56,7 +63,10 @@ class ClipCovConfig(Settings):
 
 
 class CovarianceFilter(TokenWeighter):
-    """0 on the tokens that were drawn for this step, 1 elsewhere. ``clip`` tells which tokens PPO clips already."""
+    """0 on the tokens that were drawn for this step, 1 elsewhere. ``clip`` tells which tokens PPO clips already.
+
+    ``low`` and ``high`` are in nats times the unit of the stream's advantages, a deviation or a success.
+    """
 
     claims: frozenset[str] = frozenset({"tokens of high covariance"})
 
@@ -69,7 +79,7 @@ class CovarianceFilter(TokenWeighter):
         ctx = UpdateContext(view.update, batch, logprobs, None, view.counts, Aggregation())
         surrogate = self.clip.surrogate(ctx)
         clipped = clipped_surrogate(surrogate.ratio, required(batch.advantages, "advantages"), *surrogate[1:]).clipped
-        cov = covariance(view, logprobs)
+        cov = covariance(view, logprobs) / view.unit
         eligible = batch.action_mask & (cov > self.low) & (cov < self.high) & ~clipped
         self.dropped = draw(eligible, batch.action_mask, self.share, view.seed)
         self.occurred.count("left_out_share", self.dropped, batch.action_mask)

@@ -24,6 +24,7 @@ from turnwise.algorithms.parts import (
     Streams,
     Surrogate,
     TokenWeighter,
+    Unit,
     UpdateContext,
     required,
 )
@@ -103,10 +104,13 @@ class GroupAdvantage(GroupCredit):
     def __init__(self, stats: GroupStats, normalize_std: bool, eps: float, singleton: Singleton) -> None:
         compare = partial(group_advantages, normalize_std=normalize_std, eps=eps, singleton=singleton)
         super().__init__(stats, lambda returns, group, lengths: compare(returns, group))
+        self.unit = "deviation" if normalize_std else "reward"
 
 
 class Whiten(AdvantageModifier):
     """Advantages with mean 0 and variance 1 over all action tokens of the stream."""
+
+    unit: Unit | None = "deviation"
 
     def modify(self, stream: Stream) -> Tensor:
         advantages, mask = required(stream.batch.advantages, "advantages"), stream.batch.action_mask
@@ -117,7 +121,8 @@ def row_returns(stream: Stream) -> Tensor:
     """[B] float64: what the whole trajectory earned plus what the row's turns answer for alone."""
     rewards, batch = stream.samples.rewards, stream.batch
     rows = zip(batch.trajectory.tolist(), batch.first_turn.tolist(), batch.num_turns.tolist(), strict=True)
-    return _doubles([math.fsum((*rewards.earned[i], *rewards.own[i][start : start + n])) for i, start, n in rows])
+    whole = [(*rewards.along(i), *rewards.own[i][start : start + n]) for i, start, n in rows]
+    return _doubles([math.fsum(parts) for parts in whole])
 
 
 def _doubles(values: list[float]) -> Tensor:
@@ -154,7 +159,7 @@ class TruncatedImportance(TokenWeighter):
 
 
 class ReferenceKL(Regularizer):
-    """KL to the frozen reference policy on the sampled tokens, aggregated as the stream's own loss."""
+    """KL to the frozen reference policy on the sampled tokens, nats; tokens weigh as in the surrogate."""
 
     needs: frozenset[Need] = frozenset({"reference"})
     claims: frozenset[str] = frozenset({"distance to the reference"})
@@ -164,4 +169,4 @@ class ReferenceKL(Regularizer):
 
     def term(self, ctx: UpdateContext) -> Tensor:
         reference = required(ctx.batch.reference_logprobs, "reference_logprobs")
-        return ctx.aggregate(kl_estimate(ctx.logprobs, reference, self.estimator))
+        return ctx.mean(kl_estimate(ctx.logprobs, reference, self.estimator))

@@ -44,7 +44,7 @@ class OverlongSettings(Settings):
 
     max_tokens: int = Field(ge=1, description="Length at which the whole penalty is due, in action tokens (L).")
     buffer_tokens: int = Field(ge=1, description="Span before it in which the penalty grows, in action tokens (b).")
-    penalty: float = Field(default=1.0, gt=0, description="The whole penalty, in scaled reward units (f).")
+    penalty: float = Field(default=1.0, gt=0, description="The whole penalty, as a share of a success (f).")
     scope: Literal["trajectory", "turn"] = Field(
         default="trajectory", description="Whose length counts: the episode's, or each reply's as that turn's own."
     )
@@ -57,7 +57,7 @@ class OverlongSettings(Settings):
 
 
 class DAPOConfig(StandardScoreSettings, ClipSettings):
-    """DAPO's settings; rewards and penalties have verl-agent's constants."""
+    """DAPO's settings."""
 
     type: Literal["dapo"] = "dapo"
     clip_high: float = Field(default=0.28, ge=0, description="Upper clip range of the ratio (eps_high).")
@@ -80,9 +80,13 @@ def overlong_penalty(length: int, max_tokens: int, buffer_tokens: int, factor: f
 
 @dataclass(frozen=True, slots=True)
 class OverlongPenalty:
-    """Overlong shaping; the episode's penalty is earned at its last turn."""
+    """Overlong shaping: the episode's return bears its penalty, or each turn its own.
+
+    ``success`` is what a success is worth, in reward units.
+    """
 
     settings: OverlongSettings
+    success: float = 1.0
 
     def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable:
         if self.settings.scope == "turn":
@@ -91,19 +95,15 @@ class OverlongPenalty:
                 for row, t in zip(rewards.own, trajectories, strict=True)
             )
             return replace(rewards, own=tuple(own))
-        earned = (
-            (*row[:-1], row[-1] + self._penalty(t.num_action_tokens)) if row else row
-            for row, t in zip(rewards.earned, trajectories, strict=True)
-        )
-        return replace(rewards, earned=tuple(earned))
+        return rewards.with_extra([self._penalty(t.num_action_tokens) for t in trajectories])
 
     def _penalty(self, length: int) -> float:
         limits = self.settings
-        return overlong_penalty(length, limits.max_tokens, limits.buffer_tokens, limits.penalty)
+        return overlong_penalty(length, limits.max_tokens, limits.buffer_tokens, limits.penalty * self.success)
 
 
 def recipe(config: DAPOConfig, run: RunInfo) -> Recipe:
     """Compose DAPO. Raises ValueError where the group size leaves nothing to learn from."""
-    stream = StreamRecipe(estimator=config.advantage(), clip=config.clip(), aggregation=config.aggregate())
+    stream = StreamRecipe(estimator=config.advantage(run), clip=config.clip(), aggregation=config.aggregate())
     made = config.compose("dapo", config.groups("DAPO", run, raw=True), stream, config.planner(run))
-    return made if config.overlong is None else made.with_shaper(OverlongPenalty(config.overlong))
+    return made if config.overlong is None else made.with_shaper(OverlongPenalty(config.overlong, run.rewards.success))

@@ -47,7 +47,10 @@ class EMPGConfig(Settings):
     scaling: float = Field(default=1.0, ge=0, description="How much sureness scales the credit (k); 0: not at all.")
     clarity: float = Field(default=1.0, ge=0, description="How fast the bonus falls with the next turn's entropy (k').")
     bonus_coef: float = Field(
-        default=0.05, ge=0, description="The bonus of a sure next turn, in advantage units (zeta)."
+        default=0.05,
+        ge=0,
+        description="The bonus of a sure next turn (zeta): in standard deviations where the base divides by them, else "
+        "as a share of a success.",
     )
     centre: bool = Field(default=True, description="Take the mean over the update's turns off in the end.")
 
@@ -108,5 +111,7 @@ class EntropyModulation(AdvantageModifier):
 
 def recipe(config: EMPGConfig, run: RunInfo) -> Recipe:
     """Compose EMPG on its base."""
-    part = EntropyModulation(config.scaling, config.clarity, config.bonus_coef, config.centre)
-    return base_recipe(config.base, run).with_modifier(part).named("empg")
+    base = base_recipe(config.base, run)
+    bonus = config.bonus_coef * run.unit(base["fresh"])
+    part = EntropyModulation(config.scaling, config.clarity, bonus, config.centre)
+    return base.with_modifier(part).named("empg")

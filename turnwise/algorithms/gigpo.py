@@ -3,7 +3,7 @@
 Beside the episodes of a task, turns are compared that answered *the same state* (the anchor), within a task:
 
     A_E   = GRPO's advantage of the episode
-    G_n   = sum_k gamma^(k-n) r_k - 0.1 [turn n invalid]              per turn, r the environment's rewards
+    G_n   = sum_k gamma^(k-n) r_k - penalty [turn n invalid]          per turn, r the environment's rewards
     A_S   = (G - mean_a G) / (std_a G + eps)                          a: turns of the task with one anchor
     A     = A_E + step_coef * A_S;   a turn whose state nobody else met has A_S = 0
 
@@ -98,7 +98,7 @@ def anchor_groups(states: Sequence[tuple[int, str]], similarity: float | None = 
         if (task, anchor) in numbers:
             continue
         known = firsts.setdefault(task, [])
-        near = (n for text, n in known if similarity is not None and alike(text, anchor, similarity))
+        near = (n for text, n in known if similarity is not None and alike(anchor, text, similarity))
         number = next(near, size)
         if number == size:
             known.append((anchor, size))
@@ -107,17 +107,21 @@ def anchor_groups(states: Sequence[tuple[int, str]], similarity: float | None = 
     return [numbers[state] for state in states]
 
 
-def alike(first: str, second: str, least: float) -> bool:
-    """Whether difflib's ratio of two texts reaches ``least``; its cheap upper bounds are tried before."""
-    matcher = SequenceMatcher(None, first, second)
+def alike(new: str, representative: str, least: float) -> bool:
+    """Whether difflib's ratio reaches ``least``; its cheap upper bounds are tried before.
+
+    The ratio is not symmetric: the new text comes first, its group's first member second, as in the official code.
+    """
+    matcher = SequenceMatcher(None, new, representative)
     return matcher.real_quick_ratio() >= least and matcher.quick_ratio() >= least and matcher.ratio() >= least
 
 
 def recipe(config: GiGPOConfig, run: RunInfo) -> Recipe:
     """Compose GiGPO. Raises ValueError where the group size leaves nothing to learn from."""
-    stream = StreamRecipe(estimator=config.advantage(), clip=config.clip(), aggregation=config.aggregate())
+    stream = StreamRecipe(estimator=config.advantage(run), clip=config.clip(), aggregation=config.aggregate())
     made = config.compose("gigpo", config.groups("GiGPO", run), stream, config.planner(run))
     if not config.step_coef:
         return made
-    step = StepAdvantage(config.step_coef, config.gamma, config.similarity, config.normalize_std, config.std_eps)
+    eps = config.std_eps * run.rewards.success
+    step = StepAdvantage(config.step_coef, config.gamma, config.similarity, config.normalize_std, eps)
     return made.with_modifier(step)

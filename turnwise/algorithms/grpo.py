@@ -6,8 +6,7 @@ Several attempts at one task judge each other; no critic:
     loss = mean_tokens max(-A r, -A clip(r, 1 - eps_low, 1 + eps_high))  + kl_coef * KL(policy || reference)
     r    = exp(log π - log π_behaviour);   where A < 0 the loss is at most -A * dual_clip
 
-Constants of verl-agent's ALFWorld and WebShop runs (WujiangXu/EPO 5b6fa98e): success worth 10, 0.1 taken for
-a turn without a valid action, k3 KL of 0.01.
+The KL (k3, 0.01) is that of verl-agent's ALFWorld and WebShop runs (WujiangXu/EPO 5b6fa98e).
 """
 
 from __future__ import annotations
@@ -45,5 +44,5 @@ class GRPOConfig(StandardScoreSettings, ClipSettings):
 
 def recipe(config: GRPOConfig, run: RunInfo) -> Recipe:
     """Compose GRPO. Raises ValueError where the group size leaves nothing to learn from."""
-    stream = StreamRecipe(estimator=config.advantage(), clip=config.clip(), aggregation=config.aggregate())
+    stream = StreamRecipe(estimator=config.advantage(run), clip=config.clip(), aggregation=config.aggregate())
     return config.compose("grpo", config.groups("GRPO", run), stream, config.planner(run))

@@ -65,7 +65,7 @@ class SequenceClip(ClipPolicy):
 def recipe(config: GSPOConfig, run: RunInfo) -> Recipe:
     """Compose GSPO. Raises ValueError where the group size leaves nothing to learn from."""
     stream = StreamRecipe(
-        estimator=config.advantage(),
+        estimator=config.advantage(run),
         clip=SequenceClip(config.clip_low, config.clip_high, config.level, config.proximal),
         aggregation=Aggregation("seq-mean-token-mean"),
     )

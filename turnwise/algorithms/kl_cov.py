@@ -49,7 +49,7 @@ class KLCovConfig(Settings):
 
 
 class CovariancePenalty(Regularizer):
-    """|log-ratio| in nats on the tokens chosen for this step, aggregated as the stream's loss."""
+    """|log-ratio| in nats on the tokens chosen for this step, 0 on the others; tokens weigh as in the surrogate."""
 
     claims: frozenset[str] = frozenset({"tokens of high covariance"})
 
@@ -63,7 +63,7 @@ class CovariancePenalty(Regularizer):
 
     def term(self, ctx: UpdateContext) -> Tensor:
         distance = kl_estimate(ctx.logprobs, ctx.old_logprobs, "abs")
-        return ctx.aggregate(distance * ctx.own(self.chosen))
+        return ctx.mean(distance * ctx.own(self.chosen))
 
 
 def recipe(config: KLCovConfig, run: RunInfo) -> Recipe:

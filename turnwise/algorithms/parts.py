@@ -21,6 +21,7 @@ from turnwise.algorithms.primitives import (
     Counts,
     aggregate,
     denominator,
+    surrogate_weight,
     turn_mean,
 )
 from turnwise.algorithms.rewards import RewardTable
@@ -29,6 +30,8 @@ from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
 
 Need = Literal["entropy", "hidden", "reference", "proximal", "values"]
+Unit = Literal["reward", "deviation"]
+"""What advantages are counted in: shaped rewards, or standard deviations of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class UpdateContext:
     aggregation: Aggregation
     hidden: Tensor | None = None  # [M, h], states that predict the M action tokens; None unless needed
     rows: Tensor | None = None  # [b] int64
+    unit: float = 1.0  # what a success is worth in the advantages' units; 1 where those are deviations
 
     @property
     def mask(self) -> Tensor:
@@ -81,6 +85,16 @@ class UpdateContext:
         """Scalar share of the minibatch under the stream's own aggregation."""
         mode, constant = self.aggregation.mode, self.aggregation.constant
         return aggregate(values, self.mask, mode, denominator(self.counts, mode, constant))
+
+    @property
+    def surrogate_weight(self) -> float:
+        """What the stream's aggregation makes of 1 on every action token: 1 for means, less for sums over constants."""
+        return surrogate_weight(self.counts, self.aggregation.mode, self.aggregation.constant)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Scalar share of the minibatch's mean in which every token weighs as it does in the surrogate."""
+        weight = self.surrogate_weight
+        return self.aggregate(values) / weight if weight else self.aggregate(values)
 
     def token_mean(self, values: Tensor) -> Tensor:
         """Scalar share of the mean over the minibatch's action tokens."""
@@ -110,6 +124,7 @@ class MinibatchView:
     counts: Counts
     logprobs: Callable[[], Tensor]
     seed: tuple[int, ...] = ()
+    unit: float = 1.0  # as of ``UpdateContext``
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +222,9 @@ class Composer(Part, ABC):
 
 
 class AdvantageEstimator(Part, ABC):
-    """Point A: credit per token, [B, T], 0 outside the action mask."""
+    """Point A: credit per token, [B, T], 0 outside the action mask, counted in ``unit``."""
+
+    unit: Unit = "reward"
 
     @abstractmethod
     def estimate(self, stream: Stream) -> Tensor: ...
@@ -216,8 +233,11 @@ class AdvantageEstimator(Part, ABC):
 class AdvantageModifier(Part, ABC):
     """Point A, after the estimator: new advantages from ``stream.batch.advantages``, [B, T], 0 outside the mask.
 
-    For what a weight cannot say: what is added, may change a sign, or is normalised over the stream.
+    For what a weight cannot say: what is added, may change a sign, or is normalised over the stream. ``unit`` is what
+    they are counted in afterwards (None: as before).
     """
+
+    unit: Unit | None = None
 
     @abstractmethod
     def modify(self, stream: Stream) -> Tensor: ...
@@ -249,7 +269,13 @@ class ClipPolicy(Part, ABC):
 
 
 class Regularizer(Part, ABC):
-    """Point G: an added, differentiable term; a scalar, this microbatch's share of the minibatch's."""
+    """Point G: an added, differentiable term; a scalar, this microbatch's share of a mean over the minibatch.
+
+    One rule relates it to the surrogate, whatever the base: the loss gets  coef * u * w * term,  u what a success is
+    worth in the advantages' units and w the weight that the base's aggregation gives to all action tokens together
+    (1 for means). A coefficient thus says how much a nat of the mean counts beside an advantage of one success (of one
+    deviation) on every token.
+    """
 
     @abstractmethod
     def term(self, ctx: UpdateContext) -> Tensor: ...

@@ -2,7 +2,8 @@
 
     delta_t = r_t + gamma V_next - V_t,   A_t = delta_t + gamma lam A_next       (GAE, arXiv 1506.02438)
     loss    = GRPO's clipped surrogate of the whitened A
-            + value_coef * mean max( (V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2 ),   R_t = A_t + V_t
+            + value_coef * mean max( (V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2 ),   R_t = A_t + V_t,
+              V and R in the value of a success
 
 *Next* is the episode's next action token, observations jumped over, whatever rows they lie in. With
 ``level=turn`` it is the next turn: V is that of a turn's first token, and all its tokens have its advantage.
@@ -57,7 +58,7 @@ class PPOConfig(ClipSettings):
     whiten: bool = Field(default=True, description="Normalise advantages over the update's action tokens.")
     value_coef: float = Field(default=0.5, gt=0, description="Coefficient of the value loss.")
     value_clip: float | None = Field(
-        default=0.5, gt=0, description="Furthest useful move of a value in an update, reward units (c); null: any."
+        default=0.5, gt=0, description="Furthest useful move of a value in an update, in successes (c); null: any."
     )
     value_lr: float = Field(default=1e-3, gt=0, description="Peak learning rate of the value head.")
     value_width: int = Field(default=128, ge=1, description="Units of its hidden layer.")
@@ -71,11 +72,16 @@ class PPOConfig(ClipSettings):
 
 
 class ValueLoss(Critic):
-    """The clipped value loss and the head that it trains; a mean over action tokens, or over turns."""
+    """The clipped value loss and the head that it trains; a mean over action tokens, or over turns.
+
+    Values are in reward units; the head predicts and the loss compares them in units of ``success``, so that neither
+    depends on the run's scale.
+    """
 
     needs: frozenset[Need] = frozenset({"hidden", "values"})
 
-    def __init__(self, config: PPOConfig, seed: int) -> None:
+    def __init__(self, config: PPOConfig, seed: int, success: float = 1.0) -> None:
+        self.success = success
         self.clip, self.level, self.shared = config.value_clip, config.level, config.share_trunk
         self.width, self.seed, self.module_lr = config.value_width, seed, config.value_lr
 
@@ -89,13 +95,14 @@ class ValueLoss(Critic):
 
     def values(self, hidden: Tensor, mask: Tensor) -> Tensor:
         assert self.module is not None
-        found = self.module(hidden if self.shared else hidden.detach()).squeeze(-1)
+        found = self.success * self.module(hidden if self.shared else hidden.detach()).squeeze(-1)
         return torch.zeros(mask.shape, dtype=found.dtype, device=mask.device).masked_scatter(mask, found)
 
     def loss(self, ctx: UpdateContext) -> Tensor:
         old, returns = required(ctx.batch.values, "values"), required(ctx.batch.returns, "returns")
         found = self.values(required(ctx.hidden, "hidden"), ctx.mask)
-        errors = clipped_value_loss(found, old, returns, float("inf") if self.clip is None else self.clip)
+        clip = float("inf") if self.clip is None else self.clip
+        errors = clipped_value_loss(found / self.success, old / self.success, returns / self.success, clip)
         if self.level == "token":
             return ctx.token_mean(errors)
         return (errors * turn_starts(ctx.mask, ctx.batch.turn_index)).sum() / max(ctx.counts.turns, 1)
@@ -108,6 +115,6 @@ def recipe(config: PPOConfig, run: RunInfo) -> Recipe:
         modifiers=(Whiten(),) if config.whiten else (),
         clip=config.clip(),
         aggregation=config.aggregate(),
-        objectives=((ValueLoss(config, run.seed), config.value_coef),),
+        objectives=((ValueLoss(config, run.seed, run.rewards.success), config.value_coef),),
     )
     return config.compose("ppo", FreshGroups(), stream)

@@ -83,6 +83,13 @@ def denominator(counts: Counts, mode: AggregationMode, constant: float | None = 
     return float(max(counts.rows, 1) * scale)
 
 
+def surrogate_weight(counts: Counts, mode: AggregationMode, constant: float | None = None) -> float:
+    """``aggregate`` of 1 on every action token of the minibatch: 1 for means, tokens / Z for sums; 0 without tokens."""
+    if not counts.action_tokens:
+        return 0.0
+    return counts.action_tokens / denominator(counts, mode, constant) if "token-sum" in mode else 1.0
+
+
 def aggregate(loss: Tensor, mask: Tensor, mode: AggregationMode, denominator: float) -> Tensor:
     """Sum [B, T] losses into this part's share of the minibatch's scalar.
 
@@ -127,6 +134,18 @@ def per_turn_mean(values: Tensor, mask: Tensor, turn_index: Tensor) -> Tensor:
 def turn_mean(values: Tensor, mask: Tensor, turn_index: Tensor, num_turns: int) -> Tensor:
     """Mean over turns of each turn's token mean, this part's share: every turn weighs the same."""
     return (values.masked_fill(~mask, 0.0) / turn_lengths(mask, turn_index)).sum() / max(num_turns, 1)
+
+
+def trajectory_weights(mask: Tensor, turn_index: Tensor, trajectory: Tensor) -> Tensor:
+    """Weights of tokens in a mean over trajectories of their turns' token means, [B, T] float64 that add up to 1.
+
+    ``trajectory`` [B] numbers the trajectory of each row; one without action tokens does not count.
+    """
+    turns = turn_starts(mask, turn_index).sum(1).double()
+    numbers, place = torch.unique(trajectory, return_inverse=True)
+    of_trajectory = torch.zeros(len(numbers), dtype=torch.float64, device=turns.device).index_add(0, place, turns)
+    share = 1.0 / (of_trajectory[place].clamp(min=1) * (of_trajectory > 0).sum().clamp(min=1))
+    return share.unsqueeze(1) / turn_lengths(mask, turn_index) * mask
 
 
 def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, clamp: float | None = 20.0) -> Tensor:

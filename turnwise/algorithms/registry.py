@@ -9,7 +9,7 @@ import re
 import sys
 import textwrap
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -59,7 +59,10 @@ class Algorithm:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: its dotted name, type, default (None too where there is none) and meaning, units included."""
+    """One setting: its dotted name, type, default (None too where there is none) and meaning, units included.
+
+    The default of a base is its name; its own settings follow, as the algorithm has them.
+    """
 
     name: str
     type: str
@@ -121,18 +124,32 @@ def describe(name: str) -> Description:
     )
 
 
-def _settings(config: type[Settings], prefix: str = "") -> typing.Iterator[Setting]:
+def _settings(config: type[Settings], prefix: str = "", default: Settings | None = None) -> Iterator[Setting]:
+    """The settings of a section and of those in it, with what they are where ``default`` is the section's own default.
+
+    A section that is off by default is listed with the defaults that it has where it is on.
+    """
     for name, field in config.model_fields.items():
-        if name == "type" and not prefix:
+        if name == "type" and default is None:
             continue
+        value = getattr(default, name) if default is not None else None if field.is_required() else field.default
         kind = field.annotation
         shown = kind.__name__ if isinstance(kind, type) else re.sub(r"(\w+\.)+", "", str(kind))
-        default = None if field.is_required() else field.default
-        shown_default = getattr(default, "type", default) if isinstance(default, Settings) else default
-        yield Setting(prefix + name, shown, shown_default, field.description or "")
+        if isinstance(value, Settings):
+            yield Setting(prefix + name, shown, getattr(value, "type", "set"), field.description or "")
+            yield from _settings(type(value), f"{prefix}{name}.", value)
+            continue
+        if name != "type":
+            yield Setting(prefix + name, shown, value, field.description or "")
         for inner in (kind, *typing.get_args(kind)):
             if isinstance(inner, type) and issubclass(inner, Settings) and inner is not Settings:
                 yield from _settings(inner, f"{prefix}{name}.")
+
+
+def base_chain(config: Settings) -> str:
+    """The algorithm and what it builds on, such as ``spear on drbot on drgrpo``."""
+    name, base = str(getattr(config, "type", type(config).__name__)), getattr(config, "base", None)
+    return f"{name} on {base_chain(base)}" if isinstance(base, Settings) else name
 
 
 def _algorithm(name: str, function: Any) -> Algorithm:

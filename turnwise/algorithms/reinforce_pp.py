@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from turnwise.algorithms.common import FreshGroups, GroupAdvantage, GroupStats, Whiten
 from turnwise.algorithms.parts import AdvantageEstimator
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, StreamRecipe
+from turnwise.algorithms.recipe import About, Recipe, RunInfo, StreamRecipe, UnusedSettingError
 from turnwise.algorithms.sequences import Along, ReturnsToGo
 from turnwise.algorithms.settings import ClipSettings
 
@@ -58,7 +58,7 @@ class ReinforcePPConfig(ClipSettings):
         unused = ("gamma", "returns_along") if self.baseline == "group" else ("group_stats",)
         for name in unused:
             if self.changed(name):
-                raise ValueError(f"{name} has no effect with baseline={self.baseline}")
+                raise UnusedSettingError(name, f"{name} has no effect with baseline={self.baseline}")
         return self
 
 

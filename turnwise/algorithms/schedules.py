@@ -16,11 +16,13 @@ def epo_paper_weight(update: int, num_updates: int, gamma: float = 3.0) -> float
 
 
 def epo_released_weight(update: int, num_updates: int) -> float:
-    """w(k) of EPO's released code (WujiangXu/EPO 5b6fa98e).
+    """w(k) of EPO's released code (WujiangXu/EPO 5b6fa98e); 1 for a run of no epochs.
 
     1 - 0.2 (1 - e^(-2x)) up to the middle of the run, then 0.8 e^(-3x), x the share of that half that has
     passed; it jumps from 0.827 to below 0.8 in between.
     """
+    if num_updates <= 0:
+        return 1.0
     middle = num_updates // 2
     if update <= middle:
         return 1.0 - 0.2 * (1.0 - math.exp(-2.0 * update / max(middle, 1)))

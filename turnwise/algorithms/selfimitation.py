@@ -7,6 +7,7 @@ an episode that was good for its time is not imitated for ever:
     enters    units of the fresh stream with a mean advantage > 0
     leaves    after ``tolerance`` updates, beyond ``buffer_size`` units, or all at once after a replay (``when_full``)
     replayed  units with  R - P50 > 0,  drawn uniformly;   advantage  R - P50  (over P50 of the groups' stds)
+    without recalibration   all units, with the advantage they entered with
 
 A unit is a trajectory, or a training row of one (as released: then an episode of a windowed agent is imitated
 piece by piece). Its return R is the trajectory's, or the episode's with the row's own penalties.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -39,10 +40,11 @@ FULL = 1.5  # `when_full`: this many times the buffer's size of units above P50
 
 
 class Unit(NamedTuple):
-    """What is kept, counted and drawn as one, with its shaped rewards."""
+    """What is kept, counted and drawn as one, with its shaped rewards and its mean advantage when it was fresh."""
 
     trajectory: Trajectory
     rewards: TurnRewards
+    advantage: float = 0.0
 
     @property
     def total(self) -> float:
@@ -82,11 +84,17 @@ class RecentReturns:
         self.updates.append([(float(np.mean(group)), float(np.std(group))) for group in groups if len(group)])
 
     def median(self) -> tuple[float, float] | None:
-        """(P50 of the means, P50 of the stds), None where no group is held."""
+        """(P50 of the means, P50 of the stds), None where no group is held.
+
+        Where most groups have equal returns, so that the second would be 0, it is that of the others; 0 where there are
+        none.
+        """
         held = [group for update in self.updates for group in update]
         if not held:
             return None
         mean, std = np.percentile(np.array(held), 50, axis=0)
+        if not std:
+            std = np.percentile([found for _, found in held if found > 0] or [0.0], 50)
         return float(mean), float(std)
 
 
@@ -114,7 +122,15 @@ class ReplaySettings(Settings):
     keep: Literal["above", "at_least"] = Field(
         default="above", description="Imitate returns above P50, or at least as high (released)."
     )
-    normalize_std: bool = Field(default=False, description="Divide R - P50 by the P50 of the groups' stds.")
+    normalize_std: bool | None = Field(
+        default=None, description="Divide R - P50 by the P50 of the groups' stds; null: where the base divides."
+    )
+    recalibrate: bool = Field(
+        default=True, description="Compare with the P50 of now; false: the advantage of the time of collection."
+    )
+    advantage_decay: float = Field(
+        default=1.0, gt=0, le=1, description="Factor on that advantage, with recalibrate=false (w)."
+    )
     baseline_groups: int = Field(default=10240, ge=1, description="Recent groups that P50 is taken over.")
 
 
@@ -131,6 +147,7 @@ class SelfImitation(ComposerAround):
         self.rule, self.coef, self.seed, self.fresh_age = rule, coef, seed, fresh_age
         self.returns = RecentReturns(rule.baseline_groups)
         self.median: tuple[float, float] | None = None
+        self.replayed: list[Unit] = []
         self._buffer = TrajectoryBuffer()
 
     def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
@@ -145,6 +162,7 @@ class SelfImitation(ComposerAround):
         if self.rule.replay == "when_full":
             buffer.retain(lambda entry: entry.stream != STREAM)
         self.occurred.count("replayed", len(chosen))
+        self.replayed = chosen
         if not chosen:
             return found
         table = RewardTable(tuple(u.rewards[0] for u in chosen), tuple(u.rewards[1] for u in chosen))
@@ -166,6 +184,8 @@ class SelfImitation(ComposerAround):
         """Units that are still good enough to imitate, oldest first."""
         if self.median is None:
             return []
+        if not self.rule.recalibrate:
+            return list(units(buffer))
         level, at_least = self.median[0], self.rule.keep == "at_least"
         return [unit for unit in units(buffer) if unit.total > level or (at_least and unit.total == level)]
 
@@ -191,11 +211,12 @@ class SelfImitation(ComposerAround):
             found = [self._units(fresh.samples, n) for n in members]
             returns.append([float(np.mean([unit.total for unit in made])) for made in found if made])
             pairs = (pair for n, made in zip(members, found, strict=True) for pair in zip(made, credit[n], strict=True))
-            good = [unit for unit, advantage in pairs if advantage > 0]
+            good = [unit._replace(advantage=advantage) for unit, advantage in pairs if advantage > 0]
             self.occurred.count("kept_share", len(good), sum(map(len, found)))
             if good:
                 kept = Group(group.task, tuple(unit.trajectory for unit in good))
-                self._buffer.keep(kept, update, STREAM, tuple(unit.rewards for unit in good))
+                rewards, advantages = tuple(unit.rewards for unit in good), tuple(unit.advantage for unit in good)
+                self._buffer.keep(kept, update, STREAM, rewards, advantages)
         self.returns.add(returns)
         if self.rule.replay == "every_update":
             self._trim()
@@ -225,7 +246,7 @@ class SelfImitation(ComposerAround):
         trajectory, table = samples.trajectories[number], samples.rewards
         if not trajectory.turns:
             return []
-        whole = Unit(trajectory, (table.earned[number], table.own[number]))
+        whole = Unit(trajectory, (table.along(number), table.own[number]))
         return rows_of(whole) if self.rule.unit == "row" else [whole]
 
     def own_state(self) -> dict[str, Any]:
@@ -238,16 +259,20 @@ class SelfImitation(ComposerAround):
 def units(buffer: TrajectoryBuffer) -> Iterator[Unit]:
     """What is kept for imitation, oldest first."""
     for entry in buffer.entries(STREAM):
-        yield from map(Unit, entry.group.trajectories, entry.rewards or ())
+        yield from map(Unit, entry.group.trajectories, entry.rewards or (), entry.advantages or repeat(0.0))
 
 
 def unit_credit(batch: TokenBatch, num_trajectories: int, unit: Literal["trajectory", "row"]) -> list[list[float]]:
-    """Sum of advantages over the action tokens of each trajectory's units, which has the sign of their mean."""
+    """Mean advantage of the action tokens of each trajectory's units, 0 of a unit without any."""
     sums = required(batch.advantages, "advantages").double().sum(1).tolist()
-    found: list[list[float]] = [[] for _ in range(num_trajectories)]
-    for trajectory, value in zip(batch.trajectory.tolist(), sums, strict=True):
-        found[trajectory].append(value)
-    return found if unit == "row" else [[math.fsum(rows)] if rows else [] for rows in found]
+    found: list[list[tuple[float, int]]] = [[] for _ in range(num_trajectories)]
+    for trajectory, value, tokens in zip(
+        batch.trajectory.tolist(), sums, batch.action_mask.sum(1).tolist(), strict=True
+    ):
+        found[trajectory].append((value, tokens))
+    if unit == "row":
+        return [[value / max(tokens, 1) for value, tokens in rows] for rows in found]
+    return [[math.fsum(v for v, _ in rows) / max(sum(n for _, n in rows), 1)] if rows else [] for rows in found]
 
 
 class Recalibrated(AdvantageEstimator):
@@ -255,13 +280,28 @@ class Recalibrated(AdvantageEstimator):
 
     def __init__(self, memory: SelfImitation, eps: float = 1e-6) -> None:
         self.memory, self.eps = memory, eps
+        self.unit = "deviation" if memory.rule.normalize_std else "reward"
 
     def estimate(self, stream: Stream) -> Tensor:
         assert self.memory.median is not None, "a replay without a baseline"
+        level, deviation = self.memory.median
         totals = [stream.samples.rewards.total(n) for n in range(len(stream.samples.trajectories))]
-        scale = self.memory.median[1] + self.eps if self.memory.rule.normalize_std else 1.0
-        per_unit = recalibrated(torch.tensor(totals, dtype=torch.float64), self.memory.median[0], scale)
+        scale = deviation + self.eps if self.memory.rule.normalize_std and deviation else 1.0
+        per_unit = recalibrated(torch.tensor(totals, dtype=torch.float64), level, scale)
         return per_unit[stream.batch.trajectory].float().unsqueeze(1) * stream.batch.action_mask
+
+
+class StoredAdvantage(AdvantageEstimator):
+    """A unit's mean advantage when it was fresh, times ``advantage_decay``, on all its action tokens."""
+
+    def __init__(self, memory: SelfImitation) -> None:
+        self.memory = memory
+        self.unit = "deviation" if memory.rule.normalize_std else "reward"
+
+    def estimate(self, stream: Stream) -> Tensor:
+        decay = self.memory.rule.advantage_decay
+        per_unit = torch.tensor([decay * unit.advantage for unit in self.memory.replayed])
+        return per_unit[stream.batch.trajectory].unsqueeze(1) * stream.batch.action_mask
 
 
 def recalibrated(returns: Tensor, level: float, scale: float = 1.0) -> Tensor:

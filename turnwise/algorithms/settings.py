@@ -23,23 +23,16 @@ from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.parts import Aggregation, Composer
 from turnwise.algorithms.planning import GroupPlanner, Planner
 from turnwise.algorithms.primitives import AggregationMode, KLEstimator
-from turnwise.algorithms.recipe import Recipe, RunInfo, Settings, StreamRecipe
-from turnwise.algorithms.rewards import InvalidActionPenalty, RewardScale
+from turnwise.algorithms.recipe import Recipe, RunInfo, Settings, StreamRecipe, UnusedSettingError
 
 
 class SurrogateSettings(Settings):
-    """Rewards, KL and the ratio's denominator: what every recipe with a policy surrogate has."""
+    """KL and the ratio's denominator: what every recipe with a policy surrogate has."""
 
     kl_coef: float = Field(
         default=0.01, ge=0, description="Coefficient of the KL loss (beta); 0 spares the reference's forward."
     )
     kl_estimator: KLEstimator = Field(default="k3", description="Estimator of the KL per token.")
-    reward_scale: float = Field(
-        default=10.0, gt=0, description="Factor on the raw rewards (verl-agent: a success is worth 10)."
-    )
-    invalid_action_penalty: float = Field(
-        default=0.1, ge=0, description="Taken from a turn without a valid action, in scaled reward units."
-    )
     ratio_denominator: Literal["behaviour", "proximal"] = Field(
         default="behaviour",
         description="Log-probs under the ratio: as sampled, or recomputed before the first step.",
@@ -58,9 +51,11 @@ class SurrogateSettings(Settings):
     @model_validator(mode="after")
     def _surrogate_is_consistent(self) -> SurrogateSettings:
         if not self.proximal and self.changed("importance_cap"):
-            raise ValueError("importance_cap is used with ratio_denominator=proximal only")
+            raise UnusedSettingError("importance_cap", "importance_cap is used with ratio_denominator=proximal only")
         if not self.kl_coef and self.changed("kl_estimator"):
-            raise ValueError("kl_estimator has no effect with kl_coef=0; remove it or set a coefficient")
+            raise UnusedSettingError(
+                "kl_estimator", "kl_estimator has no effect with kl_coef=0; remove it or set a coefficient"
+            )
         return self
 
     def compose(self, name: str, composer: Composer, stream: StreamRecipe, planner: Planner | None = None) -> Recipe:
@@ -68,10 +63,6 @@ class SurrogateSettings(Settings):
         made = Recipe(name, composer, (stream,), planner=planner)
         if self.proximal:
             made = made.with_weighter(TruncatedImportance(self.importance_cap))
-        if self.reward_scale != 1.0:
-            made = made.with_shaper(RewardScale(self.reward_scale))
-        if self.invalid_action_penalty:
-            made = made.with_shaper(InvalidActionPenalty(self.invalid_action_penalty))
         return made.with_regularizer(ReferenceKL(self.kl_estimator), self.kl_coef).checked()
 
 
@@ -98,9 +89,10 @@ class ClipSettings(SurrogateSettings):
                 "Set it to the longest row in tokens (verl takes the padded width, which changes the loss)"
             )
         if "token-sum" not in self.aggregation and self.aggregation_constant is not None:
-            raise ValueError(
+            raise UnusedSettingError(
+                "aggregation_constant",
                 "aggregation_constant is the divisor of seq-mean-token-sum and seq-mean-token-sum-norm; "
-                f"{self.aggregation} does not use it"
+                f"{self.aggregation} does not use it",
             )
         return self
 
@@ -134,7 +126,9 @@ class GroupSettings(Settings):
     @model_validator(mode="after")
     def _sampling_is_consistent(self) -> GroupSettings:
         if not self.drop_uniform_groups and self.changed("max_tries"):
-            raise ValueError("max_tries replaces uniform groups; with drop_uniform_groups=false they are kept")
+            raise UnusedSettingError(
+                "max_tries", "max_tries replaces uniform groups; with drop_uniform_groups=false they are kept"
+            )
         return self
 
     def groups(self, name: str, run: RunInfo, raw: bool = False) -> FreshGroups:
@@ -163,13 +157,14 @@ class StandardScoreSettings(GroupSettings):
     """GRPO's advantage: distance from the group's mean in units of its standard deviation."""
 
     normalize_std: bool = Field(default=True, description="Divide by the group's unbiased standard deviation.")
-    std_eps: float = Field(default=1e-6, gt=0, description="Added to the std, in reward units (eps).")
+    std_eps: float = Field(default=1e-6, gt=0, description="Added to the std, as a share of a success (eps).")
 
     @model_validator(mode="after")
     def _scores_are_consistent(self) -> StandardScoreSettings:
         if not self.normalize_std and self.changed("std_eps"):
-            raise ValueError("std_eps has no effect with normalize_std=false")
+            raise UnusedSettingError("std_eps", "std_eps has no effect with normalize_std=false")
         return self
 
-    def advantage(self) -> GroupAdvantage:
-        return GroupAdvantage(self.group_stats, self.normalize_std, self.std_eps, self.singleton)
+    def advantage(self, run: RunInfo) -> GroupAdvantage:
+        eps = self.std_eps * run.rewards.success
+        return GroupAdvantage(self.group_stats, self.normalize_std, eps, self.singleton)

@@ -2,15 +2,16 @@
 
 First a bonus draws the agent into acting, then its own good episodes are imitated ever more:
 
-    R     = R_base + mu(s) min(1, 0.1 * turns)                        mu: a cosine from 1 to 0
+    R     = R_base + mu(s) min(1, 0.1 * turns)                        mu: a cosine from a tenth of a success to 0
     D     = trajectories of recent updates with A > 0, with the rewards they had
     P50   = median of the recent groups' mean returns
-    A~    = R - P50;  replayed where A~ > 0                           the ratio's denominator is the behaviour's
+    A~    = R - P50;  replayed where A~ > 0                           over P50 of the groups' stds, if the base divides
     J     = J_base + gamma(s) J_D                                     gamma: a cosine from 0 to 1
     Clip-Cov on both: some tokens of high covariance of A and log pi are left out of the gradient
 
-s counts updates from 1. The base is Dr.BoT (GRPO without std, KL and length bias, with filters), or GiGPO or any other;
-the replayed advantage is R - P50 in every case. No regularizer of the base acts on the replay.
+The ratio's denominator is the behaviour's. s counts updates from 1. The base is Dr.BoT (GRPO without std, KL and length
+bias, with filters), or GiGPO or any other; the replayed advantage compares returns in every case, in the unit of the
+base's. No regularizer of the base acts on the replay, and the bonus is no part of any turn's own return.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.drbot import DrBoTConfig, ReplyFilter
 from turnwise.algorithms.parts import ClipPolicy, Schedule
 from turnwise.algorithms.planning import Scorer
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings, StreamRecipe
+from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings, StreamRecipe, UnusedSettingError
 from turnwise.algorithms.rewards import RewardTable
 from turnwise.algorithms.schedules import constant_weight, cosine_fall, cosine_rise
-from turnwise.algorithms.selfimitation import STREAM, Recalibrated, ReplaySettings, SelfImitation
+from turnwise.algorithms.selfimitation import STREAM, Recalibrated, ReplaySettings, SelfImitation, StoredAdvantage
 from turnwise.trajectory import Trajectory
 
 ABOUT = About(
@@ -49,8 +50,12 @@ ABOUT = About(
         "Ages count from now. Released: from the newest update that anything was kept of (age_from=newest).",
         "Schedules span shares of the run. Released: 200 updates each (warmup_updates, bonus_updates); the scripts "
         "name 100 for ALFWorld and never pass it.",
-        "Clip-Cov leaves out 2e-4 of the tokens, as the scripts do of the fresh ones (there 1 < cov < 5: fresh_clip). "
-        "README, and scripts on the replay: 2 %, which lets a cloned policy's rare mistakes grow (docs/log.md).",
+        "Clip-Cov leaves out 2 % of the tokens, fresh ones (README: 1 < cov < 40) and replayed ones (scripts: 2 < "
+        "cov < 60). Released scripts: 2e-4 of the fresh ones with 1 < cov < 5 (fresh_clip). A success is worth 10 "
+        "there; here bounds and bonus are shares of a success: 0.1 to 4, 0.2 to 6, 0.1.",
+        "On a base that divides by the groups' deviation, the replay divides by the P50 of those deviations, over the "
+        "groups that differ at all. Released: not, so that replayed advantages are in units of reward "
+        "(normalize_std=false).",
         "Nothing but the surrogate acts on the replay; released: an entropy bonus of 0.001 too.",
     ),
 )
@@ -59,13 +64,17 @@ ABOUT = About(
 class CovarianceSettings(Settings):
     """Clip-Cov on one stream."""
 
-    share: float = Field(default=2e-4, gt=0, le=1, description="Share of action tokens left out, at least one.")
-    low: float = Field(default=1.0, description="Covariance above which a token may be drawn.")
-    high: float = Field(default=40.0, description="Covariance below which a token may be drawn.")
+    share: float = Field(default=0.02, gt=0, le=1, description="Share of action tokens left out, at least one.")
+    low: float = Field(
+        default=0.1,
+        description="Covariance above which a token may be drawn, nats times the advantage's unit: a success, or a "
+        "standard deviation where the base divides by it.",
+    )
+    high: float = Field(default=4.0, description="Covariance below which a token may be drawn, in the same unit.")
 
 
 class SPEARConfig(ReplaySettings):
-    """SPEAR's settings; returns and bonus are in the base's scaled reward units (a success is worth 10)."""
+    """SPEAR's settings."""
 
     type: Literal["spear"] = "spear"
     base: AnyAlgorithm = Field(
@@ -77,7 +86,11 @@ class SPEARConfig(ReplaySettings):
     replay_coef: float = Field(default=1.0, ge=0, description="Weight of the replay after its warm-up; 0: no replay.")
     warmup_share: float = Field(default=0.5, gt=0, description="Share of the run over which the weight rises.")
     warmup_updates: int | None = Field(default=None, ge=1, description="The same in updates; null: warmup_share.")
-    bonus_coef: float = Field(default=1.0, ge=0, description="Bonus of a long episode at the start (mu); 0: none.")
+    bonus_coef: float = Field(
+        default=0.1,
+        ge=0,
+        description="Bonus of a long episode at the start, as a share of a success (mu; paper: 1 of 10); 0: none.",
+    )
     bonus_per_turn: float = Field(
         default=0.1, gt=0, description="Share of the bonus that a turn earns, up to the whole."
     )
@@ -90,27 +103,41 @@ class SPEARConfig(ReplaySettings):
         default=CovarianceSettings(), description="Clip-Cov on fresh tokens; null: none."
     )
     replay_clip: CovarianceSettings | None = Field(
-        default=CovarianceSettings(low=2.0, high=60.0), description="Clip-Cov on replayed tokens; null: none."
+        default=CovarianceSettings(low=0.2, high=6.0), description="Clip-Cov on replayed tokens; null: none."
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> SPEARConfig:
         if self.warmup_updates is not None and self.changed("warmup_share"):
-            raise ValueError("warmup_updates and warmup_share say the same thing; set one of them")
+            raise UnusedSettingError(
+                "warmup_share", "warmup_updates and warmup_share say the same thing; set one of them"
+            )
         if self.bonus_updates is not None and self.changed("bonus_share"):
-            raise ValueError("bonus_updates and bonus_share say the same thing; set one of them")
+            raise UnusedSettingError("bonus_share", "bonus_updates and bonus_share say the same thing; set one of them")
         if self.bonus_course == "constant" and (self.bonus_updates is not None or self.changed("bonus_share")):
-            raise ValueError("bonus_course=constant never falls: bonus_updates and bonus_share have no effect")
+            raise UnusedSettingError(
+                ("bonus_updates", "bonus_share"),
+                "bonus_course=constant never falls: bonus_updates and bonus_share have no effect",
+            )
+        if not self.recalibrate and (self.changed("keep") or self.normalize_std is not None):
+            raise UnusedSettingError(
+                ("keep", "normalize_std"), "recalibrate=false imitates with the advantages of the time of collection"
+            )
+        if self.recalibrate and self.changed("advantage_decay"):
+            raise UnusedSettingError("advantage_decay", "advantage_decay belongs to recalibrate=false")
         idle = {"phases", "replay_clip", "warmup_share", "warmup_updates", *ReplaySettings.model_fields}
         if not self.replay_coef and (unused := [name for name in sorted(idle) if self.changed(name)]):
-            raise ValueError(f"replay_coef=0 replays nothing: {', '.join(unused)} would have no effect")
+            raise UnusedSettingError(
+                tuple(unused), f"replay_coef=0 replays nothing: {', '.join(unused)} would have no effect"
+            )
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class StepBonus:
-    """min(1, per_turn * turns) * coef * course, earned at the last turn by every episode, won or lost.
+    """min(1, per_turn * turns) * coef * course, added to the return of every episode as a whole, won or lost.
 
+    ``coef`` is in reward units. No turn earned it: step returns, as GiGPO compares them, are without it.
     The course is a function of the policy's version, so that an episode keeps the bonus of its own time.
     """
 
@@ -119,11 +146,7 @@ class StepBonus:
     course: Schedule
 
     def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable:
-        earned = (
-            (*row[:-1], row[-1] + self.bonus(len(row), t.policy_version)) if row else row
-            for row, t in zip(rewards.earned, trajectories, strict=True)
-        )
-        return replace(rewards, earned=tuple(earned))
+        return rewards.with_extra([self.bonus(len(t.turns), t.policy_version) for t in trajectories])
 
     def bonus(self, num_turns: int, update: int) -> float:
         return self.coef * min(1.0, self.per_turn * num_turns) * self.course(update)
@@ -145,7 +168,8 @@ def recipe(config: SPEARConfig, run: RunInfo) -> Recipe:
     if STREAM in made.composer.streams:
         raise ValueError("spear's base replays already (is it spear on spear?); one replay is enough")
     if config.bonus_coef:
-        made = made.with_shaper(StepBonus(config.bonus_coef, config.bonus_per_turn, _course(config, run)))
+        coef = config.bonus_coef * run.rewards.success
+        made = made.with_shaper(StepBonus(coef, config.bonus_per_turn, _course(config, run)))
     if config.fresh_clip is not None:
         made = made.with_weighter(_clip_cov(fresh.clip, config.fresh_clip))
     return made if not config.replay_coef else _with_replay(made, config, run)
@@ -154,11 +178,13 @@ def recipe(config: SPEARConfig, run: RunInfo) -> Recipe:
 def _with_replay(made: Recipe, config: SPEARConfig, run: RunInfo) -> Recipe:
     fresh = made["fresh"]
     assert fresh.clip is not None
+    if config.normalize_std is None:
+        config = config.model_copy(update={"normalize_std": fresh.unit == "deviation"})
     memory = SelfImitation(made.composer, config, _weight(config, run), run.seed, made.keep_updates)
     clip = on_behaviour(fresh.clip)
     replay = StreamRecipe(
         name=STREAM,
-        estimator=Recalibrated(memory),
+        estimator=Recalibrated(memory) if config.recalibrate else StoredAdvantage(memory),
         modifiers=tuple(part for part in fresh.modifiers if isinstance(part, ReplyFilter)),
         clip=clip,
         aggregation=fresh.aggregation,

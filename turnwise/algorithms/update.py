@@ -53,11 +53,8 @@ class Learner:
         self.optimizer = make_optimizer([self.policy, *own], config)
 
     def shape(self, trajectories: tuple[Trajectory, ...]) -> RewardTable:
-        """The recipe's reward table for trajectories; their raw rewards stay as they are."""
-        rewards = raw_rewards(trajectories)
-        for shaper in self.recipe.shapers:
-            rewards = shaper.shape(trajectories, rewards, self.scorer)
-        return rewards
+        """The reward table of trajectories, shaped by the run's rewards and then by the recipe; raw ones stay."""
+        return shaped_rewards(self.recipe, self.run, trajectories, self.scorer)
 
     def update(self, buffer: TrajectoryBuffer, update: int, verify: Verify | None = None) -> Metrics:
         """Train on the buffer's groups of ``update`` (and what the composer adds), then prune the buffer.
@@ -184,8 +181,8 @@ class Learner:
     def _backward(self, stream: Stream, batch: TokenBatch, seed: tuple[int, ...], tally: Tally) -> None:
         """Add a minibatch's gradient, microbatch by microbatch; ``seed`` is (run, update, epoch, stream, step)."""
         plan, update = self.recipe[stream.name], seed[1]
-        counts = Counts.of(batch.action_mask, batch.turn_index)
-        view = MinibatchView(update, batch, counts, lambda: self._scored(batch)[0], seed)
+        counts, unit = Counts.of(batch.action_mask, batch.turn_index), self.run.unit(plan)
+        view = MinibatchView(update, batch, counts, lambda: self._scored(batch)[0], seed, unit)
         for part in plan.parts():
             part.prepare(view)
         learning = plan.learning(batch)
@@ -197,7 +194,15 @@ class Learner:
                 if not tally.steps + tally.skipped:
                     tally.deviations.append(deviations(scores.logprobs, micro))
                 ctx = UpdateContext(
-                    update, micro, scores.logprobs, scores.entropies, counts, plan.aggregation, scores.hidden, rows
+                    update,
+                    micro,
+                    scores.logprobs,
+                    scores.entropies,
+                    counts,
+                    plan.aggregation,
+                    scores.hidden,
+                    rows,
+                    unit,
                 )
                 loss = stream_loss(plan, ctx, tally) * stream.coef
                 tally.add(loss=loss.detach())
@@ -205,8 +210,19 @@ class Learner:
                     loss.backward()  # type: ignore[no-untyped-call]
 
 
+def shaped_rewards(recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory, ...], scorer: Scorer) -> RewardTable:
+    """Raw rewards through the run's shapers (scale, penalty), then the recipe's."""
+    rewards = raw_rewards(trajectories)
+    for shaper in (*run.rewards.shapers(), *recipe.shapers):
+        rewards = shaper.shape(trajectories, rewards, scorer)
+    return rewards
+
+
 def stream_loss(plan: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:
-    """Share of the minibatch's loss: surrogate + Σ coef · regularizer + Σ coef · objective, a scalar."""
+    """Share of the minibatch's loss: surrogate + Σ coef · u · w · regularizer + Σ coef · objective, a scalar.
+
+    u and w put a regularizer beside the surrogate (``Regularizer``).
+    """
     loss = ctx.logprobs.new_zeros(())
     if plan.clip is not None:
         surrogate = plan.clip.surrogate(ctx)
@@ -217,7 +233,8 @@ def stream_loss(plan: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:
         policy = ctx.aggregate(weight * clipped.loss)
         loss = loss + policy
         _tally_policy(tally, ctx, surrogate.ratio, policy, clipped.clipped, clipped.dual_clipped)
-    terms = [(part, coef, part.term(ctx)) for part, coef in plan.regularizers]
+    beside = ctx.unit * ctx.surrogate_weight
+    terms = [(part, coef * beside, part.term(ctx)) for part, coef in plan.regularizers]
     losses = [(part, coef, part.loss(ctx)) for part, coef in plan.objectives]
     for part, coef, term in (*terms, *losses):
         tally.add(**{f"term/{type(part).__name__}": term.detach()})

@@ -30,6 +30,7 @@ from turnwise.config import RunConfig
 from turnwise.configfile import dump_config, parse_config
 from turnwise.records.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
 from turnwise.records.lock import locked
+from turnwise.records.translating import translated
 from turnwise.replay.store import truncate_after
 
 _PACKAGES = ("turnwise", "torch", "transformers", "peft", "gymnasium", "numpy")
@@ -74,7 +75,7 @@ class RunDirectory:
 
     def config(self) -> RunConfig:
         try:
-            return parse_config(yaml.safe_load((self.path / "config.yaml").read_text()))
+            return parse_config(translated(yaml.safe_load((self.path / "config.yaml").read_text())))
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{self.path / 'config.yaml'} cannot be read: {error}") from None
 

@@ -17,13 +17,15 @@ TurnRewards = tuple[tuple[float, ...], tuple[float, ...]]
 class Entry:
     """A group with the update that collected it and the stream that it belongs to.
 
-    ``rewards`` are those of its trajectories as they were shaped then; None where they are not kept.
+    ``rewards`` are those of its trajectories as they were shaped then, ``advantages`` their mean ones; None where they
+    are not kept.
     """
 
     group: Group
     update: int
     stream: str
     rewards: tuple[TurnRewards, ...] | None = None
+    advantages: tuple[float, ...] | None = None
 
     @property
     def policy_version(self) -> int:
@@ -58,11 +60,21 @@ class TrajectoryBuffer:
         """Everything held, or one stream of it."""
         return tuple(e for e in self._entries if stream is None or e.stream == stream)
 
-    def keep(self, group: Group, update: int, stream: str, rewards: tuple[TurnRewards, ...]) -> None:
-        """Keep a group with the shaped rewards of its collection, one pair for each trajectory."""
-        if len(rewards) != len(group.trajectories):
-            raise ValueError(f"{len(group.trajectories)} trajectories need as many reward rows; got {len(rewards)}")
-        self._entries.append(Entry(group, update, stream, rewards))
+    def keep(
+        self,
+        group: Group,
+        update: int,
+        stream: str,
+        rewards: tuple[TurnRewards, ...],
+        advantages: tuple[float, ...] | None = None,
+    ) -> None:
+        """Keep a group with the shaped rewards of its collection (and mean advantages), one for each trajectory."""
+        if not len(rewards) == len(advantages or rewards) == len(group.trajectories):
+            raise ValueError(
+                f"{len(group.trajectories)} trajectories need as many reward rows and advantages; got {len(rewards)} "
+                f"and {len(advantages or rewards)}"
+            )
+        self._entries.append(Entry(group, update, stream, rewards, advantages))
 
     def retain(self, wanted: Callable[[Entry], bool]) -> None:
         """Drop every entry that is not wanted."""
@@ -82,6 +94,7 @@ class TrajectoryBuffer:
                     "task": asdict(e.group.task),
                     "trajectories": [to_record(t) for t in e.group.trajectories],
                     "rewards": e.rewards,
+                    "advantages": e.advantages,
                 }
                 for e in self._entries
             ]
@@ -95,5 +108,7 @@ class TrajectoryBuffer:
             group = Group(Task(**entry["task"]), trajectories)
             kept = entry.get("rewards")
             rewards = None if kept is None else tuple((tuple(earned), tuple(own)) for earned, own in kept)
-            entries.append(Entry(group, int(entry["update"]), str(entry["stream"]), rewards))
+            credit = entry.get("advantages")
+            advantages = None if credit is None else tuple(credit)
+            entries.append(Entry(group, int(entry["update"]), str(entry["stream"]), rewards, advantages))
         self._entries = entries

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from turnwise.agents.policy import check_device
+from turnwise.agents.scratch import ORIGIN_FILE, made_from_scratch
 from turnwise.config import RunConfig
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
@@ -189,7 +190,10 @@ def export(
         policy.save_adapter(target)
     else:
         policy.save_merged(target)
-    (target / AGENT_FILE).write_text(run.config().agent.model_dump_json(indent=1))
+    (target / AGENT_FILE).write_text(config.agent.model_dump_json(indent=1))
+    origin = run.model_path if run.model_path.exists() else Path(getattr(config.model, "path", run.model_path))
+    if made_from_scratch(origin):  # what is trained from here on keeps to the settings of a small model
+        shutil.copy(origin / ORIGIN_FILE, target / ORIGIN_FILE)
     return target
 
 

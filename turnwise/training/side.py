@@ -10,7 +10,6 @@ import torch
 
 from turnwise.agents.policy import Policy
 from turnwise.algorithms.metrics import Agreement
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.update import Learner
 from turnwise.config import RunConfig
@@ -37,7 +36,7 @@ class Side:
             engines=rollout.engines,
             name=name,
         )
-        info = RunInfo(config.num_updates, rollout.group_size, config.seed)
+        info = config.run_info
         self.learner = Learner(build(config.algorithm, info), policy, config.optimizer, info)
         self.buffer = TrajectoryBuffer(self.learner.recipe.keep_updates)
 

@@ -17,7 +17,7 @@ from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent, Seating, SuccessRule, mix
 from turnwise.agents.policy import load_model, save_model
 from turnwise.agents.prompts import ChatFormat
-from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
+from turnwise.agents.scratch import ORIGIN_FILE, ScratchModelConfig, made_from_scratch, new_model, train_tokenizer
 from turnwise.config import GameConfig, RunConfig
 from turnwise.envs.cache import cache_dir
 from turnwise.envs.tasks import TextEnv, panel
@@ -157,7 +157,11 @@ def _store(folder: Path, model: Any, tokenizer: Any, config: RunConfig, progress
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
     save_model(model, tokenizer, partial_folder)
-    about = {"config": config.model_dump(mode="json"), "progress": asdict(progress)}
-    (partial_folder / "warmstart.json").write_text(json.dumps(about, indent=1))
+    about = {
+        "from_scratch": isinstance(config.model, ScratchModelConfig) or made_from_scratch(config.model.path),
+        "config": config.model_dump(mode="json"),
+        "progress": asdict(progress),
+    }
+    (partial_folder / ORIGIN_FILE).write_text(json.dumps(about, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
     partial_folder.rename(folder)

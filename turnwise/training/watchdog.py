@@ -323,7 +323,7 @@ CHECKS: dict[str, Check] = {
     "invalid_rise": Check(
         _rise("invalid_share"),
         "invalid actions have become more frequent by {value:.0%} of the turns since the start",
-        "Raise invalid_action_penalty, or lower optimizer.lr or entropy_coef",
+        "Raise rewards.invalid_action_penalty, or lower optimizer.lr or entropy_coef",
     ),
     "kl_behaviour": Check(
         _level("kl_behaviour"),

@@ -17,9 +17,9 @@ import torch
 from turnwise.algorithms.metrics import Metrics
 from turnwise.algorithms.parts import Samples, Stream, Streams
 from turnwise.algorithms.planning import Scorer
-from turnwise.algorithms.recipe import Recipe, RunInfo, StreamRecipe
+from turnwise.algorithms.recipe import Recipe, StreamRecipe
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import RewardTable, raw_rewards
+from turnwise.algorithms.update import shaped_rewards
 from turnwise.config import RunConfig
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Trajectory, group_by_task
@@ -84,7 +84,7 @@ class Recipes:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.info = RunInfo(config.num_updates, config.rollout.group_size, config.seed)
+        self.info = config.run_info
         self.sides: dict[str, tuple[Recipe, TrajectoryBuffer]] = {}
         self.why_not = ""
 
@@ -123,19 +123,13 @@ class Recipes:
         recipe, buffer = self.sides[side]
         buffer.add(group_by_task(trajectories), update)
         groups = buffer.fresh(update)
-        rewards = _shaped(recipe, tuple(t for group in groups for t in group.trajectories))
+        trajectories = tuple(t for group in groups for t in group.trajectories)
+        rewards = shaped_rewards(recipe, self.info, trajectories, cast(Scorer, _NotStored()))
         composed = recipe.composer.compose(update, Samples(groups, rewards), buffer)
         streams = replace(composed, streams=tuple(_with_advantages(recipe[s.name], s) for s in composed))
         recipe.composer.after_update(update, streams, cast(Metrics, _NotStored()))
         buffer.prune(update + 1)
         return streams
-
-
-def _shaped(recipe: Recipe, trajectories: tuple[Trajectory, ...]) -> RewardTable:
-    rewards = raw_rewards(trajectories)
-    for shaper in recipe.shapers:
-        rewards = shaper.shape(trajectories, rewards, cast(Scorer, _NotStored()))
-    return rewards
 
 
 def _with_advantages(plan: StreamRecipe, stream: Stream) -> Stream:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR
 from turnwise.records.rundir import RunDirectory
@@ -48,8 +47,7 @@ def read_episodes(run: RunDirectory, metrics: Sequence[Mapping[str, Any]], limit
     config, notes = run.config(), list[str]()
     logged = {int(line["update"]): line for line in metrics}
     recipes = Recipes(config)
-    info = RunInfo(config.num_updates, config.rollout.group_size, config.seed)
-    planner = tree_planner(build(config.algorithm, info).planner)
+    planner = tree_planner(build(config.algorithm, config.run_info).planner)
     updates: list[Update] = []
     disagreed: list[int] = []
     if not run.trajectories_path.exists():

@@ -1,0 +1,81 @@
+"""A name trains what it says: what a command resolves to is what the algorithm's page and description say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from turnwise.algorithms.registry import ALGORITHMS, base_chain, describe, resolve
+from turnwise.cli import app
+from turnwise.configfile import load_config, parse_config, read_config, shipped_configs
+
+PAGES = Path(__file__).parent.parent / "docs" / "algorithms"
+FOR_ONE_ALGORITHM = {"alfworld-long": "gigpo"}
+"""Shipped files with settings of an algorithm: they exist for that one."""
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting by its dotted name; a section under its own name is its type, or ``set``."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield prefix + name, value.get("type", "set")
+            yield from flat({k: v for k, v in value.items() if k != "type"}, f"{prefix}{name}.")
+        else:
+            yield prefix + name, list(value) if isinstance(value, tuple) else value
+
+
+def described(name: str) -> dict[str, Any]:
+    found = {s.name: list(s.default) if isinstance(s.default, tuple) else s.default for s in describe(name).settings}
+    off = {place for place, value in found.items() if value is None}
+    return {place: value for place, value in found.items() if place.rpartition(".")[0] not in off}
+
+
+def on_the_page(name: str) -> dict[str, Any]:
+    """The table of the page, its defaults read as YAML."""
+    rows = (PAGES / f"{name}.md").read_text().partition("## Every setting, as it is by default")[2].splitlines()
+    cells = [row.split(" | ") for row in rows if row.startswith("| `")]
+    return {cell[0].strip("| `"): yaml.safe_load(cell[1]) for cell in cells}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_page_says_what_the_description_says(name: str) -> None:
+    page = on_the_page(name)
+    assert list(page) == [setting.name for setting in describe(name).settings], "run scripts/algorithm_pages.py"
+    for place, value in described(name).items():
+        assert page[place] == pytest.approx(value) if isinstance(value, float) else page[place] == value, place
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("config", shipped_configs())
+def test_an_algorithm_on_a_shipped_configuration_is_the_documented_one(config: str, name: str) -> None:
+    if FOR_ONE_ALGORITHM.get(config) == name:
+        assert read_config(config)["algorithm"]["type"] == name
+        return
+    for asked in ({"algorithm": name}, {"settings": [f"algorithm={name}"]}, {"settings": [f"algorithm.type={name}"]}):
+        made = load_config(config, **asked).algorithm  # type: ignore[arg-type]
+        assert made == resolve(name).config()
+        assert dict(flat(made.model_dump(exclude={"type"}))) == described(name)
+
+
+def test_only_files_for_one_algorithm_have_settings_of_one() -> None:
+    found = {name: read_config(name).get("algorithm", {}).get("type") for name in shipped_configs()}
+    assert {name: kind for name, kind in found.items() if kind} == FOR_ONE_ALGORITHM
+
+
+def test_a_base_is_named_with_what_builds_on_it() -> None:
+    assert base_chain(load_config("household", algorithm="spear").algorithm) == "spear on drbot on drgrpo"
+    assert base_chain(load_config("household").algorithm) == "epo on grpo"
+    assert base_chain(load_config("household", algorithm="ppo").algorithm) == "ppo"
+
+
+def test_the_resolved_configuration_can_be_printed() -> None:
+    """YAML on standard output and nothing else; no folder is made."""
+    ran = CliRunner().invoke(app, ["train", "household", "--algorithm", "spear", "--print-config", "rewards.scale=10"])
+    assert ran.exit_code == 0, ran.output
+    expected = load_config("household", ["rewards.scale=10"], algorithm="spear")
+    assert parse_config(yaml.safe_load(ran.stdout)) == expected

@@ -1,0 +1,74 @@
+"""Configurations of runs made before rewards were the run's own, in today's terms.
+
+Every algorithm had ``reward_scale`` and ``invalid_action_penalty``, and whatever is in units of reward was absolute.
+Now a run has ``rewards``, and such settings are shares of a success. A run folder of before is still read: to be
+measured, compared, looked at and exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def translated(raw: Any) -> Any:
+    """A run's stored configuration; one of before with ``rewards`` and relative settings, others as they are."""
+    if not isinstance(raw, Mapping):
+        return raw
+    made = dict(raw)
+    algorithm = made.get("algorithm")
+    if "rewards" in made or not isinstance(algorithm, Mapping):
+        return made
+    innermost = _innermost(algorithm)
+    if "reward_scale" not in innermost:  # of no algorithm of ours
+        return made
+    scale = float(innermost["reward_scale"])
+    made["rewards"] = {
+        "scale": scale,
+        "invalid_action_penalty": float(innermost.get("invalid_action_penalty", 0.0)) / scale,
+    }
+    made["algorithm"] = _relative(algorithm, scale, divides=_divides(algorithm))
+    return made
+
+
+def _innermost(algorithm: Mapping[str, Any]) -> Mapping[str, Any]:
+    base = algorithm.get("base")
+    return _innermost(base) if isinstance(base, Mapping) else algorithm
+
+
+def _divides(algorithm: Mapping[str, Any]) -> bool:
+    """Whether its advantages are counted in standard deviations."""
+    base = _innermost(algorithm)
+    return bool(base.get("normalize_std", base.get("whiten", base.get("type") == "reinforce_pp")))
+
+
+def _relative(section: Mapping[str, Any], scale: float, *, divides: bool) -> dict[str, Any]:
+    """Settings as shares of a success; those in the advantages' units only where these are units of reward."""
+    made: dict[str, Any] = {}
+    kind = section.get("type")
+    for name, value in section.items():
+        if name in ("reward_scale", "invalid_action_penalty"):
+            continue
+        if isinstance(value, Mapping):
+            made[name] = _relative(value, scale, divides=divides)
+        elif name == "std_eps" and not section.get("normalize_std", True):
+            continue  # it had no effect
+        elif _is_relative(kind, name, divides) and isinstance(value, int | float):
+            made[name] = value / scale
+        else:
+            made[name] = value
+    if kind == "epo":
+        made.setdefault("weighting", "turns")  # every turn weighed the same
+    if kind == "spear":
+        made["normalize_std"] = bool(section.get("normalize_std", False))
+    return made
+
+
+def _is_relative(kind: Any, name: str, divides: bool) -> bool:
+    if name in ("std_eps", "value_clip", "penalty") or (kind == "spear" and name == "bonus_coef"):
+        return True
+    if divides:
+        return False
+    covariance = name in ("low", "high")
+    added = name in ("kl_coef", "entropy_coef", "penalty_coef") or (kind == "empg" and name == "bonus_coef")
+    return covariance or added
