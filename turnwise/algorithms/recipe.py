@@ -54,11 +54,14 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a recipe may know about the run: its length in updates, attempts per task, and its seed."""
+    """What a recipe may know about the run: its length in updates, attempts per task, its seed, and how many tokens its
+    model chooses from (None where no model is there, as when a configuration is only checked).
+    """
 
     num_updates: int
     group_size: int
     seed: int = 0
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Side:
             engines=rollout.engines,
             name=name,
         )
-        info = RunInfo(config.num_updates, rollout.group_size, config.seed)
+        info = RunInfo(config.num_updates, rollout.group_size, config.seed, policy.sampler.config.vocab_size)
         self.learner = Learner(build(config.algorithm, info), policy, config.optimizer, info)
         self.buffer = TrajectoryBuffer(self.learner.recipe.keep_updates)
 
