@@ -252,7 +252,8 @@ def test_the_claims_are_measured_as_they_say(modules: Any, finished: Path) -> No
     episodes = of.trajectories()
     courses = {(t.policy_version, t.task.key, tuple(turn.action for turn in t.turns)) for t in episodes}
     assert claims.courses_per_leaf(of) == pytest.approx(len(courses) / len(episodes))
-    assert claims.courses_per_token(of) == pytest.approx(1000 * len(courses) / sum(t.num_action_tokens for t in episodes))
+    tokens = sum(t.num_action_tokens for t in episodes)
+    assert claims.courses_per_token(of) == pytest.approx(1000 * len(courses) / tokens)
 
 
 def measured(path: Path, claims: Any) -> Any:

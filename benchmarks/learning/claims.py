@@ -131,8 +131,8 @@ CLAIMS = (
     ),
     Claim(
         *("credit of the sure", "EMPG", "higher", credit_of_the_sure),
-        "mean size of the advantage on the tokens of the surer half of an episode's turns, over that on the other half, in "
-        "the last tenth of the updates; 1 where entropy makes no difference",
+        "mean size of the advantage on the tokens of the surer half of an episode's turns, over that on the other "
+        "half, in the last tenth of the updates; 1 where entropy makes no difference",
     ),
     Claim(
         *("budget to the baseline's level", "SPEAR", "lower", tokens_to_level),
@@ -144,8 +144,8 @@ CLAIMS = (
     ),
     Claim(
         *("courses per 1000 tokens", "AEPO", "higher", courses_per_token),
-        "the same for 1000 sampled tokens: what they cost. Branches that share a trunk are cheaper by that alone, however "
-        "alike they end",
+        "the same for 1000 sampled tokens: what they cost. Branches that share a trunk are cheaper by that alone, "
+        "however alike they end",
     ),
 )
 

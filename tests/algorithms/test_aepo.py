@@ -252,8 +252,8 @@ def test_the_order_of_modifiers_is_free() -> None:
         made = build(config, RUN)
         assert made.planner is not None
         assert isinstance(made.planner, TreePlanner | DynamicSampling)
-    forgetful = {"balance": False, "pace": "lockstep", "origin": "own", "forget": False}
-    state = build(AEPOConfig(base=SPEARConfig(), **forgetful), RUN).composer.state_dict()
+    remembering: dict[str, Any] = {"balance": False, "pace": "lockstep", "origin": "own", "forget": False}
+    state = build(AEPOConfig(base=SPEARConfig(), **remembering), RUN).composer.state_dict()
     assert set(state["inner"]) == {"own", "inner"}
 
 

@@ -497,16 +497,16 @@ def test_a_real_world_and_model(env_id: str, context: str, name: str) -> None:
 def test_a_branch_that_draws_anew_takes_its_parents_steps_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it costs: the steps of the trunk once more in its own world. Of tokens nothing is computed twice."""
     from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
-    from turnwise.agents import episode
     from turnwise.agents.collector import Rollouts as Collected
+    from turnwise.envs.tasks import step
 
-    steps, step = Counter[str](), episode.step
+    steps = Counter[str]()
 
     def counted(env: Any, action: str) -> Any:
         steps["taken"] += 1
         return step(env, action)
 
-    monkeypatch.setattr(episode, "step", counted)
+    monkeypatch.setattr("turnwise.agents.episode.step", counted)
     made = collector(HOUSE, max_turns=6)
     rollouts, finished = Collected(made, SAMPLING), dict[int, Trajectory]()
     first = rollouts.start(tasks(1, HOUSE)[0], 0)

@@ -52,8 +52,8 @@ ABOUT = About(
     code="RUC-NLPIR/ARPO, folder AEPO, ff666606",
     differences=(
         "Paper: a threshold on P_t. Released: a uniform draw takes the place of alpha (form=released).",
-        "Paper: the uncertain turn is drawn anew, from the state before it. Released: the copy starts after it, with the "
-        "world's answer to it, and never where it ended the episode (form=released).",
+        "Paper: the uncertain turn is drawn anew, from the state before it. Released: the copy starts after it, with "
+        "the world's answer to it, and never where it ended the episode (form=released).",
         "A turn is decided on once: a copy does not branch at the turn that it draws anew, and its parent's branching "
         "counts as its own. (The paper does not say.)",
         "beta, alpha, gamma, the penalty, tau and a are the released code's where the paper's are not known; "

@@ -33,8 +33,8 @@ ABOUT = About(
     code="RUC-NLPIR/ARPO a95cd089",
     differences=(
         "Paper: a threshold on P_t. Released: a uniform draw takes the place of alpha (form=released).",
-        "Paper: the uncertain turn is drawn anew, from the state before it. Released: the copy starts after it, with the "
-        "world's answer to it, and never where it ended the episode (form=released).",
+        "Paper: the uncertain turn is drawn anew, from the state before it. Released: the copy starts after it, with "
+        "the world's answer to it, and never where it ended the episode (form=released).",
         "A turn is decided on once: a copy does not branch at the turn that it draws anew. (The paper does not say.)",
         "alpha, gamma and tau are not known from the paper; here the released threshold and weight, and alpha=tau: "
         "a path branches where entropy has risen.",

@@ -65,7 +65,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Path:
-    """A path and where it stands: turns so far, its own first turn, consecutive branchings before, its first entropy."""
+    """A path: its turns so far, its own first turn, consecutive branchings before, its first turn's entropy."""
 
     prompt: int
     turns: int = 0

@@ -49,8 +49,8 @@ class TreeSettings(Settings):
 
     form: Literal["paper", "released"] = Field(
         default="paper",
-        description="Branch where a threshold is passed and draw that turn anew, or by a uniform draw and after the turn "
-        "(released).",
+        description="Branch where a threshold is passed and draw that turn anew, or by a uniform draw and after the "
+        "turn (released).",
     )
     initial: int | None = Field(
         default=None, ge=1, description="Attempts from the root; the others are branches (m). Null: half of the group."
