@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from turnwise.evaluation.compare import Run
+from turnwise.evaluation.contenders import Run
 from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
 from turnwise.statistics import Estimate, crossed_bootstrap
