@@ -4,7 +4,9 @@
 
 RUN was trained by aepo or arpo. Its policy plays some updates with its planner; a copy shares its parent's keys and
 values. Then the engine plays what every leaf said and saw once more, from its beginning and alone. Tokens are those
-that went through the model; seconds are CPU time of the engine (worlds and planner are left out of both).
+that went through the model; seconds are CPU time of the engine (worlds and planner are left out of both). A branch that
+draws a turn anew starts in its parent's past: its world takes the parent's actions again, so that trees save no step of
+a world. How many those are and what they cost is said too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -23,10 +26,14 @@ from turnwise.agents.engine import SlotEngine
 from turnwise.bench.own import resolved
 from turnwise.bench.rollout import Script, run_engine
 from turnwise.clock import Clock
+from turnwise.config import RunConfig
+from turnwise.envs.tasks import start, step
 from turnwise.players import load_policies, sides_of
 from turnwise.records.rundir import RunDirectory
 from turnwise.training.tasksets import open_panels
 from turnwise.training.trainer import Silent, Trainer
+from turnwise.trajectory import Trajectory
+from turnwise.view.tree import tree_planner
 
 
 def main() -> None:
@@ -58,10 +65,26 @@ def main() -> None:
     seconds, tokens = time.process_time() - began, alone.prefill_tokens + alone.sampled_tokens
     ours = spent.get("prefill", 0.0) + spent.get("decode", 0.0)
     copies = sum(leaf.fork is not None for leaf in leaves)
-    print(f"{len(leaves)} leaves, {copies} of them copies, {given.updates} updates of {given.run}\n")
+    steps, planner = sum(len(leaf.turns) for leaf in leaves), tree_planner(trainer.planner)
+    retaken = sum(leaf.fork.turn for leaf in leaves if leaf.fork) if planner and planner.resamples else 0
+    print(f"{len(leaves)} leaves, {copies} of them copies, {given.updates} updates of {given.run}")
+    spent_s = retaken * step_s(config, leaves)
+    print(f"{steps:,} turns; copies took {retaken:,} of them again in worlds of their own, {1000 * spent_s:.2f} ms\n")
     print("| | trees | leaves alone | ratio |\n| --- | ---: | ---: | ---: |")
     print(f"| tokens through the model | {tree:,} | {tokens:,} | {tokens / tree:.2f} |")
     print(f"| CPU seconds of the engine | {ours:.2f} | {seconds:.2f} | {seconds / ours:.2f} |")
+
+
+def step_s(config: RunConfig, leaves: Sequence[Trajectory]) -> float:
+    """Seconds of a world's step, its resets shared out among them: every leaf's actions, taken once more."""
+    env, began = config.env.make(), time.perf_counter()
+    for leaf in leaves:
+        start(env, leaf.task, leaf.seed)
+        for turn in leaf.turns:
+            step(env, turn.action)
+    taken = time.perf_counter() - began
+    env.close()
+    return taken / sum(len(leaf.turns) for leaf in leaves)
 
 
 if __name__ == "__main__":

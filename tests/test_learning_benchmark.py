@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tests.view.runs import attempt, episode, make_run, task, turn
 from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.cli import app
 from turnwise.config import RunConfig
@@ -20,6 +22,7 @@ from turnwise.evaluation.contenders import read_run
 from turnwise.records.rundir import RunDirectory
 from turnwise.training.trainer import Silent
 from turnwise.training.warmstart import warmstart_key
+from turnwise.trajectory import Trajectory
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "learning"
 
@@ -228,7 +231,8 @@ def test_the_report_is_made_of_what_is_finished(modules: Any, finished: Path, tm
     assert "![learning curves](images/learning.svg)" in text
     assert "difference to grpo" in text
     assert "| epo | `optimizer.lr=1e-3`" in text
-    assert "courses per 1000 tokens (AEPO: higher)" in text
+    assert "courses per leaf (AEPO: higher)" in text
+    assert "- courses per 1000 tokens: the same for 1000 sampled tokens" in text
     assert picture.read_text().startswith("<svg")
     with pytest.raises(SystemExit):
         modules.report.main([*words[:3], str(tmp_path), *words[4:]])
@@ -255,4 +259,43 @@ def test_the_claims_are_measured_as_they_say(modules: Any, finished: Path) -> No
     of = claims.Measured(run, run, 200.0)
     episodes = of.trajectories()
     courses = {(t.policy_version, t.task.key, tuple(turn.action for turn in t.turns)) for t in episodes}
-    assert claims.diversity(of) == pytest.approx(1000 * len(courses) / sum(t.num_action_tokens for t in episodes))
+    assert claims.courses_per_leaf(of) == pytest.approx(len(courses) / len(episodes))
+    tokens = sum(t.num_action_tokens for t in episodes)
+    assert claims.courses_per_token(of) == pytest.approx(1000 * len(courses) / tokens)
+
+
+def measured(path: Path, claims: Any) -> Any:
+    run = read_run(path)
+    return claims.Measured(run, run, 100.0)
+
+
+def one_of_each(entropies: Sequence[float], reward: float, sample: int, update: int = 0) -> Trajectory:
+    """A turn for each entropy; the last one is rewarded."""
+    turns = [turn(f"see {n}", f"go to drawer {n}", entropy=e, first=n == 0) for n, e in enumerate(entropies)]
+    return episode(update, task(1), sample, [*turns[:-1], replace(turns[-1], reward=reward)])
+
+
+def test_credit_of_the_sure_is_made_of_credit(modules: Any, tmp_path: Path) -> None:
+    """GRPO: every token of an episode has one advantage, whoever is how sure: 1. EMPG gives the surer turns more."""
+    claims, levels = modules.claims, [0.1, 0.9, 0.2, 0.8]
+    group = [one_of_each(levels, 1.0, 0), one_of_each(levels[::-1], 0.0, 1), one_of_each([2.0, 0.1, 0.3], 0.0, 2)]
+    found = {
+        name: claims.credit_of_the_sure(measured(make_run(tmp_path / name, [group], *more, algorithm=name), claims))
+        for name, more in {
+            "grpo": ("rollout.group_size=3",),
+            "empg": ("rollout.group_size=3", "algorithm.bonus_coef=0"),
+            "ppo": ("rollout.group_size=3",),
+        }.items()
+    }
+    assert found["grpo"] == pytest.approx(1.0)
+    assert found["empg"] > 1.1
+    assert math.isnan(found["ppo"])
+
+
+def test_diversity_is_counted_among_leaves_and_paid_for_by_tokens(modules: Any, tmp_path: Path) -> None:
+    """Two of three leaves did the same; the look's course is none of theirs, its tokens were spent."""
+    leaves = [attempt(0, task(1), 0, False), attempt(0, task(1), 1, False), attempt(0, task(1), 2, True, "look")]
+    look = attempt(0, task(1), -1, False, "go to cabinet 9")
+    of = measured(make_run(tmp_path / "run", [[look, *leaves]], sampled_tokens=500), modules.claims)
+    assert modules.claims.courses_per_leaf(of) == pytest.approx(2 / 3)
+    assert modules.claims.courses_per_token(of) == pytest.approx(1000 * 2 / 500)

@@ -71,7 +71,8 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A whole episode. ``sample`` numbers the attempts at one task; ``end_reason`` says what truncated it.
+    """A whole episode. ``sample`` numbers the attempts at one task, a negative one says that it was only looked at;
+    ``end_reason`` says what truncated it.
 
     ``policy_version`` counts the updates behind the sampling policy and ``adapter_hash`` identifies its
     weights. A forked trajectory is complete without its parent.
@@ -102,6 +103,11 @@ class Trajectory:
     def total_reward(self) -> float:
         """Undiscounted sum of the raw rewards."""
         return float(sum(turn.reward for turn in self.turns))
+
+    @property
+    def only_looked_at(self) -> bool:
+        """Whether it was played to decide what else to play: its tokens were spent, and nobody trains on it."""
+        return self.sample < 0
 
     @property
     def num_action_tokens(self) -> int:

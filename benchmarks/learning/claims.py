@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from turnwise.evaluation.compare import Run
+from turnwise.evaluation.contenders import Run
 from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
 from turnwise.statistics import Estimate, crossed_bootstrap
 from turnwise.trajectory import Trajectory
+from turnwise.view.credit import Recipes, name_of
 
 BINS = 30
 """Parts of the budget over which a learning curve is averaged."""
@@ -53,43 +54,99 @@ def tokens_to_level(of: Measured) -> float:
     return (reached[0] + 1) / BINS if reached else 1.0
 
 
-def confidence_gap(of: Measured) -> float:
-    """Entropy of the turns of lost episodes less that of won ones, in nats, in the last tenth of the updates."""
-    first = 0.9 * len(of.run.metrics)
-    entropies: dict[bool, list[float]] = {True: [], False: []}
-    for trajectory in of.trajectories():
-        if trajectory.policy_version >= first and trajectory.success is not None:
-            turns = (turn.entropies for turn in trajectory.turns if len(turn.entropies))
-            entropies[trajectory.success] += [float(np.mean(turn)) for turn in turns]
-    return float(np.mean(entropies[False]) - np.mean(entropies[True])) if all(entropies.values()) else math.nan
+def credit_of_the_sure(of: Measured) -> float:
+    """Mean size of the advantage on the tokens of an episode's surer turns, over that on its less sure ones.
+
+    The halves of an episode's turns by their mean entropy (of an odd number the middle one is in neither), a mean over
+    the episodes that the last tenth of the updates trained on. 1: entropy makes no difference, as in GRPO, where all
+    tokens of an episode have one advantage. nan where advantages cannot be made again (PPO's values are not stored), or
+    are not those that the run logged.
+    """
+    run = RunDirectory(of.run.path)
+    recipes, logged = Recipes(run.config()), {int(line["update"]): line for line in of.run.metrics}
+    first = len(logged) - max(1, round(len(logged) / 10))
+    sums = [0.0, 0.0]
+    for flush in TrajectoryReader(run.trajectories_path).flushes():
+        credited = recipes.credit(flush.update, flush.trajectories, logged.get(flush.update, {}))
+        if credited.why_not or credited.agrees is False:
+            return math.nan
+        if flush.update < first:
+            continue
+        for trajectory in flush.trajectories:
+            trained = credited.trained.get(name_of(trajectory))
+            if trained is not None and trained.advantages is not None:
+                halves = _halves(trajectory, trained.advantages)
+                for half, values in enumerate(halves if all(halves) else ()):
+                    sums[half] += math.fsum(map(abs, values)) / len(values)
+    return sums[0] / sums[1] if all(sums) else math.nan
 
 
-def diversity(of: Measured) -> float:
-    """Different courses of action, of one task in one update, for 1000 sampled tokens."""
-    courses, tokens = set(), 0
-    for trajectory in of.trajectories():
-        actions = tuple(turn.action for turn in trajectory.turns)
-        courses.add((trajectory.policy_version, trajectory.task.key, actions))
-        tokens += trajectory.num_sampled_tokens
-    return 1000 * len(courses) / tokens if tokens else math.nan
+def _halves(trajectory: Trajectory, advantages: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Advantages of the tokens of the surer half of a trajectory's turns, and of the other half."""
+    turns = [(float(np.mean(t.entropies)), own) for t, own in zip(trajectory.turns, advantages, strict=True) if own]
+    order = [own for _, own in sorted(turns, key=lambda turn: turn[0])]
+    half = len(order) // 2
+    sure, unsure = ([x for own in part for x in own] for part in (order[:half], order[len(order) - half :]))
+    return sure, unsure
+
+
+def _courses(of: Measured) -> tuple[int, int]:
+    """Different courses of action among the attempts at one task in one update, and attempts; looks are neither."""
+    leaves = [t for t in of.trajectories() if not t.only_looked_at]
+    courses = {(t.policy_version, t.task.key, tuple(turn.action for turn in t.turns)) for t in leaves}
+    return len(courses), len(leaves)
+
+
+def courses_per_leaf(of: Measured) -> float:
+    """Different courses of action for each attempt, in (0, 1]; 1: no two attempts at a task did the same."""
+    courses, leaves = _courses(of)
+    return courses / leaves if leaves else math.nan
+
+
+def courses_per_token(of: Measured) -> float:
+    """Different courses of action for 1000 sampled tokens: a trunk's are sampled once, a look's are paid for."""
+    tokens = sum(line["sampled_tokens"] for line in of.run.metrics)
+    return 1000 * _courses(of)[0] / tokens if tokens else math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A measure, whose claim it tests, and which direction would bear it out."""
+    """A measure, whose claim it tests, which direction would bear it out, and what it says, for a reader."""
 
     title: str
     paper: str
     better: str
     measure: Callable[[Measured], float]
+    says: str
 
 
 CLAIMS = (
-    Claim("entropy swing", "EPO", "lower", entropy_swing),
-    Claim("largest setback, points", "EPO", "lower", largest_setback),
-    Claim("confidence gap, nats", "EMPG", "higher", confidence_gap),
-    Claim("budget to the baseline's level", "SPEAR", "lower", tokens_to_level),
-    Claim("courses per 1000 tokens", "AEPO", "higher", diversity),
+    Claim(
+        *("entropy swing", "EPO", "lower", entropy_swing),
+        "mean change of the entropy from one update to the next, as a share of its mean",
+    ),
+    Claim(
+        *("largest setback, points", "EPO", "lower", largest_setback),
+        "how far the learning curve ever fell below what it had reached",
+    ),
+    Claim(
+        *("credit of the sure", "EMPG", "higher", credit_of_the_sure),
+        "mean size of the advantage on the tokens of the surer half of an episode's turns, over that on the other "
+        "half, in the last tenth of the updates; 1 where entropy makes no difference",
+    ),
+    Claim(
+        *("budget to the baseline's level", "SPEAR", "lower", tokens_to_level),
+        "share of the budget until the curve is where the baseline's ends",
+    ),
+    Claim(
+        *("courses per leaf", "AEPO", "higher", courses_per_leaf),
+        "different courses of action among the attempts at a task in an update, for each attempt: how unlike they are",
+    ),
+    Claim(
+        *("courses per 1000 tokens", "AEPO", "higher", courses_per_token),
+        "the same for 1000 sampled tokens: what they cost. Branches that share a trunk are cheaper by that alone, "
+        "however alike they end",
+    ),
 )
 
 

@@ -90,7 +90,8 @@ def _claims(out: Path, finished: Sequence[Cell], comparison: Comparison) -> str:
             row.append(f"{mean.value:.3f}{_change(gap) if name != BASELINE else ''}" if mean else "-")
         lines.append(row)
     said = "Measures of what the papers claim, with the direction that would bear the claim out:"
-    return said + "\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join([said, table, "\n".join(f"- {claim.title}: {claim.says}." for claim in CLAIMS)])
 
 
 def _change(gap: Estimate | None) -> str:

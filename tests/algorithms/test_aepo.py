@@ -19,7 +19,7 @@ from tests.algorithms.trees import ScriptedRollouts, task
 from tests.golden.vectors import batch_of, context_of
 from turnwise.algorithms.aepo import AEPOConfig, BalancedClip, EntropyAdvantage, entropy_factor
 from turnwise.algorithms.arpo import ARPOConfig
-from turnwise.algorithms.common import PPOClip
+from turnwise.algorithms.common import FreshGroups, PPOClip
 from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.epo import EntropyCorridor
@@ -35,7 +35,7 @@ from turnwise.algorithms.registry import build, resolve
 from turnwise.algorithms.rewards import raw_rewards
 from turnwise.algorithms.selfimitation import STREAM, SelfImitation, units
 from turnwise.algorithms.spear import SPEARConfig
-from turnwise.algorithms.tree import MONITOR, TreePlanner, WithoutMonitors
+from turnwise.algorithms.tree import MONITOR, TreePlanner
 from turnwise.algorithms.trunks import SharedTrunks, turn_owners
 from turnwise.algorithms.update import stream_loss
 from turnwise.replay.batch import layout
@@ -196,7 +196,7 @@ def test_aepo_feeds_spear_under_epo_on_gigpo_from_configuration_alone() -> None:
     fresh, replay = recipe["fresh"], recipe[STREAM]
     assert isinstance(recipe.planner, TreePlanner)
     assert isinstance(recipe.composer, SelfImitation)
-    assert isinstance(recipe.composer.inner, WithoutMonitors)
+    assert isinstance(recipe.composer.inner, FreshGroups)
     assert [type(part) for part in fresh.modifiers] == [StepAdvantage, EntropyAdvantage]
     assert isinstance(fresh.clip, BalancedClip)
     assert isinstance(replay.clip, BalancedClip)
@@ -220,6 +220,29 @@ def test_aepo_feeds_spear_under_epo_on_gigpo_from_configuration_alone() -> None:
     assert all(unit.trajectory.sample != MONITOR for unit in units(buffer))
 
 
+def test_no_part_sees_what_was_only_looked_at() -> None:
+    """Dr.BoT keeps the group whose returns differ most: a look that won would make a group of failures the widest."""
+    first, second = groups(BigramPolicy(), num_groups=2, size=5)
+
+    def earning(group: Group, *rewards: float) -> Group:
+        made = (
+            replace(t, sample=n - 1, turns=tuple(replace(turn, reward=reward / len(t.turns)) for turn in t.turns))
+            for n, (t, reward) in enumerate(zip(group.trajectories, rewards, strict=True))
+        )
+        return Group(group.task, tuple(made))
+
+    played = [earning(first, 9.0, 0.0, 0.0, 0.0, 0.0), earning(second, 0.0, 0.0, 1.0, 0.0, 0.0)]
+    assert played[0].trajectories[0].sample == MONITOR
+    config = resolve("drbot").config.model_validate({"base": {"type": "aepo"}, "group_share": 0.5})
+    without = [Group(group.task, group.trajectories[1:]) for group in played]
+    metrics, expected = (
+        learner(build(config, RUN), BigramPolicy()).update(buffer_of(made), 0) for made in (played, without)
+    )
+    assert metrics == expected
+    assert metrics.num_trajectories == 8
+    assert metrics.advantage_std > 0.1
+
+
 def test_the_order_of_modifiers_is_free() -> None:
     for config in (
         AEPOConfig(base=SPEARConfig(fresh_clip=None)),
@@ -229,7 +252,8 @@ def test_the_order_of_modifiers_is_free() -> None:
         made = build(config, RUN)
         assert made.planner is not None
         assert isinstance(made.planner, TreePlanner | DynamicSampling)
-    state = build(AEPOConfig(base=SPEARConfig()), RUN).composer.state_dict()
+    remembering: dict[str, Any] = {"balance": False, "pace": "lockstep", "origin": "own", "forget": False}
+    state = build(AEPOConfig(base=SPEARConfig(), **remembering), RUN).composer.state_dict()
     assert set(state["inner"]) == {"own", "inner"}
 
 

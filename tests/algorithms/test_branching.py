@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,21 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.algorithms.trees import ScriptedRollouts, noise, task
+from tests.algorithms.trees import ScriptedRollouts, noise, scripted_turn, task
 from turnwise.algorithms.aepo import AEPOConfig, aepo_paper, aepo_released
 from turnwise.algorithms.arpo import ARPOConfig, arpo_paper, arpo_released
 from turnwise.algorithms.branching import LockStep, PathWise, Segment, Shape, Shoot, initial_attempts, segment_entropy
-from turnwise.algorithms.common import FreshGroups
 from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.dynamic_sampling import DynamicSampling
-from turnwise.algorithms.parts import Samples
 from turnwise.algorithms.planning import GroupPlanner, Planner, Rollouts
 from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
-from turnwise.algorithms.tree import MONITOR, FirstEntropies, TreePlanner, WithoutMonitors
+from turnwise.algorithms.tree import MONITOR, TreePlanner
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.trajectory import Trajectory, TurnFinished, group_by_task
+from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished, group_by_task
 
 RUN = RunInfo(num_updates=10, group_size=6)
 UNIT = {"log_vocabulary": 1.0}  # entropies in nats
@@ -83,6 +81,55 @@ def test_a_penalty_follows_its_path() -> None:
     assert shoots(grower.hear(0, Segment(3, 3.0, True))) == [(0, 0, 4)]
     assert seen == [0, 0, 1, 0, 0, 1, 0]
     assert [path.streak for path in grower.paths] == [1, 1, 0, 2, 2, 1, 1]
+
+
+def always(rise: float, streak: int, draw: float) -> bool:
+    return True
+
+
+@pytest.mark.parametrize("controller", [PathWise, LockStep])
+def test_a_branch_draws_the_uncertain_turn_anew(controller: type[PathWise] | type[LockStep]) -> None:
+    """It starts before that turn, and no path is asked about its own first one, however ready it is."""
+    grower = controller(Shape(9, 1, always, "root", resamples=True), lambda: 0.0)
+    grower.plant([1])
+    assert grower.hear(0, Segment(0, 1.0, True)) == []  # a copy would be an attempt from the root
+    assert shoots(grower.hear(0, Segment(1, 1.0, True))) == [(0, 0, 1)]
+    found = [*grower.hear(1, Segment(1, 1.0, True)), *grower.hear(0, Segment(2, 1.0, True))]
+    assert shoots(found) == [(0, 0, 2)], "the copy's turn 1 was its parent's decision"
+    lone = controller(Shape(3, 1, rising, "root", resamples=True), lambda: 0.0)
+    lone.plant([1])
+    lone.hear(0, Segment(0, 1.0, True))
+    assert shoots(lone.hear(0, Segment(1, 2.0, False))) == [(0, 0, 1)], "it ended the episode, and is drawn anew"
+    assert shoots(lone.hear(1, Segment(1, 5.0, False))) == [(0, None, 0)], "nothing goes on: the rest starts anew"
+
+
+def test_a_copy_that_draws_anew_has_its_parents_branching_behind_it() -> None:
+    seen: list[tuple[float, int]] = []
+
+    def rule(rise: float, streak: int, draw: float) -> bool:
+        seen.append((rise, streak))
+        return rise > 0
+
+    grower = PathWise(Shape(9, 1, rule, "root", resamples=True), lambda: 0.0)
+    grower.plant([1])
+    grower.hear(0, Segment(0, 1.0, True))
+    assert shoots(grower.hear(0, Segment(1, 2.0, True))) == [(0, 0, 1)]
+    assert grower.hear(1, Segment(1, 9.0, True)) == []  # decided already, and no reason to forget
+    assert shoots(grower.hear(1, Segment(2, 3.0, True))) == [(0, 1, 2)]
+    assert shoots(grower.hear(0, Segment(2, 4.0, True))) == [(0, 0, 2)]
+    assert grower.hear(0, Segment(3, 0.5, True)) == []
+    assert grower.hear(0, Segment(4, 0.5, True)) == []
+    assert seen == [(1.0, 0), (2.0, 1), (3.0, 1), (-0.5, 2), (-0.5, 0)]
+
+
+def test_a_branch_measures_from_its_own_first_reply_where_that_is_asked_for() -> None:
+    grower = PathWise(Shape(9, 1, rising, "own", resamples=True), lambda: 0.0)
+    grower.plant([1])
+    grower.hear(0, Segment(0, 1.0, True))
+    grower.hear(0, Segment(1, 3.0, True))
+    grower.hear(1, Segment(1, 2.5, True))
+    assert grower.hear(1, Segment(2, 2.0, True)) == []
+    assert shoots(grower.hear(1, Segment(3, 2.6, True))) == [(0, 1, 3)]
 
 
 def test_copies_stop_at_the_budget_and_what_is_left_starts_anew() -> None:
@@ -198,9 +245,22 @@ def test_branches_leave_where_entropy_rises() -> None:
     levels = [1.0, 0.5, 3.0, 0.2, 0.1]
     rollouts = ScriptedRollouts(lambda key, attempt, turn: levels[turn], lengths=(5,))
     found = of_task(ARPOConfig(initial=2, **UNIT)).plan([task()], rollouts)
-    assert [(t.sample, t.fork.turn if t.fork else 0) for t in found[:4]] == [(0, 0), (1, 0), (2, 3), (3, 3)]
+    assert [(t.sample, t.fork.turn if t.fork else 0) for t in found[:4]] == [(0, 0), (1, 0), (2, 2), (3, 2)]
     assert [t.fork for t in found[4:]] == [None, None]  # no third rise: the rest starts from the root
     assert len({t.sample for t in found}) == 6
+    of_root, of_copy = (found[n].turns[2].action_ids.tolist() for n in (0, 2))
+    assert of_root != of_copy, "they differ in the very turn that was unsure"
+    rollouts = ScriptedRollouts(lambda key, attempt, turn: levels[turn], lengths=(5,))
+    found = of_task(ARPOConfig(initial=2, form="released", bias=0.0, **UNIT)).plan([task()], rollouts)
+    assert {t.fork.turn for t in found if t.fork} <= {1, 2, 3, 4}
+
+
+def test_the_reply_that_ended_an_episode_is_drawn_anew() -> None:
+    levels = [1.0, 0.5, 3.0]
+    rollouts = ScriptedRollouts(lambda key, attempt, turn: levels[turn], lengths=(3,))
+    found = of_task(ARPOConfig(initial=2, **UNIT)).plan([task()], rollouts)
+    assert [t.fork.turn for t in found if t.fork] == [2, 2]
+    assert rollouts.refused == []
 
 
 def test_without_branches_it_is_the_group_planner() -> None:
@@ -234,13 +294,82 @@ def test_pre_monitoring_divides_the_budget() -> None:
 def test_a_monitor_is_looked_at_and_left_out() -> None:
     planner = of_task(AEPOConfig(**UNIT))
     found = planner.plan([task(0), task(1)], ScriptedRollouts())
-    groups = tuple(group_by_task(found))
+    groups = group_by_task(found)
     assert [len(group.trajectories) for group in groups] == [7, 7]
-    samples = Samples(groups, raw_rewards([t for g in groups for t in g.trajectories]))
-    streams = WithoutMonitors(FreshGroups(), FirstEntropies()).compose(0, samples, TrajectoryBuffer())
-    kept = streams["fresh"].samples
-    assert [t.sample for t in kept.trajectories] == [t.sample for t in found if t.sample != MONITOR]
-    assert [kept.rewards.total(n) for n in range(12)] == [t.total_reward for t in kept.trajectories]
+    buffer = TrajectoryBuffer()
+    buffer.add(groups, 0)
+    kept = [t for group in buffer.fresh(0) for t in group.trajectories]
+    assert kept == [t for t in found if t.sample != MONITOR]
+    spent = sum(t.num_sampled_tokens for t in found if t.sample == MONITOR)
+    assert isinstance(planner, TreePlanner)
+    assert planner.acted()["monitor_token_share"] == spent / sum(t.num_sampled_tokens for t in found)
+
+
+class Looking:
+    """A planner whose two attempts at a task fail alike, but at task 1; the one that it looks at always wins."""
+
+    def __init__(self) -> None:
+        self.waves: list[int] = []
+
+    def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
+        self.waves.append(len(tasks))
+        return [
+            attempt(which, sample, float(sample == MONITOR or (which.index == 1 and sample == 0)))
+            for which in tasks
+            for sample in (MONITOR, 0, 1)
+        ]
+
+
+def attempt(which: Task, sample: int, reward: float) -> Trajectory:
+    turn = replace(scripted_turn(sample + 1, 0, np.zeros(1, np.float32), last=True), reward=reward)
+    return Trajectory(f"{which.key}-{sample}", which, 0, sample, (turn,), "terminated", None, None)
+
+
+def test_what_is_only_looked_at_tells_dynamic_sampling_nothing() -> None:
+    looking = Looking()
+    planner = DynamicSampling(looking, max_tries=3)
+    planner.plan([task(0), task(1)], ScriptedRollouts(), [task(n) for n in range(2, 6)])
+    assert looking.waves == [2, 1, 1]
+    assert planner.acted() == {"tries": 3.0, "discarded_share": 3 / 4}
+
+
+def test_the_look_is_compared_with_the_mean_of_all_its_replies() -> None:
+    """H_tool has the first reply in it: (3 + 0 + 0) / 3 = 1, so that m = floor(8 sigmoid(0.5 (3 - 1))) + 1 = 6."""
+    planner = of_task(AEPOConfig(**UNIT), RunInfo(10, 8))
+    assert isinstance(planner, TreePlanner)
+    turns = tuple(scripted_turn(0, n, np.array([e], np.float32), last=False) for n, e in enumerate((3.0, 0.0, 0.0)))
+    assert planner.initial(replace(attempt(task(), MONITOR, 0.0), turns=turns)) == 6
+
+
+def test_entropies_are_in_units_of_the_models_own_vocabulary() -> None:
+    """Sum over ln V: of the model in training, or as the setting says; Qwen's where there is no model."""
+    nats = np.full(30, 2.0, np.float32)
+    for config in (ARPOConfig(), AEPOConfig()):
+        small, unknown, given = (
+            of_task(made, run)
+            for made, run in (
+                (config, replace(RUN, vocabulary=400)),
+                (config, RUN),
+                (config.model_copy(update={"log_vocabulary": 2.0}), replace(RUN, vocabulary=400)),
+            )
+        )
+        for planner, unit in ((small, math.log(400)), (unknown, 11.93), (given, 2.0)):
+            assert isinstance(planner, TreePlanner)
+            assert planner.entropy(nats) == pytest.approx(20 * 2.0 / unit)
+
+
+def test_a_policy_in_training_says_how_large_its_vocabulary_is() -> None:
+    from tests.models import tiny_model, tokenizer
+    from turnwise.agents.policy import Policy
+    from turnwise.configfile import load_config
+    from turnwise.training.side import Side
+
+    config = load_config("smoke", ["algorithm=aepo", "model.type=scratch"])
+    side = Side("", Policy(tiny_model(), tokenizer(), lora=config.lora), config)
+    planner, model = side.learner.recipe.planner, tiny_model()
+    assert isinstance(planner, TreePlanner)
+    assert planner.log_vocabulary == pytest.approx(math.log(model.get_output_embeddings().weight.shape[0]))
+    assert planner.log_vocabulary < 7
 
 
 def test_a_fork_that_fails_becomes_an_attempt_of_its_own() -> None:
@@ -297,7 +426,7 @@ def test_released_first_entropies_are_never_forgotten_and_survive_a_restart() ->
     assert play(resumed, 1) == later
     forgetting = build(CONFIGS["aepo-balanced-lockstep"], RUN)
     play(forgetting, 0)
-    assert forgetting.composer.state_dict()["own"] == {"first": {}}
+    assert "own" not in forgetting.composer.state_dict()
 
 
 def test_the_tree_stands_inside_of_dynamic_sampling() -> None:
@@ -320,26 +449,31 @@ def test_draws_differ_between_batches_and_not_between_runs() -> None:
     assert [row for row in play([1, 2]) if row[0] == "task-1"] != [row for row in play([1, 3]) if row[0] == "task-1"]
 
 
-@pytest.mark.parametrize("name", ["aepo", "aepo-released"])
+@pytest.mark.parametrize("name", ["aepo", "arpo", "aepo-released"])
 @pytest.mark.parametrize("context", ["full", "window"])
-def test_a_real_world_and_model(name: str, context: str) -> None:
-    """Household and a tiny model: trunks are shared to the token, and sampled once."""
-    from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
+@pytest.mark.parametrize("env_id", ["turnwise/Household-v0", "tests.worlds:tests/Cue-v0"])
+def test_a_real_world_and_model(env_id: str, context: str, name: str) -> None:
+    """A tiny model in worlds with and without snapshots: trunks are shared to the token, and sampled once; where the
+    uncertain turn is drawn anew, parent and child differ in it, also where it had ended the parent's episode.
+    """
+    from tests.agents.test_collector import SAMPLING, collector, tasks
     from turnwise.agents.collector import Rollouts as Collected
 
     def play(slots: int = 4) -> tuple[list[Trajectory], int]:
-        source = collector(HOUSE, slots=slots, context=context, max_turns=4)
-        config = CONFIGS[name].model_copy(update={"log_vocabulary": 6.0, "form": "released"})
-        found = of_task(config, RunInfo(10, 4)).plan(tasks(2, HOUSE), Collected(source, SAMPLING, key=3))
+        source = collector(env_id, slots=slots, context=context, max_turns=4)
+        config = CONFIGS[name].model_copy(update={"log_vocabulary": 6.0})
+        found = of_task(config, RunInfo(10, 4)).plan(tasks(4, env_id), Collected(source, SAMPLING, key=3))
         assert source.engines[0].num_free == slots
         return found, source.engines[0].counts.sampled_tokens  # type: ignore[attr-defined]
 
     found, sampled = play()
-    assert Counter(t.task.index for t in found if t.sample != MONITOR) == {0: 4, 1: 4}
+    assert Counter(t.task.index for t in found if t.sample != MONITOR) == dict.fromkeys(range(4), 4)
+    assert not any(t.end == "error" for t in found)
     assert sum(t.num_sampled_tokens for t in found) == sampled < sum(t.num_action_tokens for t in found)
     by_episode = {t.episode: t for t in found}
     forks = [t for t in found if t.fork is not None]
     assert forks
+    again_at_the_end = 0
     for child in forks:
         assert child.fork is not None
         parent, shared = by_episode[child.fork.parent], child.fork.turn
@@ -348,11 +482,44 @@ def test_a_real_world_and_model(name: str, context: str) -> None:
         for ours, theirs in zip(child.turns[:shared], parent.turns[:shared], strict=True):
             assert ours.action_ids.tolist() == theirs.action_ids.tolist()
             assert ours.observation == theirs.observation
-        assert child.turns[shared].observation == parent.turns[shared].observation
+        ours, theirs = child.turns[shared], parent.turns[shared]
+        assert ours.observation == theirs.observation
+        assert ours.prompt_ids.tolist() == theirs.prompt_ids.tolist()
+        assert ours.action_ids.tolist() != theirs.action_ids.tolist()
+        again_at_the_end += shared == len(parent.turns) - 1
+    assert again_at_the_end or name == "aepo-released" or "Cue" in env_id  # in three turns it is a matter of luck
     again, _ = play()
     assert [(t.episode, t.fork, t.turns[-1].action_ids.tolist()) for t in again] == [
         (t.episode, t.fork, t.turns[-1].action_ids.tolist()) for t in found
     ]
+
+
+def test_a_branch_that_draws_anew_takes_its_parents_steps_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it costs: the steps of the trunk once more in its own world. Of tokens nothing is computed twice."""
+    from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
+    from turnwise.agents.collector import Rollouts as Collected
+    from turnwise.envs.tasks import step
+
+    steps = Counter[str]()
+
+    def counted(env: Any, action: str) -> Any:
+        steps["taken"] += 1
+        return step(env, action)
+
+    monkeypatch.setattr("turnwise.agents.episode.step", counted)
+    made = collector(HOUSE, max_turns=6)
+    rollouts, finished = Collected(made, SAMPLING), dict[int, Trajectory]()
+    first = rollouts.start(tasks(1, HOUSE)[0], 0)
+    for event in rollouts.events():
+        if isinstance(event, TurnFinished) and (event.rollout, event.turn) == (first, 3):
+            rollouts.fork(first, 3)
+        if isinstance(event, RolloutFinished):
+            finished[event.rollout] = event.trajectory
+    parent, child = finished[0], finished[1]
+    assert steps["taken"] == len(parent.turns) + len(child.turns)
+    counts = made.engines[0].counts  # type: ignore[attr-defined]
+    own = [*parent.turns, *child.turns[3:]]
+    assert counts.prefill_tokens <= sum(len(turn.prompt_ids) + 1 for turn in own)
 
 
 @pytest.mark.parametrize(

@@ -118,12 +118,12 @@ def make_run(
 
 
 def forked_group(update: int = 0) -> list[Trajectory]:
-    """#0 from the root; #1 leaves it after its second turn, #2 leaves #1 one turn later, so that its streak is 1.
+    """#0 from the root; #1 draws its third turn anew, #2 draws #1's fourth anew, so that its streak is 1.
 
-    Entropies per turn of the trunk: 0.1, then 1.0, then 2.0.
+    Entropies of the turns: 0.1, 0.1, then 1.0, then 2.0.
     """
     of = task(7, "tree")
-    levels = [0.1, 1.0, 2.0, 0.1]
+    levels = [0.1, 0.1, 1.0, 2.0]
 
     def path(replies: Sequence[str], reward: float) -> list[Turn]:
         turns = [

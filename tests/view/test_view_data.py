@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,13 +160,22 @@ def test_a_tree_has_the_numbers_that_made_it_branch() -> None:
     assert root is None
     assert child is not None
     assert grandchild is not None
-    assert (child.turn, child.streak, grandchild.turn, grandchild.streak) == (1, 0, 2, 1)
+    assert (child.turn, child.streak, grandchild.turn, grandchild.streak) == (2, 0, 3, 1)
     assert (child.first, child.entropy) == pytest.approx((0.1 * tokens / 2, 1.0 * tokens / 2))
     assert child.rise == pytest.approx(0.9 * tokens / 2)
     assert child.readiness == pytest.approx(0.5 + 0.2 * 0.9 * tokens / 2)
     assert grandchild.readiness == pytest.approx((0.5 + 0.2 * 1.9 * tokens / 2) * 0.95)
     assert child.agrees
     assert grandchild.agrees
+
+
+def test_released_branches_left_after_the_turn_that_made_them() -> None:
+    planner = tree_planner(build(AEPOConfig(log_vocabulary=2.0, form="released"), RunInfo(1, 3)).planner)
+    assert planner is not None
+    _, child, grandchild = (Tree(planner, forked_group()).branching(t) for t in forked_group())
+    assert child is not None
+    assert grandchild is not None
+    assert (child.turn, child.streak, grandchild.turn, grandchild.streak) == (1, 0, 2, 1)
 
 
 def test_what_hung_on_more_than_the_group_is_not_invented() -> None:
@@ -174,6 +185,19 @@ def test_what_hung_on_more_than_the_group_is_not_invented() -> None:
     found = Tree(planner, forked_group()).branching(forked_group()[1])
     assert found is not None
     assert (found.streak, found.readiness, found.agrees) == (None, None, None)
+
+
+def test_a_tree_is_in_units_of_the_runs_own_vocabulary(tmp_path: Path) -> None:
+    """ln of the model's vocabulary; where the model is not there any more, the page says that the unit is another."""
+    path = make_run(tmp_path / "run", [forked_group()], "rollout.group_size=3", algorithm="aepo")
+    found, unit = read(path), math.log(len(tokenizer()))
+    assert found.index["tree"]["log_vocabulary"] == pytest.approx(unit, abs=1e-4)
+    turn = forked_group()[0].turns[2]
+    assert rows(found)[0]["segments"][2] == pytest.approx(float(turn.entropies.sum()) / unit, abs=1e-4)
+    shutil.rmtree(RunDirectory.open(path).model_path)
+    found = read(path)
+    assert found.index["tree"]["log_vocabulary"] == 11.93
+    assert any("not over ln of its own vocabulary" in note for note in found.notes)
 
 
 # --- tokens ---

@@ -3,10 +3,11 @@
 ARPO's trees with a balance between the root and its branches, and an update that keeps the gradient of rare tokens:
 
     m      = floor(n sigmoid(beta (H_root - H_tool))) + 1             attempts from the root, after one to look at
-    P_t    = (alpha + gamma rise) (1 - penalty * l);   branch where P_t > tau;   l: consecutive branchings of the path
+    P_t    = (alpha + gamma rise) (1 - penalty * l);   l: consecutive branchings of the path;   where P_t > tau, turn t
+             is drawn anew
     clip   : upper bound (1 + eps_high) r / sg(r): the value of PPO's, and the gradient (1 + eps_high) grad log pi
     A'     = A (1 + a z),   z = (H - mean H) / std H                  over the update's action tokens, while sampling
-    released:  branch where  clip((U + w rise) max(0, 1 - penalty * c), 0, 1) >= tau,  c counted by task
+    released:  branch after turn t where  clip((U + w rise) max(0, 1 - penalty * c), 0, 1) >= tau,  c counted by task
 
 H_root is the segment entropy of the first reply of the attempt that is looked at, H_tool the mean over its replies.
 """
@@ -39,10 +40,9 @@ from turnwise.algorithms.recipe import About, Recipe, RunInfo
 from turnwise.algorithms.tree import (
     FirstEntropies,
     PreMonitoring,
-    TreePlanner,
+    Remembering,
     TreeSettings,
-    WithoutMonitors,
-    budget_of,
+    planner_of,
 )
 from turnwise.algorithms.trunks import SharedCredit, SharedTrunks
 
@@ -52,6 +52,10 @@ ABOUT = About(
     code="RUC-NLPIR/ARPO, folder AEPO, ff666606",
     differences=(
         "Paper: a threshold on P_t. Released: a uniform draw takes the place of alpha (form=released).",
+        "Paper: the uncertain turn is drawn anew, from the state before it. Released: the copy starts after it, with "
+        "the world's answer to it, and never where it ended the episode (form=released).",
+        "A turn is decided on once: a copy does not branch at the turn that it draws anew, and its parent's branching "
+        "counts as its own. (The paper does not say.)",
         "beta, alpha, gamma, the penalty, tau and a are the released code's where the paper's are not known; "
         "alpha = tau.",
         "The penalty follows the path. Released: it counts by task, in lock step (pace=lockstep).",
@@ -61,7 +65,8 @@ ABOUT = About(
         "trainer computes no entropy with its settings (entropy_advantage=0); a single token gave nan.",
         "Rises are measured from the root attempt's first reply. Released: from a branch's own first (origin=own), "
         "and from the first batch's for ever, by place in the batch (forget=false).",
-        "Entropies are the full vocabulary's; released: of the 10 most probable tokens.",
+        "Entropies are the full vocabulary's; released: of the 10 most probable tokens. Both are divided by ln of the "
+        "model's vocabulary; log_vocabulary sets another unit.",
         "The clip is balanced on all tokens, as released; clip_share takes those of high entropy alone.",
     ),
 )
@@ -79,7 +84,8 @@ class AEPOConfig(TreeSettings):
     )
     beta: float = Field(default=0.5, ge=0, description="How far H_root - H_tool moves the division (beta).")
     monitor: Literal["discard", "keep"] = Field(
-        default="discard", description="The attempt that is looked at: one more (not trained on), or one of the group."
+        default="discard",
+        description="The attempt that is looked at: one more (not trained on), or one of the group. It never branches.",
     )
     penalty: float = Field(
         default=0.05, ge=0, description="Readiness lost for each consecutive branching before, as a share."
@@ -186,8 +192,9 @@ def recipe(config: AEPOConfig, run: RunInfo) -> Recipe:
     made = base_recipe(config.base, run).named("aepo")
     first = FirstEntropies(remembered=not config.forget)
     monitoring = PreMonitoring(config.beta, config.monitor == "keep") if config.balance else None
-    planner = TreePlanner(budget_of(config, run), config, branch_rule(config), run.seed, monitoring, first)
-    made = replace(made.with_planner(planner), composer=WithoutMonitors(made.composer, first))
+    made = made.with_planner(planner_of(config, branch_rule(config), run, monitoring, first))
+    if first.remembered:
+        made = replace(made, composer=Remembering(made.composer, first))
     if config.balanced_clip:
         clip = made["fresh"].clip
         if not isinstance(clip, PPOClip) or math.isinf(clip.high):

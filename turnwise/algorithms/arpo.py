@@ -3,12 +3,14 @@
 Attempts at a task form a tree. Half of them start from the task; a path branches where the reply to the world's last
 feedback is less certain than its first reply was:
 
-    e_t = sum of the first 20 tokens' entropies / ln V;   rise = e_t - e_first
-    P_t = alpha + gamma rise;   branch after the turn where P_t > tau, while the group has room
-    released:  branch where  clip(U - w rise, 0, 1) <= tau,  U uniform
+    e_t = sum of the first 20 tokens' entropies / ln V;   rise = e_t - e_first;   V: the model's vocabulary
+    P_t = alpha + gamma rise;   where P_t > tau, and while the group has room, turn t is drawn anew
+    released:  branch *after* turn t where  clip(U - w rise, 0, 1) <= tau,  U uniform
 
-What is left of the budget when all paths have ended starts from the task again. Every attempt is judged as a whole by
-the base, GRPO's comparison of the group; a shared trunk has the mean of its branches' advantages in effect (soft).
+The branch stands where its parent stood before turn t, so that the two differ in that very turn. It is asked from its
+next turn on: that one was its parent's decision. What ended an episode can be drawn anew as well. What is left of the
+budget when all paths have ended starts from the task again. Every attempt is judged as a whole by the base, GRPO's
+comparison of the group; a shared trunk has the mean of its branches' advantages in effect (soft).
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from turnwise.algorithms.branching import Rule
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.recipe import About, Recipe, RunInfo
-from turnwise.algorithms.tree import TreePlanner, TreeSettings, budget_of
+from turnwise.algorithms.tree import TreeSettings, planner_of
 from turnwise.algorithms.trunks import SharedCredit, SharedTrunks
 
 ABOUT = About(
@@ -31,11 +33,15 @@ ABOUT = About(
     code="RUC-NLPIR/ARPO a95cd089",
     differences=(
         "Paper: a threshold on P_t. Released: a uniform draw takes the place of alpha (form=released).",
+        "Paper: the uncertain turn is drawn anew, from the state before it. Released: the copy starts after it, with "
+        "the world's answer to it, and never where it ended the episode (form=released).",
+        "A turn is decided on once: a copy does not branch at the turn that it draws anew. (The paper does not say.)",
         "alpha, gamma and tau are not known from the paper; here the released threshold and weight, and alpha=tau: "
         "a path branches where entropy has risen.",
         "Rises are measured from the root attempt's first reply. Released: from a branch's own first (origin=own).",
         "Paths decide as their turns finish. Released: all of an update take a turn, then all decide (pace=lockstep).",
-        "Entropies are the full vocabulary's; released: of the 10 most probable tokens.",
+        "Entropies are the full vocabulary's; released: of the 10 most probable tokens. Both are divided by ln of the "
+        "model's vocabulary; log_vocabulary sets another unit.",
         "Paper: shared tokens have the mean advantage of their branches (shared=hard), or each copy its own (soft).",
     ),
 )
@@ -72,6 +78,6 @@ def branch_rule(config: ARPOConfig) -> Rule:
 
 def recipe(config: ARPOConfig, run: RunInfo) -> Recipe:
     """Compose ARPO on its base. Raises ValueError where more attempts start from the root than there are."""
-    planner = TreePlanner(budget_of(config, run), config, branch_rule(config), run.seed)
+    planner = planner_of(config, branch_rule(config), run)
     made = base_recipe(config.base, run).named("arpo").with_planner(planner)
     return made if config.shared == "soft" else made.with_modifier(SharedTrunks(config.shared))

@@ -4,6 +4,11 @@ A path is one attempt at a prompt, from the root or from the turn at which it le
 path they hear its entropy and whether the path goes on; they answer with new paths, up to a budget for each prompt.
 What they decide is a function of these turns and of uniform draws in [0, 1), and of nothing else.
 
+A branching *resamples* the uncertain turn (the paper's: the copy stands before it, and the two paths differ in it), or
+it starts after that turn (released: they share it, and the world's answer). Resampling, a path is never asked about its
+own first turn: a root's would be another attempt from the root, and a copy's was decided on when its parent played it.
+What ended an episode can be resampled; released, nothing starts after an end.
+
 ``PathWise`` decides for each path by itself, as its turns finish. ``LockStep`` is the released scheme: all paths of
 all prompts take a turn, then the branchings of all are decided, in the order of the paths' numbers.
 """
@@ -47,21 +52,24 @@ class Shoot:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """``budget`` paths a prompt; a branching makes at most ``branches`` copies. Rises are measured from a path's
-    ``own`` first turn, or from that of the ``root`` attempt that it comes from.
+    ``own`` first turn, or from that of the ``root`` attempt that it comes from. ``resamples``: copies stand before the
+    turn that made them branch, and not after it.
     """
 
     budget: int
     branches: int
     rule: Rule
     origin: Literal["own", "root"]
+    resamples: bool = False
 
 
 @dataclass(slots=True)
 class Path:
-    """A path and where it stands: turns decided on, consecutive branchings before, its first turn's entropy."""
+    """A path: its turns so far, its own first turn, consecutive branchings before, its first turn's entropy."""
 
     prompt: int
     turns: int = 0
+    start: int = 0
     streak: int = 0
     first: float | None = None
     active: bool = True
@@ -104,7 +112,7 @@ class Grower(ABC):
     def _new(self, path: Path, parent: int | None = None) -> Shoot:
         self.paths.append(path)
         self.counts[path.prompt] += 1
-        return Shoot(len(self.paths) - 1, path.prompt, parent, path.turns)
+        return Shoot(len(self.paths) - 1, path.prompt, parent, path.start)
 
     def _advance(self, path: Path, segment: Segment) -> None:
         path.active = segment.goes_on
@@ -112,14 +120,22 @@ class Grower(ABC):
             path.turns = segment.turn + 1
             path.first = segment.entropy if path.first is None else path.first
 
-    def _branch(self, number: int, entropy: float, streak: int) -> list[Shoot]:
+    def _is_asked(self, path: Path, segment: Segment) -> bool:
+        """Whether a path may branch at a turn."""
+        if segment.entropy is None:
+            return False
+        return segment.turn > path.start if self.shape.resamples else segment.goes_on
+
+    def _branch(self, number: int, segment: Segment, streak: int) -> list[Shoot]:
         """Copies of a path; one draw for each that there is room for beforehand."""
         path, grown = self.paths[number], list[Shoot]()
         assert path.first is not None
+        assert segment.entropy is not None
+        start = segment.turn if self.shape.resamples else segment.turn + 1
         for _ in range(min(self.shape.branches, self.shape.budget - self.counts[path.prompt])):
-            if self.shape.rule(entropy - path.first, streak, self.draw()):
+            if self.shape.rule(segment.entropy - path.first, streak, self.draw()):
                 first = path.first if self.shape.origin == "root" else self.stale.get(len(self.paths))
-                grown.append(self._new(Path(path.prompt, path.turns, first=first), number))
+                grown.append(self._new(Path(path.prompt, start, start, first=first), number))
         return grown
 
     def _is_bare(self, prompt: int) -> bool:
@@ -135,16 +151,15 @@ class PathWise(Grower):
     """
 
     def hear(self, path: int, segment: Segment) -> list[Shoot]:
-        own = self.paths[path]
+        own, grown = self.paths[path], list[Shoot]()
         self._advance(own, segment)
-        if not segment.goes_on:
-            bare, left = self._is_bare(own.prompt), self.shape.budget - self.counts[own.prompt]
-            return [self._root(own.prompt) for _ in range(left if bare else 0)]
-        assert segment.entropy is not None
-        grown = self._branch(path, segment.entropy, own.streak)
-        own.streak = own.streak + 1 if grown else 0
-        for shoot in grown:
-            self.paths[shoot.path].streak = own.streak
+        if self._is_asked(own, segment):
+            grown = self._branch(path, segment, own.streak)
+            own.streak = own.streak + 1 if grown else 0
+            for shoot in grown:
+                self.paths[shoot.path].streak = own.streak
+        if self._is_bare(own.prompt):
+            grown += [self._root(own.prompt) for _ in range(self.shape.budget - self.counts[own.prompt])]
         return grown
 
 
@@ -171,14 +186,12 @@ class LockStep(Grower):
     def _round(self, segments: Mapping[int, Segment]) -> list[Shoot]:
         for number, segment in segments.items():
             self._advance(self.paths[number], segment)
-        going = [number for number in segments if self.paths[number].active]
-        order = dict.fromkeys(self.paths[number].prompt for number in going)
+        asked = [number for number, segment in segments.items() if self._is_asked(self.paths[number], segment)]
+        order = dict.fromkeys(self.paths[number].prompt for number in asked)
         grown: list[Shoot] = []
         for prompt in order:
-            for number in (n for n in going if self.paths[n].prompt == prompt):
-                entropy = segments[number].entropy
-                assert entropy is not None
-                grown += self._branch(number, entropy, self.streaks.get(prompt, 0))
+            for number in (n for n in asked if self.paths[n].prompt == prompt):
+                grown += self._branch(number, segments[number], self.streaks.get(prompt, 0))
         grown += [self._root(prompt) for prompt in range(len(self.counts)) if self._is_bare(prompt)]
         if grown:
             prompts = {shoot.prompt for shoot in grown}

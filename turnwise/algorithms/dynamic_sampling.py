@@ -9,14 +9,15 @@ from itertools import islice
 from turnwise.algorithms.common import is_uniform
 from turnwise.algorithms.metrics import Occurrences
 from turnwise.algorithms.planning import Planner, Rollouts
-from turnwise.trajectory import Task, Trajectory, group_by_task
+from turnwise.trajectory import Group, Task, Trajectory, group_by_task
 
 
 @dataclass(frozen=True, slots=True)
 class DynamicSampling:
     """A planner around another: plays spare tasks until as many groups tell something as there are tasks.
 
-    Uniform groups are returned too (the composer leaves them out): their tokens were spent.
+    A group is judged by the attempts that are trained on, without those that were only looked at. Uniform groups are
+    returned too (the composer leaves them out): their tokens were spent.
     """
 
     inner: Planner
@@ -31,12 +32,17 @@ class DynamicSampling:
         while wave and tries < self.max_tries:
             tries += 1
             found += self.inner.plan(wave, rollouts)
-            telling = {g.task.key for g in group_by_task(found) if not is_uniform(g.trajectories)}
+            telling = {group.task.key for group in group_by_task(found) if _tells(group)}
             wave = list(islice(further, max(len(tasks) - len(telling), 0)))
-        uniform = [is_uniform(group.trajectories) for group in group_by_task(found)]
+        uniform = [not _tells(group) for group in group_by_task(found)]
         self.occurred.count("tries", tries)
         self.occurred.count("discarded_share", sum(uniform), len(uniform))
         return found
 
     def acted(self) -> Mapping[str, float]:
         return self.occurred.take()
+
+
+def _tells(group: Group) -> bool:
+    """Whether the composer will keep the group."""
+    return not is_uniform([t for t in group.trajectories if not t.only_looked_at])

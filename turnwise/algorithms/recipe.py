@@ -111,12 +111,17 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a recipe may know about the run: its length in updates, attempts per task, seed and rewards."""
+    """What a recipe may know about the run: its length in updates, attempts per task, seed and rewards.
+
+    ``vocabulary`` is how many tokens its model chooses from; None where no model is there, as when a configuration is
+    only checked.
+    """
 
     num_updates: int
     group_size: int
     seed: int = 0
     rewards: RewardSettings = field(default_factory=RewardSettings)
+    vocabulary: int | None = None
 
     def unit(self, stream: StreamRecipe) -> float:
         """What 1 is in the stream's advantages: a success, or 1 where they are counted in standard deviations."""

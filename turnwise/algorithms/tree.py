@@ -1,15 +1,19 @@
 """A planner that grows trees of attempts: some start from the task, the others branch off where entropy rises.
 
 It hears of every finished turn, asks a controller (branching.py) what is to grow, and forks the rollouts: context and
-world, so that it works wherever one player plays. With *pre-monitoring* one attempt at each task comes first, and its
+world, so that it works wherever one player plays. A branch that resamples a turn stands before it, in the past of its
+parent: its world takes the parent's actions again, so that branches save tokens and no steps of a world. With
+*pre-monitoring* one attempt at each task comes first, and its
 entropies divide the budget between attempts from the root and branches.
 
 What a fork shares with its parent was sampled once (``Trajectory.num_sampled_tokens``). A pre-monitoring attempt that
-is only looked at has the sample number ``MONITOR``: it is returned, stored and counted, and not trained on.
+is only looked at has the sample number ``MONITOR``: it is returned, stored and counted, and not trained on (the buffer
+does not take it).
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,20 +35,22 @@ from turnwise.algorithms.branching import (
 )
 from turnwise.algorithms.composing import ComposerAround
 from turnwise.algorithms.metrics import Occurrences
-from turnwise.algorithms.parts import Composer, Samples, Streams
+from turnwise.algorithms.parts import Composer
 from turnwise.algorithms.planning import Rollouts
 from turnwise.algorithms.recipe import RunInfo, Settings
-from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.trajectory import Group, RolloutFinished, Task, Trajectory, TurnFinished
+from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
 
-MONITOR = -1
+MONITOR = -1  # a negative number: Trajectory.only_looked_at
+QWEN = 11.93  # ln 151,936, nats
 
 
 class TreeSettings(Settings):
     """How a group's attempts are spread over a tree. The budget is the group size."""
 
     form: Literal["paper", "released"] = Field(
-        default="paper", description="Branch where a threshold is passed, or by a uniform draw (released)."
+        default="paper",
+        description="Branch where a threshold is passed and draw that turn anew, or by a uniform draw and after the "
+        "turn (released).",
     )
     initial: int | None = Field(
         default=None, ge=1, description="Attempts from the root; the others are branches (m). Null: half of the group."
@@ -56,8 +62,8 @@ class TreeSettings(Settings):
     entropy_weight: float = Field(default=0.2, ge=0, description="Readiness per unit of risen entropy (gamma, w).")
     threshold: float = Field(default=0.5, description="Readiness above which a path branches (tau).")
     entropy_tokens: int = Field(default=20, ge=1, description="First tokens of a reply whose entropies are summed.")
-    log_vocabulary: float = Field(
-        default=11.93, gt=0, description="ln of the vocabulary, which the sum is divided by; 11.93: Qwen's, in nats."
+    log_vocabulary: float | None = Field(
+        default=None, gt=0, description="What the sum is divided by, in nats. Null: ln of the model's own vocabulary."
     )
     origin: Literal["root", "own"] = Field(
         default="root",
@@ -92,32 +98,36 @@ class TreePlanner:
     settings: TreeSettings
     rule: Rule
     seed: int
+    log_vocabulary: float  # nats
     monitoring: PreMonitoring | None = None
     first: FirstEntropies = field(default_factory=FirstEntropies)
     occurred: Occurrences = field(default_factory=Occurrences, compare=False)
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
         found = _Collecting(self, tasks, rollouts).run()
-        looks, forks = (sum(kind(t) for t in found) for kind in (_is_look, lambda t: t.fork is not None))
+        looks, forks = [t for t in found if t.only_looked_at], sum(t.fork is not None for t in found)
         self.occurred.count("branches_per_task", forks, len(tasks))
-        self.occurred.count("branch_share", forks, len(found) - looks)
+        self.occurred.count("branch_share", forks, len(found) - len(looks))
         if self.monitoring is not None:
-            spent = [t.num_sampled_tokens for t in found]
-            self.occurred.count(
-                "monitor_token_share", sum(n for n, t in zip(spent, found, strict=True) if _is_look(t)), sum(spent)
-            )
+            spent, all_spent = (sum(t.num_sampled_tokens for t in some) for some in (looks, found))
+            self.occurred.count("monitor_token_share", spent, all_spent)
         return found
 
     def acted(self) -> Mapping[str, float]:
         return self.occurred.take()
 
+    @property
+    def resamples(self) -> bool:
+        """Whether a branch draws the turn anew that made its parent branch, or starts after it."""
+        return self.settings.form == "paper"
+
     def entropy(self, entropies: Any) -> float:
-        return segment_entropy(entropies, self.settings.entropy_tokens, self.settings.log_vocabulary)
+        return segment_entropy(entropies, self.settings.entropy_tokens, self.log_vocabulary)
 
     def grower(self, tasks: Sequence[Task], all_tasks: Sequence[Task]) -> Grower:
         """A controller whose draws depend on its tasks and on the batch that they are in."""
         settings = self.settings
-        shape = Shape(self.budget, settings.branches, self.rule, settings.origin)
+        shape = Shape(self.budget, settings.branches, self.rule, settings.origin, self.resamples)
         draws = np.random.default_rng([self.seed, *(_digest(part) for part in (tasks, all_tasks))])
         made = LockStep if settings.pace == "lockstep" else PathWise
         return made(shape, lambda: float(draws.random()), self.first.values)
@@ -129,10 +139,6 @@ class TreePlanner:
         found = [self.entropy(turn.entropies) for turn in attempt.turns]
         difference = found[0] - float(np.mean(found)) if found else 0.0
         return initial_attempts(self.budget, difference, self.monitoring.beta)
-
-
-def _is_look(trajectory: Trajectory) -> bool:
-    return trajectory.sample == MONITOR
 
 
 def _digest(tasks: Sequence[Task]) -> int:
@@ -198,7 +204,10 @@ class _Collecting:
             grove.monitors[rollout] = None
 
     def _plant(self, grove: _Grove) -> None:
-        """Start the attempts from the root, numbered from 0; a kept pre-monitoring attempt is the first of them."""
+        """Start the attempts from the root, numbered from 0; a kept pre-monitoring attempt is the first of them.
+
+        At least one more starts beside it while there is room: only what starts here branches.
+        """
         planner = self.planner
         looked = planner.monitoring is not None
         used = int(looked and planner.monitoring.keep)  # type: ignore[union-attr]
@@ -259,28 +268,36 @@ class _Collecting:
             first.values = {**found, **first.values}
 
 
-def budget_of(settings: TreeSettings, run: RunInfo) -> int:
-    """The budget, which is the group size. Raises ValueError where ``initial`` exceeds it."""
+def planner_of(
+    settings: TreeSettings,
+    rule: Rule,
+    run: RunInfo,
+    monitoring: PreMonitoring | None = None,
+    first: FirstEntropies | None = None,
+) -> TreePlanner:
+    """A planner whose budget is the group size. Raises ValueError where ``initial`` exceeds it."""
     if settings.initial is not None and settings.initial > run.group_size:
         raise ValueError(f"initial={settings.initial} attempts from the root exceed group_size={run.group_size}")
-    return run.group_size
+    unit = log_vocabulary(settings, run)
+    return TreePlanner(run.group_size, settings, rule, run.seed, unit, monitoring, first or FirstEntropies())
 
 
-class WithoutMonitors(ComposerAround):
-    """Leaves out what was only looked at, and saves what the planner remembers."""
+def log_vocabulary(settings: TreeSettings, run: RunInfo) -> float:
+    """What segment entropies are divided by, in nats: the setting, else ln of the run's vocabulary.
+
+    Where no model is known, as when a configuration is only checked, Qwen's: weights and threshold were chosen for it.
+    """
+    if settings.log_vocabulary is not None:
+        return settings.log_vocabulary
+    return QWEN if run.vocabulary is None else math.log(run.vocabulary)
+
+
+class Remembering(ComposerAround):
+    """Saves with a checkpoint what the planner remembers of the first batch (``forget=false``)."""
 
     def __init__(self, inner: Composer, first: FirstEntropies) -> None:
         super().__init__(inner)
         self.first = first
-
-    def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
-        kept, numbers, number = [], list[int](), 0
-        for group in samples.groups:
-            places = range(number, number := number + len(group.trajectories))
-            pairs = [(n, t) for n, t in zip(places, group.trajectories, strict=True) if t.sample != MONITOR]
-            numbers += [n for n, _ in pairs]
-            kept.append(Group(group.task, tuple(t for _, t in pairs)))
-        return self.inner.compose(update, Samples(tuple(kept), samples.rewards.select(numbers)), buffer)
 
     def own_state(self) -> dict[str, Any]:
         return {"first": {str(path): value for path, value in self.first.values.items()}}

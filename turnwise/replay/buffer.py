@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from turnwise.replay.codec import from_record, to_record
@@ -49,8 +49,11 @@ class TrajectoryBuffer:
         return len(self._entries)
 
     def add(self, groups: Iterable[Group], update: int, stream: str = "fresh") -> None:
-        """Keep groups collected in ``update``."""
-        self._entries.extend(Entry(group, update, stream) for group in groups)
+        """Keep groups collected in ``update``, without the attempts that were only looked at: no part sees these."""
+        for group in groups:
+            members = tuple(t for t in group.trajectories if not t.only_looked_at)
+            if members:
+                self._entries.append(Entry(replace(group, trajectories=members), update, stream))
 
     def fresh(self, update: int) -> tuple[Group, ...]:
         """The groups collected in ``update``, in the order of their arrival."""

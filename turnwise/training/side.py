@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -36,7 +37,7 @@ class Side:
             engines=rollout.engines,
             name=name,
         )
-        info = config.run_info
+        info = replace(config.run_info, vocabulary=policy.sampler.config.vocab_size)
         self.learner = Learner(build(config.algorithm, info), policy, config.optimizer, info)
         self.buffer = TrajectoryBuffer(self.learner.recipe.keep_updates)
 

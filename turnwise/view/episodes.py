@@ -9,7 +9,7 @@ import gzip
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from turnwise.statistics import Estimate, bootstrap_mean, wilson
 from turnwise.trajectory import Group, Trajectory, Turn, group_by_task
 from turnwise.view.credit import Credited, Recipes, Trained, name_of
 from turnwise.view.index import DIGITS, Update, ages, index_of, short
-from turnwise.view.tokens import open_tokenizer, token_texts
+from turnwise.view.tokens import open_tokenizer, token_texts, vocabulary_of
 from turnwise.view.tree import Branching, Tree, tree_planner
 
 _BLOCK = 600_000  # characters of JSON: some ten milliseconds to unpack
@@ -47,7 +47,14 @@ def read_episodes(run: RunDirectory, metrics: Sequence[Mapping[str, Any]], limit
     config, notes = run.config(), list[str]()
     logged = {int(line["update"]): line for line in metrics}
     recipes = Recipes(config)
-    planner = tree_planner(build(config.algorithm, config.run_info).planner)
+    vocabulary = vocabulary_of(run)
+    info = replace(config.run_info, vocabulary=vocabulary)
+    planner = tree_planner(build(config.algorithm, info).planner)
+    if planner is not None and planner.settings.log_vocabulary is None and vocabulary is None:
+        notes.append(
+            "The model of this run is not on this machine: the entropies of its branch trees are over "
+            f"{planner.log_vocabulary}, not over ln of its own vocabulary."
+        )
     updates: list[Update] = []
     disagreed: list[int] = []
     if not run.trajectories_path.exists():

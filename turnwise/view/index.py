@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from turnwise.algorithms.tree import TreePlanner
 from turnwise.statistics import Estimate
 from turnwise.view.credit import Name, Replayed
 
@@ -34,7 +35,7 @@ def short(value: Any) -> Any:
     return round(value, DIGITS) if math.isfinite(value) else None
 
 
-def index_of(updates: Sequence[Update], texts: Mapping[int, str], planner: Any) -> dict[str, Any]:
+def index_of(updates: Sequence[Update], texts: Mapping[int, str], planner: TreePlanner | None) -> dict[str, Any]:
     """Rows as columns; tasks, and what repeats itself, by number. Parents and replays point to rows."""
     rows = [row for update in updates for row in update.rows]
     numbers: dict[Name, int] = {(row["episode"], row["player"]): n for n, row in enumerate(rows)}
@@ -59,8 +60,14 @@ def index_of(updates: Sequence[Update], texts: Mapping[int, str], planner: Any) 
         "starts": starts,
         "replays": _replays(updates, numbers),
         "texts": {str(number): text for number, text in texts.items()},
-        "tree": planner.settings.model_dump(mode="json", exclude={"base"}) if planner is not None else None,
+        "tree": _tree(planner) if planner is not None else None,
     }
+
+
+def _tree(planner: TreePlanner) -> dict[str, Any]:
+    """The planner's settings, its unit of entropy (nats) as it has it."""
+    settings: dict[str, Any] = planner.settings.model_dump(mode="json", exclude={"base"})
+    return {**settings, "log_vocabulary": short(planner.log_vocabulary)}
 
 
 def _coded(values: list[Any]) -> list[Any] | dict[str, list[Any]]:

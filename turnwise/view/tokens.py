@@ -1,8 +1,9 @@
-"""The text of single tokens, for a run's own tokenizer."""
+"""The text of single tokens, for a run's own tokenizer, and how many tokens there are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from turnwise.config import PretrainedModelConfig
@@ -16,15 +17,32 @@ def open_tokenizer(run: RunDirectory) -> Any | None:
     """
     from transformers import AutoTokenizer
 
-    model = run.config().model
-    pretrained = model.path if isinstance(model, PretrainedModelConfig) else None
-    path = run.model_path if run.model_path.exists() else pretrained
+    path = _model_of(run)
     if path is None:
         return None
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError):
         return None
+
+
+def vocabulary_of(run: RunDirectory) -> int | None:
+    """How many tokens a run's model chooses from; None where the model is not on this machine."""
+    from transformers import AutoConfig
+
+    path = _model_of(run)
+    if path is None:
+        return None
+    try:
+        return int(AutoConfig.from_pretrained(path, local_files_only=True).vocab_size)
+    except (OSError, ValueError):
+        return None
+
+
+def _model_of(run: RunDirectory) -> str | Path | None:
+    model = run.config().model
+    pretrained = model.path if isinstance(model, PretrainedModelConfig) else None
+    return run.model_path if run.model_path.exists() else pretrained
 
 
 def token_texts(tokenizer: Any | None, ids: Iterable[int]) -> dict[int, str]:

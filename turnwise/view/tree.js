@@ -74,7 +74,8 @@ function branchRings(table, row, detail, place) {
   const above = place.get(table.parent[row]);
   if (above === undefined) return [];
   const found = detail.branching;
-  const ring = svg("circle", { class: "ring", cx: LEFT + (table.fork[row] - 1) * TURN, cy: above, r: 10 });
+  const turn = found ? found.turn : table.fork[row] - 1;  // what made it branch: drawn anew by the branch, or shared
+  const ring = svg("circle", { class: "ring", cx: LEFT + turn * TURN, cy: above, r: 10 });
   if (found) ring.append(svg("title", {}, `turn ${found.turn + 1}: rise ${signed(found.rise)}, P = ${number(found.readiness)}`));
   return [ring];
 }

@@ -3,8 +3,10 @@
     rise = e_t - e_first                                          e: segment entropy of a reply (branching.py)
     P_t  = (bias + entropy_weight * rise) * max(0, 1 - penalty * streak);   branches where P_t > threshold
 
-A path's streak, the branchings in a row before, follows from the forks. A number that hung on more than the group is
-None: ``form=released`` draws, ``pace=lockstep`` counts over all tasks, ``forget=false`` remembers an earlier batch.
+A path's streak, the branchings in a row before, follows from the forks. The turn in question is the one that the child
+drew anew, or with ``form=released`` the last one that it shares with its parent. A number that hung on more than the
+group is None: ``form=released`` draws, ``pace=lockstep`` counts over all tasks, ``forget=false`` remembers an earlier
+batch.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from turnwise.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Branching:
-    """What a path looked like after turn ``turn`` (the last one that parent and child share).
+    """What a path looked like after turn ``turn``, which made it branch.
 
     Entropies and their rise as the planner has them; ``readiness`` is P_t. ``agrees``: the planner's rule, asked again,
     says that it branches.
@@ -54,8 +56,9 @@ class Tree:
 
     def __init__(self, planner: TreePlanner, trajectories: Sequence[Trajectory]) -> None:
         self.planner = planner
+        self.back = 0 if planner.resamples else 1  # from where paths part to the turn that made them
         self.paths = {t.episode: t for t in trajectories}
-        self.branched = {(t.fork.parent, t.fork.turn - 1) for t in trajectories if t.fork is not None}
+        self.branched = {(t.fork.parent, t.fork.turn - self.back) for t in trajectories if t.fork is not None}
 
     def branching(self, child: Trajectory) -> Branching | None:
         """The numbers of the branching that made ``child``; None of an attempt from the root, or of a lost parent."""
@@ -63,7 +66,7 @@ class Tree:
         parent = self.paths.get(fork.parent) if fork is not None else None
         if fork is None or parent is None or fork.turn < 1:
             return None
-        turn = fork.turn - 1
+        turn = fork.turn - self.back
         entropy, first, streak = self._entropy(parent, turn), self._first(parent), self._streak(parent, turn)
         rise = None if first is None else entropy - first
         if rise is None or streak is None:
@@ -86,12 +89,12 @@ class Tree:
         """Branchings in a row of the turns just before; a path that branched off counts on from its parent."""
         if self.planner.settings.pace == "lockstep":
             return None
-        start = path.fork.turn if path.fork is not None else 0
+        made_by = path.fork.turn - self.back if path.fork is not None else -1  # its parent's turn
         before = turn
-        while before > start and (path.episode, before - 1) in self.branched:
+        while before > made_by + 1 and (path.episode, before - 1) in self.branched:
             before -= 1
         streak, parent = turn - before, self.paths.get(path.fork.parent) if path.fork is not None else None
-        if before > start or path.fork is None:
+        if before > made_by + 1 or path.fork is None:
             return streak
-        inherited = self._streak(parent, start - 1) if parent is not None else None
+        inherited = self._streak(parent, made_by) if parent is not None else None
         return None if inherited is None else streak + inherited + 1
