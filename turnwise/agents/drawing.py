@@ -31,7 +31,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 DRAW = 2
-"""Raise whenever the same logits, key and position may give another token. 1 was the inverse of the cumulative sum."""
+"""Raise whenever the same logits, key and position may give another token. Runs and evaluations keep to one."""
+
+_DRAWS = {1: "the inverse of the cumulative sum", 2: "hashed Gumbel noise"}
 
 _BLOCK = 64
 _NUM_DENSE = 16  # blocks of a vocabulary so small that opening all is cheaper than choosing
@@ -58,6 +60,14 @@ class LogitsError(ValueError):
     def __init__(self, slot: int, message: str) -> None:
         super().__init__(message)
         self.slot = slot
+
+
+def other_draw(found: object) -> str | None:
+    """What to say where tokens were drawn by version ``found``, if it is not the present one."""
+    if found == DRAW:
+        return None
+    before = next((name for number, name in _DRAWS.items() if number == found), f"version {found}")
+    return f"its tokens were drawn by {before}, this version of turnwise draws them by {_DRAWS[DRAW]}"
 
 
 def sample(logits: Tensor, settings: Sequence[Sampling], seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
