@@ -189,7 +189,8 @@ class SlotEngine:
     def step(self) -> list[Reply]:
         """Feed what is pending, sample one token for every active slot; the replies that finished.
 
-        Raises LogitsError, which names a slot, where the model's logits are nan or infinite.
+        Raises LogitsError, which names a slot, where the model's logits are nan or infinite; the replies in progress
+        are given up then.
         """
         live = self._ready()
         if not live:
@@ -199,9 +200,11 @@ class SlotEngine:
         with torch_threads(self.threads):
             ids, logprobs, entropies = self._forward(live)
         self.clock.split(self.clock.now() - began, prefill=self.counts.prefill_tokens - prefilled, decode=alone)
-        for handle, entropy in zip(live, entropies, strict=True):
-            if math.isnan(entropy):
-                raise LogitsError(handle, self._not_finite(self._slots[handle]))
+        broken = [handle for handle, entropy in zip(live, entropies, strict=True) if math.isnan(entropy)]
+        if broken:
+            for handle in live:
+                self._slots[handle].active = False
+            raise LogitsError(broken[0], self._not_finite(self._slots[broken[0]]))
         finished = []
         for handle, token, logprob, entropy in zip(live, ids, logprobs, entropies, strict=True):
             state = self._slots[handle]

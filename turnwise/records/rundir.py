@@ -114,9 +114,9 @@ class RunDirectory:
             raise ValueError(f"{self.path / 'run.json'} cannot be read: {error}") from None
         if told := other_draw(draw):
             raise ValueError(
-                f"{self.path} cannot go on: {told}, and a run keeps to one way. It can still be evaluated, exported and "
-                f"compared. To train on, start a new run from its model: `turnwise export {self.path} --to MODEL`, then "
-                "`turnwise train model.path=MODEL warmstart=null` with its other settings"
+                f"{self.path} cannot go on: {told}, and a run keeps to one way. It can still be evaluated, exported "
+                f"and compared. To train on, start a new run from its model: `turnwise export {self.path} --to MODEL`, "
+                "then `turnwise train model.path=MODEL warmstart=null` with its other settings"
             )
         changed = [name for name, value in panels.items() if value != before.get(name, value)]
         if changed:
