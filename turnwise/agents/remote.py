@@ -190,7 +190,7 @@ class RemoteEngine:
             replies, tokens, self.counts, fault = self._child.told("step", limit=_LIMIT)
         if fault is not None:
             slot, message = fault
-            raise LogitsError(slot if slot in self._active else min(self._active), message)
+            raise LogitsError(slot if slot in self._active else min(self._active, default=slot), message)
         found = [reply for reply in replies if reply.slot in self._active]
         for reply in found:
             self._active.remove(reply.slot)
