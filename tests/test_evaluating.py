@@ -83,10 +83,10 @@ def stop_after(episodes: int) -> Callable[[Trajectory], None]:
 
 
 def timeless(path: Path) -> dict[str, Any]:
-    def steady(held: dict[str, Any]) -> dict[str, Any]:
+    def rounded(held: dict[str, Any]) -> dict[str, Any]:
         return {k: round(v, 5) if k == "entropy" else v for k, v in held.items()}
 
-    return {k: v for k, v in json.loads(path.read_text(), object_hook=steady).items() if k != "provenance"}
+    return {k: v for k, v in json.loads(path.read_text(), object_hook=rounded).items() if k != "provenance"}
 
 
 def steady(report: Report) -> Report:
