@@ -12,7 +12,7 @@ from tests.models import tiny_model, tokenizer
 from tests.worlds import Faults
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.episode import ModelAgent, SuccessRule, jobs_for
+from turnwise.agents.episode import AgentError, ModelAgent, SuccessRule, jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.algorithms.planning import GroupPlanner
 from turnwise.envs.tasks import make_env, maker, panel
@@ -49,6 +49,30 @@ def same(first: list[Trajectory], second: list[Trajectory]) -> bool:
         and [t.observation for t in a.turns] == [t.observation for t in b.turns]
         for a, b in zip(first, second, strict=True)
     )
+
+
+def test_logits_that_are_not_finite_end_it_by_model_episode_and_turn() -> None:
+    """No episode is blamed for them, and none is counted as lost."""
+    made = collector()
+    (agent,) = made.seating.models
+    agent.name, agent.version = "runs/mine", 12
+    turns = [0]
+    submit = agent.engine.submit
+
+    def broken_later(*given: Any, **more: Any) -> None:
+        turns[0] += 1
+        if turns[0] == 2:
+            with torch.no_grad():
+                agent.engine.model.model.norm.weight.fill_(torch.nan)  # type: ignore[attr-defined]
+        submit(*given, **more)
+
+    agent.engine.submit = broken_later  # type: ignore[method-assign]
+    told = (
+        r"runs/mine \(update 12\) cannot go on in episode train-0-5-0, turn 2: the model's logits are nan or infinite"
+    )
+    with pytest.raises(AgentError, match=told):
+        made.collect(jobs_for(tasks(1), samples=1, key=5), SAMPLING)
+    assert agent.engine.num_free == agent.engine.num_slots
 
 
 @pytest.mark.parametrize("settings", [{}, {"context": "window"}])

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.models import tiny_model, tokenizer
-from turnwise.agents.engine import Sampling, SlotEngine, _Uniforms, inverse_cdf, truncated_logprobs
+from turnwise.agents.drawing import LogitsError
+from turnwise.agents.engine import Sampling, SlotEngine
 from turnwise.agents.parallel import ParallelEngine
 from turnwise.prefixes import common_prefix
 
@@ -171,41 +172,6 @@ def test_greedy_is_the_most_probable_token() -> None:
     assert reply.ids[0] == int(best)
 
 
-def test_sampling_follows_the_distribution() -> None:
-    probabilities = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3, 0.0])
-    uniforms = torch.linspace(0, 1, 20_001, dtype=torch.float64)[:-1]
-    drawn = inverse_cdf(probabilities.expand(len(uniforms), -1), uniforms)
-    shares = torch.bincount(drawn, minlength=6) / len(uniforms)
-    torch.testing.assert_close(shares, probabilities, atol=1e-3, rtol=0)
-    assert int(inverse_cdf(probabilities[None], torch.tensor([1.0 - 2**-53], dtype=torch.float64))) == 4
-
-
-@pytest.mark.parametrize("size", [2049, 4096, 5000])
-def test_a_large_vocabulary_is_searched_in_blocks(size: int) -> None:
-    generator = torch.Generator().manual_seed(size)
-    probabilities = torch.softmax(4 * torch.randn(size, generator=generator), -1)
-    probabilities[[0, 1, 1023, 1024, size - 1]] = 0.0
-    probabilities[1100:2040] = 0.0
-    cumulative = probabilities.double().cumsum(-1)
-    uniforms = torch.rand(3000, dtype=torch.float64, generator=generator)
-    drawn = inverse_cdf(probabilities.expand(3000, -1), uniforms)
-    assert bool((probabilities[drawn] > 0).all())
-    # The token that owns the number, but for numbers within rounding of a border.
-    targets = uniforms * cumulative[-1]
-    assert bool((cumulative[drawn] > targets - 1e-6).all())
-    assert bool((cumulative[drawn] - probabilities[drawn] < targets + 1e-6).all())
-    ends = inverse_cdf(probabilities.expand(2, -1), torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
-    assert ends.tolist() == [2, size - 2]
-
-
-def test_truncation_by_rank_and_by_mass() -> None:
-    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    by_rank = truncated_logprobs(logits, [Sampling(top_k=2)]).exp()
-    torch.testing.assert_close(by_rank, torch.tensor([[4 / 7, 3 / 7, 0.0, 0.0]]))
-    by_mass = truncated_logprobs(logits, [Sampling(top_p=0.65)]).exp()
-    torch.testing.assert_close(by_mass, torch.tensor([[4 / 7, 3 / 7, 0.0, 0.0]]))
-
-
 def test_temperature_shapes_draws_logprobs_and_entropies() -> None:
     model, ids = tiny_model(), prompt(np.random.default_rng(6), 8)
     made = engine(model)
@@ -265,8 +231,27 @@ def test_contexts_that_begin_alike_are_computed_once() -> None:
         np.testing.assert_allclose(full_logprobs(model, stream)[len(ids) - 1 :], replies[slot].logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("key", [0, 1, 2**63 + 5, 2**64 - 1, 2**100 + 7])
-def test_draws_are_those_of_a_generator_of_their_own(key: int) -> None:
-    uniforms = _Uniforms()
-    uniforms.of(3, 5)  # what was drawn before leaves nothing behind
-    assert (uniforms.of(key, 7) == np.random.Generator(np.random.Philox(key=key)).random(7)).all()
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error_that_names_the_slot(temperature: float) -> None:
+    """In the very turn in which they come up; other slots of the step do not hide it."""
+    model, rng = tiny_model(), np.random.default_rng(0)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # no longer the embeddings
+    made = engine(model)
+    sound, broken = made.open(), made.open()
+    sampling = Sampling(temperature=temperature, max_tokens=3)
+    made.submit(sound, np.full(4, 7, np.int32), fresh=True, key=0, sampling=sampling)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[9] = torch.nan
+    made.submit(broken, np.array([8, 9, 8], np.int32), fresh=True, key=1, sampling=sampling)
+    with pytest.raises(
+        LogitsError, match=r"nan or infinite at token 1 of a reply .*float32.*Check the dtype"
+    ) as raised:
+        made.step()
+    assert raised.value.slot == broken
+    made.close(broken)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[9] = 0.0
+        model.lm_head.weight[3] = torch.inf
+    made.submit(made.open(), prompt(rng, 5), fresh=True, key=1, sampling=sampling)
+    with pytest.raises(LogitsError, match="nan or infinite"):
+        made.step()

@@ -17,6 +17,7 @@ from tests.agents.test_collector import HOUSE, SAMPLING, same, tasks
 from tests.agents.test_engine import check, full_logprobs, play, prompt
 from tests.models import tiny_model, tokenizer
 from turnwise.agents.collector import Collector
+from turnwise.agents.drawing import LogitsError
 from turnwise.agents.engine import Sampling, SlotEngine
 from turnwise.agents.episode import AgentError, ModelAgent, jobs_for
 from turnwise.agents.parallel import ParallelEngine
@@ -155,6 +156,29 @@ def test_a_killed_process_is_said_to_be() -> None:
         made.step()
     with pytest.raises(AgentError, match="has ended"):
         made.step()
+
+
+def test_logits_that_are_not_finite_are_said_by_slot() -> None:
+    """Also where the slot that met them was closed meanwhile, and while slots are closed that wait for others."""
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    made, rng = remote(model, 1, 2), np.random.default_rng(0)
+    slots = [made.open() for _ in range(3)]
+    for key, slot in enumerate(slots):
+        made.submit(slot, prompt(rng, 5), fresh=True, key=key, sampling=Sampling(max_tokens=4))
+    made.engines[1].begin_step()
+    made.close(next(slot for slot in slots if made._places[slot] == (1, 0)))
+    named = []
+    for _ in made.engines:
+        with pytest.raises(LogitsError, match="nan or infinite at token 1") as raised:
+            made.step()
+        named.append(raised.value.slot)
+    assert sorted(made._places[slot] for slot in named) == [(0, 0), (1, 1)]
+    made.engines[0].begin_step()
+    for slot in list(made._places):
+        made.close(slot)
+    assert made.num_free == 3
 
 
 def test_limits_are_those_of_an_engine_here() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -19,10 +20,13 @@ import torch
 
 from tests.faults.runs import assert_same, config, timeless
 from tests.models import scratch_folder
+from turnwise.agents.drawing import DRAW
+from turnwise.agents.episode import AgentError
 from turnwise.agents.policy import Policy
 from turnwise.algorithms import update
+from turnwise.evaluation.evaluate import evaluate
 from turnwise.records.rundir import RunDirectory
-from turnwise.training.experiment import resume, train
+from turnwise.training.experiment import export, resume, train
 from turnwise.training.faults import (
     DivergedError,
     InterruptedRunError,
@@ -377,3 +381,45 @@ def test_other_tasks_than_at_the_start_are_refused_and_other_versions_told(
     (path / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run\.json cannot be read"):
         resume(path)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_that_drew_its_tokens_otherwise_is_refused_by_name_and_still_of_use(
+    model: Path, whole: RunDirectory, tmp_path: Path, begun: bool
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(whole.path, path)
+    if not begun:
+        shutil.rmtree(path / "checkpoints")
+    made = json.loads((path / "run.json").read_text())
+    assert made.pop("draw") == DRAW
+    (path / "run.json").write_text(json.dumps(made))  # as runs were before versions of the draw were written down
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(
+        ValueError, match=r"drawn by the inverse of the cumulative sum, .* hashed Gumbel noise"
+    ) as raised:
+        resume(path)
+    assert f"turnwise export {path} --to MODEL" in str(raised.value)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    if begun:
+        assert evaluate(path, tasks=2).num_tasks == 2
+        exported = export(path, tmp_path / "model")
+        train(config(exported, "num_updates=1"), tmp_path / "anew")
+
+
+def test_a_model_whose_logits_are_not_finite_neither_trains_nor_is_measured(model: Path, tmp_path: Path) -> None:
+    """With engines here and in processes: an error that says who, where and what to check, and no success of 0 %."""
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(3e38)  # finite, and more than products with it can be
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    for engines in (1, 2):
+        with pytest.raises(AgentError, match=r"broken \(update 0\) .* episode test-\d.*, turn 1: .* nan or infinite"):
+            evaluate(broken, env="turnwise/FrozenLake-v0", tasks=2, engines=engines)
+    with pytest.raises(
+        AgentError, match=r"the policy \(update 0\) cannot go on in episode .*, turn 1: .* nan or infinite"
+    ):
+        train(config(broken), tmp_path / "run")

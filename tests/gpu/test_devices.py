@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.models import scratch_folder, tiny_model
+from turnwise.agents.drawing import draw, numbers, position_seeds, sample
 from turnwise.agents.engine import Sampling, SlotEngine, torch_threads
 from turnwise.bench.rollout import max_logprob_error, run_engine, scripts
 from turnwise.configfile import load_config
@@ -44,6 +45,20 @@ def test_sampled_logprobs_are_those_of_a_fresh_forward_pass(device: str) -> None
     model = tiny_model().to(device)
     played = run_engine(model, scripts(4, (3, 5), model.config.vocab_size, seed=0), num_slots=3)
     assert max_logprob_error(model, played) < 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [580, 49_152])
+def test_equal_logits_give_equal_tokens_to_the_bit_of_the_hash(device: str, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(256, size, generator=generator)
+    seeds = torch.tensor([position_seeds(key, 4)[key % 4] for key in range(256)])
+    there = seeds.to(device)
+    assert numbers(there, there >> 7).tolist() == numbers(seeds, seeds >> 7).tolist()
+    assert draw(logits.to(device), there).tolist() == draw(logits, seeds).tolist()
+    settings = [Sampling(temperature=0.7, top_k=40, top_p=0.95)] * 256
+    ids = [sample(logits.to(where), settings, seeds.tolist())[0].tolist() for where in ("cpu", device)]
+    assert sum(one != other for one, other in zip(*ids, strict=True)) <= 1  # where top-p ends is a sum of floats
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from turnwise.agents.actions import parse_action
+from turnwise.agents.drawing import LogitsError
 from turnwise.agents.engine import Engine, Reply, Sampling
 from turnwise.agents.episode import (
     AgentError,
@@ -193,8 +194,8 @@ class Rollouts:
                     self._admit(self._waiting.popleft())
                     yield from self._settled()
                 yield from self._settled()
-                for number, engine in enumerate(self._c.engines):
-                    for reply in engine.step():
+                for number in range(len(self._c.engines)):
+                    for reply in self._replies(number):
                         self._advance(self._playing.pop((number, reply.slot)), reply)
                         yield from self._settled()
         finally:  # also where the planner walks away or fails
@@ -202,6 +203,19 @@ class Rollouts:
             for rollout in list(self._open.values()):
                 self._release(rollout)
             self._playing.clear()
+
+    def _replies(self, number: int) -> list[Reply]:
+        """What an engine finishes in a step. Raises AgentError that names model, episode and turn of unsound logits."""
+        try:
+            return self._c.engines[number].step()
+        except LogitsError as error:
+            rollout = self._playing[number, error.slot]
+            assert rollout.episode is not None
+            seat = rollout.episode.to_move
+            assert seat.model is not None
+            who = f"{seat.model.name or 'the policy'} (update {seat.model.version})"
+            where = f"episode {rollout.job.episode}, turn {len(seat.turns) + 1}"
+            raise AgentError(f"{who} cannot go on in {where}: {error}") from None
 
     def _settled(self) -> Iterator[TurnFinished | RolloutFinished]:
         """Go on with the rollouts whose worlds have answered."""

@@ -8,6 +8,7 @@ depends on its own key, not on its neighbours or on time (beyond the rounding of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from turnwise.agents.cache import SlotCache, StepPlan
 from turnwise.agents.decoder import Decoder
+from turnwise.agents.drawing import LogitsError, position_seeds, sample
+from turnwise.agents.drawing import Sampling as Sampling
 from turnwise.agents.layers import projected
 from turnwise.clock import Clock
 from turnwise.prefixes import common_prefix, loans
@@ -27,19 +29,6 @@ from turnwise.trajectory import FloatArray, IntArray
 
 MIN_SHARED = 16
 """Tokens. What a new context shares with another is copied from there, where it is as long."""
-
-_BLOCK = 1024  # tokens of a large vocabulary that are searched together
-_WORD = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 do not truncate."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +67,11 @@ class _Slot:
     context: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
     sampling: Sampling = field(default_factory=Sampling)
-    uniforms: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    seeds: list[int] = field(default_factory=list)  # of the draws of a reply, by position
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
     active: bool = False
-
-
-class _Uniforms:
-    """Those of ``Generator(Philox(key=key))``, without making one, which asks the system for entropy each time."""
-
-    def __init__(self) -> None:
-        self._philox = np.random.Philox(key=0)
-        self._generator, self._fresh = np.random.Generator(self._philox), self._philox.state
-
-    def of(self, key: int, num: int) -> NDArray[np.float64]:
-        """``num`` numbers in [0, 1). ``key`` has up to 128 bits."""
-        self._fresh["state"]["key"][:] = key & _WORD, key >> 64
-        self._philox.state = self._fresh
-        return self._generator.random(num)
 
 
 @dataclass(slots=True)
@@ -138,7 +113,6 @@ class SlotEngine:
         )
         self._decoder = Decoder(model)
         self._shared_heads = config.num_attention_heads // config.num_key_value_heads
-        self._uniforms = _Uniforms()
         self.counts = EngineCounts()
         self.clock = Clock()
         self._slots: dict[int, _Slot] = {}
@@ -191,7 +165,8 @@ class SlotEngine:
     def submit(self, slot: int, ids: IntArray, *, fresh: bool, key: int, sampling: Sampling) -> None:
         """Add ``ids`` to the context (or, ``fresh``, make them the whole context) and start a reply.
 
-        ``key`` seeds the reply's draws. A fresh context reuses the cached prefix that it shares with the old.
+        ``key`` seeds the reply's draws (its lower 64 bits count). A fresh context reuses the cached prefix that it
+        shares with the old.
         Raises ValueError where context and reply could exceed ``max_length``.
         """
         state = self._slots[slot]
@@ -208,11 +183,15 @@ class SlotEngine:
             state.pending.extend(new)
         state.sampling = sampling
         if sampling.temperature > 0:
-            state.uniforms = self._uniforms.of(key, sampling.max_tokens)
+            state.seeds = position_seeds(key, sampling.max_tokens)
         state.ids, state.logprobs, state.entropies, state.active = [], [], [], True
 
     def step(self) -> list[Reply]:
-        """Feed what is pending, sample one token for every active slot; the replies that finished."""
+        """Feed what is pending, sample one token for every active slot; the replies that finished.
+
+        Raises LogitsError, which names a slot, where the model's logits are nan or infinite; the replies in progress
+        are given up then.
+        """
         live = self._ready()
         if not live:
             return []
@@ -221,6 +200,11 @@ class SlotEngine:
         with torch_threads(self.threads):
             ids, logprobs, entropies = self._forward(live)
         self.clock.split(self.clock.now() - began, prefill=self.counts.prefill_tokens - prefilled, decode=alone)
+        broken = [handle for handle, entropy in zip(live, entropies, strict=True) if math.isnan(entropy)]
+        if broken:
+            for handle in live:
+                self._slots[handle].active = False
+            raise LogitsError(broken[0], self._not_finite(self._slots[broken[0]]))
         finished = []
         for handle, token, logprob, entropy in zip(live, ids, logprobs, entropies, strict=True):
             state = self._slots[handle]
@@ -284,31 +268,17 @@ class SlotEngine:
 
     def _sample(self, logits: Tensor, states: list[_Slot]) -> tuple[Tensor, Tensor, Tensor]:
         """logits [R, V] -> sampled ids, their log-probs and the entropies, each [R]."""
-        settings = [state.sampling for state in states]
-        if any(s.temperature not in (0, 1) for s in settings):
-            logits = logits / torch.tensor([s.temperature or 1.0 for s in settings], device=self.device)[:, None]
-        drawn_from = full = torch.log_softmax(logits, dim=-1)
-        probabilities = full.exp()
-        entropies = -torch.linalg.vecdot(probabilities, full)
-        if any(s.top_p < 1 or s.top_k for s in settings):
-            drawn_from = truncated_logprobs(full, settings)
-            probabilities = drawn_from.exp()
-        ids = self._draw(probabilities, states)
-        return ids, drawn_from.gather(-1, ids[:, None])[:, 0], entropies
+        seeds = [state.seeds[len(state.ids)] if state.sampling.temperature else 0 for state in states]
+        return sample(logits, [state.sampling for state in states], seeds)
 
-    def _draw(self, probabilities: Tensor, states: list[_Slot]) -> Tensor:
-        """[R, V] -> [R]: by each slot's next uniform number, the most probable one where its temperature is 0."""
-        greedy = [state.sampling.temperature == 0 for state in states]
-        if all(greedy):
-            return probabilities.argmax(-1)
-        uniforms = [
-            0.0 if is_greedy else state.uniforms[len(state.ids)]
-            for is_greedy, state in zip(greedy, states, strict=True)
-        ]
-        ids = inverse_cdf(probabilities, torch.tensor(uniforms, dtype=torch.float64, device=self.device))
-        if any(greedy):
-            ids = torch.where(torch.tensor(greedy, device=self.device), probabilities.argmax(-1), ids)
-        return ids
+    def _not_finite(self, state: _Slot) -> str:
+        dtype = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        return (
+            f"the model's logits are nan or infinite at token {len(state.ids) + 1} of a reply (its weights are "
+            f"{dtype}, the temperature is {state.sampling.temperature:g}): no token can be drawn from them. Check "
+            "the dtype (float16 overflows where bfloat16 and float32 do not) and the checkpoint (weights that are nan "
+            "or infinite, tensors that belong to another model)"
+        )
 
 
 @contextmanager
@@ -323,46 +293,3 @@ def torch_threads(num: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one index per row of [R, V] from one uniform number in [0, 1) each: the same number, the same index.
-
-    Cumulative sums are in float64 and scaled to their total, so rounding cannot point past the last possible token;
-    tokens of probability 0 are never drawn. A large vocabulary is searched in two steps, a block and then a token of
-    it: the cumulative sum of all would cost more than the head.
-    """
-    size = probabilities.shape[1]
-    if size <= 2 * _BLOCK:
-        return _search(probabilities, uniforms)[0]
-    even = size - size % _BLOCK
-    blocks = probabilities[:, :even].view(len(probabilities), -1, _BLOCK).sum(-1)
-    block, share = _search(torch.cat([blocks, probabilities[:, even:].sum(1, keepdim=True)], dim=1), uniforms)
-    places = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=probabilities.device)
-    inside = probabilities.gather(1, places.clamp(max=size - 1)).masked_fill_(places >= size, 0.0)
-    return block * _BLOCK + _search(inside, share)[0]
-
-
-def _search(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """The place in each row of [R, N] that a number in [0, 1) of its sum falls to, and how far into it, in [0, 1)."""
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
-    targets = uniforms[:, None] * cumulative[:, -1:]
-    place = torch.searchsorted(cumulative, targets, right=True).clamp_(max=weights.shape[1] - 1)
-    weight = weights.gather(1, place).double()
-    share = (targets - cumulative.gather(1, place) + weight) / weight
-    return place[:, 0], share[:, 0].clamp_(0.0, 1.0 - 2.0**-53)
-
-
-def truncated_logprobs(logprobs: Tensor, settings: list[Sampling]) -> Tensor:
-    """Log-probs [R, V] renormalised after top-k, then top-p; -inf outside."""
-    ordered, order = logprobs.sort(dim=-1, descending=True)
-    rank = torch.arange(logprobs.shape[-1], device=logprobs.device)
-    top_k = torch.tensor([s.top_k or logprobs.shape[-1] for s in settings], device=logprobs.device)
-    top_p = torch.tensor([s.top_p for s in settings], device=logprobs.device)
-    keep = rank < top_k[:, None]
-    probabilities = torch.where(keep, ordered.exp(), 0.0)
-    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
-    before = probabilities.cumsum(-1) - probabilities
-    keep &= (before < top_p[:, None]) | (rank == 0)
-    kept = torch.zeros_like(keep).scatter_(-1, order, keep)
-    return torch.log_softmax(logprobs.masked_fill(~kept, -torch.inf), dim=-1)

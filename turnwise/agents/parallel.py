@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from turnwise.agents.drawing import LogitsError
 from turnwise.agents.engine import EngineCounts, Reply, Sampling
 from turnwise.agents.remote import RemoteEngine
 from turnwise.clock import Clock
@@ -79,7 +80,10 @@ class ParallelEngine:
 
     def _taken(self, number: int) -> list[Reply]:
         began = self.clock.now()
-        replies, tokens = self.engines[number].end_step()
+        try:
+            replies, tokens = self.engines[number].end_step()
+        except LogitsError as error:
+            raise LogitsError(self._slots[number, error.slot], str(error)) from None
         self.clock.split(self.clock.now() - began, **tokens)
         return [
             Reply(self._slots[number, reply.slot], reply.ids, reply.logprobs, reply.entropies, reply.ended)

@@ -11,7 +11,7 @@ import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -23,6 +23,7 @@ import torch
 from gymnasium.error import ResetNeeded
 from torch import Tensor, nn
 
+from turnwise.agents.drawing import LogitsError
 from turnwise.agents.engine import EngineCounts, Reply, Sampling, SlotEngine
 from turnwise.agents.episode import AgentError
 from turnwise.envs.child import START_METHODS, Child, EnvDiedError, EnvRaisedError
@@ -148,7 +149,8 @@ class RemoteEngine:
         self._unfed.discard(slot)
         self._commands.append(("close", (slot,)))
         if self.is_stepping and not self._active:
-            self.end_step()  # nobody waits for it: whoever plays next begins as after a resume
+            with suppress(LogitsError):
+                self.end_step()  # nobody waits for it: whoever plays next begins as after a resume
 
     def length(self, slot: int) -> int:
         """Tokens in the slot's context, the sampled ones included."""
@@ -179,10 +181,16 @@ class RemoteEngine:
         self.is_stepping = True
 
     def end_step(self) -> tuple[list[Reply], dict[str, int]]:
-        """Wait for the step: its replies, but those of slots closed meanwhile, and the tokens fed by stage."""
+        """Wait for the step: its replies, but those of slots closed meanwhile, and the tokens fed by stage.
+
+        Raises LogitsError as ``SlotEngine.step`` does.
+        """
         self.is_stepping = False
         with _explained():
-            replies, tokens, self.counts = self._child.told("step", limit=_LIMIT)
+            replies, tokens, self.counts, fault = self._child.told("step", limit=_LIMIT)
+        if fault is not None:
+            slot, message = fault
+            raise LogitsError(slot if slot in self._active else min(self._active, default=slot), message)
         found = [reply for reply in replies if reply.slot in self._active]
         for reply in found:
             self._active.remove(reply.slot)
@@ -199,6 +207,10 @@ def _explained() -> Iterator[None]:
         raise AgentError(f"a sampling engine failed ({error}); rollout.engines=1 samples in this process") from None
 
 
+_Stepped = tuple[list[Reply], dict[str, int], EngineCounts, tuple[int, str] | None]
+"""Finished replies, tokens fed by stage, work in all, and where and how a LogitsError was raised."""
+
+
 class _Served:
     """What the process holds."""
 
@@ -208,7 +220,7 @@ class _Served:
         torch.set_num_threads(threads)
         self._engine = SlotEngine(model.model(), num_slots=num_slots, max_length=max_length, end_ids=end_ids)
 
-    def step(self, commands: list[tuple[str, tuple[Any, ...]]]) -> tuple[list[Reply], dict[str, int], EngineCounts]:
+    def step(self, commands: list[tuple[str, tuple[Any, ...]]]) -> _Stepped:
         """Do the commands, in order, then a step."""
         for name, arguments in commands:
             if name == "submit":
@@ -216,4 +228,9 @@ class _Served:
                 self._engine.submit(slot, ids, fresh=fresh, key=key, sampling=sampling)
             else:
                 getattr(self._engine, name)(*arguments)
-        return self._engine.step(), dict(self._engine.clock.take().tokens), self._engine.counts
+        replies, fault = list[Reply](), None
+        try:
+            replies = self._engine.step()
+        except LogitsError as error:
+            fault = error.slot, str(error)
+        return replies, dict(self._engine.clock.take().tokens), self._engine.counts, fault

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.chat_client import Usage
+from turnwise.agents.drawing import other_draw
 from turnwise.agents.textplay import Played
 from turnwise.evaluation.pooling import Pooled
 from turnwise.evaluation.report import Report, write_json
@@ -118,6 +119,11 @@ class EvaluationFile:
         """Target ``number`` begins, or goes on: then ValueError unless it is still the same."""
         known, plain = self._raw["targets"], json.loads(json.dumps(described))
         if number < len(known):
+            if "draw" in plain and (told := other_draw(known[number].get("draw", 1))):
+                raise ValueError(
+                    f"{self.path} cannot go on: {told}, and an evaluation keeps to one way (a finished one can still "
+                    "be compared): choose another --out"
+                )
             _same(self.path, known[number], plain)
         else:
             known.append(plain)

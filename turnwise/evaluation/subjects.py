@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.chat_client import EndpointConfig
+from turnwise.agents.drawing import DRAW
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import ModelAgent, Player, Seating
@@ -129,6 +130,7 @@ class Subject:
             "opponents": {side or "all": _who(player) for side, player in (seating.opponents or {}).items()},
             "start": start_of(self.run, self.config) if self.run and self.config else None,
             "settings": settings,
+            **({"draw": DRAW} if seating.models else {}),
         }
 
 

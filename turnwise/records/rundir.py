@@ -1,7 +1,7 @@
 """A run on disk: configuration, metrics, trajectories, checkpoints. safetensors and JSON; nothing executes on load.
 
 config.yaml        the resolved configuration
-run.json           versions, commit, hashes of the panels, command; locked while somebody trains
+run.json           versions, commit, hashes of the panels, command, how tokens are drawn; locked while somebody trains
 model/             the base model (scratch models; a pretrained one stays where it is)
 metrics.jsonl      one line per update, on the disk before the next begins
 trajectories.jsonl.gz   every training episode
@@ -26,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from turnwise.agents.drawing import DRAW, other_draw
 from turnwise.config import RunConfig
 from turnwise.configfile import dump_config, parse_config
 from turnwise.records.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
@@ -59,7 +60,8 @@ class RunDirectory:
             raise ValueError(f"{run.path} is not an empty folder: choose another --out")
         try:
             run.checkpoints.path.mkdir(parents=True)
-            write_text(run.path / "run.json", json.dumps({**provenance(), "panels": dict(panels)}, indent=1))
+            made = {**provenance(), "panels": dict(panels), "draw": DRAW}
+            write_text(run.path / "run.json", json.dumps(made, indent=1))
             write_text(run.path / "config.yaml", dump_config(config))
         except OSError as error:
             raise ValueError(f"no run can be made at {run.path} ({error.strerror}): choose another --out") from error
@@ -103,12 +105,20 @@ class RunDirectory:
         )
 
     def check_unchanged(self, panels: Mapping[str, str]) -> None:
-        """ValueError where the tasks are not those that the run began with; a warning about other versions."""
+        """ValueError where tasks or the draw of tokens are not those that the run began with; else a warning about
+        other versions.
+        """
         try:
             made = json.loads((self.path / "run.json").read_text())
-            before, versions = dict(made["panels"]), dict(made["versions"])
-        except (OSError, ValueError, LookupError, TypeError) as error:
+            before, versions, draw = dict(made["panels"]), dict(made["versions"]), made.get("draw", 1)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.path / 'run.json'} cannot be read: {error}") from None
+        if told := other_draw(draw):
+            raise ValueError(
+                f"{self.path} cannot go on: {told}, and a run keeps to one way. It can still be evaluated, exported "
+                f"and compared. To train on, start a new run from its model: `turnwise export {self.path} --to MODEL`, "
+                "then `turnwise train model.path=MODEL warmstart=null` with its other settings"
+            )
         changed = [name for name, value in panels.items() if value != before.get(name, value)]
         if changed:
             raise ValueError(

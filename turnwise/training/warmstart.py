@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.collector import Collector
+from turnwise.agents.drawing import DRAW
 from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent, Seating, SuccessRule, mix
 from turnwise.agents.policy import load_model, save_model
@@ -79,8 +80,10 @@ def _cached(config: RunConfig, on_progress: OnProgress | None, fresh: bool) -> P
 
 def warmstart_key(config: RunConfig) -> str:
     """16 hex digits over environment, model, agent, cloning settings and seed."""
+    measured = config.warmstart is not None and config.warmstart.stop_success is not None  # sampled success ends it
     parts = {
         "format": FORMAT,
+        **({"draw": DRAW} if measured else {}),
         "env": [config.env.id, config.env.kwargs],
         "model": config.model.model_dump(),
         "agent": config.agent.model_dump(),
