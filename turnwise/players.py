@@ -13,8 +13,9 @@ from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.endpoint import UNTRAINED, endpoint, is_endpoint
 from turnwise.agents.engine import Engine, SlotEngine
 from turnwise.agents.episode import ModelAgent, Player, Scripted
+from turnwise.agents.loading import check_length, end_ids, load_model
 from turnwise.agents.parallel import ParallelEngine
-from turnwise.agents.policy import Policy, load_model
+from turnwise.agents.policy import Policy
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.remote import RemoteEngine, shared_weights
 from turnwise.agents.scripted import scripted

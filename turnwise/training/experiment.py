@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from turnwise.agents.policy import check_device
+from turnwise.agents.loading import check_device
 from turnwise.config import RunConfig
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object

@@ -15,7 +15,7 @@ from typing import Any
 from turnwise.agents.collector import Collector
 from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent, Seating, SuccessRule, mix
-from turnwise.agents.policy import load_model, save_model
+from turnwise.agents.loading import load_model, save_model
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.config import GameConfig, RunConfig
