@@ -116,7 +116,8 @@ def model_agent(
     name: str = "",
 ) -> ModelAgent:
     """A policy, ready to play; on a CPU its slots may be divided among ``engines`` in processes."""
-    chat = ChatFormat(policy.tokenizer, settings.system)
+    check_length(policy.sampler.config, settings.max_context_tokens)
+    chat = ChatFormat(policy.tokenizer, settings.system, date=settings.date, end_ids=end_ids(policy.sampler))
     limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
     engine: Engine
     if engines == 1:

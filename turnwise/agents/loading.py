@@ -80,8 +80,8 @@ def check_length(config: Any, length: int) -> None:
     kind, limit = _rope(config), _rope_limit(config)
     if limit is not None and length > limit:
         raise ValueError(
-            f"contexts of {length} tokens are too long for this model: the angles of its {kind} rotary positions change "
-            f"beyond {limit} tokens, which a cache of keys cannot follow; set agent.max_context_tokens={limit} or less"
+            f"contexts of {length} tokens are too long for this model: beyond {limit} the angles of its {kind} rotary "
+            f"positions change, which a cache of keys cannot follow; set agent.max_context_tokens={limit} or less"
         )
 
 
@@ -161,21 +161,36 @@ def _check_tensors(found: dict[str, Any], name: str) -> None:
     told = [f"{what} {_some(names)}" for what, names in wrong.items() if names]
     if told:
         raise ValueError(
-            f"the checkpoint of model {name!r} does not fit its config.json: it {'; it '.join(told)}. transformers would "
-            "fill gaps with random numbers. Copy the folder again, or save it from the class that its configuration names"
+            f"the checkpoint of model {name!r} does not fit its config.json: it {'; it '.join(told)}. transformers "
+            "would fill gaps with random numbers. Copy the folder again, or save it from the class that it was trained as"
         )
 
 
 def _check_tokens(tokenizer: Any, model: Any, name: str) -> None:
-    """A table longer than the vocabulary is ordinary (it is padded); a shorter one has no vector for some tokens."""
+    """A table longer than the vocabulary is ordinary (it is padded); a shorter one has no vector for some tokens.
+
+    Those that transformers itself adds, as defaults of a class of tokenizers, never come out of a text.
+    """
     rows = len(model.get_input_embeddings().weight)
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        written = _tokenizer_files(name)
+        beyond = [(number, token) for number, token in beyond if json.dumps(token)[1:-1] in written or token in written]
     if beyond:
         raise ValueError(
             f"the tokenizer of model {name!r} has tokens without an embedding (the table has {rows} rows): "
             f"{_some([f'{token} ({number})' for number, token in beyond])}. Train with "
             "model.resize_token_embeddings(len(tokenizer)), or use the tokenizer that belongs to the model"
         )
+
+
+def _tokenizer_files(name: str) -> str:
+    """What the model's own files say of its tokens."""
+    from transformers.utils import cached_file
+
+    names = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
+    found = [cached_file(name, each, _raise_exceptions_for_missing_entries=False) for each in names]
+    return "\n".join(Path(path).read_text(encoding="utf-8") for path in found if path)
 
 
 def _rope(config: Any) -> str:
@@ -199,12 +214,16 @@ def _some(names: Collection[str], shown: int = 4) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # the second line says why
-    return text if isinstance(error, OSError | ValueError | RuntimeError | ImportError) else f"{type(error).__name__} {text}"
+    return (
+        text
+        if isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+        else f"{type(error).__name__} {text}"
+    )
 
 
 @contextmanager
 def _unreported() -> Iterator[None]:
-    """Without transformers' table of keys, which ``_check_tensors`` turns into an error; its other warnings are heard."""
+    """Without transformers' table of keys, of which ``_check_tensors`` makes an error; other warnings are heard."""
 
     def heard(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()

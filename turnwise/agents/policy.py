@@ -62,6 +62,8 @@ class Policy:
         seed: int = 0,
         gradient_checkpointing: bool = False,
     ) -> None:
+        if getattr(model, "peft_config", None):
+            raise ValueError("the model has PEFT adapters of its own: merge them first (merge_and_unload)")
         self.tokenizer, self.lora = tokenizer, lora
         self.version, self.temperature = 0, 1.0
         self.sharing: Sharing = "auto"  # of equal beginnings: where it pays

@@ -15,7 +15,7 @@ from typing import Any
 from turnwise.agents.collector import Collector
 from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent, Seating, SuccessRule, mix
-from turnwise.agents.loading import load_model, save_model
+from turnwise.agents.loading import end_ids, load_model, save_model
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.config import GameConfig, RunConfig
@@ -120,7 +120,7 @@ def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: An
     """
     assert config.warmstart is not None
     assert config.warmstart.stop_success is not None
-    chat = ChatFormat(tokenizer, config.agent.system)
+    chat = ChatFormat(tokenizer, config.agent.system, date=config.agent.date, end_ids=end_ids(model))
     engine = SlotEngine(
         model,
         num_slots=config.rollout.num_slots,
