@@ -162,7 +162,7 @@ def _check_tensors(found: dict[str, Any], name: str) -> None:
     if told:
         raise ValueError(
             f"the checkpoint of model {name!r} does not fit its config.json: it {'; it '.join(told)}. transformers "
-            "would fill gaps with random numbers. Copy the folder again, or save it from the class that it was trained as"
+            "would fill gaps with random numbers. Copy the folder again, or save the model as what it was trained as"
         )
 
 

@@ -70,14 +70,16 @@ class ChatFormat:
         """The text that ``open`` (``fresh``) or ``extend`` made ``prompt_ids`` of; ValueError where neither did."""
         ids = tuple(prompt_ids.tolist())
         opening = self._first if fresh else self._next
-        if not fresh and ids[:1] == (self.end_id,) and (self.end_id, *opening.ids) == ids[: len(opening.ids) + 1]:
-            ids = ids[1:]
-        start, end = len(opening.ids), len(ids) - len(self._header)
-        text = ""
-        if start <= end and ids[:start] == opening.ids and ids[end:] == self._header:
-            text = self._spelling.text_of(ids[start:end], opening.behind, self._stem_ids)
-            if text.startswith(opening.tail) and text.endswith(self._head):
-                return text[len(opening.tail) : len(text) - len(self._head)]
+        end = len(ids) - len(self._header)
+        for missing in ((),) if fresh else ((), (self.end_id,)):
+            lead = (*missing, *opening.ids)
+            segment = ids[len(lead) : end]
+            if len(lead) > end or ids[: len(lead)] != lead or ids[end:] != self._header:
+                continue
+            if self._spelling.used.isdisjoint(segment):
+                text = self._spelling.text_of(segment, opening.behind, self._stem_ids)
+                if text.startswith(opening.tail) and text.endswith(self._head):
+                    return text[len(opening.tail) : len(text) - len(self._head)]
         raise ValueError("these tokens are not a message in this tokenizer's chat template")
 
     def open(self, text: str) -> IntArray:

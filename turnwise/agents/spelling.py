@@ -75,16 +75,22 @@ class Spelling:
             if not token.special and _MARKUP.fullmatch(token.content) and any(token.content in text for text in control)
         ]
         self._own.add_special_tokens([AddedToken(content, special=True, normalized=False) for content in used])
-        self.special = frozenset(
-            number for number, token in self._own.get_added_tokens_decoder().items() if token.special
-        )
-        self._control = {text: self._split(text) for text in control}
+        special = {n: token.content for n, token in self._own.get_added_tokens_decoder().items() if token.special}
+        self._control = {text: self._split(text, special) for text in control}
+        self.used = frozenset(number for found in self._control.values() for number in found.ids)
+        """The special tokens of the control texts: no plain segment holds one."""
         self._own.add_tokens([AddedToken(_ANCHOR, special=False, normalized=False)])
         self._own.encode_special_tokens = True  # from here on nothing of it changes
 
-    def _split(self, text: str) -> Control:
-        found = self._own.encode(encodable(text), add_special_tokens=False)
-        places = [(*found.offsets[i], number) for i, number in enumerate(found.ids) if number in self.special]
+    def _split(self, text: str, special: dict[int, str]) -> Control:
+        text = encodable(text)
+        found = self._own.encode(text, add_special_tokens=False)
+        places = [
+            (start, end, number)
+            for number, (start, end) in zip(found.ids, found.offsets, strict=True)
+            # A byte without a token of its own may be spelled by a token that is called special, such as <0x3C>.
+            if number in special and special[number] in text[start:end]
+        ]
         ends = [end for _, end, _ in places]
         texts = [text[a:b] for a, b in zip([0, *ends], [*(start for start, _, _ in places), len(text)], strict=True)]
         return Control(tuple(number for _, _, number in places), tuple(texts), tuple(ends))
@@ -128,8 +134,9 @@ class Spelling:
     def text_of(self, segment: Sequence[int], behind: bool, stem: Sequence[int]) -> str:
         """The text that ``plain`` made a segment of; ``stem``: any tokens that may come before it.
 
-        Some decoders drop the first space of a text, which SentencePiece may have put there or not: the text that
-        gives the same tokens again is the right one.
+        SentencePiece may have put a space before it, which decoders drop or do not: the text that gives the same
+        tokens again is the right one.
         """
         alone, after = self.text(segment), self.text_after(stem, segment)
-        return after if after != alone and self.plain(after, behind) == tuple(segment) else alone
+        likely = dict.fromkeys((alone.removeprefix(" "), after.removeprefix(" "), alone, after))
+        return next((text for text in likely if self.plain(text, behind) == tuple(segment)), alone)
