@@ -77,6 +77,11 @@ def test_half_a_file_is_one_sentence(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_angles_that_old_checkpoints_hold_are_no_surplus(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    load_model(reheld(scratch_folder(tmp_path), lambda tensors: tensors.update({name: torch.ones(4)})))
+
+
 def test_a_head_that_is_tied_is_not_missing_and_padding_is_no_gap(tmp_path: Path) -> None:
     model = tiny_model()
     model.resize_token_embeddings(len(tokenizer()) + 22)

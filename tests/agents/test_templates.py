@@ -127,6 +127,29 @@ def test_deltas_are_the_tokens_of_the_whole(made: str, template: str, first: str
         assert chat.message(chat.extend(ended, second), fresh=False) == second
 
 
+@pytest.mark.parametrize("user", ["trim", "string"])
+@pytest.mark.parametrize("assistant", ["trim", "string"])
+def test_white_space_is_dropped_where_the_template_does(user: str, assistant: str) -> None:
+    template = _roles(
+        _HEADED.replace("m['content']", f"(m['content'] | {user})"),
+        _HEADED.replace("m['content']", f"(m['content'] | {assistant})"),
+        "'<|head|>assistant<|head|>\\n\\n'",
+    )
+    own = bytes_of(template)
+    chat, first, reply, second = ChatFormat(own), "\n you see\n\n", " go to  it\n", "  ok "
+    said = chat.reply(reply)
+    stream = [*chat.open(first), *said, *chat.extend(said, second)]
+    rendered = own.apply_chat_template(asked(first, reply, second), add_generation_prompt=True, tokenize=False)
+    assert own.decode(stream) == rendered
+    assert chat.message(chat.open(first), fresh=True) == (first if user == "string" else first.strip())
+
+
+@pytest.mark.parametrize("change", ["| replace('\\n', ' ')", "| indent(2)"])
+def test_a_template_that_rewrites_white_space_is_refused(change: str) -> None:
+    with pytest.raises(ValueError, match="changes white space"):
+        ChatFormat(bytes_of(TEMPLATES["chatml"].replace("m['content']", f"(m['content'] {change})")))
+
+
 @pytest.mark.parametrize("made", TOKENIZERS)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_what_a_world_spells_is_no_control_token(made: str, template: str) -> None:
@@ -174,6 +197,7 @@ def test_an_end_that_is_not_called_special_cannot_be_spelled() -> None:
         (_roles(_CHATML, _CHATML, "'<|im_start|>model\\n'"), "has another generation prompt"),
         (_roles(_CHATML, _CHATML, "'<|im_start|>'"), "has another generation prompt"),
         (TEMPLATES["chatml"].replace("<|im_end|>", ""), "does not end an assistant's message with a special token"),
+        (TEMPLATES["chatml"].replace("m['content']", "(m['content'] | upper)"), "each message exactly once"),
         (TEMPLATES["headed"].replace("<|eot|>", "\\n"), "does not end an assistant's message with a special token"),
     ],
 )

@@ -67,7 +67,9 @@ class ChatFormat:
         self._before_reply = spelling.text_after(self._stem_ids, self._spelled(layout.lead + "x")).partition("x")[0]
 
     def message(self, prompt_ids: IntArray, *, fresh: bool) -> str:
-        """The text that ``open`` (``fresh``) or ``extend`` made ``prompt_ids`` of; ValueError where neither did."""
+        """The text that ``open`` (``fresh``) or ``extend`` made ``prompt_ids`` of, less what the template drops at its
+        ends; ValueError where neither did.
+        """
         ids = tuple(prompt_ids.tolist())
         opening = self._first if fresh else self._next
         end = len(ids) - len(self._header)
@@ -92,13 +94,13 @@ class ChatFormat:
         return self._prompt(() if ended else (self.end_id,), self._next, text)
 
     def _prompt(self, missing: tuple[int, ...], opening: Opening, text: str) -> IntArray:
-        segment = self._plain(opening.tail + text + self._head, opening.behind)
+        segment = self._plain(opening.tail + self._layout.of_user(text) + self._head, opening.behind)
         return np.asarray([*missing, *opening.ids, *segment, *self._header], np.int32)
 
     def reply(self, text: str) -> IntArray:
         """A reply as demonstrations give it: the text and the end token, behind no thought."""
         lead = "</think>\n\n" if self._layout.opened else self._layout.lead
-        return np.asarray([*self._spelled(lead + text + self._trail), self.end_id], np.int32)
+        return np.asarray([*self._spelled(lead + self._layout.of_assistant(text) + self._trail), self.end_id], np.int32)
 
     def _spelled(self, said: str) -> tuple[int, ...]:
         """The tokens of a reply where it stands: behind the header, whose own tokens are there before it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -16,7 +17,10 @@ from typing import Any
 DATE = "2024-07-26"
 """What templates with a date show unless told otherwise: the day that Llama's own fall back to."""
 
-_FIRST, _ANSWER, _SECOND = "<<<one>>>", "<<<two>>>", "<<<three>>>"
+_FIRST, _ANSWER, _SECOND = "<<<One>>>", "<<<Two>>>", "<<<Three>>>"
+
+_PAD = " \n "
+_ENDS: dict[str, Callable[[str], str]] = {"": str, "strip": str.strip, "lstrip": str.lstrip, "rstrip": str.rstrip}
 
 _EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 _STOPPED_CLOCK = re.compile(r"\A\{%- macro strftime_now\(form\) -%\}.*?\{%- endmacro -%\}", re.DOTALL)
@@ -35,6 +39,8 @@ class Layout:
     closing   what follows a reply whatever comes next: the first special token in it is the end of a turn
     between   after a reply, up to the next user's message; begins with ``closing``
     opened    a thought's tag that the header leaves open
+    shown     what the template does to a message of the user; ``said``: of the assistant (a method of str that drops
+              white space at its ends, or none)
     """
 
     before: str
@@ -43,6 +49,14 @@ class Layout:
     closing: str
     between: str
     opened: str
+    shown: str
+    said: str
+
+    def of_user(self, text: str) -> str:
+        return _ENDS[self.shown](text)
+
+    def of_assistant(self, text: str) -> str:
+        return _ENDS[self.said](text)
 
 
 def take_apart(tokenizer: Any, system: str | None, date: str) -> Layout:
@@ -71,6 +85,16 @@ def take_apart(tokenizer: Any, system: str | None, date: str) -> Layout:
         ) from None
     if later != after:
         raise ValueError("the chat template opens the assistant's turn differently later in a conversation")
+    padded = [{**message, "content": _PAD + message["content"] + _PAD} for message in asked[-2:]]
+    shown = _rendered(tokenizer, [*opening, *padded], date)
+    trims = [
+        (user, assistant)
+        for user, of_user in _ENDS.items()
+        for assistant, of_assistant in _ENDS.items()
+        if past + of_assistant(_PAD + _ANSWER + _PAD) + between + of_user(_PAD + _SECOND + _PAD) + after == shown
+    ]
+    if not trims:
+        raise ValueError("the chat template changes white space around messages, and does more than to drop it")
     ignored = first == _rendered(tokenizer, opening, date, header=False)
     opened = _OPENED_THOUGHT.search(after)
     return Layout(
@@ -80,6 +104,8 @@ def take_apart(tokenizer: Any, system: str | None, date: str) -> Layout:
         closing="".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(last, between, strict=False))),
         between=between,
         opened=opened.group() if opened else "",
+        shown=trims[0][0],
+        said=trims[0][1],
     )
 
 

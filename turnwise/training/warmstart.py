@@ -15,7 +15,7 @@ from typing import Any
 from turnwise.agents.collector import Collector
 from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent, Seating, SuccessRule, mix
-from turnwise.agents.loading import end_ids, load_model, save_model
+from turnwise.agents.loading import check_length, end_ids, load_model, save_model
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.config import GameConfig, RunConfig
@@ -94,7 +94,9 @@ def warmstart_key(config: RunConfig) -> str:
 def start_model(config: RunConfig, env: TextEnv) -> tuple[Any, Any]:
     """Model and tokenizer before cloning: random weights, or the pretrained ones."""
     if not isinstance(config.model, ScratchModelConfig):
-        return load_model(config.model.path, dtype=config.model.dtype, device=config.device)
+        found = load_model(config.model.path, dtype=config.model.dtype, device=config.device)
+        check_length(found[0].config, config.agent.max_context_tokens)
+        return found
     assert config.warmstart is not None
     texts = _texts(env, config.warmstart, config.seed, SuccessRule(config.env.success_threshold))
     model = config.model
