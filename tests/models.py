@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.policy import save_model
+from turnwise.agents.loading import save_model
 from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 
 TINY = ScratchModelConfig(

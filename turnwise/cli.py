@@ -267,7 +267,7 @@ def warmstart(
     to: Annotated[Path | None, typer.Option("--to", help="A new folder for it, beside the cache.")] = None,
 ) -> None:
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
-    from turnwise.agents.policy import check_device
+    from turnwise.agents.loading import check_device
     from turnwise.commands.display import LiveDisplay
     from turnwise.training.warmstart import warmstart as run_warmstart
 

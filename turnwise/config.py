@@ -17,7 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from turnwise.agents.policy import DType, LoRAConfig
+from turnwise.agents.loading import DType
+from turnwise.agents.policy import LoRAConfig
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scratch import ScratchModelConfig
 from turnwise.agents.worldwork import Order

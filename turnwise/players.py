@@ -13,8 +13,9 @@ from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.endpoint import UNTRAINED, endpoint, is_endpoint
 from turnwise.agents.engine import Engine, SlotEngine
 from turnwise.agents.episode import ModelAgent, Player, Scripted
+from turnwise.agents.loading import check_length, end_ids, load_model
 from turnwise.agents.parallel import ParallelEngine
-from turnwise.agents.policy import Policy, load_model
+from turnwise.agents.policy import Policy
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.remote import RemoteEngine, shared_weights
 from turnwise.agents.scratch import made_from_scratch
@@ -119,7 +120,8 @@ def model_agent(
     name: str = "",
 ) -> ModelAgent:
     """A policy, ready to play; on a CPU its slots may be divided among ``engines`` in processes."""
-    chat = ChatFormat(policy.tokenizer, settings.system)
+    check_length(policy.sampler.config, settings.max_context_tokens)
+    chat = ChatFormat(policy.tokenizer, settings.system, date=settings.date, end_ids=end_ids(policy.sampler))
     limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
     engine: Engine
     if engines == 1:

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models import tiny_model, tokenizer
 from turnwise.agents import head as head_module
-from turnwise.agents.policy import LoRAConfig, Policy, load_model, save_model
+from turnwise.agents.loading import load_model, save_model
+from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.fuzz.prompts import chats, observation
 from tests.fuzz.texts import CONTROL
 from tests.models import tokenizer
 from turnwise.agents.episode import SuccessRule
-from turnwise.agents.prompts import ChatFormat, encodable
+from turnwise.agents.prompts import ChatFormat
+from turnwise.agents.spelling import encodable
 from turnwise.configfile import load_config
 from turnwise.envs.returned import check_seen, check_step
 from turnwise.jsonfile import read_object
@@ -33,11 +35,11 @@ def test_bad_input_ends_well(kind: Kind) -> None:
 
 
 def test_the_fuzzer_sees_a_control_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(self: ChatFormat, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(encodable(text), add_special_tokens=False))
+    def careless(self: ChatFormat, segment: str, behind: bool) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(encodable(segment), add_special_tokens=False))
 
     for chat in chats():
-        monkeypatch.setattr(chat, "_plain", lambda text, chat=chat: careless(chat, text))
+        monkeypatch.setattr(chat, "_plain", partial(careless, chat))
     tally = attempts(Kind("observations", "", observation, 1.0), 40)
     assert len(tally.faults) > 10
 

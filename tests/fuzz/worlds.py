@@ -121,7 +121,7 @@ def world(rng: random.Random, folder: Path) -> str:
 
 def _check(trajectory: Trajectory, config: AgentConfig) -> None:
     special = set(tokenizer().all_special_ids)
-    own = len([i for i in [*_chat().before_user, *_chat().after_user] if i in special])
+    own = len([i for i in _chat().open("").tolist() if i in special])
     assert trajectory.success in (True, False, None)
     assert trajectory.score is None or math.isfinite(trajectory.score)
     for turn in trajectory.turns:

@@ -23,6 +23,7 @@ from turnwise.agents.decoder import Decoder
 from turnwise.agents.drawing import LogitsError, position_seeds, sample
 from turnwise.agents.drawing import Sampling as Sampling
 from turnwise.agents.layers import projected
+from turnwise.agents.loading import check_length
 from turnwise.clock import Clock
 from turnwise.prefixes import common_prefix, loans
 from turnwise.trajectory import FloatArray, IntArray
@@ -100,6 +101,7 @@ class SlotEngine:
         self.model, self.num_slots, self.max_length, self.end_ids = model, num_slots, max_length, end_ids
         self.threads = threads
         config = model.config
+        check_length(config, max_length)
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         weight = next(model.parameters())
         self.device = weight.device

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,12 +22,8 @@ from torch import Tensor, nn
 
 from turnwise.agents.decoder import Decoder
 from turnwise.agents.head import logprob_entropy
+from turnwise.agents.loading import DType, load_model, save_model
 from turnwise.agents.packing import Sharing, pack
-
-DType = Literal["auto", "float32", "bfloat16"]
-
-# Model types whose layers are what the decoder computes.
-_FAMILIES = ("qwen2", "qwen3", "llama")
 
 
 class LoRAConfig(BaseModel):
@@ -66,6 +62,8 @@ class Policy:
         seed: int = 0,
         gradient_checkpointing: bool = False,
     ) -> None:
+        if getattr(model, "peft_config", None):
+            raise ValueError("the model has PEFT adapters of its own: merge them first (merge_and_unload)")
         self.tokenizer, self.lora = tokenizer, lora
         self.version, self.temperature = 0, 1.0
         self.sharing: Sharing = "auto"  # of equal beginnings: where it pays
@@ -205,45 +203,6 @@ def weights_hash(state: dict[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") -> tuple[Any, Any]:
-    """Model and tokenizer of a folder or hub name."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    check_device(device)
-    name = str(path)
-    looks_local = name.startswith((".", "/", "~"))
-    if looks_local and not (Path(name).expanduser() / "config.json").exists():
-        raise ValueError(f"no model at {name!r}: expected a Hugging Face folder with config.json")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(Path(name).expanduser() if looks_local else name, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(Path(name).expanduser() if looks_local else name)
-    except (OSError, ValueError, ImportError) as error:
-        raise ValueError(f"could not load model {name!r}: {str(error).splitlines()[0]}") from error
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if model.config.model_type not in _FAMILIES or kinds != {"full_attention"}:
-        raise ValueError(
-            f"model {name!r} is a {model.config.model_type} with {', '.join(sorted(kinds))}: the engine knows "
-            f"{', '.join(_FAMILIES)} with full attention"
-        )
-    return model.to(device).eval(), tokenizer
-
-
-def check_device(device: str) -> None:
-    """Raises ValueError for a device that is not there."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise ValueError(f"unknown device {device!r}: expected cpu, cuda, or cuda:N") from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but torch finds no CUDA device; use device=cpu")
-
-
-def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
-    """Write an ordinary Hugging Face folder: safetensors, config, tokenizer, chat template."""
-    model.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
 
 
 def _sharing_copy(model: Any) -> Any:

@@ -1,9 +1,9 @@
 """Token deltas: what each turn adds to the context, rendered once and never again.
 
-``ChatFormat`` takes a tokenizer's own chat template apart into three fixed pieces of tokens; a conversation is
-those pieces laid around the encoded observations and the sampled replies. History is never re-rendered (chat
-templates may strip earlier thoughts) and never re-tokenised. Text of an environment is encoded with special
-tokens disabled, so an observation that spells ``<|im_end|>`` stays text.
+``ChatFormat`` takes a tokenizer's own chat template apart (``templates.py``) into fixed pieces; a conversation is
+those pieces laid around the observations and the sampled replies, with the tokens that the whole text would have
+(``spelling.py``). History is never re-rendered (chat templates may strip earlier thoughts) and never re-tokenised.
+Text of an environment is encoded with special tokens disabled, so an observation that spells ``<|im_end|>`` stays text.
 
 A *context policy* decides what the model sees: everything so far (``FullHistory``), or the task and the last k
 turns, rendered afresh each turn (``Window``). Both yield ``prompt_ids`` and ``continues`` of a ``Turn``.
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import date as Date
 from functools import lru_cache
 from typing import Any, Literal, Protocol, cast
 
@@ -21,10 +22,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from turnwise.agents.actions import ActionFormat
+from turnwise.agents.spelling import Opening, Spelling
+from turnwise.agents.templates import DATE, take_apart
 from turnwise.naming import unknown
 from turnwise.trajectory import IntArray
-
-_FIRST, _ANSWER, _SECOND = "<<<one>>>", "<<<two>>>", "<<<three>>>"
 
 TAG_INSTRUCTIONS = (
     "First think step by step inside <think> </think>. Then give exactly one action inside <action> </action>."
@@ -32,91 +33,91 @@ TAG_INSTRUCTIONS = (
 
 
 class ChatFormat:
-    """The fixed tokens of a chat template. Raises ValueError for a template that cannot be taken apart."""
+    """The fixed tokens of a chat template. Raises ValueError for a template that cannot be taken apart.
 
-    def __init__(self, tokenizer: Any, system: str | None = None) -> None:
+    ``date`` (year-month-day) is what a template shows that asks for today's. ``end_ids`` are further tokens that end a
+    reply, such as those of the model's generation_config.
+    """
+
+    def __init__(
+        self, tokenizer: Any, system: str | None = None, *, date: str = DATE, end_ids: Iterable[int] = ()
+    ) -> None:
         self.tokenizer = tokenizer
-        if tokenizer.chat_template is None:
+        layout = self._layout = take_apart(tokenizer, system, date)
+        spelling = self._spelling = Spelling(tokenizer, [layout.before, layout.after, layout.between])
+        self._plain = lru_cache(maxsize=4096)(spelling.plain)
+        end = spelling.control(layout.between)
+        if not end.ids or end.ends[0] > len(layout.closing):
             raise ValueError(
-                "the tokenizer has no chat template: pass a chat (instruct) model, or set tokenizer.chat_template"
+                "the chat template does not end an assistant's message with a special token (whatever comes next, it "
+                f"writes {layout.closing!r}): nothing would tell where a reply ends"
             )
-        opening = [{"role": "system", "content": system}] if system else []
-        opening.append({"role": "user", "content": _FIRST})
-        more = [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _SECOND}]
-        first, whole = self._render(opening), self._render(opening + more)
-        try:
-            before, after = first.split(_FIRST)
-            _, rest = whole.split(_ANSWER)
-            between, end = rest.split(_SECOND)
-        except ValueError:
-            raise ValueError(
-                "the chat template does not show each message exactly once: turnwise cannot build token deltas "
-                "from it; use a template that renders every message verbatim"
-            ) from None
-        if end != after:
-            raise ValueError("the chat template opens the assistant's turn differently later in a conversation")
-        self.before_user = self._encode_control(before)
-        self.after_user = self._encode_control(after)
-        self.between = self._encode_control(between)
-        end_id = next((t for t in self.between if t in set(tokenizer.all_special_ids)), None)
-        if end_id is None:
-            raise ValueError("the chat template does not end an assistant's message with a special token")
-        self.end_id, eos = int(end_id), tokenizer.eos_token_id
-        self.end_ids = frozenset({self.end_id} if eos is None else {self.end_id, eos})
-        """Tokens that end a reply: the template's own, and the tokenizer's end of sequence."""
-        self._head = self.between[: self.between.index(end_id) + 1]
-        self._tail = self.between[self.between.index(end_id) + 1 :]
-        self._plain = lru_cache(maxsize=4096)(self._encode_plain)
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # a template is a program: it may fail in any way
-            roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
-            raise ValueError(
-                f"the chat template cannot show messages of {roles} ({type(error).__name__}: {error}): use another "
-                "template, or leave agent.system out where it knows no system message"
-            ) from error
-
-    def _encode_control(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(encodable(text), add_special_tokens=False))
-
-    def _encode_plain(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(encodable(text), add_special_tokens=False, split_special_tokens=True))
+        self.end_id = end.ids[0]
+        """The special token that the template writes after a reply, which a model has to write itself."""
+        eos = tokenizer.eos_token_id
+        self.end_ids = frozenset({self.end_id, *end_ids, *([] if eos is None else [eos])})
+        """Tokens that end a reply: the template's own, the tokenizer's end of sequence, and those given."""
+        self._first, self._next = spelling.opening(layout.before), spelling.opening(layout.between, skip=1)
+        self._head, self._header = spelling.closing(layout.after)
+        self._trail = end.texts[0]
+        # The text between a header's last special token and the reply, and tokens of it to decode a reply after.
+        self._stem = spelling.control(layout.after).texts[-1]
+        self._stem_ids = spelling.plain(self._stem, True) or (*self._header, self.end_id)[:1]
+        # A space that the tokenizer puts before a reply is no part of it, nor is what the template puts there.
+        self._before_reply = spelling.text_after(self._stem_ids, self._spelled(layout.lead + "x")).partition("x")[0]
 
     def message(self, prompt_ids: IntArray, *, fresh: bool) -> str:
-        """The text that ``open`` (``fresh``) or ``extend`` made ``prompt_ids`` of; ValueError where neither did."""
-        ids = prompt_ids.tolist()
-        openings = [self.before_user] if fresh else [self.between, self._tail]
-        opening = next((o for o in openings if ids[: len(o)] == o), None)
-        end = len(ids) - len(self.after_user)
-        if opening is None or end < len(opening) or ids[end:] != self.after_user:
-            raise ValueError("these tokens are not a message in this tokenizer's chat template")
-        return self._decode(ids[len(opening) : end])
+        """The text that ``open`` (``fresh``) or ``extend`` made ``prompt_ids`` of, less what the template drops at its
+        ends; ValueError where neither did.
+        """
+        ids = tuple(prompt_ids.tolist())
+        opening = self._first if fresh else self._next
+        end = len(ids) - len(self._header)
+        for missing in ((),) if fresh else ((), (self.end_id,)):
+            lead = (*missing, *opening.ids)
+            segment = ids[len(lead) : end]
+            if len(lead) > end or ids[: len(lead)] != lead or ids[end:] != self._header:
+                continue
+            if self._spelling.used.isdisjoint(segment):
+                text = self._spelling.text_of(segment, opening.behind, self._stem_ids)
+                if text.startswith(opening.tail) and text.endswith(self._head):
+                    return text[len(opening.tail) : len(text) - len(self._head)]
+        raise ValueError("these tokens are not a message in this tokenizer's chat template")
 
     def open(self, text: str) -> IntArray:
         """A fresh conversation: one user message, then the assistant's header."""
-        return np.asarray([*self.before_user, *self._plain(text), *self.after_user], np.int32)
+        return self._prompt((), self._first, text)
 
     def extend(self, reply_ids: IntArray, text: str) -> IntArray:
         """The next user message. A reply that was cut gets its missing end token here, outside its mask."""
         ended = len(reply_ids) > 0 and int(reply_ids[-1]) in self.end_ids
-        closing = self._tail if ended else self.between
-        return np.asarray([*closing, *self._plain(text), *self.after_user], np.int32)
+        return self._prompt(() if ended else (self.end_id,), self._next, text)
+
+    def _prompt(self, missing: tuple[int, ...], opening: Opening, text: str) -> IntArray:
+        segment = self._plain(opening.tail + self._layout.of_user(text) + self._head, opening.behind)
+        return np.asarray([*missing, *opening.ids, *segment, *self._header], np.int32)
 
     def reply(self, text: str) -> IntArray:
-        """A reply as demonstrations give it: the text and the end token."""
-        return np.asarray([*self._plain(text), *self._head], np.int32)
+        """A reply as demonstrations give it: the text and the end token, behind no thought."""
+        lead = "</think>\n\n" if self._layout.opened else self._layout.lead
+        return np.asarray([*self._spelled(lead + self._layout.of_assistant(text) + self._trail), self.end_id], np.int32)
+
+    def _spelled(self, said: str) -> tuple[int, ...]:
+        """The tokens of a reply where it stands: behind the header, whose own tokens are there before it."""
+        if self._stem:
+            for stem in (self._stem, "\n"):  # text that merges with the header follows a line's end
+                ahead, whole = self._plain(stem, True), self._plain(stem + said, True)
+                if whole[: len(ahead)] == ahead:
+                    return whole[len(ahead) :]
+        return self._plain(said, True)
 
     def decode(self, reply_ids: IntArray) -> str:
-        """The reply's text, without the end token."""
-        ids = reply_ids.tolist()
+        """The reply's text, without the end token; with the thought's tag where the header opened one."""
+        ids, trail = reply_ids.tolist(), ""
         if ids and ids[-1] in self.end_ids:
-            ids = ids[:-1]
-        return self._decode(ids)
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            trail, ids = self._trail, ids[:-1]
+        text = self._spelling.text_after(self._stem_ids, ids)
+        return self._layout.opened + text.removeprefix(self._before_reply).removesuffix(trail)
 
 
 class Chat(Protocol):
@@ -124,11 +125,6 @@ class Chat(Protocol):
 
     def open(self, text: str) -> IntArray: ...
     def extend(self, reply_ids: IntArray, text: str) -> IntArray: ...
-
-
-def encodable(text: str) -> str:
-    """The same text where UTF-8 can hold it; halves of surrogate pairs become U+FFFD."""
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class AgentConfig(BaseModel):
@@ -143,13 +139,18 @@ class AgentConfig(BaseModel):
     window: int = Field(2, ge=0, description="turns of history a window shows (the papers' history_length)")
     action_format: ActionFormat = Field(
         "plain",
-        description="plain: the reply's first line; tags: <think>..</think><action>..</action>; whole: all of it",
+        description="of the answer after a thought, plain: its first line; tags: its last <action>..</action>; "
+        "whole: the reply, thoughts and all",
     )
     instructions: bool = Field(
         False, description="open with the environment's instructions (for pretrained chat models)"
     )
     show_admissible: bool = Field(False, description="list the admissible actions under each observation")
     system: str | None = Field(None, description="system message; None: the template's own default")
+    date: str = Field(
+        DATE,
+        description="year-month-day that a chat template shows as today's: fixed, so that every day shows the same",
+    )
     max_reply_tokens: int = Field(24, ge=1, description="token limit of one reply")
     max_context_tokens: int = Field(1024, ge=32, description="token limit of a context, replies included")
     max_turns: int = Field(
@@ -158,6 +159,14 @@ class AgentConfig(BaseModel):
     on_overflow: Literal["end", "restart"] = Field(
         "end", description="a turn that does not fit: end the episode (truncated), or open a fresh context"
     )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_day(cls, given: object) -> str:
+        try:
+            return Date.fromisoformat(str(given)).isoformat()
+        except ValueError:
+            raise ValueError("expected a day as year-month-day, such as 2025-01-31") from None
 
     @field_validator("context")
     @classmethod

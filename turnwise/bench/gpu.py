@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnwise.agents.policy import LoRAConfig, Policy, save_model
+from turnwise.agents.loading import save_model
+from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.metrics import Agreement, Metrics

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from turnwise.agents.engine import EngineCounts
-from turnwise.agents.policy import Policy, check_device, save_model
+from turnwise.agents.loading import check_device, save_model
+from turnwise.agents.policy import Policy
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import Script, race
 from turnwise.clock import STAGES

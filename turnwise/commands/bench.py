@@ -118,12 +118,11 @@ def _below(found: OwnBench) -> list[str]:
 
 
 def quiet() -> None:
-    """Loading bars and notices of the model library are noise here; our own warnings are one sentence."""
+    """Loading bars of the model library are noise here, its warnings are not; our own warnings are one sentence."""
     import warnings
 
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.formatwarning = lambda message, *where, **more: f"Warning: {message}\n"

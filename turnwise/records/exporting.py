@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.prompts import ChatFormat, encodable
+from turnwise.agents.prompts import ChatFormat
+from turnwise.agents.spelling import encodable
 from turnwise.config import PretrainedModelConfig
 from turnwise.naming import unknown
 from turnwise.records.trajectories import Selection, Stored, run_of, select
@@ -125,13 +126,13 @@ def _messages(chat: ChatFormat, system: str | None) -> Callable[[list[Turn]], Ro
 
 def _chat(target: str | Path) -> tuple[ChatFormat, str | None]:
     """How the run's agent was shown the world: its tokenizer's template, and its system message."""
-    from transformers import AutoTokenizer
+    from turnwise.agents.loading import load_tokenizer
 
     run = run_of(target)
     config = run.config()
     pretrained = config.model.path if isinstance(config.model, PretrainedModelConfig) else ""
-    tokenizer = AutoTokenizer.from_pretrained(run.model_path if run.model_path.exists() else pretrained)
-    return ChatFormat(tokenizer, config.agent.system), config.agent.system
+    tokenizer = load_tokenizer(run.model_path if run.model_path.exists() else pretrained)
+    return ChatFormat(tokenizer, config.agent.system, date=config.agent.date), config.agent.system
 
 
 def _plain(value: Any) -> Any:

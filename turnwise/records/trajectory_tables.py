@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from turnwise.agents.actions import unsent
 from turnwise.records.trajectories import Stored
 from turnwise.trajectory import Trajectory, Turn
 
@@ -122,7 +123,7 @@ def _turn(trajectory: Trajectory, number: int, turn: Turn) -> Iterable[Renderabl
 
 
 def _numbers(turn: Turn) -> str:
-    parts = [] if turn.valid else ["not valid"]
+    parts = [] if turn.valid else ["not valid" if turn.action else f"not valid: {unsent(turn.reply)}"]
     parts += [f"reward {turn.reward:g}"] if turn.reward else []
     if len(turn.action_ids):
         entropy, logprob = float(np.mean(turn.entropies)), float(np.sum(turn.logprobs))

@@ -314,7 +314,7 @@ def clone(
 
     ``measure(model, tokenizer)`` gives the success that ``stop_success`` is compared with.
     """
-    chat = ChatFormat(tokenizer, agent.system)
+    chat = ChatFormat(tokenizer, agent.system, date=agent.date)
     instructions = str(getattr(env.unwrapped, "instructions", ""))
     cloner = Cloner(model, config)
     source = demonstrations(env, config, seed, rule)

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from turnwise.agents.policy import check_device
+from turnwise.agents.loading import check_device
 from turnwise.agents.scratch import ORIGIN_FILE, made_from_scratch
+from turnwise.agents.templates import dated
 from turnwise.config import RunConfig
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
@@ -186,6 +187,9 @@ def export(
     if chosen not in sides:
         raise unknown("side", side, sides, str(path))
     policy = load_policies(run, sides, checkpoint or config.keep_checkpoint, device="cpu")[chosen]
+    shown = policy.tokenizer.get_chat_template()
+    if (fixed := dated(shown, config.agent.date)) != shown:  # elsewhere, too, it shows the day of the training
+        policy.tokenizer.chat_template = fixed
     if adapter:
         policy.save_adapter(target)
     else:

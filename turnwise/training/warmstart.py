@@ -16,7 +16,7 @@ from turnwise.agents.collector import Collector
 from turnwise.agents.drawing import DRAW
 from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent, Seating, SuccessRule, mix
-from turnwise.agents.policy import load_model, save_model
+from turnwise.agents.loading import check_length, end_ids, load_model, save_model
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scratch import ORIGIN_FILE, ScratchModelConfig, made_from_scratch, new_model, train_tokenizer
 from turnwise.config import GameConfig, RunConfig
@@ -97,7 +97,9 @@ def warmstart_key(config: RunConfig) -> str:
 def start_model(config: RunConfig, env: TextEnv) -> tuple[Any, Any]:
     """Model and tokenizer before cloning: random weights, or the pretrained ones."""
     if not isinstance(config.model, ScratchModelConfig):
-        return load_model(config.model.path, dtype=config.model.dtype, device=config.device)
+        found = load_model(config.model.path, dtype=config.model.dtype, device=config.device)
+        check_length(found[0].config, config.agent.max_context_tokens)
+        return found
     assert config.warmstart is not None
     texts = _texts(env, config.warmstart, config.seed, SuccessRule(config.env.success_threshold))
     model = config.model
@@ -123,7 +125,7 @@ def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: An
     """
     assert config.warmstart is not None
     assert config.warmstart.stop_success is not None
-    chat = ChatFormat(tokenizer, config.agent.system)
+    chat = ChatFormat(tokenizer, config.agent.system, date=config.agent.date, end_ids=end_ids(model))
     engine = SlotEngine(
         model,
         num_slots=config.rollout.num_slots,

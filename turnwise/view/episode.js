@@ -109,7 +109,7 @@ function turnCard(browser, row, turn, place) {
   const trunk = known(fork) && place < fork;
   const facts = [
     known(turn.reward) && turn.reward !== 0 && el("span", { class: "good", text: `reward ${signed(turn.reward)}` }),
-    !turn.valid && el("span", { class: "bad", text: "invalid action" }),
+    !turn.valid && el("span", { class: "bad", text: turn.unsent ? `invalid: ${turn.unsent}` : "invalid action" }),
     !turn.continues && place > 0 && el("span", { text: "new context" }),
     trunk && el("span", { text: "shared with its parent" }),
     turn.action !== turn.reply && el("span", {}, "action ", el("code", { text: turn.action })),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from turnwise.agents.actions import unsent
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR
 from turnwise.records.rundir import RunDirectory
@@ -229,6 +230,7 @@ def _turn(turn: Turn, advantages: Sequence[float] | None) -> dict[str, Any]:
         "reply": turn.reply,
         "action": turn.action,
         "valid": turn.valid,
+        "unsent": "" if turn.valid or turn.action else unsent(turn.reply),
         "reward": short(turn.reward),
     }
 
