@@ -84,15 +84,14 @@ def check(
             probe = Probe(env_id, env_kwargs)
         except ValueError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             found("can_be_made", failed(f"making it raised {first_line(error)}"), began)
             return Report(env_id, tuple(findings), 0.0, time.perf_counter() - began)
-        for number, each in enumerate(CHECKS):
-            since = time.perf_counter()
-            probe.until = since + (began + seconds - since) / (len(CHECKS) - number)
-            found(each.__name__, _run(each, probe, findings), since)
-        with contextlib.suppress(Exception):
-            probe.env.close()
+        with contextlib.closing(probe):
+            for number, each in enumerate(CHECKS):
+                since = time.perf_counter()
+                probe.until = since + (began + seconds - since) / (len(CHECKS) - number)
+                found(each.__name__, _run(each, probe, findings), since)
     rate = probe.num_steps / probe.step_s if probe.step_s else 0.0
     return Report(env_id, tuple(findings), rate, time.perf_counter() - began)
 
@@ -104,8 +103,8 @@ def _run(each: Check, probe: Probe, before: list[Finding]) -> Finding:
         return skipped("no time left: give more seconds")
     try:
         return each(probe)
-    except Exception as error:  # whatever a third party's world raises is what was found
-        with contextlib.suppress(Exception):
+    except (Exception, SystemExit) as error:  # whatever a third party's world raises is what was found
+        with contextlib.suppress(Exception, SystemExit):
             probe.renew()
         return failed(f"raised {first_line(error)}")
     finally:

@@ -118,8 +118,14 @@ class Probe:
     def tidy(self) -> None:
         """Close the extra instances. (What closing raises is ``closing_is_harmless``'s to say.)"""
         while self._extra:
-            with contextlib.suppress(Exception):
-                self._extra.pop().close()
+            env = self._extra.pop()
+            with contextlib.suppress(Exception, SystemExit):
+                env.close()
+
+    def close(self) -> None:
+        """Close every instance."""
+        self._extra.append(self.env)
+        self.tidy()
 
     def some(self, items: Iterable[Item]) -> Iterator[Item]:
         """The first item, then more until the time is up."""
