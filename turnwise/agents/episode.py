@@ -195,7 +195,7 @@ class Episode:
     def __init__(self, env: TextEnv, job: Job, seed: int, seats: Sequence[Seat]) -> None:
         self._place(env, job, seed, seats)
         with self._timed():
-            self.observation, self.info = start(env, job.task, self.seed, self.players)
+            self.observation, self.info = start(env, job.task, self.seed)
         if not job.task.type and self.info.get("task_type"):  # a world may tell what its panel does not
             self.task = replace(job.task, type=self.info["task_type"])
         self._show()
@@ -204,7 +204,7 @@ class Episode:
         self.env, self.job, self.seed = env, job, job.env_seed(seed)
         self.task = job.task
         self.seats = {seat.player: seat for seat in seats}
-        self.players = tuple(player for player in self.seats if player)  # none in a world of one
+        self.players: tuple[str, ...] = tuple(player for player in self.seats if player)  # none in a world of one
         self.instructions = instructions_of(env)
         self.end: End | None = None
         self._env_s = 0.0

@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -167,7 +167,7 @@ def fitting(found: object, protocol: Callable[..., Capability], name: str) -> Ca
     return cast(Capability, found)
 
 
-def are_names(found: object) -> bool:
+def are_names(found: object) -> TypeGuard[Sequence[str]]:
     """Whether this is a list or tuple of strings, and not an empty one."""
     return isinstance(found, list | tuple) and bool(found) and all(isinstance(name, str) for name in found)
 
@@ -206,8 +206,8 @@ def _check_call(method: Callable[..., Any], declared: Callable[..., Any], having
     try:
         signature.bind(*[None] * (len(parameters) - len(by_name)), **by_name)
     except TypeError:
-        called = str(expected.replace(parameters=parameters)).replace("'", "")
+        there, called = (str(s).replace("'", "") for s in (signature, expected.replace(parameters=parameters)))
         raise ValueError(
-            f"{having}{signature}; turnwise expects {declared.__name__}{called} there ({protocol.__module__}."
+            f"{having}{there}; turnwise expects {declared.__name__}{called} there ({protocol.__module__}."
             f"{protocol.__name__}): let it take these arguments, or give it another name"
         ) from None

@@ -95,7 +95,9 @@ class ProcessEnv(gymnasium.Env[str, str]):
         try:
             described: Description = self._child.ask("describe", limit=self._reset_limit)
         except EnvRaisedError as error:
-            if error.type_name == ValueError.__name__:  # an offer that does not fit: the same words as without a process
+            if (
+                error.type_name == ValueError.__name__
+            ):  # an offer that does not fit: the same words as without a process
                 raise ValueError(error.message) from None
             raise
         for name, value in described.attributes.items():

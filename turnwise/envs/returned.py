@@ -51,7 +51,7 @@ def check_turn(env: TextEnv, info: Info, players: Collection[str]) -> None:
         raise _wrong(env, "info['player']", info.get("player"), f"whose turn it is, one of {', '.join(players)}")
 
 
-def check_tasks(env: TextEnv, split: str, found: object) -> None:
+def check_tasks(env: TextEnv, split: str, found: Any) -> None:
     """What ``tasks(split)`` returned. Raises ValueError likewise, also for a split without tasks."""
     listed = isinstance(found, Sequence) and not isinstance(found, str)
     if not isinstance(found, Panel) and not (listed and all(isinstance(task, Task) for task in found)):

@@ -7,7 +7,7 @@ import importlib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
@@ -30,7 +30,17 @@ from turnwise.envs.returned import check_seen, check_step, check_tasks, check_tu
 from turnwise.trajectory import Task
 
 __all__ = [
-    *("TextEnv", "WorldExitError", "expert_of", "make_env", "maker", "panel", "players_of", "snapshots", "start", "step"),
+    "TextEnv",
+    "WorldExitError",
+    "expert_of",
+    "make_env",
+    "maker",
+    "no_exit",
+    "panel",
+    "players_of",
+    "snapshots",
+    "start",
+    "step",
 ]
 
 _STATELESS = (OrderEnforcing, PassiveEnvChecker)
@@ -134,7 +144,7 @@ def expert_of(env: TextEnv, kind: str, seed: int) -> Expert:
         )
     with no_exit(name, f"expert({kind!r})"):
         made = world.expert(kind, seed=seed)
-    found = fitting(made, cast(type[Expert], Expert), f"the expert of {name}")
+    found = fitting(made, Expert, f"the expert of {name}")
     if found is None:
         raise ValueError(
             f"{name} returned {made!r} for expert({kind!r})"[:150] + "; expected an object with begin(observation, "
@@ -143,13 +153,13 @@ def expert_of(env: TextEnv, kind: str, seed: int) -> Expert:
     return found
 
 
-def start(env: TextEnv, task: Task, seed: int, players: Collection[str] = ()) -> tuple[str, Info]:
+def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
     """Reset ``env`` to ``task``. ``seed`` feeds the world's own randomness where the task does not fix it.
 
-    ``players`` are those of a game. Raises ValueError where it returns something else than a text and an ``info``
-    (``returned.py``), WorldExitError where it calls ``sys.exit``.
+    Raises ValueError where it returns something else than a text and an ``info`` (``returned.py``), WorldExitError
+    where it calls ``sys.exit``.
     """
-    name = world_name(env)
+    name, players = world_name(env), players_of(env)
     with no_exit(name, "reset"):
         if capability(env, HasTasks) is not None:
             observation, info = env.reset(seed=seed, options={"split": task.split, "task": task.index})
@@ -168,7 +178,10 @@ def start(env: TextEnv, task: Task, seed: int, players: Collection[str] = ()) ->
 
 
 def step(env: TextEnv, action: str, players: Collection[str] = ()) -> tuple[str, float, bool, bool, Info]:
-    """``env.step``; ValueError likewise, also for a reward that is no finite number; WorldExitError likewise."""
+    """``env.step``; ValueError likewise, also for a reward that is no finite number; WorldExitError likewise.
+
+    ``players`` are those of a game.
+    """
     try:
         observation, reward, terminated, truncated, info = env.step(action)
     except SystemExit as error:  # not no_exit: this is the inner loop

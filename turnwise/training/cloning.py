@@ -158,7 +158,7 @@ def demonstrate(
     # Three streams: a world and its expert with equal generators would not be independent.
     rng, world_seed, expert_seed = np.random.default_rng(seed), mix("world", seed) >> 33, mix("expert", seed) >> 33
     players = players_of(env)
-    observation, info = start(env, task, world_seed, players)
+    observation, info = start(env, task, world_seed)
     demonstrators: dict[str, _Demonstrator] = {}
     ended, total = False, 0.0
     while not ended:

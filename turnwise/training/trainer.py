@@ -261,7 +261,10 @@ class Trainer:
         return value
 
     def measure(self, tasks: Sequence[Task], name: str, *, temperature: float, key: int) -> Report:
-        """A report on a panel; the same key gives every policy the same draws."""
+        """A report on a panel; the same key gives every policy the same draws.
+
+        Raises CollectionError where too many of its episodes fail.
+        """
         _seed_globals(self.config.seed, key)
         samples = 1 if temperature == 0 else self.config.eval.samples
         report, _ = evaluate_policy(
@@ -274,6 +277,8 @@ class Trainer:
             key=key,
             on_episode=self.observer.episode,
         )
+        if why := report.too_many_errors(self.config.eval.max_error_share):
+            raise CollectionError(why)
         return report
 
     def final(self) -> dict[str, Report]:

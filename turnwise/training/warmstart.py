@@ -145,6 +145,8 @@ def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: An
             max_tokens=config.agent.max_reply_tokens,
             key=_STOP_KEY,
         )
+        if why := report.too_many_errors(config.eval.max_error_share):
+            raise ValueError(why)
         rate = report.success.value if report.success else report.mean_return
         if rate < config.warmstart.stop_success - 0.15:
             break

@@ -183,7 +183,8 @@ def check_split(source: GameSource, split: str) -> None:
     if not source.splits or missing:
         there = f"there are games of {', '.join(source.splits)}" if source.splits else "nor of any other split"
         raise ValueError(
-            f"There are no games of split {split!r} in {source.name}, {there}" + (f": {missing}." if missing else ".")
+            f"There are no games of split {split!r} in {source.name}, {there}"
+            + (f": {missing}." if missing else ".")
             + " `alfworld-download` gets them."
         )
     raise unknown("split", split, source.splits, source.name)

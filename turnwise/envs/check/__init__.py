@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turnwise.envs.check import contract, repeat, tasks
+from turnwise.envs.check import contract, leaks, repeat, tasks
 from turnwise.envs.check.probe import Finding, Probe, failed, first_line, skipped
 
 __all__ = ["CHECKS", "Finding", "Report", "check"]
@@ -22,6 +22,7 @@ Check = Callable[[Probe], Finding]
 
 CHECKS: tuple[Check, ...] = (
     contract.spaces_are_of_strings,
+    contract.offers_fit,
     contract.returns_the_right_types,
     contract.odd_actions_are_ordinary,
     contract.admissible_actions_are_valid,
@@ -39,7 +40,7 @@ CHECKS: tuple[Check, ...] = (
     tasks.tasks_start_what_they_say,
     tasks.evaluation_tasks_are_unique,
     tasks.splits_share_no_task,
-    tasks.evaluation_starts_look_new,
+    leaks.evaluation_starts_look_new,
     tasks.expert_succeeds,
     contract.gymnasium_accepts_it,  # last: it draws tasks as it likes, and some are slow to make
 )
