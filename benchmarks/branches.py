@@ -25,7 +25,7 @@ from turnwise.bench.rollout import Script, run_engine
 from turnwise.clock import Clock
 from turnwise.players import load_policies, sides_of
 from turnwise.records.rundir import RunDirectory
-from turnwise.training.tasksets import open_panels
+from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Silent, Trainer
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_num_threads(1)
     policies = load_policies(source, sides_of(config, config.env.make()), source.config().keep_checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        run = RunDirectory.create(Path(folder) / "run", config, open_panels(config).hashes())
+        run = RunDirectory.create(Path(folder) / "run", config, panel_hashes(config))
         trainer = Trainer(config, run, policies, Silent())
         engine = trainer.sides[0].agent.engine
         assert isinstance(engine, SlotEngine)

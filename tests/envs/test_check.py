@@ -15,7 +15,11 @@ from turnwise.envs.check.probe import Probe
 
 BROKEN: list[tuple[str, type[Any], str]] = [
     ("spaces_are_of_strings", worlds.WrongSpace, "action_space is Discrete(3)"),
-    ("offers_fit", worlds.OwnTasks, "has a method tasks() -> list[str]; turnwise expects tasks(split: str) -> Panel there"),
+    (
+        "offers_fit",
+        worlds.OwnTasks,
+        "has a method tasks() -> list[str]; turnwise expects tasks(split: str) -> Panel there",
+    ),
     ("gymnasium_accepts_it", worlds.Unseeded, "seed"),
     ("gymnasium_accepts_it", worlds.Narrow, "AnyText every string"),
     ("returns_the_right_types", worlds.ScoreInPercent, "info['score'] 50; expected a number in [0, 1]"),

@@ -95,11 +95,10 @@ class ProcessEnv(gymnasium.Env[str, str]):
         try:
             described: Description = self._child.ask("describe", limit=self._reset_limit)
         except EnvRaisedError as error:
-            if (
-                error.type_name == ValueError.__name__
-            ):  # an offer that does not fit: the same words as without a process
-                raise ValueError(error.message) from None
-            raise
+            self._child.end()
+            if error.type_name != ValueError.__name__:
+                raise
+            raise ValueError(error.message) from None  # an offer that does not fit: as without a process
         for name, value in described.attributes.items():
             setattr(self, name, value)
         self.spec = EnvSpec(described.spec_id) if described.spec_id else None
