@@ -106,16 +106,26 @@ def test_training_closes_what_it_opens(tmp_path: Path, world: str) -> None:
 
 
 class Crash(Silent):
+    """The world breaks when a stage begins."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
     def stage(self, name: str) -> None:
-        if name == "train":
+        if name == self.at:
             Counted.fails_in = "step"
 
 
 def test_training_that_fails_closes_them_too(tmp_path: Path) -> None:
     config = load_config("smoke", [f"env.id={WORLD}", *TINY])
-    with pytest.raises(CollectionError, match="failed twice in their environment"):
-        train(config, tmp_path / "run", Crash())
+    with pytest.raises(CollectionError, match="4 of 4 episodes of update 0 failed twice in their environment"):
+        train(config, tmp_path / "run", Crash("train"))
     assert all_closed()
+    Counted.fails_in = ""
+    with pytest.raises(CollectionError, match=r"sampled on .*2 of 2 episodes failed.*: RuntimeError: the simulator"):
+        train(config, tmp_path / "measured", Crash("measure"))
+    assert all_closed()
+    Counted.fails_in = ""
     with pytest.raises(ValueError, match="unknown split 'nowhere'"):
         train(load_config("smoke", [f"env.id={WORLD}", *TINY, "eval.test_split=nowhere"]), tmp_path / "other")
     assert all_closed()

@@ -159,6 +159,13 @@ def test_what_an_environment_raises_is_a_finding() -> None:
     assert "tasks start what they say" in passed, "a fresh instance takes the place of the dead one"
 
 
+def test_a_world_that_leaves_is_a_finding_too() -> None:
+    report = check("tests.worlds:tests/Leaving-v0", seconds=4)
+    failures = [finding.text for finding in report.findings if finding.outcome == "failed"]
+    assert len(report.findings) == len(CHECKS)
+    assert any("SystemExit: 3" in text for text in failures)
+
+
 def test_making_it_is_watched_too() -> None:
     report = check(id_of(worlds.Unmade))
     assert [(f.name, f.text) for f in report.findings] == [("can be made", "making it raised RuntimeError: no licence")]

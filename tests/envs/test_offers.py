@@ -140,6 +140,27 @@ def test_a_method_that_does_not_fit_names_both_sides(offer: Any, own: Any, words
         capability(room(**own), offer)
 
 
+class Wrapper(Room):
+    """Hands every other name on to a simulator, and has players once a game has begun."""
+
+    @property
+    def players(self) -> list[str]:
+        raise RuntimeError("no game has begun")
+
+    def role(self, player: str) -> str:
+        return "any"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *given: ["look"]
+
+
+def test_names_that_only_a_simulator_answers_to_are_not_looked_at() -> None:
+    env = Wrapper()
+    assert [capability(env, offer) for offer in (HasTasks, HasPlayers, HasSnapshots, HasExpert)] == [None] * 4
+
+
 def test_a_misfit_in_a_process_is_the_same_error() -> None:
     with pytest.raises(ValueError, match=r"has a method tasks\(\).*turnwise expects tasks\(split: str\)"):
         ProcessEnv(lambda: Room({"tasks": lambda: []}))

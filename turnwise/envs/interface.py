@@ -155,10 +155,10 @@ def fitting(found: object, protocol: Callable[..., Capability], name: str) -> Ca
     Raises ValueError for a method that does not take the protocol's arguments, and for a player named twice.
     """
     declared = {part: there for part, there in vars(protocol).items() if inspect.isfunction(there) and part[0] != "_"}
-    if not all(_has(found, part) and callable(getattr(found, part)) for part in declared):
+    if not all(callable(_value(found, part)) for part in declared):
         return None
     if "players" in getattr(protocol, "__annotations__", {}):
-        if not are_names(players := getattr(found, "players", None)):
+        if not are_names(players := _value(found, "players")):
             return None
         if len(set(players)) < len(players):
             raise ValueError(f"{name} has the players {players!r}: each needs a name of its own")
@@ -189,9 +189,14 @@ def world_name(env: TextEnv) -> str:
     return str(spec.id) if spec is not None else type(env.unwrapped).__name__
 
 
-def _has(found: object, part: str) -> bool:
-    """Without running ``__getattr__``: some wrappers of simulators answer to every name."""
-    return inspect.getattr_static(found, part, None) is not None
+def _value(found: object, part: str) -> Any:
+    """The attribute, or None; ``__getattr__`` is not asked (some wrappers of simulators answer to every name)."""
+    if inspect.getattr_static(found, part, None) is None:
+        return None
+    try:
+        return getattr(found, part)
+    except Exception:  # a property of the world's own that cannot be read now, such as before a reset
+        return None
 
 
 def _check_call(method: Callable[..., Any], declared: Callable[..., Any], having: str, protocol: type) -> None:

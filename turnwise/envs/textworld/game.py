@@ -136,7 +136,8 @@ class Game:
     @property
     def score(self) -> float:
         """In [0, 1], of the game's own maximum; 0 where it has none."""
-        return max(0, self._state.score or 0) / (self._state.max_score or 1)
+        highest = self._state.max_score or 0
+        return min(1.0, max(0, self._state.score or 0) / highest) if highest > 0 else 0.0
 
     @property
     def commands(self) -> list[str] | None:
