@@ -30,7 +30,7 @@ from turnwise.config import RunConfig
 from turnwise.envs.tasks import start, step
 from turnwise.players import load_policies, sides_of
 from turnwise.records.rundir import RunDirectory
-from turnwise.training.tasksets import open_panels
+from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Silent, Trainer
 from turnwise.trajectory import Trajectory
 from turnwise.view.tree import tree_planner
@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     policies = load_policies(source, sides_of(config, config.env.make()), source.config().keep_checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        run = RunDirectory.create(Path(folder) / "run", config, open_panels(config).hashes())
+        run = RunDirectory.create(Path(folder) / "run", config, panel_hashes(config))
         trainer = Trainer(config, run, policies, Silent())
         engine = trainer.sides[0].agent.engine
         assert isinstance(engine, SlotEngine)

@@ -53,7 +53,7 @@ from turnwise.evaluation.evaluate import evaluate
 from turnwise.evaluation.report import Report
 from turnwise.players import load_policies
 from turnwise.records.rundir import RunDirectory
-from turnwise.training.tasksets import open_panels
+from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Silent, Trainer
 from turnwise.training.warmstart import warmstart
 from turnwise.trajectory import Group, Task
@@ -154,7 +154,7 @@ class _TimedTrainer(Trainer):
 
 def train_ours(start: Path, config: RunConfig, folder: Path, out: Path) -> tuple[dict[str, Any], list[list[Task]]]:
     """What it cost, and the tasks of every update; the merged policy goes to ``out``."""
-    run = RunDirectory.create(folder, config, open_panels(config).hashes())
+    run = RunDirectory.create(folder, config, panel_hashes(config))
     run.model_path.symlink_to(start.resolve(), target_is_directory=True)
     trainer = _TimedTrainer(config, run, load_policies(run, [""]), Silent())
     began, records = time.process_time(), []

@@ -68,7 +68,7 @@ def measure(config_name: str, learning: int, sampling: int, updates: int) -> dic
     from turnwise.configfile import load_config
     from turnwise.players import load_policies
     from turnwise.records.rundir import RunDirectory
-    from turnwise.training.tasksets import open_panels
+    from turnwise.training.tasksets import panel_hashes
     from turnwise.training.trainer import Silent, Trainer
     from turnwise.training.warmstart import warmstart
 
@@ -77,7 +77,7 @@ def measure(config_name: str, learning: int, sampling: int, updates: int) -> dic
     torch.set_num_threads(learning)
     spent = dict.fromkeys(("collect_wall_s", "collect_cpu_s", "learn_wall_s", "learn_cpu_s"), 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        run = RunDirectory.create(Path(folder) / "run", config, open_panels(config).hashes())
+        run = RunDirectory.create(Path(folder) / "run", config, panel_hashes(config))
         run.model_path.symlink_to(warmstart(config).resolve(), target_is_directory=True)
         trainer = Trainer(config, run, load_policies(run, [""]), Silent())
         trainer.step()

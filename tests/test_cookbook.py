@@ -15,8 +15,7 @@ import torch
 from rich.console import Console
 
 from turnwise import cli
-from turnwise.agents.scripted import expert_of
-from turnwise.envs.tasks import make_env
+from turnwise.envs.tasks import expert_of, make_env
 from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
 

@@ -332,6 +332,52 @@ def test_the_command_line_evaluates_an_endpoint_and_compares_it(
 # --- comparing evaluations with runs ---
 
 
+def test_failed_episodes_are_told_and_too_many_are_an_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    leaving = "tests.worlds:tests/Leaving-v0"
+    given = ["turnwise", "evaluate", str(scratch_folder(tmp_path / "model")), "--env", leaving, "--tasks", "2"]
+    given += ["agent.max_reply_tokens=4"]
+    for more in ([], ["eval.max_error_share=1"], ["--json"]):  # nothing that counts is never enough
+        monkeypatch.setattr("sys.argv", [*given, *more])
+        with pytest.raises(SystemExit) as ended:
+            cli.app()
+        said = capsys.readouterr()
+        assert ended.value.code == 1
+        assert "2 of 2 episodes failed in their environment" in said.err
+        assert "the first: WorldExitError: tests/Leaving-v0 called sys.exit(3) in step" in said.err
+        assert "0.000" not in said.out
+        if more == ["--json"]:
+            raw = json.loads(said.out)
+            assert raw["targets"][0]["reports"]["sampled"]["mean_return"] is None
+            assert raw["refused"]
+
+
+def test_a_few_failed_episodes_are_counted_and_allowed(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    moody = {"way": "raise", "marks": str(marks), "times": 2}
+    env, agent = "tests.worlds:tests/Moody-v0", {"max_reply_tokens": 4}
+    model = scratch_folder(tmp_path / "model")
+    found = evaluate(model, env=env, env_kwargs=moody, tasks=4, agent=agent, num_slots=1)
+    assert (found.errors, found.num_episodes, found.mean_return) == (1, 3, 1.0)
+    assert found.first_error == "RuntimeError: the simulator is unwell"
+    for mark in marks.iterdir():
+        mark.unlink()
+    with pytest.raises(ValueError, match=r"1 of 4 episodes failed .*max_error_share=0\.2; the first: RuntimeError"):
+        evaluate(model, env=env, env_kwargs=moody, tasks=4, agent=agent, num_slots=1, max_error_share=0.2)
+
+
+def test_types_that_a_world_tells_have_rows_of_their_own(tmp_path: Path) -> None:
+    out = tmp_path / "typed.json"
+    asked = Asked(env="tests.worlds:tests/Typed-v0", tasks=12, agent={"max_reply_tokens": 4})
+    for _ in range(2):  # the second time from the file
+        found = evaluate_all([str(scratch_folder(tmp_path / "model"))], asked, out=out)
+        (report,) = found.targets[0].reports.values()
+        assert {kind: rate.value for kind, rate in report.per_type.items()} == {"high": 1.0, "low": 0.0}
+        assert sum(rate.num for rate in report.per_type.values()) == 12
+
+
 def test_evaluations_stand_beside_runs(tmp_path: Path, runs: list[Path]) -> None:
     """The expert has no seed: it is paired with both. On the same panel as the runs' own measurements."""
     evaluate_all(["expert"], Asked(tasks=6), out=tmp_path / "expert.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from turnwise.commands.display import LiveDisplay, report_table, result_table, sparkline
+from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report, summarize
 from turnwise.statistics import paired_difference, wilson
 from turnwise.training.experiment import Result
@@ -45,6 +47,27 @@ def test_failed_episodes_are_left_out_and_counted() -> None:
     assert made.success == wilson(2, 3)
     assert made.errors == 1
     assert made.outcomes == ((1.0,), (), (0.0,), (1.0,))
+
+
+def test_where_every_episode_failed_there_is_no_mean_of_0() -> None:
+    found = report([None, None], ends={0: "error", 1: "error"})
+    assert (found.num_episodes, found.errors, found.success) == (0, 2, None)
+    assert all(math.isnan(value) for value in (found.mean_return, found.mean_turns, found.invalid_share))
+    assert "2 of 2 episodes failed" in found.too_many_errors(1.0)
+    again = Report.from_plain(json.loads(found.as_json()))
+    assert math.isnan(again.mean_return)
+    assert '"mean_return": null' in found.as_json()
+    pooled = pool([found, found])
+    assert math.isnan(pooled.mean_return.value)
+    assert pooled.errors == 4
+
+
+def test_too_many_failed_episodes_are_told_by_the_first_reason() -> None:
+    found = report([True, None, None, True], ends={1: "error", 2: "error"})
+    assert found.success is not None
+    assert found.success.value == 1.0, "of those that count"
+    assert found.too_many_errors(0.5) == ""
+    assert found.too_many_errors(0.49).endswith(f"more than eval.max_error_share=0.49; the first: {found.first_error}")
 
 
 def test_several_samples_a_task_are_one_observation() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.models import scratch_folder
-from turnwise.config import RunConfig
+from turnwise.config import EnvConfig, RunConfig
 from turnwise.configfile import load_config
+from turnwise.evaluation.evaluate import evaluate
 from turnwise.records.rundir import RunDirectory
 from turnwise.training.experiment import train
 from turnwise.training.trainer import CollectionError
@@ -71,6 +72,16 @@ def test_too_many_failures_stop_the_run(model: Path, tmp_path: Path) -> None:
     expected = r"4 of 4 episodes of update 0 failed twice .*the simulator is unwell.*max_error_share=0\.25"
     with pytest.raises(CollectionError, match=expected):
         train(config(model, "raise", tmp_path / "marks", 100), tmp_path / "run")
+
+
+def test_a_score_out_of_its_range_is_refused_by_the_worlds_name(model: Path, tmp_path: Path) -> None:
+    room = EnvConfig(id="tests.envs.test_offers:offers/Room-v0", kwargs={"info": {"score": 50}})
+    made = config(model, "raise", tmp_path / "marks", 0).model_copy(update={"env": room})
+    refused = r"offers/Room-v0 returned info\['score'\] 50; expected a number in \[0, 1\]"
+    with pytest.raises(CollectionError, match=refused):
+        train(made, tmp_path / "run")
+    with pytest.raises(ValueError, match=refused):
+        evaluate(model, env=room.id, env_kwargs=room.kwargs, tasks=2, agent={"max_reply_tokens": 4})
 
 
 def test_limits_need_a_process(model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,27 @@ class Moody(Echo):
                 os._exit(3)
             raise RuntimeError("the simulator is unwell")
         return super().step(action)
+
+
+class Leaving(Echo):
+    """A library below it calls ``sys.exit`` in its second step."""
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        if self.steps == 1:
+            sys.exit(3)
+        return super().step(action)
+
+
+class Typed(Echo):
+    """Tells with the first observation which type its task is of; success is for words above 2."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        observation, _ = super().reset(seed=seed)
+        return observation, {"task_type": "high" if self.word > 2 else "low"}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        *rest, over, truncated, _ = super().step(action)
+        return *rest, over, truncated, {"success": self.word > 2}  # type: ignore[return-value]
 
 
 class Drifting(Echo):
@@ -170,6 +192,8 @@ for _id, _entry in {
     "tests/Cue-v0": Cue,
     "tests/Nim-v0": Nim,
     "tests/Moody-v0": Moody,
+    "tests/Leaving-v0": Leaving,
+    "tests/Typed-v0": Typed,
 }.items():
     if _id not in gymnasium.registry:
         gymnasium.register(_id, _entry, disable_env_checker=True)

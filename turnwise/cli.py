@@ -107,7 +107,8 @@ def evaluate(
         typer.Argument(
             help="A run (several: seeds of one method, pooled), RUN/checkpoints/update-N, a model folder or hub name, "
             "openai:MODEL, random, expert[:knowing]; then settings: agent.KEY=VALUE, endpoint.KEY=VALUE, "
-            "env.kwargs.KEY=VALUE, env.success_threshold=VALUE, rollout.engines=N, rollout.env_threads=N."
+            "env.kwargs.KEY=VALUE, env.success_threshold=VALUE, rollout.engines=N, rollout.env_threads=N, "
+            "eval.max_error_share=SHARE."
         ),
     ],
     env: EnvOption = None,
@@ -133,6 +134,9 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Success rate on a fixed panel, with its 95 % interval, per task type, and pass@k.
+
+    Episodes that fail in their environment are counted and left out; exit code 1 where more than
+    eval.max_error_share of them do.
 
     [dim]turnwise evaluate runs/s0 runs/s1 runs/s2 --greedy --out s012.json[/dim]
     """
@@ -171,6 +175,7 @@ def evaluate(
         device=device,
         opponent=opponent,
         endpoint=changes.endpoint,
+        max_error_share=changes.eval.max_error_share,
     )
     try:
         with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -189,6 +194,10 @@ def evaluate(
         typer.echo(json.dumps(found.plain(), indent=1))
     else:
         console.print(evaluation_table(found))
+    for why in found.refused:
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(why)}", highlight=False, soft_wrap=True)
+    if found.refused:
+        raise typer.Exit(1)
 
 
 def _checkpoint(name: str | None) -> CheckpointName | None:

@@ -132,6 +132,9 @@ class EvalConfig(_Section):
     test_tasks: int = Field(256, ge=1, description="tasks of the test panel")
     samples: int = Field(1, ge=1, description="sampled episodes per task")
     greedy: bool = Field(True, description="measure greedy decoding beside sampling before and after")
+    max_error_share: float = Field(
+        0.25, ge=0, le=1, description="refuse a measurement when more of its episodes fail in their environment"
+    )
 
 
 class _WorldOverrides(_Section):
@@ -144,14 +147,19 @@ class _RolloutOverrides(_Section):
     env_threads: int = Field(0, ge=0)
 
 
+class _EvalOverrides(_Section):
+    max_error_share: float | None = Field(None, ge=0, le=1)
+
+
 class EvaluationOverrides(_Section):
-    """What ``turnwise evaluate`` may change about a run or a model: the agent's settings, the world's, and how much
-    goes on at once.
+    """What ``turnwise evaluate`` may change about a run or a model: the agent's settings, the world's, how much goes
+    on at once, and how many episodes may fail.
     """
 
     agent: dict[str, Any] = Field(default_factory=dict)
     env: _WorldOverrides = _WorldOverrides()
     rollout: _RolloutOverrides = _RolloutOverrides()
+    eval: _EvalOverrides = _EvalOverrides()
 
 
 DEFAULT_ALGORITHM = "epo"

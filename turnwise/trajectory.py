@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,14 +26,15 @@ class Task:
     """One start state of an environment.
 
     ``key`` is a hash of the content (the problem itself, not its index): two tasks with equal keys are the
-    same task, whatever they are called. ``type`` groups tasks in tables; ``""`` where a world has no types.
+    same task, whatever they are called. ``type`` groups tasks in tables; ``""`` where a world has no types, or tells
+    them when an episode begins: it is no part of a task's identity.
     """
 
     env: str
     split: str
     index: int
     key: str
-    type: str = ""
+    type: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

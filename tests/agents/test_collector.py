@@ -14,6 +14,7 @@ from turnwise.agents.collector import Collector, Rollouts
 from turnwise.agents.engine import Sampling, SlotEngine
 from turnwise.agents.episode import AgentError, ModelAgent, SuccessRule, jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.agents.worldwork import WorldThreads
 from turnwise.algorithms.planning import GroupPlanner
 from turnwise.envs.tasks import make_env, maker, panel
 from turnwise.replay.batch import layout
@@ -196,6 +197,33 @@ def test_a_fork_continues_exactly_as_the_original(env_id: str, context: str, lat
         assert (child.end, child.success, child.rewards) == (parent.end, parent.success, parent.rewards)
         for ours, theirs in zip(child.turns, parent.turns, strict=True):
             np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+
+
+def test_a_world_that_leaves_is_a_world_that_failed() -> None:
+    for threads in (0, 2):
+        playing = collector("tests.worlds:tests/Leaving-v0")
+        playing.threads = WorldThreads(threads)
+        first, second = playing.collect(jobs_for(tasks(2), 1, 0), SAMPLING)
+        assert first.end == second.end == "error"
+        assert "tests/Leaving-v0 called sys.exit(3) in step: SystemExit" in first.end_reason
+        assert playing.failures == 4, "each was tried twice"
+        playing.close()
+
+
+def test_a_type_that_the_world_tells_is_the_trajectorys_and_a_forks() -> None:
+    playing = collector("tests.worlds:tests/Typed-v0")
+    rollouts = Rollouts(playing, SAMPLING)
+    (task,) = tasks(1, "tests.worlds:tests/Typed-v0")
+    rollouts.start(task, 0)
+    found = []
+    for event in rollouts.events():
+        if isinstance(event, TurnFinished) and (event.rollout, event.turn) == (0, 0):
+            rollouts.fork(0, 1)
+        if isinstance(event, RolloutFinished):
+            found.append(event.trajectory)
+    assert {t.task.type for t in found} in ({"high"}, {"low"})
+    assert len(found) == 2
+    assert all(t.task == task for t in found), "the type is no part of what a task is"
 
 
 def test_a_fork_of_a_running_episode_computes_nothing_twice() -> None:

@@ -315,6 +315,113 @@ class FourTasks(Bare):
         return f"say {self.number}", {}
 
 
+class DatabaseOfSeeds(Bare):
+    """One of two questions about a hidden table; a wrong query is an error, the right one shows the answer."""
+
+    questions = ("How many orders did customer 17 place?", "How many orders came back?")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, Info]:
+        super().reset(seed=seed)
+        return self.ask(*(int(n) for n in self.np_random.integers((2, 10**6))))
+
+    def ask(self, question: int, answer: int) -> tuple[str, Info]:
+        self.answer, self.left = str(answer), 3
+        return self.questions[question], {}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
+        self.left -= 1
+        if action == self.answer:
+            return "right", 1.0, True, False, {"success": True}
+        text = self.answer if action == "SELECT COUNT(*)" else "syntax error"
+        return text, 0.0, False, self.left <= 0, {"success": False}
+
+
+class Database(DatabaseOfSeeds):
+    """With panels: the answer is any number, so that no two tasks are the same."""
+
+    most = 10**6
+
+    def content(self, split: str, index: int) -> tuple[int, int]:
+        number = [*SIZES].index(split) * 1000 + index
+        return number % 2, number * 7919 % self.most
+
+    def tasks(self, split: str) -> Panel:
+        return Panel("x", split, tuple(Task("x", split, n, f"{split} {n}") for n in range(SIZES[split])))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, Info]:
+        super().reset(seed=seed)
+        return self.ask(*self.content(options["split"], options["task"]))
+
+
+class DatabaseWithClerk(Database):
+    """The answer is one of three numbers: whole episodes look alike, but no question tells which."""
+
+    most = 3
+
+    def expert(self, kind: str = "searching", *, seed: int = 0) -> Expert:
+        return Clerk()
+
+
+class Clerk:
+    def begin(self, observation: str, info: Info) -> None:
+        pass
+
+    def act(self, observation: str, info: Info) -> str:
+        return observation if observation.isdigit() else "SELECT COUNT(*)"
+
+
+class DatabaseOfChoices(Database):
+    """Every answer is listed, and which is right shows in the reward alone."""
+
+    most = 3
+
+    def ask(self, question: int, answer: int) -> tuple[str, Info]:
+        return super().ask(question, answer)[0], {"admissible_actions": ["0", "1", "2"]}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
+        observation, *rest, info = super().step(action)
+        return observation, *rest, {**info, "admissible_actions": ["0", "1", "2"]}  # type: ignore[return-value]
+
+
+class FourDatabases(DatabaseWithClerk):
+    """A real leak: the question decides the answer, and there are four questions."""
+
+    def ask(self, question: int, answer: int) -> tuple[str, Info]:
+        super().ask(question, answer)
+        kind = 2 * question + int(self.answer) % 2
+        self.answer = str(kind)
+        return f"How many orders did customer {17 + kind} place?", {}
+
+
+class SecretlyLeakingDatabases(DatabaseWithClerk):
+    """A real leak: the evaluation tasks are training tasks, hidden state and all, under other keys."""
+
+    most = 10**6
+
+    def ask(self, question: int, answer: int) -> tuple[str, Info]:
+        super().ask(question, answer)
+        return f"{self.questions[question]} Store {answer}.", {}
+
+    def content(self, split: str, index: int) -> tuple[int, int]:
+        return super().content("train", index)
+
+
+class OwnTasks(Bare):
+    def tasks(self) -> list[str]:
+        return ["tidy up"]
+
+
+class OwnNames(Bare):
+    """Names of ours that mean something else here."""
+
+    tasks = ("tidy up",)
+    players = 1
+    role = "assistant"
+
+    def expert(self, kind: str = "searching", *, seed: int = 0) -> Expert:
+        return Clerk()
+
+
 class NoClue(Lift):
     def expert(self, kind: str = "searching", *, seed: int = 0) -> Expert:
         driver = Driver(self)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.envs.alfworld_house import GOAL_TEXT, GRAMMAR, game_data
-from turnwise.envs.alfworld.data import FileGames, open_archive, open_directory, open_games
+from turnwise.envs.alfworld.data import FileGames, _open_directory, open_archive, open_directory, open_games
 from turnwise.envs.alfworld.env import ALFWorldEnv
 from turnwise.envs.alfworld.game import Game, Goal, Thing
 from turnwise.envs.alfworld.pddl import parse_game, read_game_file
@@ -330,6 +330,50 @@ def test_a_damaged_file_in_the_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a whole PDDL problem") as caught:
         open_directory(root)
     assert str(bad) in str(caught.value)
+
+
+def test_trials_without_a_game_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = official(tmp_path / "data")
+    save(root / "json_2.1.1/train/pick-0/trial_1/traj_data.json", {})
+    save(root / "json_2.1.1/train/movable-D/trial_2/traj_data.json", {})
+    for _ in range(2):  # the second opening reads the cache, and says the same
+        caplog.clear()
+        env = ALFWorldEnv(data=root)
+        panels = [env.tasks("train"), env.tasks("train"), env.tasks("valid_seen")]
+        env.reset(options={"split": "train", "task": 0})
+        assert [len(panel) for panel in panels] == [2, 2, 1]
+        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert line.startswith("train: 2 games; 2 trials of ")
+        assert line.endswith(
+            "are left out (no game.tw-pddl: 1, its game is not marked solvable: 1), the first is train/pick-0/trial_1"
+        )
+        _open_directory.cache_clear()
+
+
+def test_a_folder_without_games_says_so(tmp_path: Path) -> None:
+    (tmp_path / "bare/json_2.1.1/train").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"There are no games of split 'train' in .*, nor of any other split"):
+        ALFWorldEnv(data=tmp_path / "bare").tasks("train")
+    root = official(tmp_path / "data")
+    save(root / "json_2.1.1/valid_unseen/pick-0/trial_1/traj_data.json", {})
+    with pytest.raises(ValueError, match=r"no games of split 'valid_unseen'.*games of train, valid_seen: 1 trials of "):
+        ALFWorldEnv(data=root).tasks("valid_unseen")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {**game_data("x"), "walkthrough": 5},
+        {**game_data("x"), "grammar": GRAMMAR["2.1.3"].replace("TASK", "a \\x b")},
+        replaced("(receptacleType ", "(receptacleType one "),
+    ],
+    ids=["walkthrough", "task", "receptacles"],
+)
+def test_odd_damage_names_the_file_too(tmp_path: Path, data: Any) -> None:
+    path = save(tmp_path / "game.tw-pddl", data)
+    with pytest.raises(ValueError, match="is not a playable ALFWorld text game") as caught:
+        parse(path)
+    assert str(path) in str(caught.value)
 
 
 def test_unknown_places_splits_and_tasks(tmp_path: Path) -> None:

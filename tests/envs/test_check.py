@@ -15,9 +15,14 @@ from turnwise.envs.check.probe import Probe
 
 BROKEN: list[tuple[str, type[Any], str]] = [
     ("spaces_are_of_strings", worlds.WrongSpace, "action_space is Discrete(3)"),
+    (
+        "offers_fit",
+        worlds.OwnTasks,
+        "has a method tasks() -> list[str]; turnwise expects tasks(split: str) -> Panel there",
+    ),
     ("gymnasium_accepts_it", worlds.Unseeded, "seed"),
     ("gymnasium_accepts_it", worlds.Narrow, "AnyText every string"),
-    ("returns_the_right_types", worlds.ScoreInPercent, "info['score'] is 50, expected a number in [0, 1]"),
+    ("returns_the_right_types", worlds.ScoreInPercent, "info['score'] 50; expected a number in [0, 1]"),
     ("returns_the_right_types", worlds.SuccessInWords, "info['success'] 'no'; expected a finite number, True or False"),
     ("returns_the_right_types", worlds.ActionsInOneString, "expected a list of strings"),
     ("returns_the_right_types", worlds.NoReward, "the reward is nan"),
@@ -44,6 +49,8 @@ BROKEN: list[tuple[str, type[Any], str]] = [
     ("splits_share_no_task", worlds.Leaking, "validation task 0 is also in 'train'"),
     ("evaluation_starts_look_new", worlds.SecretlyLeaking, "validation 20 of 20"),
     ("evaluation_starts_look_new", worlds.FourTasks, "4 different training episodes"),
+    ("evaluation_starts_look_new", worlds.FourDatabases, "4 different training episodes"),
+    ("evaluation_starts_look_new", worlds.SecretlyLeakingDatabases, "validation 20 of 20"),
     ("expert_succeeds", worlds.NoClue, "nothing to clone"),
 ]
 
@@ -115,6 +122,26 @@ def test_a_game_of_two_is_followed_to_its_end() -> None:
     assert (finding.outcome, finding.text[:8]) == ("passed", "20 games")
 
 
+@pytest.mark.parametrize(
+    ("entry", "outcome", "words"),
+    [
+        (worlds.Database, "passed", "hidden state that random strings do not show: that the tasks differ is the word"),
+        (worlds.DatabaseOfSeeds, "skipped", "tasks(split) with content keys, or an expert, would tell"),
+        (worlds.DatabaseWithClerk, "passed", "one question is followed by different things"),
+        (worlds.DatabaseOfChoices, "passed", "one question is followed by different things"),
+    ],
+)
+def test_a_templated_question_over_hidden_state_is_no_leak(entry: type[Any], outcome: str, words: str) -> None:
+    finding = ask("evaluation_starts_look_new", entry)
+    assert (finding.outcome, words in finding.text) == (outcome, True), finding
+
+
+def test_names_that_are_the_worlds_own_are_told() -> None:
+    finding = ask("offers_fit", worlds.OwnNames)
+    assert finding.outcome == "passed"
+    assert finding.text == "offers expert; its own and not taken: tasks, role, players"
+
+
 def test_a_world_that_drifts_is_found_out() -> None:
     report = check("tests.worlds:tests/Drifting-v0", seconds=5)
     outcomes = {finding.name: finding.outcome for finding in report.findings}
@@ -130,6 +157,13 @@ def test_what_an_environment_raises_is_a_finding() -> None:
     assert all("story" not in failure.text for failure in failures)
     passed = {finding.name for finding in report.findings if finding.outcome == "passed"}
     assert "tasks start what they say" in passed, "a fresh instance takes the place of the dead one"
+
+
+def test_a_world_that_leaves_is_a_finding_too() -> None:
+    report = check("tests.worlds:tests/Leaving-v0", seconds=4)
+    failures = [finding.text for finding in report.findings if finding.outcome == "failed"]
+    assert len(report.findings) == len(CHECKS)
+    assert any("SystemExit: 3" in text for text in failures)
 
 
 def test_making_it_is_watched_too() -> None:
@@ -168,7 +202,7 @@ def test_the_report_reads_well(sound: Any) -> None:
     console = Console(width=140, record=True)
     console.print(check_table(sound))
     page = console.export_text()
-    assert summary(sound) == "20 passed, 0 failed, 1 skipped"
+    assert summary(sound) == "21 passed, 0 failed, 1 skipped"
     assert summary(sound) in page
     assert "searching 100.0 % [83.9, 100.0]" in page, "Wilson's interval for 20 of 20"
     machine = json.loads(json.dumps(plain(sound)))

@@ -20,7 +20,7 @@ from turnwise.commands.play import splits_of
 from turnwise.envs.interface import HasExpert, HasTasks, capability
 from turnwise.envs.tasks import make_env
 from turnwise.envs.textworld.env import TextWorldEnv
-from turnwise.envs.textworld.game import compact
+from turnwise.envs.textworld.game import Game, compact
 from turnwise.envs.textworld.games import GeneratedGames, GivenGames, split_of
 from turnwise.envs.textworld.generation import KINDS
 
@@ -112,7 +112,7 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
             raise ImportError(f"No module named {name!r}")
         return real(name, *rest)
 
-    (tmp_path / "game.z8").write_bytes(b"anything")
+    (tmp_path / "game.z8").write_bytes(bytes([8, *[0] * 63]))  # a header that states neither length nor sum
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ValueError, match=r'pip install "turnwise\[envs\]"'):
         TextWorldEnv(games={"train": tmp_path}).reset()
@@ -184,6 +184,32 @@ def test_a_game_without_its_json_is_text_only(files: list[Path], tmp_path: Path)
     assert "admissible_actions" not in info
     assert env.step("look")[0].startswith("-= ")
     env.close()
+
+
+def damaged(story: bytes, how: str) -> bytes:
+    flipped = bytearray(story)
+    flipped[5000] ^= 1
+    return {"cut": story[: len(story) // 2], "noise": b"PK" * 5000, "empty": b"", "flipped": bytes(flipped)}[how]
+
+
+@pytest.mark.parametrize("how", ["cut", "noise", "empty", "flipped"])
+def test_a_damaged_game_is_one_clear_error_and_not_the_end_of_the_process(
+    files: list[Path], tmp_path: Path, how: str
+) -> None:
+    story = tmp_path / "bad.z8"
+    story.write_bytes(damaged(files[0].read_bytes(), how))
+    with pytest.raises(ValueError, match=r"bad\.z8 is damaged"):
+        TextWorldEnv(games={"train": story})
+    with pytest.raises(ValueError, match=r"bad\.z8 is damaged"):
+        Game(story)
+
+
+def test_damaged_notes_of_a_game_are_one_clear_error(files: list[Path], tmp_path: Path) -> None:
+    shutil.copy(files[0], tmp_path / "game.z8")
+    (tmp_path / "game.json").write_text("{cut")
+    env = TextWorldEnv(games={"train": tmp_path})
+    with pytest.raises(ValueError, match=r"game\.json is not what TextWorld wrote"):
+        env.reset()
 
 
 # The contract.
@@ -287,6 +313,15 @@ def test_the_expert_wins_every_game_whatever_is_played_in_between(env: TextWorld
                     rewards, over = rewards + reward, terminated or truncated
                 assert info["success"]
                 assert rewards == info["score"] == 1.0
+
+
+def test_an_expert_without_a_walkthrough_says_that_it_has_none(files: list[Path], tmp_path: Path) -> None:
+    shutil.copy(files[0], tmp_path / "bare.z8")
+    env = TextWorldEnv(games={"train": tmp_path})
+    observation, info = env.reset()
+    with pytest.raises(ValueError, match=r"bare\.z8 has no expert: TextWorld's bare\.json.* is not beside it"):
+        env.expert().begin(observation, info)
+    env.close()
 
 
 def test_the_expert_takes_over_in_the_middle_of_an_episode(cache: Path) -> None:

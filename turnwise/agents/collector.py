@@ -8,6 +8,7 @@ the rounding of batched arithmetic).
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,12 +30,14 @@ from turnwise.agents.episode import (
     TextEnv,
     mix,
 )
-from turnwise.agents.worldwork import WorldThreads, WorldWork
+from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
-from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.interface import HasPlayers, capability, world_name
 from turnwise.trajectory import End, Fork, RolloutFinished, Task, Trajectory, TurnFinished
 
 OnEpisode = Callable[[Trajectory], None]
+
+_log = logging.getLogger(__name__)
 
 
 class Collector:
@@ -89,14 +92,18 @@ class Collector:
         self.failures += 1
         if env is None:
             return
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, SystemExit):
             env.close()
 
     def close(self) -> None:
-        """Close the threads and the idle environments."""
+        """Close the threads and the idle environments, all of them: one that cannot be closed is logged."""
         self.threads.close()
         while self._idle:
-            self._idle.pop().close()
+            env = self._idle.pop()
+            try:
+                env.close()
+            except (Exception, SystemExit) as error:  # whatever a third party's world raises
+                _log.warning("closing %s raised %s: %s", world_name(env), type(error).__name__, error)
 
     def has_room(self) -> bool:
         """Whether every engine has a slot for each player. Raises ValueError where it never can."""
@@ -236,7 +243,11 @@ class Rollouts:
         try:
             env = self._c.take()
             seats = self._c.seating.seats(env, rollout.job, self._c.seed)
-        except Exception as error:  # whatever a third party's world raises
+        except AgentError:
+            if env is not None:
+                self._c.give_back(env)
+            raise
+        except (Exception, SystemExit) as error:  # whatever a third party's world raises, also where it would leave
             self._c.discard(env)
             self._work.begin(_Move(rollout), partial(_raise, error))
             return
@@ -262,7 +273,7 @@ class Rollouts:
             return engine.open()
         return engine.fork(parent.episode.to_move.slot)
 
-    def _answered(self, move: _Move, error: Exception | None) -> Iterator[TurnFinished | RolloutFinished]:
+    def _answered(self, move: _Move, error: Failure | None) -> Iterator[TurnFinished | RolloutFinished]:
         """A world has answered: report the turn, then ask a model for the next, or end the episode."""
         rollout, seat = move.rollout, move.seat
         if isinstance(error, AgentError):
@@ -326,14 +337,14 @@ class Rollouts:
 
         self._work.begin(_Move(rollout, reply, seat), act)
 
-    def _broken(self, rollout: _Rollout, error: Exception) -> Iterator[RolloutFinished]:
+    def _broken(self, rollout: _Rollout, error: Failure) -> Iterator[RolloutFinished]:
         """An environment failed, at the beginning or in the middle of an episode."""
         if rollout.number in self._open:
             self._close(rollout)
             self._c.discard(rollout.env)
         yield from self._failed(rollout, error)
 
-    def _failed(self, rollout: _Rollout, error: Exception) -> Iterator[RolloutFinished]:
+    def _failed(self, rollout: _Rollout, error: Failure) -> Iterator[RolloutFinished]:
         """Retry once, in a fresh environment; then record the failure."""
         rollout.attempts += 1
         if rollout.attempts == 1:
@@ -370,5 +381,5 @@ class Rollouts:
         self._c.give_back(rollout.env)
 
 
-def _raise(error: Exception) -> None:
+def _raise(error: Failure) -> None:
     raise error

@@ -19,7 +19,7 @@ from turnwise.agents.chat_client import ChatClient, ContextFullError, EndpointCo
 from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import CutShortError, Said, Scripted, TextEnv, mix
 from turnwise.agents.prompts import AgentConfig, Context, new_context
-from turnwise.envs.interface import Info
+from turnwise.envs.interface import Info, instructions_of
 from turnwise.trajectory import IntArray
 
 PREFIX = "openai:"
@@ -50,7 +50,7 @@ class Endpoint:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __call__(self, env: TextEnv, seed: int) -> ChatPlayer:
-        return ChatPlayer(self, str(getattr(env.unwrapped, "instructions", "")), seed)
+        return ChatPlayer(self, instructions_of(env), seed)
 
     def fields(self, seed: int) -> dict[str, Any]:
         """The request's fields beside model and messages."""

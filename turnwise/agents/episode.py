@@ -19,8 +19,8 @@ import numpy as np
 
 from turnwise.agents.engine import Engine, Reply
 from turnwise.agents.prompts import AgentConfig, ChatFormat, Context, new_context
-from turnwise.envs.interface import HasPlayers, Info, capability
-from turnwise.envs.tasks import snapshots, start, step
+from turnwise.envs.interface import HasPlayers, Info, capability, instructions_of
+from turnwise.envs.tasks import no_exit, snapshots, start, step
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
 
 TextEnv = gymnasium.Env[str, str]
@@ -179,6 +179,7 @@ class Point:
     ``world`` is the environment's snapshot; without one the ``turns`` have to be taken again.
     """
 
+    task: Task
     turns: tuple[Turn, ...]
     observation: str
     info: Info
@@ -195,12 +196,16 @@ class Episode:
         self._place(env, job, seed, seats)
         with self._timed():
             self.observation, self.info = start(env, job.task, self.seed)
+        if not job.task.type and self.info.get("task_type"):  # a world may tell what its panel does not
+            self.task = replace(job.task, type=self.info["task_type"])
         self._show()
 
     def _place(self, env: TextEnv, job: Job, seed: int, seats: Sequence[Seat]) -> None:
         self.env, self.job, self.seed = env, job, job.env_seed(seed)
+        self.task = job.task
         self.seats = {seat.player: seat for seat in seats}
-        self.instructions = str(getattr(env.unwrapped, "instructions", ""))
+        self.players: tuple[str, ...] = tuple(player for player in self.seats if player)  # none in a world of one
+        self.instructions = instructions_of(env)
         self.end: End | None = None
         self._env_s = 0.0
 
@@ -218,7 +223,7 @@ class Episode:
         return taken
 
     def _show(self) -> None:
-        self.to_move = self.seats[self.info.get("player", "")]
+        self.to_move = self.seats[self.info["player"] if self.players else ""]
         self.to_move.see(self.observation, self.info, self.instructions)
 
     def step(self, action: str, reply: Reply = _NO_REPLY, text: str | None = None, parsed: bool = True) -> None:
@@ -226,8 +231,8 @@ class Episode:
         seat = self.to_move
         before = self._env_s
         with self._timed():
-            observation, reward, terminated, truncated, info = step(self.env, action)
-        rewards = info.get("rewards", {seat.player: reward})
+            observation, reward, terminated, truncated, info = step(self.env, action, self.players)
+        rewards = info["rewards"] if self.players else {seat.player: reward}
         seat.turns.append(
             Turn(
                 observation=seat.observation,
@@ -263,11 +268,14 @@ class Episode:
     def act(self) -> None:
         """The scripted player whose turn it is acts."""
         assert self.to_move.agent is not None
-        said = self.to_move.agent.act(self.observation, self.info)
+        with no_exit("a player", "act"):
+            said = self.to_move.agent.act(self.observation, self.info)
         if isinstance(said, str):
             self.step(said)
-        else:
+        elif isinstance(said, Said):
             self.step(said.action, text=said.reply, parsed=said.valid)
+        else:
+            raise ValueError(f"the player answered {said!r}"[:150] + "; expected an action, which is a string")
 
     def point(self, turn: int) -> Point:
         """The moment after ``turn`` turns. Raises ValueError where it was not reached, is the end, or in a game."""
@@ -277,10 +285,12 @@ class Episode:
         if not 0 <= turn <= len(seat.turns) or (turn == len(seat.turns) and self.end is not None):
             raise ValueError(f"the episode has {len(seat.turns)} turns: it cannot be forked after {turn}")
         if turn < len(seat.turns):
-            return Point(tuple(seat.turns[:turn]), seat.turns[turn].observation, {}, None, _NO_IDS, False, None)
+            begun, observation = tuple(seat.turns[:turn]), seat.turns[turn].observation
+            return Point(self.task, begun, observation, {}, None, _NO_IDS, False, None)
         world, context = snapshots(self.env), seat.context.fork() if seat.context else None
         state = world.snapshot() if world else None
-        return Point(tuple(seat.turns), self.observation, self.info, context, seat.prompt, seat.continues, state)
+        turns = tuple(seat.turns)
+        return Point(self.task, turns, self.observation, self.info, context, seat.prompt, seat.continues, state)
 
     @classmethod
     def at(cls, point: Point, env: TextEnv, job: Job, seed: int, seat: Seat) -> Episode:
@@ -295,6 +305,7 @@ class Episode:
             return episode
         episode = cls.__new__(cls)
         episode._place(env, job, seed, [seat])
+        episode.task = point.task
         with episode._timed():
             world.restore(point.world)
         seat.turns, seat.observation, seat.begun = list(point.turns), point.observation, True
@@ -306,7 +317,7 @@ class Episode:
     def _walk(self, point: Point) -> None:
         for turn in point.turns:
             self._same(turn.observation)
-            observation, _, terminated, truncated, info = step(self.env, turn.action)
+            observation, _, terminated, truncated, info = step(self.env, turn.action, self.players)
             if terminated or truncated:
                 raise RuntimeError("the environment ended where the forked episode went on")
             self.to_move.turns.append(turn)
@@ -324,7 +335,7 @@ class Episode:
         return [
             Trajectory(
                 episode=f"{self.job.episode}-{seat.player}" if seat.player else self.job.episode,
-                task=self.job.task,
+                task=self.task,
                 seed=self.seed,
                 sample=self.job.sample,
                 turns=tuple(seat.turns),

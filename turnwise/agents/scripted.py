@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from turnwise.agents.episode import CutShortError, Episode, Job, Scripted, Seating, SuccessRule, TextEnv
-from turnwise.envs.interface import Expert, HasExpert, Info, capability
+from turnwise.envs.interface import Info
+from turnwise.envs.tasks import expert_of
 from turnwise.trajectory import End, Trajectory
 
 
@@ -38,19 +39,6 @@ class HumanAgent:
 
     def act(self, observation: str, info: Info) -> str:
         return self._ask(observation, info)
-
-
-def expert_of(env: TextEnv, kind: str, seed: int) -> Expert:
-    """The world's own expert. Raises ValueError, saying what is missing, where it has none."""
-    world = capability(env, HasExpert)
-    if world is None:
-        name = env.spec.id if env.spec else type(env.unwrapped).__name__
-        raise ValueError(
-            f"{name} has no expert: demonstrations need an `expert(kind, seed=)` method on the environment "
-            "(turnwise.envs.interface.HasExpert). Without one start from a model that can read: "
-            "warmstart=null model.path=FOLDER_OR_NAME"
-        )
-    return world.expert(kind, seed=seed)
 
 
 def scripted(name: str) -> Scripted | None:

@@ -82,7 +82,7 @@ class _Player:
             end, reason = play_out(episode)
         except AgentError:
             raise
-        except Exception as error:  # whatever a third party's world raises
+        except (Exception, SystemExit) as error:  # whatever a third party's world raises, also where it would leave
             self.close()
             return f"{type(error).__name__}: {error}"[:200]
         usage = sum((seat.agent.usage for seat in seats if isinstance(seat.agent, ChatPlayer)), Usage())
@@ -90,7 +90,7 @@ class _Player:
 
     def close(self) -> None:
         env, self.env = self.env, None
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception, SystemExit):
             if env is not None:
                 env.close()
 

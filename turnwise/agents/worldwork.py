@@ -17,13 +17,14 @@ from typing import Generic, Literal, TypeVar
 from turnwise.clock import Clock
 
 Order = Literal["fixed", "free"]
+Failure = Exception | SystemExit
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun(Generic[_T]):
     tag: _T
-    future: Future[Exception | None]
+    future: Future[Failure | None]
 
 
 class WorldThreads:
@@ -33,11 +34,11 @@ class WorldThreads:
         self.order = order
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="world") if threads else None
 
-    def run(self, work: Callable[[], None]) -> Future[Exception | None]:
+    def run(self, work: Callable[[], None]) -> Future[Failure | None]:
         """What ``work`` raises is the future's result."""
         if self._pool is not None:
             return self._pool.submit(_outcome, work)
-        done: Future[Exception | None] = Future()
+        done: Future[Failure | None] = Future()
         done.set_result(_outcome(work))
         return done
 
@@ -64,7 +65,7 @@ class WorldWork(Generic[_T]):
     def begin(self, tag: _T, work: Callable[[], None]) -> None:
         self._begun.append(_Begun(tag, self._threads.run(work)))
 
-    def admitted(self, generating: Callable[[], int]) -> Iterator[tuple[_T, Exception | None]]:
+    def admitted(self, generating: Callable[[], int]) -> Iterator[tuple[_T, Failure | None]]:
         """What may go on now, with what it raised; ``generating`` counts the episodes that a reply is awaited for."""
         while self._begun:
             if self._threads.order == "free" and self._threads.beside:
@@ -101,9 +102,9 @@ class WorldWork(Generic[_T]):
         return found
 
 
-def _outcome(work: Callable[[], None]) -> Exception | None:
+def _outcome(work: Callable[[], None]) -> Failure | None:
     try:
         work()
-    except Exception as error:  # whatever a third party's world raises
+    except (Exception, SystemExit) as error:  # whatever a third party's world raises, also where it would leave
         return error
     return None

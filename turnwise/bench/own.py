@@ -28,7 +28,7 @@ from turnwise.configfile import CONFIG_SUFFIXES, load_config, override, parse_co
 from turnwise.envs.cache import cache_dir
 from turnwise.players import load_policies, open_run, sides_of
 from turnwise.records.rundir import RunDirectory
-from turnwise.training.tasksets import open_panels
+from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Silent, Trainer
 from turnwise.training.warmstart import start_model, warmstart_key
 from turnwise.trajectory import Group, Trajectory
@@ -121,7 +121,7 @@ def resolved(target: str, settings: Sequence[str], env: str | None) -> tuple[Run
 
 
 def _measured(config: RunConfig, source: RunDirectory | None, folder: Path, num_generate: int) -> OwnBench:
-    run = RunDirectory.create(folder, config, open_panels(config).hashes())
+    run = RunDirectory.create(folder, config, panel_hashes(config))
     policies = _policies(config, source, run)
     trainer = _Seen(config, run, policies, Silent())
     trainer.clock.now = watch = Stopwatch(torch.device(config.device))

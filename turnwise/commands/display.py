@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from turnwise.training.cloning import Progress as Cloning
 from turnwise.training.experiment import Result
 from turnwise.trajectory import Trajectory
 
+UNKNOWN = "–"
 _BARS = "▁▂▃▄▅▆▇█"
 _STAGES = {
     "clone": "Warm start: cloning the expert",
@@ -185,11 +187,25 @@ def _cell(name: str, value: float | None, unit: str = "", digits: int = 3) -> Te
 
 def estimate_text(estimate: Estimate) -> str:
     """``73.8 % [68.1, 78.8]``."""
+    if not estimate.num:
+        return UNKNOWN
     return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def number_text(value: float, digits: int = 3) -> str:
+    """``0.738``; a dash for nan, where nothing was counted."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else UNKNOWN
+
+
+def share_text(value: float) -> str:
+    """``73.8 %``; a dash likewise."""
+    return f"{100 * value:.1f} %" if math.isfinite(value) else UNKNOWN
 
 
 def score_text(estimate: Estimate) -> str:
     """``0.738 [0.681, 0.788]``."""
+    if not estimate.num:
+        return UNKNOWN
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
@@ -218,8 +234,8 @@ def result_table(result: Result) -> Table:
 
 def _row(table: Table, name: str, before: Report | None, after: Report) -> None:
     if after.success is None:
-        shown = f"{before.mean_return:.3f}" if before else ""
-        table.add_row(f"{name} (mean return)", str(sum(map(len, after.outcomes))), shown, f"{after.mean_return:.3f}")
+        shown = number_text(before.mean_return) if before else ""
+        table.add_row(f"{name} (mean return)", str(after.num_episodes), shown, number_text(after.mean_return))
         return
     shown = estimate_text(before.success) if before and before.success else ""
     table.add_row(name, str(sum(map(len, after.outcomes))), shown, estimate_text(after.success))
@@ -233,7 +249,7 @@ def report_table(report: Report) -> Table:
     table.add_column("success (95 % interval)")
     episodes = sum(map(len, report.outcomes))
     if report.success is None:
-        table.add_row("mean return", str(episodes), f"{report.mean_return:.3f}")
+        table.add_row("mean return", str(episodes), number_text(report.mean_return))
     else:
         table.add_row("[bold]all[/bold]", str(episodes), estimate_text(report.success))
         for kind, estimate in {**report.per_type, **report.per_player}.items():
@@ -246,10 +262,10 @@ def report_table(report: Report) -> Table:
     for k, value in report.pass_at.items():
         if k > 1:
             table.add_row(f"pass@{k}", str(episodes), f"{100 * value:.1f} %")
-    table.add_row("turns", "", f"{report.mean_turns:.1f}")
-    table.add_row("invalid actions", "", f"{100 * report.invalid_share:.1f} %")
-    if report.context_share:
-        table.add_row("ended by a full context", "", f"{100 * report.context_share:.1f} %")
+    table.add_row("turns", "", number_text(report.mean_turns, 1))
+    table.add_row("invalid actions", "", share_text(report.invalid_share))
+    if report.context_share > 0:
+        table.add_row("ended by a full context", "", share_text(report.context_share))
     if report.errors:
         table.add_row("[red]failed episodes (left out)[/red]", str(report.errors), "")
     return table

@@ -13,7 +13,7 @@ from typing import Any
 
 import gymnasium
 
-from turnwise.envs.interface import HasTasks
+from turnwise.envs.interface import HasTasks, capability
 from turnwise.envs.tasks import make_env
 from turnwise.naming import unknown
 
@@ -74,8 +74,8 @@ def bench(
 
 def _starts(env: gymnasium.Env[str, str], num_games: int, split: str) -> list[dict[str, Any]]:
     """Arguments of ``reset``, one for each game: spread evenly over the panel."""
-    world = env.unwrapped
-    if not isinstance(world, HasTasks):
+    world = capability(env, HasTasks)
+    if world is None:
         return [{"seed": number} for number in range(num_games)]
     size = len(world.tasks(split))
     num_games = min(num_games, size)

@@ -191,7 +191,7 @@ def _answer(function: Callable[..., Any], *arguments: Any) -> bytes:
     """(True, what it returned) or (False, how it failed), pickled."""
     try:
         return pickle.dumps((True, function(*arguments)))
-    except Exception as error:  # whatever a third party's world raises, also where its answer cannot be pickled
+    except (Exception, SystemExit) as error:  # whatever a third party's world raises; an answer that is not pickled
         return pickle.dumps((False, (type(error).__name__, str(error), traceback.format_exc())))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count
@@ -22,8 +22,23 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from turnwise.envs.child import START_METHODS, Child, EnvDiedError, EnvRaisedError, EnvTimeoutError, Limit
-from turnwise.envs.interface import CanBeOverruled, Expert, HasExpert, HasPlayers, HasSnapshots, HasTasks, Info, Panel
-from turnwise.envs.tasks import TextEnv, make_env
+from turnwise.envs.interface import (
+    CanBeOverruled,
+    Expert,
+    HasExpert,
+    HasPlayers,
+    HasSnapshots,
+    HasTasks,
+    Info,
+    Panel,
+    TextEnv,
+    are_names,
+    capability,
+    fitting,
+    instructions_of,
+    world_name,
+)
+from turnwise.envs.tasks import expert_of, make_env, panel
 from turnwise.naming import unknown
 from turnwise.trajectory import Task
 
@@ -77,7 +92,13 @@ class ProcessEnv(gymnasium.Env[str, str]):
         self._numbers = count()
         self._forgotten: list[int] = []
         self._child = self._new_child()
-        described: Description = self._child.ask("describe", limit=self._reset_limit)
+        try:
+            described: Description = self._child.ask("describe", limit=self._reset_limit)
+        except EnvRaisedError as error:
+            self._child.end()
+            if error.type_name != ValueError.__name__:
+                raise
+            raise ValueError(error.message) from None  # an offer that does not fit: as without a process
         for name, value in described.attributes.items():
             setattr(self, name, value)
         self.spec = EnvSpec(described.spec_id) if described.spec_id else None
@@ -157,11 +178,12 @@ class Served:
 
     def describe(self) -> Description:
         attributes = {name: getattr(self.env, name) for name in ("observation_space", "action_space", "metadata")}
-        optional = ("instructions", "splits", "players")
-        own = {name: getattr(self.world, name) for name in optional if hasattr(self.world, name)}
-        if isinstance(self.world, HasPlayers):
-            own["roles"] = {player: self.world.role(player) for player in self.world.players}
-        offers = frozenset(name for name, (protocol, _) in _OFFERS.items() if isinstance(self.world, protocol))
+        own: dict[str, Any] = {"instructions": instructions_of(self.env)}
+        if are_names(splits := getattr(self.world, "splits", None)):
+            own["splits"] = tuple(splits)
+        if game := capability(self.env, HasPlayers):
+            own |= {"players": tuple(game.players), "roles": {player: game.role(player) for player in game.players}}
+        offers = frozenset(name for name, (protocol, _) in _OFFERS.items() if capability(self.env, protocol))
         return Description(offers, self.env.spec.id if self.env.spec else None, attributes | own)
 
     def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[str, Info]:
@@ -172,9 +194,11 @@ class Served:
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, float(reward), terminated, truncated, _plain(info)
 
-    def tasks(self, split: str) -> Panel | Outline:
-        panel = self.world.tasks(split)
-        return panel if type(panel) is Panel else Outline(panel.env, panel.split, panel.hash, len(panel))
+    def tasks(self, split: str) -> Sequence[Task] | Outline:
+        found = panel(self.env, split)
+        if isinstance(found, Panel) and type(found) is not Panel:
+            return Outline(found.env, found.split, found.hash, len(found))
+        return found
 
     def look_up(self, split: str, index: Any) -> Any:
         return self.world.tasks(split)[index]
@@ -192,8 +216,8 @@ class Served:
         """Keep a new expert under a number; whether it can be overruled."""
         for old in forgotten:
             self.experts.pop(old, None)
-        self.experts[number] = self.world.expert(kind, seed=seed)
-        return isinstance(self.experts[number], CanBeOverruled)
+        self.experts[number] = expert_of(self.env, kind, seed)
+        return fitting(self.experts[number], CanBeOverruled, f"the expert of {world_name(self.env)}") is not None
 
     def ask_expert(self, number: int, method: str, *arguments: Any) -> Any:
         return getattr(self.experts[number], method)(*arguments)
@@ -209,8 +233,8 @@ def _plain(info: Info) -> Info:
 
 class WithTasks(ProcessEnv):
     def tasks(self, split: str) -> Panel:
-        panel: Panel | Outline = self.look("tasks", split)
-        return RemotePanel(self, panel) if isinstance(panel, Outline) else panel
+        found: Panel | Outline = self.look("tasks", split)
+        return RemotePanel(self, found) if isinstance(found, Outline) else found
 
     def look(self, name: str, *arguments: Any) -> Any:
         return self._living().ask(name, *arguments, limit=self._reset_limit)
@@ -255,8 +279,8 @@ _OFFERS: dict[str, tuple[Any, type[ProcessEnv]]] = {
 def _class_with(offers: frozenset[str]) -> type[ProcessEnv]:
     """A ProcessEnv with the methods of these capabilities.
 
-    Whether an object satisfies a protocol is read off its class without running ``__getattr__`` (Python 3.12), so
-    the methods must be there, and no others.
+    Whether an object satisfies a protocol is read off its class without running ``__getattr__``, so the methods must
+    be there, and no others.
     """
     bases = tuple(extended for name, (_, extended) in _OFFERS.items() if name in offers)
     return type("ProcessEnv", bases or (ProcessEnv,), {"__doc__": ProcessEnv.__doc__, "__module__": __name__})

@@ -1,57 +1,115 @@
-"""What a world returned, checked: a third party's slip is named here, before it becomes a wrong number in training."""
+"""What a world returned, checked: a third party's slip is named here, before it becomes a wrong number in training.
+
+``players`` are those of a game; in a world of one (``()``) what ``info`` says of players is its own affair.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from turnwise.envs.interface import Info
+from turnwise.envs.interface import Info, Panel, TextEnv, world_name
+from turnwise.trajectory import Task
 
 _FLAGS = (bool, np.bool_, int)
 _NUMBERS = (int, float, np.number)  # a bool is an int
+_ROUNDING = 1e-6  # by which a sum of shares may miss 0 and 1
 
 
-def check_seen(observation: object, info: object) -> None:
+def check_seen(env: TextEnv, observation: object, info: object, players: Collection[str] = ()) -> None:
     """What ``reset`` and ``step`` share. Raises ValueError that says what was returned and what was expected."""
     if not isinstance(observation, str):
-        raise _wrong("the observation", observation, "a string")
+        raise _wrong(env, "the observation", observation, "a string")
     if not isinstance(info, dict):
-        raise _wrong("info", info, "a dictionary")
-    _check_info(info)
+        raise _wrong(env, "info", info, "a dictionary")
+    _check_info(env, info)
+    if players:
+        _check_told(env, info, players)
 
 
-def check_step(reward: object, terminated: object, truncated: object) -> None:
-    """Raises ValueError likewise."""
+def check_step(
+    env: TextEnv, reward: object, terminated: object, truncated: object, info: Info, players: Collection[str] = ()
+) -> None:
+    """Raises ValueError likewise. A game says what everybody earned, and after its end who has won."""
     if not _is_number(reward):
-        raise _wrong("the reward", reward, "a finite number")
+        raise _wrong(env, "the reward", reward, "a finite number")
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(flag, _FLAGS):
-            raise _wrong(name, flag, "True or False")
+            raise _wrong(env, name, flag, "True or False")
+    if players and "rewards" not in info:
+        raise _missing(env, "rewards", players, "of this step")
+    if players and terminated and set(info.get("successes") or ()) != set(players):
+        raise _missing(env, "successes", players, "after the end")
 
 
-def _check_info(info: Info) -> None:
-    for name in ("success", "score"):
-        if info.get(name) is not None and not _is_number(info[name]):
-            raise _wrong(f"info[{name!r}]", info[name], "a finite number, True or False")
+def check_turn(env: TextEnv, info: Info, players: Collection[str]) -> None:
+    """In a game that goes on somebody is to move. Raises ValueError likewise."""
+    if players and info.get("player") not in players:
+        raise _wrong(env, "info['player']", info.get("player"), f"whose turn it is, one of {', '.join(players)}")
+
+
+def check_tasks(env: TextEnv, split: str, found: Any) -> None:
+    """What ``tasks(split)`` returned. Raises ValueError likewise, also for a split without tasks."""
+    listed = isinstance(found, Sequence) and not isinstance(found, str)
+    if not isinstance(found, Panel) and not (listed and all(isinstance(task, Task) for task in found)):
+        raise _wrong(
+            env,
+            f"for tasks({split!r})",
+            found,
+            "a turnwise.envs.interface.Panel of tasks (give the method another name if it is something else)",
+        )
+    if not len(found):
+        raise ValueError(f"{world_name(env)} has no tasks in split {split!r}")
+
+
+def _check_info(env: TextEnv, info: Info) -> None:
+    if info.get("success") is not None and not _is_number(info["success"]):
+        raise _wrong(env, "info['success']", info["success"], "a finite number, True or False")
+    if info.get("score") is not None and not _is_share(info["score"]):
+        raise _wrong(env, "info['score']", info["score"], "a number in [0, 1]")
     if not isinstance(info.get("valid", True), _FLAGS):
-        raise _wrong("info['valid']", info["valid"], "True or False")
+        raise _wrong(env, "info['valid']", info["valid"], "True or False")
+    if not isinstance(info.get("task_type") or "", str):
+        raise _wrong(env, "info['task_type']", info["task_type"], "a string")
     actions = info.get("admissible_actions")
-    if actions is not None and (isinstance(actions, str) or not isinstance(actions, Sequence)):
-        raise _wrong("info['admissible_actions']", actions, "a list of strings")
-    for name in ("rewards", "scores", "successes"):
+    if actions is None:
+        return
+    if isinstance(actions, str) or not isinstance(actions, Sequence):
+        raise _wrong(env, "info['admissible_actions']", actions, "a list of strings")
+    for action in actions:
+        if not isinstance(action, str):
+            raise _wrong(env, "in info['admissible_actions']", action, "a string")
+
+
+def _check_told(env: TextEnv, info: Info, players: Collection[str]) -> None:
+    """What a game's ``info`` holds for each player."""
+    kinds = {"rewards": (_is_number, "a finite number"), "successes": (_is_number, "True or False")}
+    for name, (fits, kind) in {**kinds, "scores": (_is_share, "a number in [0, 1]")}.items():
         of_players = info.get(name)
         if of_players is None and name not in info:
             continue
-        if not isinstance(of_players, Mapping) or not all(map(_is_number, of_players.values())):
-            raise _wrong(f"info[{name!r}]", of_players, "a finite number for each player")
+        if not isinstance(of_players, Mapping) or not all(map(fits, of_players.values())):
+            raise _wrong(env, f"info[{name!r}]", of_players, f"{kind} for each player")
+        if strange := [player for player in of_players if player not in players]:
+            raise _wrong(env, f"info[{name!r}] of", strange[0], f"the names of its players, {', '.join(players)}")
 
 
 def _is_number(found: object) -> bool:
     return isinstance(found, (*_NUMBERS, np.bool_)) and math.isfinite(found)
 
 
-def _wrong(what: str, found: Any, expected: str) -> ValueError:
-    return ValueError(f"the world returned {what} {found!r}"[:150] + f"; expected {expected}")
+def _is_share(found: Any) -> bool:
+    return _is_number(found) and -_ROUNDING <= float(found) <= 1 + _ROUNDING
+
+
+def _missing(env: TextEnv, name: str, players: Collection[str], when: str) -> ValueError:
+    return ValueError(
+        f"{world_name(env)} is a game and its info lacks {name!r} {when}: expected those of {', '.join(players)}"
+    )
+
+
+def _wrong(env: TextEnv, what: str, found: Any, expected: str) -> ValueError:
+    return ValueError(f"{world_name(env)} returned {what} {found!r}"[:150] + f"; expected {expected}")

@@ -51,6 +51,10 @@ class TaskEnv(gymnasium.Env[str, str], ABC):
     def tasks(self, split: str) -> Panel:
         """The fixed panel of a split. Raises ValueError for an unknown one."""
 
+    def _size(self, split: str) -> int:
+        """Of a split. Raises ValueError likewise."""
+        return len(self.tasks(split))
+
     @abstractmethod
     def begin(self, split: str, index: int) -> tuple[str, Info]:
         """Start a task: the first observation and its ``info``. ``self.np_random`` is seeded by then."""
@@ -87,7 +91,7 @@ class TaskEnv(gymnasium.Env[str, str], ABC):
         index = options.pop("task", None)
         if options:
             raise ValueError(f"Unknown reset options {sorted(options)}: expected 'split' and 'task'.")
-        size = len(self.tasks(split))
+        size = self._size(split)
         if index is None:
             return split, int(self.np_random.integers(size))
         try:

@@ -9,7 +9,6 @@ What would make a comparison unfair (another world, panel or starting model) is 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from turnwise.evaluation.contenders import AXES, Run, read
 from turnwise.evaluation.pooling import cells, panels_differ, pooled_rate
+from turnwise.evaluation.report import without_nan
 from turnwise.naming import unknown
 from turnwise.statistics import Estimate, crossed_bootstrap, detectable, more_to_resolve
 
@@ -125,15 +125,7 @@ def compare(paths: Sequence[str | Path], baseline: str | None = None) -> Compari
 
 def plain(comparison: Comparison) -> dict[str, Any]:
     """For ``--json``: the same numbers as dictionaries and lists, nan as None."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(inner) for inner in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return dict(clean(asdict(comparison)))
+    return dict(without_nan(asdict(comparison)))
 
 
 def _check_ground(runs: Sequence[Run]) -> None:
@@ -321,6 +313,12 @@ def _notes(groups: Mapping[str, Sequence[Run]], base: str) -> Iterable[str]:
     if len(drawn) > 1:
         yield f"Sampled at different temperatures: {', '.join(f'{t:g}' for t in sorted(drawn))}."
     for run in every:
+        for name, report in run.after.items():
+            if report.errors:
+                yield (
+                    f"{report.errors} {name} episodes of {run.path} failed in their environment and are left out of "
+                    f"{report.errors + report.num_episodes}: the rest need not be alike."
+                )
         if met := next(iter(run.after.values())).overlap:
             told = ", ".join(f"{use} {num}" for use, num in met.items())
             yield f"WARNING: {run.path} has met tasks of this panel ({told}): this is no success on unseen tasks."

@@ -49,6 +49,7 @@ def evaluate(
     seed: int | None = None,
     opponent: str | None = None,
     endpoint: EndpointConfig | None = None,
+    max_error_share: float | None = None,
     out: str | Path | None = None,
     on_episode: OnEpisode | None = None,
 ) -> Report:
@@ -61,7 +62,8 @@ def evaluate(
     same kinds of name, or ``self``. ``engines`` processes and ``env_threads`` let more happen at once (``turnwise
     train``'s rollout.engines and rollout.env_threads) and change no number but by rounding. With ``out`` an
     interrupted evaluation goes on where it was. Raises ValueError for a target, environment or split that is not
-    there.
+    there, and where more than ``max_error_share`` (the run's eval.max_error_share) of the episodes fail in their
+    environment: what is left of the panel would not be the panel.
     """
     asked = Asked(
         env=env,
@@ -82,8 +84,12 @@ def evaluate(
         seed=seed,
         opponent=opponent,
         endpoint=endpoint or EndpointConfig(),
+        max_error_share=max_error_share,
     )
-    (measured,) = evaluate_all([str(target)], asked, out=out, on_episode=on_episode).targets
+    evaluation = evaluate_all([str(target)], asked, out=out, on_episode=on_episode)
+    if evaluation.refused:
+        raise ValueError(evaluation.refused[0])
+    (measured,) = evaluation.targets
     (report,) = measured.reports.values()
     return report
 
@@ -92,6 +98,8 @@ def evaluate_all(
     targets: Sequence[str], asked: Asked, *, out: str | Path | None = None, on_episode: OnEpisode | None = None
 ) -> Evaluation:
     """Several runs of one method as one, or a single target of any kind, with every decoding that is asked for.
+
+    ``Evaluation.refused`` names the reports with too many failed episodes.
 
     Raises ValueError for targets that are not seeds of one method, and as ``evaluate`` does.
     """
@@ -111,7 +119,13 @@ def evaluate_all(
     origin, spent = (record.provenance, record.spent()) if record is not None else (about(), sitting.spent())
     cost = spent.cost(asked.endpoint)
     used = (spent, cost) if spent != Usage() else (None, None)
-    evaluation = Evaluation(asked.plain(targets), origin, measured, pooled, *used)
+    refused = tuple(
+        why
+        for subject, found in zip(subjects, measured, strict=True)
+        for report in found.reports.values()
+        if (why := report.too_many_errors(subject.max_error_share(asked)))
+    )
+    evaluation = Evaluation(asked.plain(targets), origin, measured, pooled, used[0], used[1], refused)
     if record is not None:
         record.finish(evaluation)
     return evaluation
@@ -243,7 +257,8 @@ class _Sitting:
             return report
         usage = sum(used.values(), Usage())
         alone = seating.opponents is None or not any(_endpoints(Seating({}, seating.opponents)))
-        tokens = usage.completion_tokens / max(len(trajectories), 1) if alone else report.mean_action_tokens
+        sound = sum(trajectory.end != "error" for trajectory in trajectories)
+        tokens = usage.completion_tokens / sound if alone and sound else report.mean_action_tokens
         return replace(report, usage=usage, mean_action_tokens=tokens)
 
 

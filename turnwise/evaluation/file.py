@@ -23,7 +23,7 @@ from turnwise.agents.chat_client import Usage
 from turnwise.agents.drawing import other_draw
 from turnwise.agents.textplay import Played
 from turnwise.evaluation.pooling import Pooled
-from turnwise.evaluation.report import Report, write_json
+from turnwise.evaluation.report import Report, without_nan, write_json
 from turnwise.records.lock import locked
 from turnwise.records.rundir import provenance
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
@@ -49,7 +49,7 @@ class Evaluation:
     """All targets of one call, and their pool where they are seeds of one method.
 
     ``spent`` is everything that endpoints were asked, unfinished episodes included; ``cost`` in the currency of the
-    prices, None without them.
+    prices, None without them. ``refused`` says of each report with too many failed episodes what they failed of.
     """
 
     asked: dict[str, Any]
@@ -58,10 +58,11 @@ class Evaluation:
     pooled: dict[str, Pooled]
     spent: Usage | None = None
     cost: float | None = None
+    refused: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As the file holds it."""
-        return {
+        content = {
             "format": FORMAT,
             "version": VERSION,
             **{name: value for name, value in asdict(self).items() if name != "targets"},
@@ -70,6 +71,7 @@ class Evaluation:
                 for measured in self.targets
             ],
         }
+        return dict(without_nan(content))
 
 
 def read_evaluation(path: str | Path) -> Evaluation:
@@ -225,8 +227,8 @@ def _from_plain(path: Path, raw: Mapping[str, Any]) -> Evaluation:
             for target in raw["targets"]
         ]
         pooled = {name: Pooled.from_plain(found) for name, found in raw["pooled"].items()}
-        spent = Usage(**raw["spent"]) if raw["spent"] else None
-        return Evaluation(raw["asked"], raw["provenance"], tuple(targets), pooled, spent, raw["cost"])
+        spent, refused = Usage(**raw["spent"]) if raw["spent"] else None, tuple(raw.get("refused", ()))
+        return Evaluation(raw["asked"], raw["provenance"], tuple(targets), pooled, spent, raw["cost"], refused)
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not of this version of turnwise ({error!r}): measure again") from None
 

@@ -17,7 +17,8 @@ from turnwise.statistics import Estimate, crossed_bootstrap, wilson
 class Pooled:
     """Several reports as one. Rates come with a bootstrap over seeds and tasks; the others are means over the reports.
 
-    ``mean_return`` is an estimate as success is, for worlds that do not say what success is.
+    ``mean_return`` is an estimate as success is, for worlds that do not say what success is. Episodes that failed in
+    their environment (``errors``) are left out; where no other was played, means are nan.
     """
 
     num_seeds: int
@@ -36,12 +37,14 @@ class Pooled:
     @classmethod
     def from_plain(cls, raw: dict[str, Any]) -> Pooled:
         """Inverse of ``asdict`` after a trip through JSON."""
+        lost = [name for name, value in raw["mean_return"].items() if value is None]
         given = {
             **raw,
             "success": Estimate(**raw["success"]) if raw["success"] else None,
             "per_type": {kind: Estimate(**rate) for kind, rate in raw["per_type"].items()},
             "pass_at": {int(k): value for k, value in raw["pass_at"].items()},
-            "mean_return": Estimate(**raw["mean_return"]),
+            **{name: math.nan for name in ("mean_turns", "mean_action_tokens", "invalid_share") if raw[name] is None},
+            "mean_return": Estimate(**{**raw["mean_return"], **dict.fromkeys(lost, math.nan)}),
             "score": Estimate(**raw["score"]) if raw["score"] else None,
         }
         return cls(**given)
@@ -56,18 +59,20 @@ def pool(reports: Sequence[Report]) -> Pooled:
     if len({report.samples for report in reports}) > 1:
         raise ValueError(f"{first.name} and others cannot be pooled: they played different numbers of samples")
     known = all(report.success is not None for report in reports)
+    types = _types(reports)
+    ks = [k for k in first.pass_at if all(k in report.pass_at for report in reports)]
     return Pooled(
         num_seeds=len(reports),
         num_tasks=first.num_tasks,
         episodes=sum(len(task) for report in reports for task in report.outcomes),
         success=pooled_rate(reports) if known else None,
-        per_type={kind: _of_type(reports, kind) for kind in sorted(set(first.types) - {""})} if known else {},
-        pass_at={k: float(np.mean([r.pass_at[k] for r in reports])) for k in first.pass_at} if known else {},
-        mean_return=crossed_bootstrap([[report.mean_return] for report in reports]),
+        per_type={kind: _of_type(reports, kind) for kind in sorted({*types} - {""})} if known else {},
+        pass_at={k: float(np.mean([r.pass_at[k] for r in reports])) for k in ks} if known else {},
+        mean_return=_return([report.mean_return for report in reports]),
         score=crossed_bootstrap([_means(r.scores) for r in reports]) if all(r.scores for r in reports) else None,
-        mean_turns=float(np.mean([r.mean_turns for r in reports])),
-        mean_action_tokens=float(np.mean([r.mean_action_tokens for r in reports])),
-        invalid_share=float(np.mean([r.invalid_share for r in reports])),
+        mean_turns=_mean([r.mean_turns for r in reports]),
+        mean_action_tokens=_mean([r.mean_action_tokens for r in reports]),
+        invalid_share=_mean([r.invalid_share for r in reports]),
         errors=sum(report.errors for report in reports),
     )
 
@@ -104,8 +109,26 @@ def panels_differ(first: Report, second: Report) -> str:
     return f"{said}: {common or 'no'} task{'s' if common > 1 else ''} in common)"
 
 
+def _types(reports: Sequence[Report]) -> list[str]:
+    """[task], where any report knows it: a world may tell the type with an episode, which may have failed."""
+    columns = zip(*(report.types for report in reports if report.types), strict=True)
+    return [next((kind for kind in told if kind), "") for told in columns]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Over the reports in which an episode counted; nan where none did."""
+    counted = [value for value in values if math.isfinite(value)]
+    return float(np.mean(counted)) if counted else math.nan
+
+
+def _return(means: Sequence[float]) -> Estimate:
+    if not any(map(math.isfinite, means)):
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    return crossed_bootstrap([[mean] for mean in means])
+
+
 def _of_type(reports: Sequence[Report], kind: str) -> Estimate:
-    chosen = [index for index, own in enumerate(reports[0].types) if own == kind]
+    chosen = [index for index, own in enumerate(_types(reports)) if own == kind]
     return _rate([[cells(report)[index] for index in chosen] for report in reports], known=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,11 +22,14 @@ from turnwise.envs.interface import Panel
 from turnwise.statistics import Estimate, bootstrap_mean, pass_at_k, wilson
 from turnwise.trajectory import Task, Trajectory
 
+_MEANS = ("mean_return", "mean_turns", "mean_action_tokens", "invalid_share", "entropy", "context_share")
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a panel of episodes showed. ``num`` episodes counted; ``errors`` ended in a fault of the environment
-    and are left out. ``success`` is None where the world does not say what success is.
+    """What a panel of episodes showed. ``errors`` ended in a fault of the environment: they count neither as failures
+    nor as returns of 0, every number here is of the others. Where there are no others the means are nan.
+    ``first_error`` is the first fault's reason. ``success`` is None where the world does not say what success is.
 
     ``overlap`` counts the tasks that the agent may have met before, by their use: ``trained on``, ``cloned on``,
     ``selected on`` (they chose the checkpoint, or ended the cloning). Empty: proven that there are none; None: unknown.
@@ -57,16 +61,35 @@ class Report:
     scores: tuple[tuple[float, ...], ...] = ()  # [task][sample] in [0, 1], where the world gives them
     overlap: dict[str, int] | None = None
     usage: Usage | None = None  # of the episodes that count here, where an endpoint played
+    first_error: str = ""
+
+    @property
+    def num_episodes(self) -> int:
+        """Those that count."""
+        return sum(map(len, self.outcomes))
+
+    def too_many_errors(self, max_error_share: float) -> str:
+        """Why the numbers are not to be trusted, with the first fault; ``""`` where few enough episodes failed."""
+        played = self.num_episodes + self.errors
+        if self.num_episodes and self.errors <= max_error_share * played:
+            return ""
+        if not played:
+            return f"{self.name} on {self.env} {self.split}: no episode was played"
+        return (
+            f"{self.name} on {self.env} {self.split}: {self.errors} of {played} episodes failed in their environment, "
+            f"more than eval.max_error_share={max_error_share:g}; the first: {self.first_error}"
+        )
 
     def as_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(without_nan(asdict(self)), indent=1)
 
     @classmethod
     def from_plain(cls, raw: dict[str, Any]) -> Report:
-        """Inverse of ``asdict`` after a trip through JSON."""
+        """Inverse of ``asdict`` after a trip through JSON, nan or None."""
         return cls(
             **{
                 **raw,
+                **{name: math.nan for name in _MEANS if raw[name] is None},
                 "success": Estimate(**raw["success"]) if raw["success"] else None,
                 "per_type": {k: Estimate(**v) for k, v in raw["per_type"].items()},
                 "score": Estimate(**raw["score"]) if raw.get("score") else None,
@@ -103,6 +126,7 @@ def summarize(
     outcomes = tuple(
         tuple(float(bool(t.success)) if known else t.total_reward for t in by_task.get(task, ())) for task in tasks
     )
+    types = tuple(task.type or next((t.task.type for t in by_task.get(task, ())), "") for task in tasks)
     scores = [[t.score for t in by_task.get(task, ()) if t.score is not None] for task in tasks]
     turns = [turn for t in sound for turn in t.turns]
     entropies = [turn.entropies for turn in turns if len(turn.entropies)]
@@ -115,13 +139,13 @@ def summarize(
         samples=samples,
         temperature=temperature,
         success=_rate(outcomes) if known else None,
-        per_type=_per_type(tasks, outcomes) if known else {},
+        per_type=_per_type(types, outcomes) if known else {},
         pass_at=_pass_at(outcomes, samples) if known else {},
         mean_return=_mean([t.total_reward for t in sound]),
         mean_turns=_mean([len(t.turns) for t in sound]),
         mean_action_tokens=_mean([t.num_action_tokens for t in sound]),
-        invalid_share=_mean([float(not turn.valid) for turn in turns]),
-        entropy=float(np.concatenate(entropies).mean()) if entropies else 0.0,
+        invalid_share=_mean([float(not turn.valid) for turn in turns]) if turns or not sound else 0.0,
+        entropy=float(np.concatenate(entropies).mean()) if entropies else 0.0 if sound else math.nan,
         context_share=_mean([float(t.end_reason == "context") for t in sound]),
         errors=len(trajectories) - len(sound),
         outcomes=outcomes,
@@ -129,8 +153,9 @@ def summarize(
         per_player=_per_player(judged) if known else {},
         draw_share=_mean([float(t.score == 0.5 and not t.success) for t in sound]) if _is_game(sound) else None,
         keys=tuple(task.key for task in tasks),
-        types=tuple(task.type for task in tasks),
+        types=types,
         scores=tuple(map(tuple, scores)) if any(scores) else (),
+        first_error=next((t.end_reason for t in trajectories if t.end == "error"), ""),
     )
 
 
@@ -162,11 +187,12 @@ def _rate(outcomes: Sequence[Sequence[float]]) -> Estimate:
     return bootstrap_mean(means)
 
 
-def _per_type(tasks: Sequence[Task], outcomes: Sequence[Sequence[float]]) -> dict[str, Estimate]:
+def _per_type(types: Sequence[str], outcomes: Sequence[Sequence[float]]) -> dict[str, Estimate]:
+    """Of the types that have an episode that counts."""
     found: dict[str, list[Sequence[float]]] = defaultdict(list)
-    for task, result in zip(tasks, outcomes, strict=True):
-        if task.type:
-            found[task.type].append(result)
+    for kind, result in zip(types, outcomes, strict=True):
+        if kind and result:
+            found[kind].append(result)
     return {kind: _rate(results) for kind, results in sorted(found.items())}
 
 
@@ -179,7 +205,8 @@ def _pass_at(outcomes: Sequence[Sequence[float]], samples: int) -> dict[int, flo
 
 
 def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
+    """nan of nothing: a mean of 0 would be a result."""
+    return float(np.mean(values)) if values else math.nan
 
 
 def evaluate_policy(
@@ -244,6 +271,15 @@ def _in_order(jobs: Sequence[Job], trajectories: Sequence[Trajectory]) -> list[T
     """In the order of the jobs, whenever they were played; a job's own stay in theirs."""
     places = {(job.task, job.sample): place for place, job in enumerate(jobs)}
     return sorted(trajectories, key=lambda t: places[t.task, t.sample])
+
+
+def without_nan(value: Any) -> Any:
+    """For JSON, which has no nan: None in its place, however deep."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

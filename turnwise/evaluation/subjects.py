@@ -13,7 +13,7 @@ from turnwise.agents.drawing import DRAW
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import ModelAgent, Player, Seating
-from turnwise.config import EnvConfig, EvaluationOverrides, RunConfig, check_engines
+from turnwise.config import EnvConfig, EvalConfig, EvaluationOverrides, RunConfig, check_engines
 from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import panel
 from turnwise.evaluation.contenders import settings_of, start_of
@@ -51,6 +51,7 @@ class Asked:
     seed: int | None = None
     opponent: str | None = None
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
+    max_error_share: float | None = None
 
     def __post_init__(self) -> None:
         check_engines(self.engines, self.device)
@@ -67,7 +68,7 @@ class Asked:
 
     def plain(self, targets: Sequence[str]) -> dict[str, Any]:
         """All that decides the numbers, for the file."""
-        hidden = ("num_slots", "engines", "env_threads", "device", "endpoint")
+        hidden = ("num_slots", "engines", "env_threads", "device", "endpoint", "max_error_share")
         return {
             "targets": list(targets),
             **{name: value for name, value in vars(self).items() if name not in hidden},
@@ -108,6 +109,11 @@ class Subject:
         if config is not None and same_env:
             overlap = overlap_with(config, tasks, checkpoint or config.keep_checkpoint)
         return cls(place, run, config, checkpoint, where, same_env, tasks, overlap)
+
+    def max_error_share(self, asked: Asked) -> float:
+        """As asked, else the run's own, else the default."""
+        usual = self.config.eval if self.config is not None else EvalConfig()
+        return usual.max_error_share if asked.max_error_share is None else asked.max_error_share
 
     @property
     def seed(self) -> int | None:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.agents.chat_client import Usage
-from turnwise.commands.display import estimate_text, report_table, score_text
+from turnwise.commands.display import estimate_text, number_text, report_table, score_text, share_text
 from turnwise.evaluation.file import Evaluation
 from turnwise.evaluation.pooling import Pooled
 from turnwise.evaluation.report import Report
@@ -25,6 +25,13 @@ def evaluation_table(evaluation: Evaluation) -> Group:
             table = report_table(report)
             table.title = f"{table.title}, {name}"
             parts.append(table)
+    faults = {
+        f"the first failed episode: {r.first_error}": None
+        for m in evaluation.targets
+        for r in m.reports.values()
+        if r.errors
+    }
+    parts += [Text(line, style="red") for line in faults]
     warnings = {line: None for m in evaluation.targets for r in m.reports.values() for line in _overlap(m.target, r)}
     parts += [Text(line, style="bold red") for line in warnings]
     if evaluation.spent is not None:
@@ -65,7 +72,7 @@ def _pooled_table(name: str, found: Pooled, reports: list[Report]) -> Table:
         table.add_row("[bold]all[/bold]", str(found.episodes), score_text(found.mean_return))
     table.add_section()
     for report in reports:
-        value = estimate_text(report.success) if report.success else f"{report.mean_return:.3f}"
+        value = estimate_text(report.success) if report.success else number_text(report.mean_return)
         table.add_row(Text(report.name), str(sum(map(len, report.outcomes))), value)
     table.add_section()
     if found.score is not None:
@@ -73,9 +80,9 @@ def _pooled_table(name: str, found: Pooled, reports: list[Report]) -> Table:
     for k, share in found.pass_at.items():
         if k > 1:
             table.add_row(f"pass@{k}", "", f"{100 * share:.1f} %")
-    table.add_row("turns", "", f"{found.mean_turns:.1f}")
-    table.add_row("tokens said", "", f"{found.mean_action_tokens:.1f}")
-    table.add_row("invalid actions", "", f"{100 * found.invalid_share:.1f} %")
+    table.add_row("turns", "", number_text(found.mean_turns, 1))
+    table.add_row("tokens said", "", number_text(found.mean_action_tokens, 1))
+    table.add_row("invalid actions", "", share_text(found.invalid_share))
     if found.errors:
         table.add_row("[red]failed episodes (left out)[/red]", str(found.errors), "")
     table.caption = "Pooled: bootstrap over seeds and tasks. One seed: over tasks alone."

@@ -22,9 +22,8 @@ from turnwise.agents.decoder import Decoder
 from turnwise.agents.episode import SuccessRule, TextEnv, mix
 from turnwise.agents.layers import projected
 from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
-from turnwise.agents.scripted import expert_of
-from turnwise.envs.interface import CanBeOverruled, Expert, Info
-from turnwise.envs.tasks import panel, start
+from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, instructions_of
+from turnwise.envs.tasks import expert_of, no_exit, panel, players_of, start, step
 from turnwise.trajectory import Task
 
 _NOT_LOST = 0.5
@@ -122,7 +121,10 @@ class _Demonstrator:
     def act(self, observation: str, info: Info) -> str:
         if not self.observations:
             self._expert.begin(observation, info)
-        action = self._expert.act(observation, info)
+        with no_exit("the expert", "act"):
+            action = self._expert.act(observation, info)
+        if not isinstance(action, str):
+            raise ValueError(f"the expert answered {action!r}"[:150] + "; expected an action, which is a string")
         choices = [a for a in info.get("admissible_actions") or () if a not in self._config.noise_excludes]
         noisy = bool(self._rng.random() < self._config.noise) and bool(choices)
         present = dict.fromkeys(choices)
@@ -132,8 +134,8 @@ class _Demonstrator:
             choices = stale
         if noisy:
             action = choices[int(self._rng.integers(len(choices)))]
-            if isinstance(self._expert, CanBeOverruled):
-                self._expert.overrule(action)
+            if overrulable := fitting(self._expert, CanBeOverruled, "the expert"):
+                overrulable.overrule(action)
         self.observations.append(observation)
         self.admissible.append(info.get("admissible_actions"))
         self.actions.append(action)
@@ -155,22 +157,23 @@ def demonstrate(
     """
     # Three streams: a world and its expert with equal generators would not be independent.
     rng, world_seed, expert_seed = np.random.default_rng(seed), mix("world", seed) >> 33, mix("expert", seed) >> 33
+    players = players_of(env)
     observation, info = start(env, task, world_seed)
     demonstrators: dict[str, _Demonstrator] = {}
     ended, total = False, 0.0
     while not ended:
-        player = info.get("player", "")
+        player = info["player"] if players else ""
         if player not in demonstrators:
             own_seed = mix(expert_seed, player) >> 33 if player else expert_seed
             expert = expert_of(env, config.expert, own_seed if config.expert_jitter else 0)
             demonstrators[player] = _Demonstrator(expert, config, rng)
         action = demonstrators[player].act(observation, info)
-        observation, reward, terminated, truncated, info = env.step(action)
-        total += float(reward)
+        observation, reward, terminated, truncated, info = step(env, action, players)
+        total += reward
         ended = terminated or truncated
     judged = (rule or SuccessRule()).judge(info, total)
     success = bool(terminated) if judged is None else judged
-    scores = info.get("scores", {})
+    scores = info.get("scores", {}) if players else {}
     return [
         found.shown(scores.get(player, 0.0) >= _NOT_LOST if player else success)
         for player, found in demonstrators.items()
@@ -315,7 +318,7 @@ def clone(
     ``measure(model, tokenizer)`` gives the success that ``stop_success`` is compared with.
     """
     chat = ChatFormat(tokenizer, agent.system, date=agent.date)
-    instructions = str(getattr(env.unwrapped, "instructions", ""))
+    instructions = instructions_of(env)
     cloner = Cloner(model, config)
     source = demonstrations(env, config, seed, rule)
     began = time.process_time()

@@ -29,7 +29,7 @@ from turnwise.training.faults import InterruptedRunError, UpdateMemoryError, sto
 from turnwise.training.interrupt import Interrupts
 from turnwise.training.mirrors import check_mirrors
 from turnwise.training.plan import fitted
-from turnwise.training.tasksets import open_panels
+from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Observer, Silent, Trainer
 from turnwise.training.warmstart import check_new, warmstart
 
@@ -73,7 +73,7 @@ def train(config: RunConfig, out: str | Path, observer: Observer | None = None) 
     check_device(config.device)
     check_mirrors(config.mirrors)
     config = fitted(config)
-    run = RunDirectory.create(out, config, open_panels(config).hashes())
+    run = RunDirectory.create(out, config, panel_hashes(config))
     with storage(run.path), run.locked():
         return _from_the_start(run, config, observer or Silent(), began)
 
@@ -90,7 +90,7 @@ def resume(path: str | Path, observer: Observer | None = None) -> Result:
     check_device(config.device)
     check_mirrors(config.mirrors)
     with storage(run.path), run.locked():
-        run.check_unchanged(open_panels(config).hashes())
+        run.check_unchanged(panel_hashes(config))
         if not run.has_checkpoint:
             run.restart()
             return _from_the_start(run, config, observer or Silent(), began)
@@ -112,7 +112,12 @@ def _from_the_start(run: RunDirectory, config: RunConfig, observer: Observer, be
 
 
 def _trainer(run: RunDirectory, config: RunConfig, observer: Observer) -> Trainer:
-    return Trainer(config, run, load_policies(run, sides_of(config, config.env.make())), observer)
+    return Trainer(config, run, load_policies(run, _sides(config)), observer)
+
+
+def _sides(config: RunConfig) -> list[str]:
+    with closing(config.env.make()) as world:
+        return sides_of(config, world)
 
 
 def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Result:
@@ -182,7 +187,7 @@ def export(
     target, run = Path(out), RunDirectory.open(path)
     check_new(target, "export")
     config = run.config()
-    sides = sides_of(config, config.env.make())
+    sides = _sides(config)
     chosen = sides[0] if side is None and len(sides) == 1 else side
     if chosen not in sides:
         raise unknown("side", side, sides, str(path))

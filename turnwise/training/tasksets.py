@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,18 @@ from turnwise.trajectory import Task
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """The tasks of a run; what is trained or cloned on is proven apart from what is measured."""
+    """The tasks of a run; what is trained or cloned on is proven apart from what is measured.
+
+    ``env`` is the world that they come from: a long panel may ask it for tasks until ``close``.
+    """
 
     train: Sequence[Task]
     validation: list[Task]
     test: list[Task]
+    env: TextEnv
+
+    def close(self) -> None:
+        self.env.close()
 
     def hashes(self) -> dict[str, str]:
         """Identity of each panel's content and order (a generated one's definition)."""
@@ -59,8 +66,20 @@ class TaskOrder:
 
 
 def open_panels(config: RunConfig) -> Panels:
-    """The run's panels. Raises ValueError for an unknown split, an overlap, or too few training tasks."""
-    env = config.env.make()
+    """The run's panels, to be closed. Raises ValueError for an unknown split, an overlap, or too few training tasks."""
+    with ExitStack() as undo:
+        panels = _panels(config, undo.enter_context(closing(config.env.make())))
+        undo.pop_all()
+    return panels
+
+
+def panel_hashes(config: RunConfig) -> dict[str, str]:
+    """Identity of the run's panels (``Panels.hashes``). Raises as ``open_panels`` does."""
+    with closing(open_panels(config)) as panels:
+        return panels.hashes()
+
+
+def _panels(config: RunConfig, env: TextEnv) -> Panels:
     train, test_split = panel(env, config.env.split), config.eval.test_split
     validation = _subset(panel(env, config.eval.split), config.eval.tasks) if config.eval.every else []
     test = _subset(panel(env, test_split), config.eval.test_tasks) if test_split else []
@@ -70,7 +89,7 @@ def open_panels(config: RunConfig) -> Panels:
             f"split {config.env.split!r} has {len(train)} tasks, fewer than "
             f"rollout.num_tasks={config.rollout.num_tasks}"
         )
-    return Panels(train, validation, test)
+    return Panels(train, validation, test, env)
 
 
 def _cloned(config: RunConfig, env: TextEnv) -> list[Sequence[Task]]:

@@ -10,6 +10,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from turnwise.algorithms.metrics import Metrics
 from turnwise.algorithms.planning import GroupPlanner
 from turnwise.clock import Clock
 from turnwise.config import GameConfig, RunConfig
-from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.interface import HasPlayers, TextEnv, capability
 from turnwise.evaluation.report import Report, evaluate_policy
 from turnwise.players import opponents
 from turnwise.record import episode_numbers, finite, joined
@@ -96,9 +97,6 @@ class Trainer:
         self.collector, self.measurer = self._collectors()
         self.clock = self._clock()
         self.planner = self.sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size)
-        panels = open_panels(config)
-        self.order = TaskOrder(panels.train, config.rollout.num_tasks, config.seed)
-        self.validation, self.test = panels.validation, panels.test
         self.writer = TrajectoryWriter(run.trajectories_path)
         self.watchdog = Watchdog(config.watchdog, run.metrics())
         self.mirrors = Mirrors(config.mirrors, run.path, config.model_dump(mode="json"))
@@ -109,26 +107,29 @@ class Trainer:
         self.halved = False  # whether microbatches are half as big as configured: an update did not fit into memory
         self._saved = -1  # finished updates at the newest checkpoint
         self._sync()
+        self.panels = open_panels(config)  # last: whoever gets no trainer could not close them
+        self.order = TaskOrder(self.panels.train, config.rollout.num_tasks, config.seed)
+        self.validation, self.test = self.panels.validation, self.panels.test
 
     def _collectors(self) -> tuple[Collector, Collector]:
         """Who collects and who measures: the same one, but for games with different opponents."""
-        config, env, slots = self.config, self.config.env.make(), self.config.rollout.num_slots
+        config, slots = self.config, self.config.rollout.num_slots
         learners = {side.name: side.agent for side in self.sides}
         rule = SuccessRule(config.env.success_threshold)
 
-        def against(name: str) -> Collector:
+        def against(name: str, env: TextEnv) -> Collector:
             others = opponents(name, env, num_slots=slots, threads=config.rollout.threads)
             threads = WorldThreads(config.rollout.env_threads, config.rollout.env_order)
             return Collector(
                 config.env.make, Seating(learners, others), seed=config.seed, success=rule, threads=threads
             )
 
-        if capability(env, HasPlayers) is None:
-            collector = measurer = against("self")
-        else:
-            game = config.game or GameConfig()
-            collector, measurer = against(game.opponent), against(game.eval_opponent)
-        env.close()
+        with closing(config.env.make()) as env:
+            if capability(env, HasPlayers) is None:
+                collector = measurer = against("self", env)
+            else:
+                game = config.game or GameConfig()
+                collector, measurer = against(game.opponent, env), against(game.eval_opponent, env)
         return collector, measurer
 
     def _clock(self) -> Clock:
@@ -142,6 +143,7 @@ class Trainer:
         """Close the environments: some are processes."""
         self.collector.close()
         self.measurer.close()
+        self.panels.close()
         self.mirrors.close()
 
     def step(self) -> dict[str, Any]:
@@ -261,7 +263,10 @@ class Trainer:
         return value
 
     def measure(self, tasks: Sequence[Task], name: str, *, temperature: float, key: int) -> Report:
-        """A report on a panel; the same key gives every policy the same draws."""
+        """A report on a panel; the same key gives every policy the same draws.
+
+        Raises CollectionError where too many of its episodes fail.
+        """
         _seed_globals(self.config.seed, key)
         samples = 1 if temperature == 0 else self.config.eval.samples
         report, _ = evaluate_policy(
@@ -274,6 +279,8 @@ class Trainer:
             key=key,
             on_episode=self.observer.episode,
         )
+        if why := report.too_many_errors(self.config.eval.max_error_share):
+            raise CollectionError(why)
         return report
 
     def final(self) -> dict[str, Report]:

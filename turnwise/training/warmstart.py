@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -61,19 +62,19 @@ def _cached(config: RunConfig, on_progress: OnProgress | None, fresh: bool) -> P
     folder = cache_dir() / "warmstart" / warmstart_key(config)
     if folder.exists() and not fresh:
         return folder
-    env = config.demonstration_env()
-    model, tokenizer = start_model(config, env)
-    progress = clone(
-        model,
-        tokenizer,
-        env,
-        config.agent,
-        config.warmstart,
-        seed=config.seed,
-        rule=SuccessRule(config.env.success_threshold),
-        measure=partial(_success, config, panel(config.env.make(), config.warmstart.stop_split)),
-        on_progress=on_progress,
-    )
+    with closing(config.demonstration_env()) as env, closing(config.env.make()) as measured:
+        model, tokenizer = start_model(config, env)
+        progress = clone(
+            model,
+            tokenizer,
+            env,
+            config.agent,
+            config.warmstart,
+            seed=config.seed,
+            rule=SuccessRule(config.env.success_threshold),
+            measure=partial(_success, config, panel(measured, config.warmstart.stop_split)),
+            on_progress=on_progress,
+        )
     _store(folder, model, tokenizer, config, progress)
     return folder
 
@@ -124,7 +125,6 @@ def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: An
     A quarter of them is enough to see that a model is far from the goal.
     """
     assert config.warmstart is not None
-    assert config.warmstart.stop_success is not None
     chat = ChatFormat(tokenizer, config.agent.system, date=config.agent.date, end_ids=end_ids(model))
     engine = SlotEngine(
         model,
@@ -134,15 +134,23 @@ def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: An
         threads=config.rollout.threads,
     )
     game = config.game or GameConfig()
-    others = opponents(game.eval_opponent, config.env.make(), num_slots=config.rollout.num_slots)
+    with closing(config.env.make()) as world:
+        others = opponents(game.eval_opponent, world, num_slots=config.rollout.num_slots)
     collector = Collector(
         config.env.make,
         Seating({"": ModelAgent(engine, chat, config.agent)}, others),
         seed=config.seed,
         success=SuccessRule(config.env.success_threshold),
     )
+    with closing(collector):
+        return _rate(config, config.warmstart, collector, tasks)
+
+
+def _rate(config: RunConfig, settings: WarmstartConfig, collector: Collector, tasks: Sequence[Task]) -> float:
+    """The measurement's success, or mean return where success is unknown."""
+    assert settings.stop_success is not None
     rate = 0.0
-    for num in (max(1, config.warmstart.stop_tasks // 4), config.warmstart.stop_tasks):
+    for num in (max(1, settings.stop_tasks // 4), settings.stop_tasks):
         report, _ = evaluate_policy(
             collector,
             tasks[:num],
@@ -150,8 +158,10 @@ def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: An
             max_tokens=config.agent.max_reply_tokens,
             key=_STOP_KEY,
         )
+        if why := report.too_many_errors(config.eval.max_error_share):
+            raise ValueError(why)
         rate = report.success.value if report.success else report.mean_return
-        if rate < config.warmstart.stop_success - 0.15:
+        if rate < settings.stop_success - 0.15:
             break
     return rate
 

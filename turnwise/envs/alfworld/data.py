@@ -25,6 +25,7 @@ from turnwise.envs.alfworld.store import (
     ENV_ID,
     SPLIT_ORDER,
     GameSource,
+    LeftOut,
     StoredGames,
     cached_store,
     check_index,
@@ -36,6 +37,7 @@ from turnwise.trajectory import Task
 __all__ = ["FileGames", "GameSource", "open_archive", "open_directory", "open_games"]
 
 GAME_FILE = "game.tw-pddl"
+RECORDING = "traj_data.json"
 ARCHIVE = "games_2.1.3.jsonl.xz"
 RELEASES = ("json_2.1.3", "json_2.1.2", "json_2.1.1", "2.1.3", "2.1.2", "2.1.1")
 OUTSIDE = ("movable", "Sliced")  # in a folder's name: games that the official text set leaves out
@@ -114,12 +116,12 @@ class FileGames:
 def open_directory(root: str | Path) -> StoredGames:
     """What ``alfworld-download`` lays out: ``json_2.1.1/<split>/<folder>/<trial>/game.tw-pddl``.
 
-    ``root`` may also be the release's folder itself. Games that are not marked solvable, and folders of
-    sliced or movable-receptacle tasks, are left out, as the official loader does.
+    ``root`` may also be the release's folder itself. Folders of sliced or movable-receptacle tasks are no part of the
+    text set. Other trials without a game, or whose game is not marked solvable, are left out, as the official loader
+    does; the store counts them. Raises ValueError for a game file that is damaged.
     """
     root = _release(Path(root).expanduser().resolve())
-    files = sorted(_game_files(root))
-    listing = [f"{path.relative_to(root)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    listing = [f"{trial.relative_to(root)} {_stamp(trial / GAME_FILE)}" for trial in sorted(_trials(root))]
     return _open_directory(str(root), _digest("\n".join(listing).encode()))
 
 
@@ -139,18 +141,27 @@ def _release(root: Path) -> Path:
     )
 
 
-def _game_files(root: Path) -> Iterator[Path]:
+def _trials(root: Path) -> Iterator[Path]:
+    """The folders of the text set that hold a game, or the recording that one is made from."""
     for split in SPLIT_ORDER:
-        for path in (root / split).glob(f"*/*/{GAME_FILE}"):
-            if not any(word in path.parent.parent.name for word in OUTSIDE):
-                yield path
+        for trial in {path.parent for name in (GAME_FILE, RECORDING) for path in (root / split).glob(f"*/*/{name}")}:
+            if not any(word in trial.parent.name for word in OUTSIDE):
+                yield trial
 
 
-def _read_directory(root: Path) -> Iterator[tuple[str, GameText]]:
-    for path in sorted(_game_files(root)):
-        text = read_game_file(path, id="/".join(path.relative_to(root).parts[:-1]))
-        if text.solvable:
-            yield path.relative_to(root).parts[0], text
+def _stamp(path: Path) -> str:
+    """What changes when a file does."""
+    return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.exists() else "missing"
+
+
+def _read_directory(root: Path) -> Iterator[tuple[str, GameText | LeftOut]]:
+    for trial in sorted(_trials(root)):
+        split, id = trial.relative_to(root).parts[0], "/".join(trial.relative_to(root).parts)
+        if not (trial / GAME_FILE).exists():
+            yield split, LeftOut(id, f"no {GAME_FILE}")
+            continue
+        text = read_game_file(trial / GAME_FILE, id=id)
+        yield split, text if text.solvable else LeftOut(id, "its game is not marked solvable")
 
 
 # ---------------------------------------------------------------------- the compact archive

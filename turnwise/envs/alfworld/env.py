@@ -11,6 +11,7 @@ from turnwise.envs.alfworld.data import GameSource, open_games
 from turnwise.envs.alfworld.game import Game
 from turnwise.envs.alfworld.knowing import KnowingExpert
 from turnwise.envs.alfworld.simulator import Simulator
+from turnwise.envs.alfworld.store import StoredGames
 from turnwise.envs.alfworld.world import State
 from turnwise.envs.interface import Expert, Info, Panel
 from turnwise.envs.world import SnapshotEnv
@@ -55,8 +56,13 @@ class ALFWorldEnv(SnapshotEnv):
         return self.source.splits
 
     def tasks(self, split: str) -> Panel:
-        """The fixed panel of a split. Raises ValueError for an unknown one."""
+        """The fixed panel of a split. Raises ValueError for an unknown one; says what of a folder is left out of it."""
+        if isinstance(self.source, StoredGames):
+            self.source.say_what_is_left_out(split)
         return self.source.panel(split)
+
+    def _size(self, split: str) -> int:
+        return len(self.source.panel(split))  # every reset asks: nothing is said there
 
     def begin(self, split: str, index: int) -> tuple[str, Info]:
         if self._loaded is None or self._loaded[0] != (split, index):  # a group starts the same task many times

@@ -89,13 +89,16 @@ def read_game_file(path: Path | str, *, id: str = "") -> GameText:
     for field in ("pddl_problem", "grammar"):
         if not isinstance(data, dict) or not isinstance(data.get(field), str):
             raise GameFileError(str(path), f"expected a JSON object with the text field {field!r}")
+    walkthrough = data.get("walkthrough") or ()
+    if not isinstance(walkthrough, list | tuple) or not all(isinstance(action, str) for action in walkthrough):
+        raise GameFileError(str(path), "expected a 'walkthrough' that is a list of actions")
     dialect, task = read_grammar(data["grammar"], origin=str(path))
     return GameText(
         id=id or "/".join(path.resolve().parts[-4:-1]),
         task=task,
         dialect=dialect,
         problem=data["pddl_problem"],
-        walkthrough=tuple(data.get("walkthrough") or ()),
+        walkthrough=tuple(walkthrough),
         solvable=data.get("solvable") is True,
         origin=str(path),
     )
@@ -117,15 +120,27 @@ def read_grammar(grammar: str, *, origin: str) -> tuple[Dialect, str]:
     found = _TASK.search(grammar)
     if found is None:
         raise GameFileError(origin, 'expected a "task" rule in its grammar')
-    line = json.loads(found.group(1))
+    try:
+        line: str = json.loads(found.group(1))
+    except ValueError as error:
+        raise GameFileError(origin, f'its "task" rule is damaged ({error})') from error
     if not line.startswith(TASK_PREFIX):
         raise GameFileError(origin, f"expected a task that begins with {TASK_PREFIX!r}, got {line!r}")
     return _WORDINGS[wording], line.removeprefix(TASK_PREFIX)
 
 
 def parse_game(text: GameText) -> Game:
-    """The start state and goal of a game."""
+    """The start state and goal of a game. Raises GameFileError where they cannot be read."""
     origin = text.origin or text.id
+    try:
+        return _parse_game(text, origin)
+    except GameFileError:
+        raise
+    except (LookupError, ValueError, TypeError) as error:  # a fact with too few words, say
+        raise GameFileError(origin, f"its problem is damaged ({type(error).__name__}: {error})") from error
+
+
+def _parse_game(text: GameText, origin: str) -> Game:
     init, goal = _sections(text.problem, origin)
     atoms = set(_ATOM.findall(init))
     facts = _Facts(atoms)

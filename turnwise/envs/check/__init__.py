@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turnwise.envs.check import contract, repeat, tasks
+from turnwise.envs.check import contract, leaks, repeat, tasks
 from turnwise.envs.check.probe import Finding, Probe, failed, first_line, skipped
 
 __all__ = ["CHECKS", "Finding", "Report", "check"]
@@ -22,6 +22,7 @@ Check = Callable[[Probe], Finding]
 
 CHECKS: tuple[Check, ...] = (
     contract.spaces_are_of_strings,
+    contract.offers_fit,
     contract.returns_the_right_types,
     contract.odd_actions_are_ordinary,
     contract.admissible_actions_are_valid,
@@ -39,7 +40,7 @@ CHECKS: tuple[Check, ...] = (
     tasks.tasks_start_what_they_say,
     tasks.evaluation_tasks_are_unique,
     tasks.splits_share_no_task,
-    tasks.evaluation_starts_look_new,
+    leaks.evaluation_starts_look_new,
     tasks.expert_succeeds,
     contract.gymnasium_accepts_it,  # last: it draws tasks as it likes, and some are slow to make
 )
@@ -84,15 +85,14 @@ def check(
             probe = Probe(env_id, env_kwargs)
         except ValueError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             found("can_be_made", failed(f"making it raised {first_line(error)}"), began)
             return Report(env_id, tuple(findings), 0.0, time.perf_counter() - began)
-        for number, each in enumerate(CHECKS):
-            since = time.perf_counter()
-            probe.until = since + (began + seconds - since) / (len(CHECKS) - number)
-            found(each.__name__, _run(each, probe, findings), since)
-        with contextlib.suppress(Exception):
-            probe.env.close()
+        with contextlib.closing(probe):
+            for number, each in enumerate(CHECKS):
+                since = time.perf_counter()
+                probe.until = since + (began + seconds - since) / (len(CHECKS) - number)
+                found(each.__name__, _run(each, probe, findings), since)
     rate = probe.num_steps / probe.step_s if probe.step_s else 0.0
     return Report(env_id, tuple(findings), rate, time.perf_counter() - began)
 
@@ -104,8 +104,8 @@ def _run(each: Check, probe: Probe, before: list[Finding]) -> Finding:
         return skipped("no time left: give more seconds")
     try:
         return each(probe)
-    except Exception as error:  # whatever a third party's world raises is what was found
-        with contextlib.suppress(Exception):
+    except (Exception, SystemExit) as error:  # whatever a third party's world raises is what was found
+        with contextlib.suppress(Exception, SystemExit):
             probe.renew()
         return failed(f"raised {first_line(error)}")
     finally:

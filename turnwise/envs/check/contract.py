@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import warnings
@@ -24,8 +25,9 @@ from turnwise.envs.check.probe import (
     step,
 )
 from turnwise.envs.child import EnvRaisedError, EnvTimeoutError
-from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.interface import HasExpert, HasPlayers, HasSnapshots, HasTasks, capability, instructions_of
 
+OFFERED = ("tasks", "snapshot", "restore", "expert", "players", "role")
 MAX_STEPS = 1000
 """An episode that goes on longer without an end is taken for endless."""
 ODD_ACTION_S = 5.0
@@ -53,6 +55,20 @@ def spaces_are_of_strings(probe: Probe) -> Finding:
                 "turnwise.envs.interface.AnyText, which holds every string"
             )
     return passed(f"{probe.env.observation_space} and {probe.env.action_space}")
+
+
+def offers_fit(probe: Probe) -> Finding:
+    """Which of the names that turnwise knows are taken for its own, and which are left to the world."""
+    inner, taken, left = probe.env.unwrapped, list[str](), list[str]()
+    for offer in (HasTasks, HasSnapshots, HasExpert, HasPlayers):
+        names = [name for name in (*vars(offer), *offer.__annotations__) if name in OFFERED]
+        offered = capability(probe.env, offer) is not None  # ValueError where one does not fit
+        there = [name for name in names if inspect.getattr_static(inner, name, None) is not None]
+        (taken if offered else left).extend(there)
+    instructions = instructions_of(probe.env)
+    taken += ["instructions"] if instructions else []
+    text = f"offers {', '.join(taken)}" if taken else "offers reset and step"
+    return passed(f"{text}; its own and not taken: {', '.join(left)}" if left else text)
 
 
 def gymnasium_accepts_it(probe: Probe) -> Finding:

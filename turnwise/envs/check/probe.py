@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar
 import gymnasium
 
 from turnwise.envs.child import EnvRaisedError
-from turnwise.envs.interface import Expert, HasExpert, HasTasks, Info, capability
+from turnwise.envs.interface import Expert, HasExpert, HasTasks, Info, are_names, capability
 from turnwise.envs.process import ProcessEnv
-from turnwise.envs.tasks import TextEnv, maker, panel, start
+from turnwise.envs.tasks import TextEnv, expert_of, maker, panel, start
 from turnwise.trajectory import Task
 
 Outcome = Literal["passed", "failed", "skipped"]
@@ -118,8 +118,14 @@ class Probe:
     def tidy(self) -> None:
         """Close the extra instances. (What closing raises is ``closing_is_harmless``'s to say.)"""
         while self._extra:
-            with contextlib.suppress(Exception):
-                self._extra.pop().close()
+            env = self._extra.pop()
+            with contextlib.suppress(Exception, SystemExit):
+                env.close()
+
+    def close(self) -> None:
+        """Close every instance."""
+        self._extra.append(self.env)
+        self.tidy()
 
     def some(self, items: Iterable[Item]) -> Iterator[Item]:
         """The first item, then more until the time is up."""
@@ -136,7 +142,11 @@ class Probe:
     def splits(self) -> tuple[str, ...]:
         """The names of the panels; of the seed ranges that stand for them in worlds without."""
         names = getattr(self.env.unwrapped, "splits", None)
-        return tuple(names) if names else tuple(split for split in _USUAL_SPLITS if self._has(split))
+        return (
+            tuple(names)
+            if self.has_panels and are_names(names)
+            else tuple(split for split in _USUAL_SPLITS if self._has(split))
+        )
 
     def _has(self, split: str) -> bool:
         try:
@@ -179,8 +189,10 @@ class RandomPlayer:
     def __init__(self, env: TextEnv, seed: int) -> None:
         self._space, self._rng = env.action_space, random.Random(seed)
         self._space.seed(seed)
-        world = capability(env, HasExpert)
-        self._expert: Expert | None = world.expert(seed=seed) if world else None
+        self._expert: Expert | None = None
+        if capability(env, HasExpert) is not None:
+            with contextlib.suppress(ValueError):  # some have another kind alone
+                self._expert = expert_of(env, "searching", seed)
 
     def begin(self, first: Frame) -> None:
         if self._expert is not None:

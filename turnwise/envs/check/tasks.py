@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from itertools import combinations, islice
 
-from turnwise.envs.check.probe import FEW_STEPS, Episode, Finding, Probe, begin, failed, passed, shown, skipped, step
+from turnwise.envs.check.probe import Finding, Probe, begin, failed, passed, shown, skipped, step
 from turnwise.envs.interface import HasExpert, HasPlayers, Panel, capability
 from turnwise.envs.tasks import TextEnv, panel
 from turnwise.trajectory import Task
 
 NO_PANELS = "no tasks(split): seed ranges stand for panels"
-_LEAK_SHARE = 0.5
 _MAX_EPISODE = 1000
 
 
@@ -84,40 +81,6 @@ def splits_share_no_task(probe: Probe) -> Finding:
             if large.may_contain(task.key):
                 return failed(f"{task.split} task {task.index} is also in {large.split!r}: tasks leak")
     return passed(f"{len(pairs)} pairs of splits, by content key") if pairs else skipped("one split alone")
-
-
-def evaluation_starts_look_new(probe: Probe) -> Finding:
-    """The weaker proof: how many episodes of evaluation tasks look like one of a training task.
-
-    An episode's look is what is seen in its first steps under actions that depend on the look alone.
-    """
-    if capability(probe.env, HasPlayers) is not None:
-        return skipped("a game of several players: what is new in a test is the opponent")
-    if probe.splits[0] not in ("train", "demonstrations") or not probe.evaluation_splits:
-        return skipped("no training split beside an evaluation split")
-    trained: set[str] = set()
-    tested: dict[str, list[str]] = {split: [] for split in probe.evaluation_splits}
-    for index in probe.some(range(256)):
-        trained.update(_looks(probe, probe.tasks(probe.splits[0]), index))
-        for split, looks in tested.items():
-            looks += _looks(probe, probe.tasks(split), index) if index < 64 else []
-    if len(trained.union(*tested.values())) == 1:
-        return skipped("every episode looks the same at first: looks prove nothing here")
-    shares = {split: sum(look in trained for look in looks) for split, looks in tested.items()}
-    text = ", ".join(f"{split} {shares[split]} of {len(looks)}" for split, looks in tested.items())
-    text = f"look like one of {len(trained)} different training episodes: {text}"
-    if any(shares[split] > _LEAK_SHARE * len(looks) for split, looks in tested.items()):
-        return failed(f"{text}; make more different tasks, or give each split its own")
-    return passed(f"{text} (a weaker proof than content keys)")
-
-
-def _looks(probe: Probe, tasks: Sequence[Task], index: int) -> list[str]:
-    """The hash of one task's first steps; nothing past the end of the panel."""
-    if index >= len(tasks):
-        return []
-    episode: Episode = probe.record(probe.env, tasks[index], FEW_STEPS)
-    seen = [(frame.observation, frame.info.get("admissible_actions")) for frame in episode.frames]
-    return [hashlib.sha256(repr(seen).encode()).hexdigest()]
 
 
 def expert_succeeds(probe: Probe) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gymnasium.error import ResetNeeded
@@ -120,6 +121,19 @@ class TextWorldEnv(TaskEnv):
                 self._game.step(action)
         return self._playing().way_to_win
 
+    @property
+    def game_file(self) -> Path:
+        """The game being played."""
+        return self._playing().path
+
+    @property
+    def why_no_way(self) -> str:
+        """Why ``way_to_win`` is empty."""
+        notes = self.game_file.with_suffix(".json")
+        if not notes.exists():
+            return f"TextWorld's {notes.name}, which holds the walkthrough, is not beside it"
+        return "TextWorld knows no way to win it from here"
+
     def _info(self, game: Game, valid: bool) -> Info:
         info: Info = {"success": game.won, "score": game.score, "valid": valid, "task_type": self._kind}
         if self._admissible and game.commands is not None:
@@ -139,7 +153,10 @@ class PolicyExpert:
         self._env = env
 
     def begin(self, observation: str, info: Info) -> None:
-        pass
+        """Raises ValueError where nothing is known that wins from here: there is nothing to demonstrate."""
+        if not self._env.way_to_win():
+            raise ValueError(f"{self._env.game_file} has no expert: {self._env.why_no_way}.")
 
     def act(self, observation: str, info: Info) -> str:
+        """Once a game is lost beyond repair, by what others played in between, it looks around until the end."""
         return next(iter(self._env.way_to_win()), "look")

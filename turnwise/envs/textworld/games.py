@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from turnwise.envs.cache import cache_dir, made_once
 from turnwise.envs.interface import Panel
 from turnwise.envs.panels import content_key
+from turnwise.envs.textworld.game import check_story
 from turnwise.envs.textworld.generation import ENV_ID, ERROR_FILE, GAME_FILE, KEY_FILE, checked_settings
 from turnwise.naming import unknown
 from turnwise.trajectory import Task
@@ -204,7 +205,7 @@ def _files(given: Files) -> list[Path]:
 
 
 def _file_key(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(check_story(path)).hexdigest()[:16]
 
 
 def _version() -> str:

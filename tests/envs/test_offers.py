@@ -1,0 +1,278 @@
+"""What a world offers is recognised for what it is, and what it returns is checked: errors name both sides."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import pytest
+
+from turnwise.agents.episode import Job, Scripted, Seating
+from turnwise.agents.scripted import play_episode
+from turnwise.envs.child import EnvRaisedError
+from turnwise.envs.interface import (
+    AnyText,
+    HasExpert,
+    HasPlayers,
+    HasSnapshots,
+    HasTasks,
+    Info,
+    Panel,
+    capability,
+    instructions_of,
+)
+from turnwise.envs.process import ProcessEnv
+from turnwise.envs.tasks import TextEnv, WorldExitError, expert_of, make_env, panel, start, step
+from turnwise.trajectory import Task, Trajectory
+
+
+class Room(gymnasium.Env[str, str]):
+    """Two turns, with attributes, ``info`` keys and a place to leave from as asked."""
+
+    observation_space = action_space = AnyText()
+
+    def __init__(self, own: Any = None, info: Info | None = None, leaves_in: str = "") -> None:
+        self.said, self.leaves_in = info or {}, leaves_in
+        for name, value in (own or {}).items():
+            setattr(self, name, value)
+        self._leave("make")
+
+    def _leave(self, where: str) -> None:
+        if self.leaves_in == where:
+            sys.exit(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, Info]:
+        super().reset(seed=seed)
+        self._leave("reset")
+        self.turns = 0
+        return "a mug", dict(self.said)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
+        self._leave("step")
+        self.turns += 1
+        return "ok", 1.0, self.turns == 2, False, dict(self.said)
+
+
+class Game(Room):
+    """Two players in turn, sound but for what ``info`` changes in a step."""
+
+    players = ("left", "right")
+
+    def role(self, player: str) -> str:
+        return "thrower"
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, Info]:
+        return super().reset(seed=seed)[0], {"player": "left"}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
+        observation, reward, terminated, truncated, changes = super().step(action)
+        info: Info = {"player": "right", "rewards": {"left": 1.0, "right": -1.0}}
+        if terminated:
+            info |= {"successes": {"left": True, "right": False}, "scores": {"left": 1.0, "right": 0.0}}
+        told = {key: value for key, value in (info | changes).items() if value is not ...}
+        return observation, reward, terminated, truncated, told
+
+
+for _entry in (Room, Game):
+    if f"offers/{_entry.__name__}-v0" not in gymnasium.registry:
+        gymnasium.register(f"offers/{_entry.__name__}-v0", _entry, disable_env_checker=True, order_enforce=False)
+ROOM, GAME = f"{__name__}:offers/Room-v0", f"{__name__}:offers/Game-v0"
+
+
+def room(**own: Any) -> TextEnv:
+    return make_env(ROOM, own=own)
+
+
+def played(env: TextEnv) -> list[Trajectory]:
+    class Looks:
+        def begin(self, observation: str, info: Info) -> None: ...
+        def act(self, observation: str, info: Info) -> str:
+            return "look"
+
+    return play_episode(env, Seating({"": Scripted("looks", lambda env, seed: Looks())}), Job(panel(env, "train")[0]))
+
+
+OWN = [
+    {"tasks": ["tidy up"]},
+    {"tasks": 3},
+    {"players": 1, "role": "assistant"},
+    {"players": ["ann", "bob"], "role": "assistant"},
+    {"players": [], "role": lambda player: player},
+    {"snapshot": "latest.png", "restore": lambda snapshot: None},
+    {"snapshot": lambda path: None},
+    {"expert": True},
+    {"instructions": None, "splits": 4},
+]
+
+
+@pytest.mark.parametrize("own", OWN, ids=lambda own: "-".join(own))
+def test_a_worlds_own_names_of_another_sort_are_left_alone(own: Any) -> None:
+    env = room(**own)
+    for offer in (HasTasks, HasPlayers, HasSnapshots, HasExpert):
+        assert capability(env, offer) is None
+    assert instructions_of(env) == ""
+    (trajectory,) = played(env)
+    assert (trajectory.player, trajectory.total_reward) == ("", 2.0)
+
+
+@pytest.mark.parametrize("own", [{"tasks": ["tidy up"], "players": 1}, {"splits": 4, "instructions": None}])
+def test_so_they_are_in_a_process(own: Any) -> None:
+    env = ProcessEnv(ROOM, {"own": own})
+    assert not hasattr(env, "tasks")
+    assert len(played(env)[0].turns) == 2
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("offer", "own", "words"),
+    [
+        (HasTasks, {"tasks": lambda: []}, r"method tasks\(\); turnwise expects tasks\(split: str\) -> Panel there"),
+        (HasSnapshots, {"snapshot": lambda path: None, "restore": lambda s: None}, r"snapshot\(path\).*snapshot\(\)"),
+        (HasExpert, {"expert": lambda kind: None}, r"expert\(kind\); .*expert\(kind: str = searching, \*, seed: int"),
+        (HasPlayers, {"players": ("a", "b"), "role": lambda: "x"}, r"role\(\); .*role\(player: str\) -> str"),
+        (HasPlayers, {"players": ("a", "a"), "role": lambda p: p}, "each needs a name of its own"),
+    ],
+)
+def test_a_method_that_does_not_fit_names_both_sides(offer: Any, own: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"offers/Room-v0 has .*{words}"):
+        capability(room(**own), offer)
+
+
+class Wrapper(Room):
+    """Hands every other name on to a simulator, and has players once a game has begun."""
+
+    @property
+    def players(self) -> list[str]:
+        raise RuntimeError("no game has begun")
+
+    def role(self, player: str) -> str:
+        return "any"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *given: ["look"]
+
+
+def test_names_that_only_a_simulator_answers_to_are_not_looked_at() -> None:
+    env = Wrapper()
+    assert [capability(env, offer) for offer in (HasTasks, HasPlayers, HasSnapshots, HasExpert)] == [None] * 4
+
+
+def test_a_misfit_in_a_process_is_the_same_error() -> None:
+    with pytest.raises(ValueError, match=r"has a method tasks\(\).*turnwise expects tasks\(split: str\)"):
+        ProcessEnv(lambda: Room({"tasks": lambda: []}))
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (["tidy up"], r"returned for tasks\('train'\) \['tidy up'\]; expected a .*Panel"),
+        (None, "returned for tasks.* None; expected a .*Panel"),
+        (Panel("x", "train", ()), "has no tasks in split 'train'"),
+    ],
+)
+def test_tasks_that_are_none_are_named(found: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        panel(room(tasks=lambda split: found), "train")
+
+
+def test_an_expert_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match=r"returned 'bob' for expert\('searching'\); expected an object with begin"):
+        expert_of(room(expert=lambda kind, seed: "bob"), "searching", 0)
+
+
+def test_instructions_that_are_no_text_are_named() -> None:
+    with pytest.raises(ValueError, match="offers/Room-v0 has instructions that are a list"):
+        instructions_of(room(instructions=["look", "go"]))
+
+
+@pytest.mark.parametrize(
+    "info", [{"player": "white"}, {"rewards": {"format": 0.5}}, {"scores": [3]}, {"successes": "two"}], ids=str
+)
+def test_a_world_of_one_keeps_its_own_keys_of_players(info: Info) -> None:
+    (trajectory,) = played(make_env(ROOM, info=info))
+    assert trajectory.total_reward == 2.0
+
+
+def test_a_game_without_roles_is_not_taken_for_a_world_of_one() -> None:
+    with pytest.raises(ValueError, match=r"info\['player'\] 'a'.*has no method role\(player\)"):
+        played(make_env(ROOM, own={"players": ["a", "b"]}, info={"player": "a"}))
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ({"score": 50}, r"info\['score'\] 50; expected a number in \[0, 1\]"),
+        ({"score": -0.1}, r"info\['score'\] -0.1; expected"),
+        ({"score": float("nan")}, r"info\['score'\] nan; expected a number in"),
+        ({"score": "high"}, r"info\['score'\] 'high'; expected a number in"),
+        ({"task_type": 3}, r"info\['task_type'\] 3; expected a string"),
+        ({"admissible_actions": [("look",)]}, r"in info\['admissible_actions'\] \('look',\); expected a string"),
+    ],
+)
+def test_what_info_says_wrongly_is_refused_by_the_worlds_name(info: Info, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"offers/Room-v0 returned {words}"):
+        start(make_env(ROOM, info=info), Task("x", "train", 0, "k"), 0)
+
+
+def test_scores_may_miss_their_range_by_rounding() -> None:
+    assert played(make_env(ROOM, info={"score": sum([0.1] * 10) + 2e-16}))[0].score == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"player": "umpire"}, r"info\['player'\] 'umpire'; expected whose turn it is, one of left, right"),
+        ({"player": ...}, r"info\['player'\] None; expected"),
+        ({"rewards": ...}, "its info lacks 'rewards' of this step: expected those of left, right"),
+        ({"rewards": {"north": 1.0}}, r"info\['rewards'\] of 'north'; expected the names of its players"),
+        ({"rewards": [1.0, -1.0]}, r"info\['rewards'\] \[1.0, -1.0\]; expected a finite number for each player"),
+        ({"successes": ...}, "its info lacks 'successes' after the end"),
+        ({"successes": {"left": True}}, "its info lacks 'successes' after the end"),
+        ({"scores": {"left": 10, "right": 0}}, r"info\['scores'\] .*expected a number in \[0, 1\] for each player"),
+    ],
+)
+def test_a_game_that_does_not_tell_its_players_is_named(changes: Info, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"offers/Game-v0 .*{words}"):
+        played(make_env(GAME, info=changes))
+
+
+def test_a_sound_game_is_played() -> None:
+    assert [t.success for t in played(make_env(GAME))] == [True, False]
+
+
+# Leaving.
+
+
+def test_a_world_that_exits_fails_by_name() -> None:
+    task = Task("x", "train", 0, "k")
+    calls: dict[str, Callable[[], Any]] = {
+        "gymnasium.make": lambda: make_env(ROOM, leaves_in="make"),
+        "reset": lambda: start(make_env(ROOM, leaves_in="reset"), task, 0),
+        "step": lambda: played(make_env(ROOM, leaves_in="step")),
+        r"tasks\('train'\)": lambda: panel(room(tasks=lambda split: sys.exit("no licence")), "train"),
+        "expert": lambda: expert_of(room(expert=lambda kind, seed: sys.exit()), "searching", 0),
+    }
+    for where, call in calls.items():
+        with pytest.raises(WorldExitError, match=rf"offers/Room-v0 called sys.exit\(.*\) in {where}.*SystemExit"):
+            call()
+
+
+def test_an_exit_in_a_process_is_reported_and_a_reset_starts_anew() -> None:
+    env = ProcessEnv(ROOM, {"leaves_in": "step"})
+    for _ in range(2):
+        start(env, Task("x", "train", 0, "k"), 0)
+        with pytest.raises(EnvRaisedError, match=r"step\(\) raised SystemExit: 3"):
+            step(env, "look")
+    env.close()
+
+
+def test_an_interrupt_still_comes_through() -> None:
+    def interrupted(split: str) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        panel(room(tasks=interrupted), "train")
