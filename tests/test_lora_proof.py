@@ -94,12 +94,13 @@ def sync_at_a_wrong_scale(side: Side, patch: pytest.MonkeyPatch) -> None:
 
 
 def merge_some_layers_only(side: Side, patch: pytest.MonkeyPatch) -> None:
-    kept = side.policy._merged
-    side.policy._merged = kept[:-1]
-    layer, target = kept[-1]
+    kept = side.policy._adapted
+    side.policy._adapted = dict(list(kept.items())[:-1])
+    layer, target = list(kept.values())[-1]
     with torch.no_grad():
         target.weight.copy_(layer.base_layer.weight)
     side.sync(side.policy.version)
+    side.policy._adapted = kept
 
 
 def leave_the_agent_an_old_name(side: Side, patch: pytest.MonkeyPatch) -> None:
@@ -127,7 +128,7 @@ def zero_b(side: Side, patch: pytest.MonkeyPatch) -> None:
 
 
 def cast_one_weight(side: Side, patch: pytest.MonkeyPatch) -> None:
-    _, target = side.policy._merged[0]
+    _, target = next(iter(side.policy._adapted.values()))
     target.weight.data = target.weight.data.bfloat16().float()
 
 

@@ -171,6 +171,9 @@ class RunConfig(_Section):
     max_sampled_tokens: int | None = Field(
         None, ge=1, description="stop after the update that reaches it; num_updates then only spans the schedules"
     )
+    schedule_updates: int | None = Field(
+        None, ge=1, description="updates that schedules span; None: num_updates. A prolonged run keeps its own"
+    )
     checkpoint_every: int = Field(10, ge=1, description="updates between two checkpoints")
     max_skipped_updates: int = Field(
         3, ge=1, description="stop after this many updates in a row with a gradient that was not finite"
@@ -211,9 +214,14 @@ class RunConfig(_Section):
         clone = self.warmstart
         return self.env.make() if clone is None or clone.env is None else make_env(clone.env, **clone.env_kwargs)
 
+    @property
+    def span(self) -> int:
+        """Updates that schedules span; after them they stay at their ends."""
+        return self.num_updates if self.schedule_updates is None else self.schedule_updates
+
     def _check_algorithm(self) -> None:
         """The algorithm fits the rollouts, and what it needs is there."""
-        recipe = build(self.algorithm, RunInfo(self.num_updates, self.rollout.group_size, self.seed))
+        recipe = build(self.algorithm, RunInfo(self.span, self.rollout.group_size, self.seed))
         if self.lora is None and any("reference" in stream.needs for stream in recipe.streams):
             raise ValueError(
                 f"algorithm {recipe.name!r} compares with a frozen reference policy, which is the model with its "

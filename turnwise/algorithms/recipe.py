@@ -54,7 +54,7 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a recipe may know about the run: its length in updates, attempts per task, and its seed."""
+    """What a recipe may know about the run: the updates that schedules span, attempts per task, and its seed."""
 
     num_updates: int
     group_size: int

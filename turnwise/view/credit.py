@@ -84,7 +84,7 @@ class Recipes:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.info = RunInfo(config.num_updates, config.rollout.group_size, config.seed)
+        self.info = RunInfo(config.span, config.rollout.group_size, config.seed)
         self.sides: dict[str, tuple[Recipe, TrajectoryBuffer]] = {}
         self.why_not = ""
 

@@ -48,7 +48,7 @@ def read_episodes(run: RunDirectory, metrics: Sequence[Mapping[str, Any]], limit
     config, notes = run.config(), list[str]()
     logged = {int(line["update"]): line for line in metrics}
     recipes = Recipes(config)
-    info = RunInfo(config.num_updates, config.rollout.group_size, config.seed)
+    info = RunInfo(config.span, config.rollout.group_size, config.seed)
     planner = tree_planner(build(config.algorithm, info).planner)
     updates: list[Update] = []
     disagreed: list[int] = []
