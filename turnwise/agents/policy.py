@@ -217,8 +217,8 @@ class Policy:
         if kept is not None and kept < MERGED_SHARE:
             kind = str(next(self.sampler.parameters()).dtype).removeprefix("torch.")
             warnings.warn(
-                f"weights merged in {kind} keep {100 * kept:.0f} % of what the adapters add: this folder is nearer to the base "
-                "model than the run's policy is. `turnwise export --adapter` keeps all; so does a float32 run",
+                f"weights merged in {kind} keep {100 * kept:.0f} % of what the adapters add: this folder is nearer "
+                "to the base model than the policy is. `turnwise export --adapter` keeps all; so does a float32 run",
                 stacklevel=2,
             )
         save_model(self.merged(), self.tokenizer, folder)
