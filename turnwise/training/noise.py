@@ -78,7 +78,7 @@ def limits_of(policy: Policy, agent: ModelAgent) -> Limits:
     """For weights as they are now, which sampler and learner must both hold. Plays: in half precision only."""
     if not is_half(next(policy.sampler.parameters()).dtype):
         return Limits(half=False)
-    batch = _answered(agent, policy.temperature)
+    batch = sampled_batch(agent, policy.temperature)
     return Limits(half=True, floor=floor_of(policy, batch) if batch is not None else None)
 
 
@@ -96,7 +96,7 @@ def floor_of(policy: Policy, batch: TokenBatch) -> Agreement:
     return min(found, key=lambda agreement: agreement.mean_abs)
 
 
-def _answered(agent: ModelAgent, temperature: float) -> TokenBatch | None:
+def sampled_batch(agent: ModelAgent, temperature: float) -> TokenBatch | None:
     """Replies to a few prompts, sampled as rollouts are; None where a prompt leaves no room for one."""
     engine, tokens, turns = agent.engine, 0, list[Turn]()
     prompts = [agent.chat.open(f"Room {n}. There is a table with {n + 1} cups, a door and a book.") for n in range(8)]
