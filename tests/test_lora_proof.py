@@ -336,7 +336,7 @@ def test_one_copy_left_out_stops_the_next_update(
 def test_the_last_digit_of_one_weight_is_seen(half: Callable[..., Trainer], digits: int, tmp_path: Path) -> None:
     made = half(tmp_path / "run", BOLD)
     made.step()
-    layer, target = next(iter(made.sides[0].policy._adapted.values()))
+    _, target = next(iter(made.sides[0].policy._adapted.values()))
     with torch.no_grad():
         target.weight.view(torch.int16)[0, -1] += digits
     assert broken_link(made.sides[0].policy, made.sides[0].agent) is not None
