@@ -21,7 +21,7 @@ from turnwise.players import load_policies, model_agent, players, sides_of
 from turnwise.records.checkpoints import Checkpoint
 from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
-from turnwise.training.noise import Limits
+from turnwise.training.noise import Limits, floor_of, sampled_batch
 from turnwise.training.proof import broken_link, prove
 from turnwise.training.side import DisagreementError, Side
 from turnwise.training.trainer import Silent, Trainer
@@ -357,6 +357,22 @@ def test_limits_of_half_precision_follow_the_model_s_own_rounding() -> None:
     assert small.of(400) == pytest.approx((0.022, 0.22)), "what half precision may always have"
     assert real.of(4)[0] == pytest.approx(2 * 0.12), "few tokens say little"
     assert not Limits(half=False).allow(compared(400, 0.0, 1.1e-4))
+
+
+def test_a_fault_of_one_side_is_not_taken_for_rounding(
+    half: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The floor is that of the side which is nearer to transformers' own forward pass."""
+    made = half(tmp_path / "run", BOLD)
+    side = made.sides[0]
+    made.step()
+    batch = sampled_batch(side.agent, 1.0)
+    assert batch is not None
+    sound = floor_of(side.policy, batch)
+    assert int(batch.action_mask.sum()) == sound.num_tokens >= 512
+    score_with_the_reference(side, monkeypatch)
+    apart = (side.policy.score(batch).logprobs - batch.behaviour_logprobs)[batch.action_mask].abs()
+    assert floor_of(side.policy, batch).mean_abs <= 2 * sound.mean_abs < 0.1 * float(apart.mean())
 
 
 @pytest.mark.parametrize("limits", [Limits(half=False), Limits(half=True, floor=compared(800, 0.04, 0.2))])
