@@ -177,7 +177,8 @@ def main() -> None:
     given = asked.parse_args()
     torch.set_num_threads(1)
     folders = converted(given.wheel, given.work)
-    found: dict[str, Any] = {**provenance(), "results": {}}
+    made = provenance()
+    found: dict[str, Any] = {**{name: made[name] for name in ("versions", "python", "commit")}, "results": {}}
     wrongs = []
     for name, folder in folders.items():
         print(f"{name}: {given.updates} updates", flush=True)
