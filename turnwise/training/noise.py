@@ -11,8 +11,8 @@ The rule: mean and 99th percentile of an update stay within three times the floo
 never reach), widened by 1 + 2 / sqrt(n) for n compared tokens. Three: from update to update the same weights on other
 texts were seen at .2 to 1.6 times the floor, and learning sharpens a policy, which scales its noise; faults of numbers
 (adapters off, another mask, a temperature that is wrong by 10 %) lie above, and one below it, a copy left out, is seen
-by the links, which are exact. The widening is about two standard errors of a mean over n tokens, whose distances vary as much
-as they are large.
+by the links, which are exact. The widening is about two standard errors of a mean over n tokens, whose distances vary
+as much as they are large.
 """
 
 from __future__ import annotations
