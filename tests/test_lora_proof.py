@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from tests.models import scratch_folder
 from turnwise.agents.policy import Policy
+from turnwise.algorithms.metrics import Agreement
 from turnwise.config import RunConfig
 from turnwise.configfile import load_config
 from turnwise.players import load_policies, model_agent, players, sides_of
 from turnwise.records.checkpoints import Checkpoint
 from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
-from turnwise.training.proof import broken_link
+from turnwise.training.noise import Limits, floor_of, sampled_batch
+from turnwise.training.proof import broken_link, prove
 from turnwise.training.side import DisagreementError, Side
 from turnwise.training.trainer import Silent, Trainer
 from turnwise.training.warmstart import warmstart
@@ -94,12 +97,13 @@ def sync_at_a_wrong_scale(side: Side, patch: pytest.MonkeyPatch) -> None:
 
 
 def merge_some_layers_only(side: Side, patch: pytest.MonkeyPatch) -> None:
-    kept = side.policy._merged
-    side.policy._merged = kept[:-1]
-    layer, target = kept[-1]
+    kept = side.policy._adapted
+    side.policy._adapted = dict(list(kept.items())[:-1])
+    layer, target = list(kept.values())[-1]
     with torch.no_grad():
         target.weight.copy_(layer.base_layer.weight)
     side.sync(side.policy.version)
+    side.policy._adapted = kept
 
 
 def leave_the_agent_an_old_name(side: Side, patch: pytest.MonkeyPatch) -> None:
@@ -127,7 +131,7 @@ def zero_b(side: Side, patch: pytest.MonkeyPatch) -> None:
 
 
 def cast_one_weight(side: Side, patch: pytest.MonkeyPatch) -> None:
-    _, target = side.policy._merged[0]
+    _, target = next(iter(side.policy._adapted.values()))
     target.weight.data = target.weight.data.bfloat16().float()
 
 
@@ -282,3 +286,116 @@ def test_evaluation_plays_the_checkpoint_s_adapters(tmp_path: Path) -> None:
     ours, theirs = side.policy.sampler.state_dict(), agent.engine.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours), "to the bit what training would sample with"
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]:
+    """Makes runs of a random model in bfloat16."""
+    model = scratch_folder(tmp_path_factory.mktemp("half") / "model")
+
+    def make(path: Path, *settings: str) -> Trainer:
+        given = ("env.success_threshold=0.5", "warmstart=null", f"model.path={model}", "model.dtype=bfloat16")
+        made = config(*given, "agent.max_context_tokens=256", *settings)
+        run = RunDirectory.create(path, made, {})
+        return Trainer(made, run, load_policies(run, [""]), Silent())
+
+    return make
+
+
+@pytest.mark.parametrize("rate", [TIMID, BOLD])
+def test_half_precision_trains_and_its_rounding_is_measured(
+    half: Callable[..., Trainer], rate: str, tmp_path: Path
+) -> None:
+    made = half(tmp_path / "run", rate)
+    lines = [made.step() for _ in range(3)]
+    assert broken_link(made.sides[0].policy, made.sides[0].agent) is None
+    assert len({line["adapter_hash"] for line in lines}) == 3
+    for line in lines:
+        assert line["agreement/num_tokens"] > 0
+        assert 0 < line["noise/mean_abs"] < line["noise/p99"] < 0.1
+        assert (line["merge/update_share"] < 0.05) == (rate == TIMID), "a merge would lose the small update"
+        assert (line["merge/adapter_share"] > 0.7) == (rate == BOLD)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rate", [TIMID, BOLD])
+def test_one_copy_left_out_stops_the_next_update(
+    half: Callable[..., Trainer], dtype: str, rate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampler keeps the weights of the update before, under the new name: as if the copy had not arrived."""
+    made = half(tmp_path / "run", rate, f"model.dtype={dtype}")
+    made.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(made.sides[0].policy, "_copy", lambda: None)
+        made.step()
+    with pytest.raises(DisagreementError, match=r"merge: .* is not the learner's W \+ scale \* B A"):
+        made.step()
+
+
+@pytest.mark.parametrize("digits", [1, -1])
+def test_the_last_digit_of_one_weight_is_seen(half: Callable[..., Trainer], digits: int, tmp_path: Path) -> None:
+    made = half(tmp_path / "run", BOLD)
+    made.step()
+    _, target = next(iter(made.sides[0].policy._adapted.values()))
+    with torch.no_grad():
+        target.weight.view(torch.int16)[0, -1] += digits
+    assert broken_link(made.sides[0].policy, made.sides[0].agent) is not None
+
+
+def compared(num: int, mean: float, p99: float) -> Agreement:
+    return Agreement(p99, mean, p99, num)
+
+
+def test_limits_of_half_precision_follow_the_model_s_own_rounding() -> None:
+    """Three times the floor of .04 and .2, times 1 + 2 / sqrt(400) = 1.1: .132 and .66."""
+    real = Limits(half=True, floor=compared(800, 0.04, 0.2))
+    assert real.of(400) == pytest.approx((0.132, 0.66))
+    assert real.allow(compared(400, 0.13, 0.65))
+    assert not real.allow(compared(400, 0.134, 0.65))
+    assert not real.allow(compared(400, 0.13, 0.67))
+    small = Limits(half=True, floor=compared(800, 0.001, 0.01))
+    assert small.of(400) == pytest.approx((0.022, 0.22)), "what half precision may always have"
+    assert real.of(4)[0] == pytest.approx(2 * 0.12), "few tokens say little"
+    assert not Limits(half=False).allow(compared(400, 0.0, 1.1e-4))
+
+
+def test_a_fault_of_one_side_is_not_taken_for_rounding(
+    half: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The floor is that of the side which is nearer to transformers' own forward pass."""
+    made = half(tmp_path / "run", BOLD)
+    side = made.sides[0]
+    made.step()
+    batch = sampled_batch(side.agent, 1.0)
+    assert batch is not None
+    sound = floor_of(side.policy, batch)
+    assert int(batch.action_mask.sum()) == sound.num_tokens >= 512
+    score_with_the_reference(side, monkeypatch)
+    apart = (side.policy.score(batch).logprobs - batch.behaviour_logprobs)[batch.action_mask].abs()
+    assert floor_of(side.policy, batch).mean_abs <= 2 * sound.mean_abs < 0.1 * float(apart.mean())
+
+
+@pytest.mark.parametrize("limits", [Limits(half=False), Limits(half=True, floor=compared(800, 0.04, 0.2))])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_stops_the_run(started: Checkpoint, limits: Limits, wrong: float, tmp_path: Path) -> None:
+    side = trainer(tmp_path / "run", TIMID).sides[0]
+    for deviations in ([0.0, wrong], [wrong] * 3, [0.0] * 500 + [wrong]):
+        with pytest.raises(DisagreementError, match="not finite"):
+            prove(side.policy, side.agent, Agreement.of(torch.tensor(deviations)), limits)
+
+
+def test_a_proof_that_compared_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that say they are of older weights: there is an optimizer step, and nothing to hold against the sampler."""
+    made = trainer(tmp_path / "run")
+    groups = made.collect(0)
+    made.store(groups, 0)
+    monkeypatch.setattr("turnwise.algorithms.update.deviations", lambda logprobs, batch: torch.empty(0))
+    with pytest.raises(DisagreementError, match="not one token was there to compare"):
+        made.learn(0)
+
+
+def test_an_update_without_anything_to_learn_has_nothing_to_prove(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run", "algorithm.base.drop_uniform_groups=true", "env.kwargs.pays=nothing")
+    line = made.step()
+    assert line["agreement/num_tokens"] == 0
+    assert "agreement/max_abs" not in line, "0 would read as a proof"

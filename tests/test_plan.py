@@ -97,6 +97,14 @@ def test_weights_and_adapters_are_counted_exactly(lora: LoRAConfig | None) -> No
     assert parts["optimizer"] == 8 * trained
 
 
+def test_in_half_precision_the_sampler_holds_weights_and_adapters() -> None:
+    policy = Policy(tiny_model().bfloat16(), tokenizer(), lora=LoRAConfig(rank=4))
+    own = {p.data_ptr() for p in policy.model.parameters()}
+    held = sum(p.nbytes for p in policy.sampler.parameters() if p.data_ptr() not in own)
+    parts = {part.name: part.bytes for part in plan(Shape.of(tiny_model(), LoRAConfig(rank=4), 2), run_config()).parts}
+    assert parts["merged weights"] == held
+
+
 def test_the_cache_is_as_large_as_a_real_one() -> None:
     for length in (100, 128, 129, 512, 700):
         cache = SlotCache(3, 2, 2, 8, dtype=torch.float32, device=torch.device("cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,10 @@ def train(
         str | None, typer.Option("--algorithm", help="A name of `turnwise algorithms`, or module:recipe.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/ENV-ALGORITHM-N.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Continue this run.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", help="Continue this run, with settings that may still change, such as num_updates=N."),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Shorthand for seed=N.")] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the resolved configuration as YAML, and end.")
@@ -66,11 +70,14 @@ def train(
     """Train an agent and measure it on unseen tasks before and after.
 
     [dim]turnwise train --env turnwise/Household-v0 --algorithm grpo optimizer.lr=5e-4 num_updates=40[/dim]
+    [dim]turnwise train --resume runs/household-grpo-s0-1 num_updates=80[/dim]
     """
     if resume is not None:
-        if settings or env or algorithm or out or seed is not None:
-            raise ValueError("--resume takes everything from the run: leave the other settings out")
-        _run(None, resume)
+        if env or algorithm or out or seed is not None:
+            raise ValueError("--resume takes world, algorithm, folder and seed from the run: leave them out")
+        if print_config:
+            raise ValueError("--print-config is for a run that begins: RUN/config.yaml holds a run's")
+        _run(None, resume, settings or [])
         return
     config = _config(settings, env, algorithm, [f"seed={seed}"] if seed is not None else [])
     if print_config:
@@ -325,20 +332,21 @@ def _new_folder(config: RunConfig) -> Path:
     return Path("runs") / f"{stem}-{number}"
 
 
-def _run(config: RunConfig | None, folder: Path) -> Result:
-    """Train (or, without a configuration, resume) under the display; the closing table."""
+def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = ()) -> Result:
+    """Train (or, without a configuration, resume with ``changes``) under the display; the closing table."""
     from turnwise.algorithms.registry import base_chain
     from turnwise.clock import time_line
     from turnwise.commands.display import LiveDisplay, result_table, sparkline
     from turnwise.records.rundir import RunDirectory
+    from turnwise.training.changes import changed
     from turnwise.training.experiment import resume, train
 
     quiet()
-    shown = config or RunDirectory.open(folder).config()
+    shown = config or changed(RunDirectory.open(folder).config(), changes)
     title = f"turnwise · {shown.env.id} · {base_chain(shown.algorithm)} · seed {shown.seed}"
     try:
         with LiveDisplay(console, shown.num_updates, title) as display:
-            result = train(config, folder, display) if config is not None else resume(folder, display)
+            result = train(config, folder, display) if config is not None else resume(folder, display, changes)
     except KeyboardInterrupt:
         console.print(f"stopped at once; `turnwise train --resume {folder}` goes on", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None

@@ -184,6 +184,9 @@ class RunConfig(_Section):
     max_sampled_tokens: int | None = Field(
         None, ge=1, description="stop after the update that reaches it; num_updates then only spans the schedules"
     )
+    schedule_updates: int | None = Field(
+        None, ge=1, description="updates that schedules span; None: num_updates. A prolonged run keeps its own"
+    )
     checkpoint_every: int = Field(10, ge=1, description="updates between two checkpoints")
     max_skipped_updates: int = Field(
         3, ge=1, description="stop after this many updates in a row with a gradient that was not finite"
@@ -227,7 +230,12 @@ class RunConfig(_Section):
     @property
     def run_info(self) -> RunInfo:
         """What the algorithm's recipe may know about the run."""
-        return RunInfo(self.num_updates, self.rollout.group_size, self.seed, self.rewards)
+        return RunInfo(self.span, self.rollout.group_size, self.seed, self.rewards)
+
+    @property
+    def span(self) -> int:
+        """Updates that schedules span; after them they stay at their ends."""
+        return self.num_updates if self.schedule_updates is None else self.schedule_updates
 
     def _check_algorithm(self) -> None:
         """The algorithm fits the rollouts, and what it needs is there."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.algorithms.metrics import Metrics
 from turnwise.trajectory import Group
 
 
@@ -29,14 +28,15 @@ def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def joined(metrics: Mapping[str, Metrics]) -> dict[str, float]:
-    """One side's metrics as they are; of several the means, and each side's own under its name."""
-    flat = {side: found.as_dict() for side, found in metrics.items()}
-    if len(flat) == 1:
-        return next(iter(flat.values()))
-    names = dict.fromkeys(name for found in flat.values() for name in found)
-    means = {name: float(np.mean([found[name] for found in flat.values() if name in found])) for name in names}
-    return {**means, **{f"{side}/{name}": value for side, found in flat.items() for name, value in found.items()}}
+def joined(sides: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """One side's numbers as they are; of several the means of what is known, and each side's own under its name."""
+    if len(sides) == 1:
+        return dict(next(iter(sides.values())))
+    known: dict[str, list[float]] = {}
+    for name, value in ((name, value) for numbers in sides.values() for name, value in numbers.items()):
+        known.setdefault(name, []).extend([] if value is None else [value])
+    means = {name: float(np.mean(values)) if values else None for name, values in known.items()}
+    return {**means, **{f"{side}/{name}": value for side, found in sides.items() for name, value in found.items()}}
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,12 +27,14 @@ from tests.algorithms.variants import NAMED, VARIANTS
 from turnwise.algorithms.epo import EntropyCorridor, EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.metrics import Agreement, Metrics, Tally, agreement
-from turnwise.algorithms.parts import MinibatchView, Objective, UpdateContext
+from turnwise.algorithms.parts import Composer, MinibatchView, Objective, Samples, Stream, Streams, UpdateContext
 from turnwise.algorithms.primitives import Counts
 from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.registry import build
+from turnwise.algorithms.rewards import raw_rewards
 from turnwise.algorithms.update import stream_loss
 from turnwise.replay.batch import TokenBatch, layout
+from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
 
 RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
@@ -270,6 +272,47 @@ def test_a_failed_verification_stops_before_the_step() -> None:
     with pytest.raises(RuntimeError, match="disagree"):
         learner(build(GRPOConfig(), RUN), policy).update(buffer_of(made), 0, verify)
     assert torch.equal(policy.table.detach(), before)
+
+
+def proved(recipe: Recipe, made: list[Group], update: int = 0, **optimizer: Any) -> tuple[list[Agreement], Metrics]:
+    """What ``verify`` hears, and the metrics."""
+    heard: list[Agreement] = []
+    buffer = buffer_of(made, update)
+    return heard, learner(recipe, BigramPolicy(), **optimizer).update(buffer, update, heard.append)
+
+
+class _Replaying(Composer):
+    """Trains on ``old`` in the place of what was sampled for the update."""
+
+    streams = ("fresh",)
+
+    def __init__(self, old: list[Group]) -> None:
+        self.old = tuple(old)
+
+    def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
+        rewards = raw_rewards(tuple(t for group in self.old for t in group.trajectories))
+        batch = layout(self.old, rewards=rewards.earned, version=update)
+        return Streams((Stream(Samples(self.old, rewards), batch),))
+
+
+def test_where_nothing_fresh_is_trained_on_something_fresh_is_compared_all_the_same() -> None:
+    policy = BigramPolicy()
+    old, fresh = groups(policy, version=0), groups(policy, version=3, seed=1)
+    recipe = build(GRPOConfig(kl_coef=0.0), RUN)
+    heard, metrics = proved(replace(recipe, composer=_Replaying(old)), fresh, update=3)
+    assert metrics.optimizer_steps == 1
+    assert [found.num_tokens for found in heard] == [int(layout(fresh).action_mask.sum())]
+    assert metrics.agreement == heard[0]
+    assert heard[0].max_abs < 1e-5
+
+
+def test_where_nothing_is_learned_nothing_is_compared_or_logged_as_equal() -> None:
+    (group,) = groups(BigramPolicy(), num_groups=1)
+    alike = tuple(replace(group.trajectories[0], sample=sample) for sample in range(3))
+    heard, metrics = proved(build(GRPOConfig(), RUN), [Group(group.task, alike)])
+    assert heard == []
+    assert metrics.optimizer_steps == metrics.agreement.num_tokens == 0
+    assert {key for key in metrics.as_dict() if key.startswith("agreement/")} == {"agreement/num_tokens"}
 
 
 def test_scores_cost_what_the_parts_ask_for() -> None:

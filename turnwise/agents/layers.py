@@ -4,6 +4,10 @@ On a CPU the layers of a small model wait for memory, not for arithmetic. So RMS
 gradients of their own (of few passes over the states), and LoRA's scaled product is added in place or, in
 narrow layers, folded into the weight first: W + s B A is what the sampler holds, and by the chain rule the gradients
 of A and B come from that of the sum.
+
+In half precision either would lose a small adapter: rounded to W's last digit in the sum of weights, to that of W x in
+the sum of outputs, and a LoRA update at a usual rate is far below both. So base and adapter are one product there,
+[W | s B] [x ; A x], summed in float32 and rounded once, on both sides: ``JointLinear`` is the sampler's layer.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ def projected(module: Any, states: Tensor) -> Tensor:
     """A linear layer's output, with its adapter where it has one that is on. Other kinds of layers are called."""
     if type(module) is nn.Linear:
         return linear(states, module.weight, module.bias)
+    if type(module) is JointLinear:
+        return module.forward(states)
     if hasattr(module, "lora_A") and type(module.base_layer) is nn.Linear:
         return lora_linear(module, states)
     called: Tensor = module(states)
@@ -86,6 +92,58 @@ class _Turn(torch.autograd.Function):
         return _turn(upstream[0], cosine, -sine), None, None
 
 
+class JointLinear(nn.Module):
+    """A frozen linear layer with an adapter beside it: weight [out, in + r] is W | s B, low [r, in] is A."""
+
+    def __init__(self, weight: Tensor, low: Tensor, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.low = nn.Parameter(low, requires_grad=False)
+        self.bias = bias
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., in] -> [..., out]"""
+        return linear(beside(states, self.low), self.weight, self.bias)
+
+
+def beside(states: Tensor, low: Tensor) -> Tensor:
+    """[..., in] -> [..., in + r]: x, and A x after it."""
+    return torch.cat((states, linear(states, low)), -1)
+
+
+class _Joint(torch.autograd.Function):
+    """The same product with gradients for states, A and s B; that of the whole [W | s B] is never made."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, low: Tensor, high: Tensor) -> Tensor:
+        both = beside(states, low)
+        ctx.save_for_backward(states, both[..., states.shape[-1] :].contiguous(), weight, low, high)
+        return linear(both, torch.cat((weight, high), 1), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        states, thin, weight, low, high = ctx.saved_tensors
+        (up,) = upstream
+        flat = up.flatten(0, -2)
+        by_thin = flat @ high
+        by_states = None
+        if ctx.needs_input_grad[0]:
+            by_states = torch.addmm(flat @ weight, by_thin, low).view_as(states)
+        by_low, by_high = by_thin.t() @ states.flatten(0, -2), flat.t() @ thin.flatten(0, -2)
+        return by_states, None, None, by_low, by_high
+
+
+def adapter(layer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A [r, in] and s B [out, r] of peft's layer, each rounded to ``dtype`` once; differentiable."""
+    low, high = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return low.to(dtype), (layer.scaling["default"] * high).to(dtype)
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether numbers of this type have so few digits that a small adapter is lost in a sum."""
+    return dtype.itemsize < 4
+
+
 def lora_linear(layer: Any, states: Tensor) -> Tensor:
     """W x + s B A x + bias, as peft's layer has it: one adapter ``default``, no dropout.
 
@@ -94,6 +152,10 @@ def lora_linear(layer: Any, states: Tensor) -> Tensor:
     base = layer.base_layer
     if layer.disable_adapters:
         return linear(states, base.weight, base.bias)
+    if is_half(base.weight.dtype):
+        parts = base.weight, base.bias, *adapter(layer, states.dtype)
+        joint: Tensor = _Joint.apply(states, *parts)  # type: ignore[no-untyped-call]
+        return joint
     a, b = (part["default"].weight.to(states.dtype) for part in (layer.lora_A, layer.lora_B))
     scale = layer.scaling["default"]
     if folds(base.out_features, base.in_features, len(a)):
@@ -107,5 +169,6 @@ def folds(num_out: int, num_in: int, rank: int) -> bool:
     """Whether one more product with the whole weight, for its gradient, is faster than six thin ones with A and B.
 
     2 n_out n_in FLOPs a token against 6 r (n_out + n_in), which run at some 3/8 of the rate.
+    Half precision never folds.
     """
     return num_out * num_in <= 8 * rank * (num_out + num_in)

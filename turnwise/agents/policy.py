@@ -1,15 +1,16 @@
 """The policy: a Hugging Face causal LM with LoRA adapters, seen from two sides.
 
 The *learner's* side is the peft model: ``score`` gives differentiable log-probs and entropies of a TokenBatch.
-The *sampler's* side is a plain copy that shares every untouched weight and holds merged weights W + scale * B A
-where adapters sit; ``sync`` refreshes it and names the weights by a hash. The reference policy is the same
-model with the adapters off.
+The *sampler's* side is a copy that shares every untouched weight and, where adapters sit, holds merged weights
+W + scale * B A (float32) or base and adapter beside each other (half precision: ``agents/merging.py``); ``sync``
+refreshes it and names the weights by a hash. The reference policy is the same model with the adapters off.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,8 +23,13 @@ from torch import Tensor, nn
 
 from turnwise.agents.decoder import Decoder
 from turnwise.agents.head import logprob_entropy
+from turnwise.agents.layers import adapter, beside, is_half
 from turnwise.agents.loading import DType, load_model, save_model
+from turnwise.agents.merging import Survival, SurvivalMeter, held, own_layer, unjoined
 from turnwise.agents.packing import Sharing, pack
+
+MERGED_SHARE = 0.9
+"""Below this share of what adapters add to the weights, a merge loses what a run has learned, and is warned of."""
 
 
 class LoRAConfig(BaseModel):
@@ -69,11 +75,13 @@ class Policy:
         self.sharing: Sharing = "auto"  # of equal beginnings: where it pays
         self.sampler = _sharing_copy(model)
         self.sampler.eval()
-        self._merged: list[tuple[Any, Any]] = []
+        self._adapted: dict[str, tuple[Any, Any]] = {}  # by name: the learner's layer, the sampler's
         self.model = model if lora is None else self._with_adapters(model, lora, seed)
         self._base = model
         self._decoder = Decoder(model, checkpointing=gradient_checkpointing)
         self.adapter_hash = ""
+        self._meter = SurvivalMeter([layer for layer, _ in self._adapted.values()])
+        self.survival: Survival | None = None  # what merging the adapters would keep of them, in half precision
         self.sync(version=0)
 
     @classmethod
@@ -106,12 +114,9 @@ class Policy:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
-        plain = dict(self.sampler.named_modules())
         for name, layer in model.named_modules():
             if isinstance(layer, LoraLayer):
-                target = plain[name]
-                target.weight = nn.Parameter(target.weight.detach().clone(), requires_grad=False)
-                self._merged.append((layer, target))
+                self._adapted[name] = layer, own_layer(self.sampler, name, layer)
         return adapted
 
     @property
@@ -149,10 +154,24 @@ class Policy:
     @torch.no_grad()
     def sync(self, version: int) -> None:
         """Bring the sampler to the learner's present weights and name them."""
-        for layer, target in self._merged:
-            target.weight.copy_(layer.base_layer.weight + layer.get_delta_weight("default"))
+        self._copy()
+        self.survival = self._meter.measure()
         self.adapter_hash = weights_hash(self.trainable_state())
         self.version = version
+
+    def _copy(self) -> None:
+        for layer, target in self._adapted.values():
+            for name, weight in held(layer).items():
+                target.get_parameter(name).copy_(weight)
+
+    def unlike(self) -> str | None:
+        """The first adapted layer whose weights in the sampler are not, to the bit, what a sync would copy there."""
+        for name, (layer, target) in self._adapted.items():
+            expected = held(layer)
+            own = dict(target.named_parameters())
+            if any(not _is_same(own.get(part), weight) for part, weight in expected.items()):
+                return name
+        return None
 
     def score(self, batch: Any, *, entropy: bool = False, reference: bool = False, hidden: bool = False) -> Scores:
         """Log-probs (and entropies) of a TokenBatch's action tokens, [B, T]; differentiable under grad mode.
@@ -167,7 +186,7 @@ class Policy:
         with self.model.disable_adapter() if reference else nullcontext():
             states = self._decoder.states(packed.ids, packed.plan).index_select(0, packed.before)
             values, entropies = logprob_entropy(
-                states, *self._head(), packed.targets, temperature=self.temperature, entropy=entropy
+                *self._head(states), packed.targets, temperature=self.temperature, entropy=entropy
             )
         empty = values.new_zeros(mask.shape)
         return Scores(
@@ -176,17 +195,37 @@ class Policy:
             packed.to_rows(states).float() if hidden else None,
         )
 
-    def _head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight [V, h] and bias [V] of the head, with its adapter where it has one that is on."""
+    def _head(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States, weight and bias whose product are the logits: with the head's adapter where it has one that is on."""
         head = self._base.lm_head
         base = getattr(head, "base_layer", head)
         if base is head or head.disable_adapters:
-            return base.weight, base.bias
-        return base.weight + head.get_delta_weight("default").to(base.weight.dtype), base.bias
+            return states, base.weight, base.bias
+        if is_half(base.weight.dtype):
+            low, high = adapter(head, base.weight.dtype)
+            return beside(states, low), torch.cat((base.weight, high), 1), base.bias
+        return states, base.weight + head.get_delta_weight("default"), base.bias
 
     def save_merged(self, folder: str | Path) -> None:
-        """An ordinary Hugging Face folder with the present weights, tokenizer and chat template."""
-        save_model(self.sampler, self.tokenizer, folder)
+        """An ordinary Hugging Face folder with the present weights, tokenizer and chat template.
+
+        Warns where the adapters are so small that merged weights, in the model's half precision, lose much of them.
+        """
+        kept = self.survival.adapter if self.survival else None
+        if kept is not None and kept < MERGED_SHARE:
+            kind = str(next(self.sampler.parameters()).dtype).removeprefix("torch.")
+            warnings.warn(
+                f"weights merged in {kind} keep {100 * kept:.0f} % of what the adapters add: this folder is nearer "
+                "to the base model than the policy is. `turnwise export --adapter` keeps all; so does a float32 run",
+                stacklevel=2,
+            )
+        save_model(self.merged(), self.tokenizer, folder)
+
+    def merged(self) -> Any:
+        """The sampler as a plain model: merged weights where it holds base and adapter beside each other."""
+        plain = _sharing_copy(self.sampler)
+        unjoined(plain, {name: layer for name, (layer, _) in self._adapted.items()})
+        return plain
 
     def save_adapter(self, folder: str | Path) -> None:
         """The peft adapter (safetensors) and the tokenizer. Raises ValueError without LoRA."""
@@ -194,6 +233,10 @@ class Policy:
             raise ValueError("this run trained all weights: there is no adapter, export the merged model")
         self.model.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
+
+
+def _is_same(own: Tensor | None, expected: Tensor) -> bool:
+    return own is not None and own.dtype == expected.dtype and torch.equal(own, expected)
 
 
 def weights_hash(state: dict[str, Tensor]) -> str:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from turnwise.agents.drawing import LogitsError
 from turnwise.agents.engine import EngineCounts, Reply, Sampling, SlotEngine
 from turnwise.agents.episode import AgentError
+from turnwise.agents.merging import join
 from turnwise.envs.child import START_METHODS, Child, EnvDiedError, EnvRaisedError
 from turnwise.trajectory import IntArray
 
@@ -57,6 +58,7 @@ class SharedModel:
         config = self.kind.config_class.from_dict(json.loads(self.config))
         with torch.device("meta"):
             model = self.kind(config)
+        join(model, {name: shape for name, (_, shape, _) in self.places.items()})
         model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # holds no weights
         model.load_state_dict(self.tensors(), assign=True)
         return model.eval()

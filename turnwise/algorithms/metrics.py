@@ -16,7 +16,8 @@ from turnwise.replay.batch import TokenBatch
 class Agreement:
     """|log-prob of the learner - behaviour log-prob| over action tokens sampled by the learner's own version.
 
-    In nats. ``num_tokens`` 0 (only stale rows) leaves nothing to compare; the other fields are 0 then.
+    In nats. ``num_tokens`` 0 leaves nothing to compare (no row had a gradient); the other fields are 0 then, and not
+    logged.
     """
 
     max_abs: float
@@ -90,7 +91,10 @@ class Metrics:
     def as_dict(self) -> dict[str, float]:
         """Flat, for a log: ``agreement/max_abs``, ``regularizers/ReferenceKL``; what is None is left out."""
         flat: dict[str, float] = {}
-        for name, value in asdict(self).items():
+        measured = asdict(self)
+        if not self.agreement.num_tokens:
+            measured["agreement"] = {"num_tokens": 0}
+        for name, value in measured.items():
             if isinstance(value, dict):
                 flat.update({f"{name}/{inner}": v for inner, v in value.items()})
             elif value is not None:
@@ -125,6 +129,7 @@ class Tally:
         self.grad_norms: list[float] = []
         self.steps = self.skipped = 0
         self.deviations: list[Tensor] = []
+        self.is_proved = False  # whether sampler and learner were compared: before the first step with a gradient
 
     def add(self, **values: Tensor | float) -> None:
         for name, value in values.items():

@@ -111,7 +111,7 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a recipe may know about the run: its length in updates, attempts per task, seed and rewards.
+    """What a recipe may know about the run: the updates that schedules span, attempts per task, seed and rewards.
 
     ``vocabulary`` is how many tokens its model chooses from; None where no model is there, as when a configuration is
     only checked.

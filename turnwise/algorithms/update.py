@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ from turnwise.algorithms.primitives import Counts, clipped_surrogate, kl_estimat
 from turnwise.algorithms.recipe import Recipe, RunInfo, StreamRecipe
 from turnwise.algorithms.rewards import RewardTable, raw_rewards
 from turnwise.clock import Clock
-from turnwise.replay.batch import TokenBatch, microbatches, minibatches
+from turnwise.replay.batch import TokenBatch, layout, microbatches, minibatches
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import Group, Trajectory
 
 Verify = Callable[[Agreement], None]
 
@@ -59,9 +60,10 @@ class Learner:
     def update(self, buffer: TrajectoryBuffer, update: int, verify: Verify | None = None) -> Metrics:
         """Train on the buffer's groups of ``update`` (and what the composer adds), then prune the buffer.
 
-        ``verify`` is called once, after the first minibatch's backward and before its optimizer step, with
-        the agreement of learner and sampler on that minibatch; what it raises stops the update. Without any
-        row to train on, nothing is optimized and the metrics stay finite.
+        ``verify`` is called once, before the first optimizer step that has action tokens to learn from, with the
+        agreement of learner and sampler on that minibatch (where it holds nothing fresh: on some of ``update``'s rows);
+        what it raises stops the update. Without any row to train on, nothing is optimized or compared, and the metrics
+        stay finite.
         """
         groups = buffer.fresh(update)
         samples = Samples(groups, self.shape(tuple(t for g in groups for t in g.trajectories)))
@@ -70,11 +72,12 @@ class Learner:
             part.before_update(update, streams)
         rate = set_learning_rate(self.optimizer, self.config, update, self.run.num_updates)
         tally = Tally()
+        prove = partial(self._prove, verify, groups, update, tally)
         alive = [stream for stream in streams if len(stream.batch)]
         phases = [alive] if self.recipe.phases == "joint" else [[stream] for stream in alive]
         for phase in phases:
             for epoch in range(self.config.epochs):
-                self._epoch(phase, update, epoch, tally, verify)
+                self._epoch(phase, update, epoch, tally, prove)
         metrics = _metrics(tally, samples, streams, rate)
         for part in self.parts:
             part.after_update(update, streams, metrics)
@@ -158,7 +161,29 @@ class Learner:
     def _device(self) -> torch.device:
         return self.policy.tensors[0].device
 
-    def _epoch(self, phase: list[Stream], update: int, epoch: int, tally: Tally, verify: Verify | None) -> None:
+    def _prove(self, verify: Verify | None, fresh: tuple[Group, ...], update: int, tally: Tally) -> None:
+        """Compare learner and sampler, once an update, while the learner holds the weights that sampled."""
+        if tally.is_proved:
+            return
+        tally.is_proved = True
+        if not sum(map(len, tally.deviations)):
+            tally.deviations.append(self._fresh_deviations(fresh, update))
+        if verify is not None:
+            verify(tally.agreement())
+
+    @torch.no_grad()
+    def _fresh_deviations(self, fresh: tuple[Group, ...], update: int) -> Tensor:
+        """Of one microbatch of what was sampled for ``update``, whether or not it is trained on; perhaps none."""
+        batch = layout(fresh, version=update)
+        for rows in microbatches(batch, self.config.microbatch_tokens):
+            micro = batch.select(rows).to(self._device)
+            with self.clock.stage("score", int(micro.lengths.sum())):
+                found = deviations(self.scorer.score(micro, entropy=False).logprobs, micro)
+            if len(found):
+                return found
+        return torch.empty(0)
+
+    def _epoch(self, phase: list[Stream], update: int, epoch: int, tally: Tally, prove: Callable[[], None]) -> None:
         """One pass over the streams of a phase; their i-th minibatches share the i-th optimizer step."""
         splits = []
         for place, stream in enumerate(phase):
@@ -168,18 +193,22 @@ class Learner:
             units = groups if whole else range(len(groups))
             splits.append(minibatches(units, self.config.num_minibatches, generator))
         for i in range(max(map(len, splits), default=0)):
+            learns = False
             for place, (stream, parts) in enumerate(zip(phase, splits, strict=True)):
                 if i < len(parts):
                     seed = (self.run.seed, update, epoch, place, i)
-                    self._backward(stream, stream.batch.select(parts[i]), seed, tally)
-            if verify is not None and not tally.steps + tally.skipped:
-                verify(tally.agreement())
+                    learns |= self._backward(stream, stream.batch.select(parts[i]), seed, tally)
+            if learns:
+                prove()
             with self.clock.stage("train", 0):
                 norm = step(self.optimizer, self.config)
             tally.count_step(norm)
 
-    def _backward(self, stream: Stream, batch: TokenBatch, seed: tuple[int, ...], tally: Tally) -> None:
-        """Add a minibatch's gradient, microbatch by microbatch; ``seed`` is (run, update, epoch, stream, step)."""
+    def _backward(self, stream: Stream, batch: TokenBatch, seed: tuple[int, ...], tally: Tally) -> bool:
+        """Add a minibatch's gradient, microbatch by microbatch; ``seed`` is (run, update, epoch, stream, step).
+
+        Says whether there was something to learn: an action token in a row that is computed.
+        """
         plan, update = self.recipe[stream.name], seed[1]
         counts, unit = Counts.of(batch.action_mask, batch.turn_index), self.run.unit(plan)
         view = MinibatchView(update, batch, counts, lambda: self._scored(batch)[0], seed, unit)
@@ -191,7 +220,7 @@ class Learner:
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("train", int(micro.lengths.sum())):
                 scores = self.scorer.score(micro, entropy="entropy" in plan.needs, hidden="hidden" in plan.needs)
-                if not tally.steps + tally.skipped:
+                if not tally.is_proved:
                     tally.deviations.append(deviations(scores.logprobs, micro))
                 ctx = UpdateContext(
                     update,
@@ -208,6 +237,7 @@ class Learner:
                 tally.add(loss=loss.detach())
                 if loss.requires_grad:  # not so for rows without a single action token
                     loss.backward()  # type: ignore[no-untyped-call]
+        return bool(batch.action_mask[learning].any())
 
 
 def shaped_rewards(recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory, ...], scorer: Scorer) -> RewardTable:

@@ -28,8 +28,8 @@ from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.own import own_bench, resolved
 from turnwise.bench.rollout import Played, Script, floor_s, race, scripts
 from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.training.noise import LEAST as HALF_LIMITS
 from turnwise.training.plan import plan, shape_of
-from turnwise.training.proof import HALF_LIMITS
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 
 

@@ -7,6 +7,7 @@ metrics.jsonl      one line per update, on the disk before the next begins
 trajectories.jsonl.gz   every training episode
 checkpoints/       turnwise.records.checkpoints
 evaluation.json    measurements before and after
+changes.jsonl      what was changed when the run went on, and after which update (if anything was)
 """
 
 from __future__ import annotations
@@ -128,6 +129,12 @@ class RunDirectory:
         others = [f"{name} {versions[name]} → {now}" for name, now in _versions().items() if versions.get(name) != now]
         if others:
             warnings.warn(f"{self.path} goes on with other versions ({', '.join(others)})", stacklevel=2)
+
+    def change(self, config: RunConfig, note: Mapping[str, Any]) -> None:
+        """Go on with other settings: a line in changes.jsonl that says so, then config.yaml."""
+        with (self.path / "changes.jsonl").open("a") as file:
+            file.write(json.dumps({**note, "command": provenance()["command"]}) + "\n")
+        write_text(self.path / "config.yaml", dump_config(config))
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, down to the disk."""

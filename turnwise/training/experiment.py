@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from turnwise.players import AGENT_FILE, load_policies, sides_of
 from turnwise.records.checkpoints import CheckpointName, write_text
 from turnwise.records.rundir import RunDirectory
 from turnwise.statistics import Estimate, paired_difference
+from turnwise.training.changes import changed, check_goes_on, differences
 from turnwise.training.faults import InterruptedRunError, UpdateMemoryError, storage
 from turnwise.training.interrupt import Interrupts
 from turnwise.training.mirrors import check_mirrors
@@ -78,25 +80,39 @@ def train(config: RunConfig, out: str | Path, observer: Observer | None = None) 
         return _from_the_start(run, config, observer or Silent(), began)
 
 
-def resume(path: str | Path, observer: Observer | None = None) -> Result:
+def resume(path: str | Path, observer: Observer | None = None, settings: Sequence[str] = ()) -> Result:
     """Continue a run after its newest sound checkpoint, to the same numbers as an unbroken one.
 
-    A run that stopped before its first checkpoint begins again. Raises as ``train`` does.
+    ``settings`` (``key.path=value``) change what may change (``turnwise.training.changes``), such as ``num_updates`` of
+    a run that is finished; they are kept in its configuration. A run that stopped before its first checkpoint begins
+    again. Raises as ``train`` does.
     """
     began = _Clock()
     run = RunDirectory.open(path)
-    config = run.config()
+    config = changed(run.config(), settings)
     torch.set_num_threads(config.threads)
     check_device(config.device)
     check_mirrors(config.mirrors)
     with storage(run.path), run.locked():
         run.check_unchanged(panel_hashes(config))
+        if settings:
+            _note(run, config)
         if not run.has_checkpoint:
             run.restart()
             return _from_the_start(run, config, observer or Silent(), began)
         with closing(_trainer(run, config, observer or Silent())) as trainer:
             trainer.rewind()
             return _finish(trainer, _read_reports(run), began)
+
+
+def _note(run: RunDirectory, config: RunConfig) -> None:
+    """Write changed settings down, once it is certain that the run goes on with them."""
+    before, newest = run.config(), run.load("last") if run.has_checkpoint else None
+    lengths = [(each.num_updates, each.max_sampled_tokens) for each in (before, config)]
+    if newest is not None and lengths[0] != lengths[1]:
+        check_goes_on(config, newest.update, newest.state["sampled_tokens"])
+    if config != before:
+        run.change(config, {"after_update": newest.update if newest else 0, "changed": differences(before, config)})
 
 
 def _from_the_start(run: RunDirectory, config: RunConfig, observer: Observer, began: _Clock) -> Result:

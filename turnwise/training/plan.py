@@ -57,7 +57,7 @@ class Shape:
                 num_out, num_in = layer.base_layer.weight.shape
                 adapted += num_out * num_in
                 added += lora.rank * (num_out + num_in)
-                ranks += 0 if folds(num_out, num_in, lora.rank) else lora.rank
+                ranks += 0 if itemsize == _FLOAT and folds(num_out, num_in, lora.rank) else lora.rank
         return cls(
             parameters,
             added,
@@ -115,6 +115,7 @@ def plan(shape: Shape, config: RunConfig, microbatch_tokens: int | None = None) 
     trained = shape.lora or shape.parameters
     state = _FLOAT if shape.lora else shape.itemsize
     checkpointing = bool(getattr(config.model, "gradient_checkpointing", False))
+    sampled = shape.adapted + (shape.lora if shape.itemsize < _FLOAT else 0)  # in half precision beside each other
     layers, each = shape.num_layers, shape.layer_bytes
     alive = 1 if checkpointing else layers  # layers whose inputs are kept at once; half of one more as gradients
     kept = tokens * int((alive + 0.5) * each + (layers * shape.hidden * shape.itemsize if checkpointing else 0))
@@ -125,7 +126,7 @@ def plan(shape: Shape, config: RunConfig, microbatch_tokens: int | None = None) 
     cache = 2 * slots * capacity * layers * shape.num_kv_heads * shape.head_dim * shape.itemsize
     parts = [
         Part("weights", shape.parameters * shape.itemsize, f"{shape.parameters:,} of {shape.itemsize} bytes"),
-        Part("merged weights", shape.adapted * shape.itemsize, "the sampler's, under adapters"),
+        Part("merged weights", sampled * shape.itemsize, "the sampler's, under adapters"),
         Part("adapters", shape.lora * _FLOAT, f"{shape.lora:,} of 4 bytes"),
         Part("gradients", trained * state, f"{trained:,} trained"),
         Part("optimizer", 2 * trained * state, "two moments"),

@@ -17,6 +17,7 @@ from turnwise.config import RunConfig
 from turnwise.players import model_agent
 from turnwise.records.checkpoints import POLICY, Checkpoint, side_prefix
 from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.training.noise import limits_of
 from turnwise.training.proof import DisagreementError as DisagreementError
 from turnwise.training.proof import prove
 from turnwise.trajectory import Group
@@ -37,6 +38,7 @@ class Side:
             engines=rollout.engines,
             name=name,
         )
+        self.limits = limits_of(policy, self.agent)  # with the weights that a run begins with, also when it goes on
         info = replace(config.run_info, vocabulary=policy.sampler.config.vocab_size)
         self.learner = Learner(build(config.algorithm, info), policy, config.optimizer, info)
         self.buffer = TrajectoryBuffer(self.learner.recipe.keep_updates)
@@ -62,7 +64,13 @@ class Side:
 
     def verify(self, agreement: Agreement) -> None:
         """Stop where the sampler is not the learner. Raises DisagreementError."""
-        prove(self.policy, self.agent, agreement)
+        prove(self.policy, self.agent, agreement, self.limits)
+
+    def numbers(self) -> dict[str, float | None]:
+        """For the log, in half precision: the model's own rounding, and what a merge would keep of the adapters."""
+        kept = self.policy.survival
+        merge = {} if kept is None else {"merge/update_share": kept.update, "merge/adapter_share": kept.adapter}
+        return {**self.limits.numbers(), **merge}
 
     def is_finite(self) -> bool:
         """Whether no weight in training, nor one merged from them, is infinite or nan."""

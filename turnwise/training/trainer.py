@@ -347,7 +347,7 @@ class Trainer:
                 "adapter_hash": ",".join(side.policy.adapter_hash for side in self.sides),
                 **signs(groups, self.config.agent.max_reply_tokens),
                 "entropy": None,  # as_dict leaves out what was not measured
-                **joined(metrics),
+                **joined({side.name: {**metrics[side.name].as_dict(), **side.numbers()} for side in self.sides}),
             }
         )
 

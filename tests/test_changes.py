@@ -1,0 +1,117 @@
+"""A run goes on with other settings: longer, elsewhere; what decides its numbers is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.runs import assert_same, config, timeless
+from tests.models import scratch_folder
+from turnwise.config import RunConfig
+from turnwise.configfile import all_settings
+from turnwise.records.rundir import RunDirectory
+from turnwise.training.changes import MAY_CHANGE, changed, check_goes_on
+from turnwise.training.experiment import resume, train
+
+FALLING = "optimizer={schedule: linear, min_lr_share: 0.2, lr: 1e-2}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scratch_folder(tmp_path_factory.mktemp("model"))
+
+
+def test_a_finished_run_is_prolonged_to_what_the_longer_one_would_be(model: Path, tmp_path: Path) -> None:
+    """Schedules stay those of two updates, so that both halves are one run."""
+    train(config(model, FALLING, "num_updates=2"), tmp_path / "run")
+    resume(tmp_path / "run", settings=["num_updates=4", "checkpoint_every=2"])
+    train(config(model, FALLING, "num_updates=4", "schedule_updates=2"), tmp_path / "whole")
+    ours, whole = RunDirectory.open(tmp_path / "run"), RunDirectory.open(tmp_path / "whole")
+    assert len(ours.metrics()) == 4
+    assert_same(ours, whole)
+    told = ours.config()
+    assert (told.num_updates, told.schedule_updates, told.checkpoint_every) == (4, 2, 2)
+    (line,) = (tmp_path / "run" / "changes.jsonl").read_text().splitlines()
+    assert json.loads(line)["after_update"] == 2
+    assert json.loads(line)["changed"]["num_updates"] == [2, 4]
+    train(config(model, FALLING, "num_updates=4"), tmp_path / "other")  # with schedules of four updates
+    assert timeless(RunDirectory.open(tmp_path / "other").metrics()) != timeless(whole.metrics())
+
+
+def test_a_budget_of_tokens_is_prolonged(model: Path, tmp_path: Path) -> None:
+    train(config(model, "max_sampled_tokens=10"), tmp_path / "run")
+    first = len(RunDirectory.open(tmp_path / "run").metrics())
+    with pytest.raises(ValueError, match=r"ends by max_sampled_tokens=10\. Raise that"):
+        resume(tmp_path / "run", settings=["num_updates=9"])
+    with pytest.raises(ValueError, match="max_sampled_tokens=5 leaves nothing to do"):
+        resume(tmp_path / "run", settings=["max_sampled_tokens=5"])
+    spent = RunDirectory.open(tmp_path / "run").metrics()[-1]["total_sampled_tokens"]
+    resume(tmp_path / "run", settings=[f"max_sampled_tokens={spent + 1}"])
+    assert len(RunDirectory.open(tmp_path / "run").metrics()) == first + 1
+
+
+REFUSED = [
+    ("optimizer.lr=1e-5", r"optimizer\.lr cannot change at a resume: the run has trained with 0\.01"),
+    ("algorithm=drgrpo", r"algorithm\.\S+ cannot change"),
+    ("env.kwargs.size=3", r"env\.kwargs\.size cannot change"),
+    ("seed=7", "seed cannot change"),
+    ("lora.rank=8", r"lora\.rank cannot change"),
+    ("schedule_updates=9", "schedule_updates cannot change"),
+    ("num_updats=9", r"Unknown setting 'num_updats'.*num_updates"),
+    ("num_updates=1", "the run has 2 updates: num_updates=1 leaves nothing to do"),
+    ("household", "not of the form key.path=value"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "run"
+    train(config(model, "num_updates=2"), path)
+    return path
+
+
+@pytest.mark.parametrize(("setting", "why"), REFUSED)
+def test_what_decides_the_numbers_is_refused_and_nothing_is_written(finished: Path, setting: str, why: str) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=why):
+        resume(finished, settings=["checkpoint_every=3", setting])
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_what_is_as_before_is_no_change(finished: Path) -> None:
+    told = RunDirectory.open(finished).config()
+    assert changed(told, ["optimizer.lr=1e-2", "seed=0"]) == told
+
+
+def test_the_list_names_settings_that_there_are() -> None:
+    known = {name for name, _ in all_settings()}
+    assert set(MAY_CHANGE) <= known
+
+
+def test_a_learning_rate_that_has_fallen_to_nothing_ends_a_run_for_good(model: Path) -> None:
+    def longer(*settings: str) -> RunConfig:
+        return changed(config(model, *settings), ["num_updates=8"])
+
+    with pytest.raises(ValueError, match=r"schedule=cosine the learning rate has fallen to 0 after 4 updates"):
+        check_goes_on(longer("optimizer.schedule=cosine"), 4, 100)
+    for sound in ("optimizer={schedule: cosine, min_lr_share: 0.1}", "optimizer.schedule=constant"):
+        check_goes_on(longer(sound), 4, 100)
+
+
+def test_the_command_line_prolongs(model: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from turnwise import cli
+
+    train(config(model, "num_updates=1"), tmp_path / "run")
+    monkeypatch.setattr("sys.argv", ["turnwise", "train", "--resume", str(tmp_path / "run"), "num_updates=2"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert len(RunDirectory.open(tmp_path / "run").metrics()) == 2
+    monkeypatch.setattr("sys.argv", ["turnwise", "train", "--resume", str(tmp_path / "run"), "optimizer.lr=1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "optimizer.lr cannot change at a resume" in capsys.readouterr().err

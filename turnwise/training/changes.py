@@ -1,0 +1,98 @@
+"""What may change when a run goes on, and what may not.
+
+A run says in its configuration how its numbers came to be. So at a resume only that may change which decides no number
+of an update that is done, nor of the same update in an unbroken run: how long the run is, where and how fast it works,
+when it is stopped, saved and measured. ``MAY_CHANGE`` is the list; everything else is refused.
+
+Schedules (of the learning rate, of an algorithm's coefficients) span the updates that the run began with, and stay at
+their ends after them: ``schedule_updates`` notes that where ``num_updates`` changes. The prolonged run is then the one
+that had been asked for the longer course with this ``schedule_updates`` from its first update on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from turnwise.algorithms.schedules import learning_rate_share
+from turnwise.config import RunConfig
+from turnwise.configfile import override, parse_config
+
+MAY_CHANGE: Mapping[str, str] = {
+    "num_updates": "how long the run is",
+    "max_sampled_tokens": "how long the run is",
+    "max_skipped_updates": "when it is stopped",
+    "watchdog": "when it is warned of or stopped",
+    "rollout.max_error_share": "when it is stopped",
+    "checkpoint_every": "when it is saved",
+    "keep_checkpoint": "which checkpoint is measured and exported",
+    "mirrors": "where its record is copied to",
+    "eval.every": "when it is measured: these draws are their own",
+    "device": "where it works: numbers change by rounding",
+    "threads": "how fast: numbers change by rounding",
+    "rollout.threads": "how fast: numbers change by rounding",
+    "rollout.engines": "how fast: numbers change by rounding",
+    "rollout.num_slots": "how fast, and memory: numbers change by rounding",
+    "rollout.env_threads": "how fast",
+    "optimizer.microbatch_tokens": "memory: numbers change by rounding",
+    "model.gradient_checkpointing": "memory",
+    "env.process": "where the world works",
+    "env.step_timeout_s": "when a world counts as hung",
+    "env.reset_timeout_s": "when a world counts as hung",
+}
+"""Setting, or section -> what it decides."""
+
+
+def changed(config: RunConfig, settings: Sequence[str]) -> RunConfig:
+    """A run's configuration with ``key.path=value`` settings for the rest of the run.
+
+    Raises ValueError for a setting that is unknown, or that may not change any more.
+    """
+    made = parse_config(override(config.model_dump(mode="json"), settings))
+    differing = differences(config, made)
+    for name, (before, after) in differing.items():
+        if not any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE):
+            raise ValueError(
+                f"{name} cannot change at a resume: the run has trained with {before!r}, and its "
+                f"configuration would say {after!r} of all its updates. Start a new run for that; what may "
+                f"change is {', '.join(MAY_CHANGE)}"
+            )
+    if "num_updates" in differing and config.max_sampled_tokens is not None and made.max_sampled_tokens is not None:
+        raise ValueError(
+            f"num_updates={made.num_updates} would change nothing: this run ends by "
+            f"max_sampled_tokens={made.max_sampled_tokens}. Raise that, or give max_sampled_tokens=null as well"
+        )
+    return made if made.num_updates == config.num_updates else made.model_copy(update={"schedule_updates": config.span})
+
+
+def check_goes_on(config: RunConfig, finished: int, sampled_tokens: int) -> None:
+    """Whether a run whose length was changed has anything left to do. Raises ValueError where it has not."""
+    budget = config.max_sampled_tokens
+    if budget is not None and sampled_tokens >= budget:
+        raise ValueError(
+            f"the run has sampled {sampled_tokens} tokens: max_sampled_tokens={budget} leaves nothing to do"
+        )
+    if budget is None and finished >= config.num_updates:
+        raise ValueError(f"the run has {finished} updates: num_updates={config.num_updates} leaves nothing to do")
+    rate = config.optimizer
+    if not learning_rate_share(
+        finished, config.span, shape=rate.schedule, warmup_share=rate.warmup_share, floor=rate.min_lr_share
+    ):
+        raise ValueError(
+            f"by optimizer.schedule={rate.schedule} the learning rate has fallen to 0 after {config.span} updates: "
+            "more of them would learn nothing. Export the policy and start a new run from it"
+        )
+
+
+def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (before, after) of every setting in which two configurations differ."""
+    old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, after))
+    return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
