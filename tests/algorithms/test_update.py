@@ -28,6 +28,7 @@ from turnwise.algorithms.epo import EntropyCorridor, EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.metrics import Agreement, Metrics, Tally, agreement
 from turnwise.algorithms.parts import Composer, MinibatchView, Objective, Samples, Stream, Streams, UpdateContext
+from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.primitives import Counts
 from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.registry import build
@@ -49,13 +50,17 @@ def trained(config: Settings, made: list[Group], policy: BigramPolicy | None = N
 
 
 def gradient(
-    config: Settings, made: list[Group], policy: BigramPolicy | None = None, run: RunInfo | None = None
+    config: Settings,
+    made: list[Group],
+    policy: BigramPolicy | None = None,
+    run: RunInfo | None = None,
+    **optimizer: Any,
 ) -> Tensor:
     """Gradient of the table, as it stood before the last optimizer step."""
     policy = policy or drifted(BigramPolicy())
     captured: list[Tensor] = []
     policy.table.register_post_accumulate_grad_hook(lambda p: captured.append(p.grad.clone()))
-    learner(build(config, run or RUN), policy, run or RUN, grad_clip=None).update(buffer_of(made), 0)
+    learner(build(config, run or RUN), policy, run or RUN, grad_clip=None, **optimizer).update(buffer_of(made), 0)
     return captured[-1]
 
 
@@ -389,10 +394,14 @@ CONSTANT = {"aggregation": "seq-mean-token-sum", "aggregation_constant": 3000.0}
 @pytest.mark.parametrize("name", UNITS)
 def test_the_scale_of_rewards_changes_no_proportion(name: str) -> None:
     """A success worth 10 and one worth 1: the same gradient but for the factor of the whole, terms included."""
-    config = EPOConfig(base=UNITS[name], entropy_coef=0.3, corridor=(0.9, 1.1))
     made = groups(BigramPolicy())
-    one, ten = (gradient(config, made, run=replace(RUN, rewards=RewardSettings(scale=scale))) for scale in (1.0, 10.0))
-    torch.testing.assert_close(ten, one * (1.0 if name == "deviation" else 10.0), rtol=1e-4, atol=1e-7)
+    values = PPOConfig(whiten=name == "deviation", share_trunk=True, kl_coef=0.1, value_coef=3.0)
+    for config in (EPOConfig(base=UNITS[name], entropy_coef=0.3, corridor=(0.9, 1.1)), values):
+        one, ten = (  # the second epoch's: the value head has left 0
+            gradient(config, made, run=replace(RUN, rewards=RewardSettings(scale=scale)), epochs=2, eps=1e-30)
+            for scale in (1.0, 10.0)
+        )
+        torch.testing.assert_close(ten, one * (1.0 if name == "deviation" else 10.0), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("weighting", ["trajectories", "turns"])

@@ -249,9 +249,9 @@ def shaped_rewards(recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory,
 
 
 def stream_loss(plan: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:
-    """Share of the minibatch's loss: surrogate + Σ coef · u · w · regularizer + Σ coef · objective, a scalar.
+    """Share of the minibatch's loss: surrogate + u · w · Σ coef · (regularizer or objective), a scalar.
 
-    u and w put a regularizer beside the surrogate (``Regularizer``).
+    u and w put what is added beside the surrogate (``Regularizer``); both are 1 where there is none.
     """
     loss = ctx.logprobs.new_zeros(())
     if plan.clip is not None:
@@ -263,9 +263,9 @@ def stream_loss(plan: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:
         policy = ctx.aggregate(weight * clipped.loss)
         loss = loss + policy
         _tally_policy(tally, ctx, surrogate.ratio, policy, clipped.clipped, clipped.dual_clipped)
-    beside = ctx.unit * ctx.surrogate_weight
+    beside = ctx.unit * ctx.surrogate_weight if plan.clip is not None else 1.0
     terms = [(part, coef * beside, part.term(ctx)) for part, coef in plan.regularizers]
-    losses = [(part, coef, part.loss(ctx)) for part, coef in plan.objectives]
+    losses = [(part, coef * beside, part.loss(ctx)) for part, coef in plan.objectives]
     for part, coef, term in (*terms, *losses):
         tally.add(**{f"term/{type(part).__name__}": term.detach()})
         loss = loss + coef * term
