@@ -16,6 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.golden.builders import batch_of, context_of
+
+__all__ = ["batch_of", "cases", "close", "context_of", "numbered", "tensor"]
+
 FOLDER = Path(os.environ.get("TURNWISE_GOLDEN", Path(__file__).parent))
 
 
