@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, groups, learner, task
 from tests.algorithms.test_update import drifted
+from tests.golden.builders import context_of
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.parts import Regularizer, UpdateContext
-from turnwise.algorithms.primitives import Counts
 from turnwise.algorithms.recipe import Recipe, RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.replay.batch import layout
@@ -35,8 +35,13 @@ def term_of(recipe: Recipe) -> Regularizer:
 def context(group: Group, policy: BigramPolicy, update: int) -> UpdateContext:
     batch = layout((group,))
     scores = policy.score(batch, entropy=True)
-    counts = Counts.of(batch.action_mask, batch.turn_index)
-    return UpdateContext(update, batch, scores.logprobs, scores.entropies, counts, BASE.aggregate())
+    return context_of(batch, scores.logprobs, BASE.aggregate(), update=update, entropy=scores.entropies)[0]
+
+
+def value(term: Regularizer, ctx: UpdateContext) -> float:
+    """The term where the context is a whole minibatch."""
+    term.prepare(context_of(ctx.batch, ctx.logprobs, update=ctx.update)[1])
+    return term.term(ctx).item()
 
 
 def mean_of_turns(ctx: UpdateContext, values: Tensor) -> float:
@@ -60,14 +65,14 @@ def test_a_turn_weighs_the_same_whatever_its_length() -> None:
     plain = float(entropy[ctx.mask].mean())
     bonus = mean_of_turns(ctx, entropy)
     assert abs(bonus - plain) > 0.05
-    assert term.term(ctx).item() == pytest.approx(-bonus, rel=1e-5)
+    assert value(term, ctx) == pytest.approx(-bonus, rel=1e-5)
     made = learner(recipe, BigramPolicy(scale=2.0), lr=1e-9)
     metrics = made.update(buffer_of([group]), 0)
     sampled = np.concatenate([turn.entropies for t in group.trajectories for turn in t.turns])
     assert metrics.entropy == pytest.approx(float(sampled.mean()), rel=1e-6)
     outside = mean_of_turns(ctx, (entropy - metrics.entropy).relu())
     beta = 1 + float(np.exp(-3.0 / 5))
-    assert term.term(ctx).item() == pytest.approx(beta * 0.3 * outside - bonus, rel=1e-5)
+    assert value(term, ctx) == pytest.approx(beta * 0.3 * outside - bonus, rel=1e-5)
 
 
 def test_the_corridor_follows_the_sampled_entropy_not_that_of_the_policy_in_training() -> None:
@@ -89,4 +94,4 @@ def test_the_corridor_follows_the_sampled_entropy_not_that_of_the_policy_in_trai
     assert ctx.entropy is not None
     entropy = ctx.entropy.detach()
     outside = mean_of_turns(ctx, torch.relu(entropy - 0.5 * float(np.mean(sampled))))
-    assert term.term(ctx).item() == pytest.approx(outside - mean_of_turns(ctx, entropy), rel=1e-5)
+    assert value(term, ctx) == pytest.approx(outside - mean_of_turns(ctx, entropy), rel=1e-5)
