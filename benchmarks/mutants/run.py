@@ -34,7 +34,10 @@ from trials import Test, as_record, load_libraries, measured, reaching, tried
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENTS = Path(__file__).with_name("equivalents.json")
 FILES = ("turnwise/algorithms", "turnwise/replay")
-TESTS = ("tests/algorithms", "tests/golden", "tests/replay", "tests/test_prefixes.py")
+TESTS = (
+    "tests/algorithms", "tests/golden", "tests/replay", "tests/test_prefixes.py", "tests/test_config.py",
+    "tests/test_mechanisms.py",
+)  # fmt: skip
 MARKS = "not slow and not gpu"
 
 
