@@ -93,34 +93,28 @@ class _Site:
 
 def mutants(path: Path, root: Path) -> list[Mutant]:
     """Every mutant of a file, in the order of its text."""
-    tree = ast.parse(path.read_text())
-    file, seen = path.relative_to(root).as_posix(), Counter[tuple[str, str, str, str]]()
-    made = []
-    for site in _sites(tree):
-        before = _text(site.statement)
-        after = _applied(site, lambda: _text(site.statement))
-        if before == after:
-            continue
-        named = (site.function, site.operator, before, after)
-        made.append(Mutant(file, *named, seen[named], site.statement.lineno, site.first_line))
-        seen[named] += 1
-    return made
+    return [mutant for mutant, _ in _named(ast.parse(path.read_text()), path.relative_to(root).as_posix())]
 
 
 def mutated(path: Path, root: Path, key: str) -> ast.Module:
     """The file's tree with one change. Raises KeyError where no mutant has this key."""
     tree = ast.parse(path.read_text())
-    file, seen = path.relative_to(root).as_posix(), Counter[tuple[str, str, str, str]]()
-    for site in _sites(tree):
-        before = _text(site.statement)
-        after = _applied(site, lambda: _text(site.statement))
-        named = (site.function, site.operator, before, after)
-        if before != after:
-            if Mutant(file, *named, seen[named], 0, 0).key == key:
-                _place(site, site.change())
-                return ast.fix_missing_locations(tree)
-            seen[named] += 1
+    for mutant, site in _named(tree, path.relative_to(root).as_posix()):
+        if mutant.key == key:
+            _place(site, site.change())
+            return ast.fix_missing_locations(tree)
     raise KeyError(key)
+
+
+def _named(tree: ast.Module, file: str) -> Iterator[tuple[Mutant, _Site]]:
+    """Every change that is one, with its name."""
+    seen = Counter[tuple[str, str, str, str]]()
+    for site in _sites(tree):
+        before, after = _text(site.statement), _text_after(site)
+        if before != after:
+            named = (site.function, site.operator, before, after)
+            yield Mutant(file, *named, seen[named], site.statement.lineno, site.first_line), site
+            seen[named] += 1
 
 
 def _text(statement: ast.stmt) -> str:
@@ -128,11 +122,6 @@ def _text(statement: ast.stmt) -> str:
     lines = ast.unparse(statement).splitlines()
     compound = isinstance(getattr(statement, "body", None), list)
     return (lines[0] if compound else " ".join(line.strip() for line in lines)) if lines else ""
-
-
-def _get(site: _Site) -> ast.AST:
-    held = getattr(site.parent, site.name)
-    return held if site.index is None else held[site.index]
 
 
 def _place(site: _Site, node: ast.AST | None) -> None:
@@ -143,14 +132,16 @@ def _place(site: _Site, node: ast.AST | None) -> None:
         getattr(site.parent, site.name)[site.index] = node
 
 
-def _applied(site: _Site, look: Callable[[], str]) -> str:
-    """What ``look`` sees while the change is in place."""
-    old, new = _get(site), site.change()
+def _text_after(site: _Site) -> str:
+    """The statement's text with the change in place, which is taken back."""
+    held = getattr(site.parent, site.name)
+    old: ast.AST = held if site.index is None else held[site.index]
+    new = site.change()
     if old is site.statement:
         return "pass" if new is None else _text(new)  # type: ignore[arg-type]
     _place(site, new)
     try:
-        return look()
+        return _text(site.statement)
     finally:
         _place(site, old)
 
@@ -281,8 +272,11 @@ def _changes(node: ast.AST, parent: ast.AST, field: str) -> Iterator[tuple[str, 
         yield from _slices(node)
     elif isinstance(node, ast.comprehension):
         for place in range(len(node.ifs)):
-            yield "drop filter", lambda place=place: ast.comprehension(  # type: ignore[misc]
-                node.target, node.iter, [c for n, c in enumerate(node.ifs) if n != place], node.is_async
+            yield (
+                "drop filter",
+                lambda place=place: ast.comprehension(  # type: ignore[misc]
+                    node.target, node.iter, [c for n, c in enumerate(node.ifs) if n != place], node.is_async
+                ),
             )
     if field == "test" and isinstance(parent, (ast.If, ast.While)):
         yield "negated condition", lambda: ast.UnaryOp(ast.Not(), node)  # type: ignore[arg-type]

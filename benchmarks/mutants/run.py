@@ -36,7 +36,7 @@ EQUIVALENTS = Path(__file__).with_name("equivalents.json")
 FILES = ("turnwise/algorithms", "turnwise/replay")
 TESTS = (
     "tests/algorithms", "tests/golden", "tests/replay", "tests/test_prefixes.py", "tests/test_config.py",
-    "tests/test_mechanisms.py",
+    "tests/test_mechanisms.py", "tests/test_resolved.py",
 )  # fmt: skip
 MARKS = "not slow and not gpu"
 
@@ -88,7 +88,8 @@ def _run(sample: Sequence[Mutant], known: dict[str, dict[str, Any]], given: argp
     if not sample:
         return
     load_libraries()
-    tests: list[Test] = measured(ROOT, given.tests, FILES, MARKS, limit_s=1800.0)
+    there = [name for name in given.tests if (ROOT / name).exists()]
+    tests: list[Test] = measured(ROOT, there, FILES, MARKS, limit_s=1800.0)
     print(f"{len(tests)} tests, {sum(test.seconds for test in tests):.0f} s; {len(sample)} mutants to try", flush=True)
     for number, mutant in enumerate(sample, start=1):
         outcome = tried(ROOT, mutant, reaching(mutant, tests), given.budget_s)
@@ -113,7 +114,10 @@ def _report(records: Iterable[dict[str, Any]], most: float) -> int:
     found = sorted(records, key=lambda record: (record["file"], record["line"]))
     counted = [record for record in found if record["key"] not in reasons]
     alive = [record for record in counted if record["verdict"] != "killed"]
-    print("\n| file | mutants | killed | survived | of these not reached | equivalent |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "\n| file | mutants | killed | survived | of these not reached | equivalent |"
+        "\n| --- | --- | --- | --- | --- | --- |"
+    )
     for file in sorted({record["file"] for record in found}):
         own = [record for record in found if record["file"] == file]
         verdicts = Counter(
@@ -132,7 +136,9 @@ def _report(records: Iterable[dict[str, Any]], most: float) -> int:
             f"\n  - {record['before']}\n  + {record['after']}"
         )
     share = 100.0 * len(alive) / max(len(counted), 1)
-    print(f"\n{len(alive)} of {len(counted)} survive: {share:.1f} % ({len(found) - len(counted)} equivalent, not counted)")
+    print(
+        f"\n{len(alive)} of {len(counted)} survive: {share:.1f} % ({len(found) - len(counted)} equivalent, not counted)"
+    )
     return int(share > most)
 
 

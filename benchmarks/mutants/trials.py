@@ -12,6 +12,7 @@ import importlib.machinery
 import io
 import json
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -89,9 +90,7 @@ def in_child(work: Callable[[], Any], limit_s: float) -> tuple[Any, int]:
 
 def _received(reading: int, child: int, until: float) -> bytes | None:
     """All that the child writes before it closes its end, None if that takes too long."""
-    import select
-
-    parts = []
+    parts = list[bytes]()
     with os.fdopen(reading, "rb", buffering=0) as pipe:
         while (left := until - time.monotonic()) > 0:
             if select.select([pipe], [], [], left)[0]:
@@ -134,8 +133,8 @@ class _Watch:
         import threading
 
         self.entered.clear()
-        threading.settrace(self._trace)  # type: ignore[arg-type]
-        sys.settrace(self._trace)  # type: ignore[arg-type]
+        threading.settrace(self._trace)
+        sys.settrace(self._trace)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -159,7 +158,9 @@ def reaching(mutant: Mutant, tests: Sequence[Test]) -> list[Test]:
         place = f"{mutant.file}:{mutant.first_line}"
         return [test for test in by_time if place in test.calls]
     near = [any(call.startswith(f"{mutant.file}:") for call in test.calls) for test in by_time]
-    return [t for t, n in zip(by_time, near, strict=True) if n] + [t for t, n in zip(by_time, near, strict=True) if not n]
+    return [t for t, n in zip(by_time, near, strict=True) if n] + [
+        t for t, n in zip(by_time, near, strict=True) if not n
+    ]
 
 
 def tried(root: Path, mutant: Mutant, tests: Sequence[Test], budget_s: float) -> Outcome:

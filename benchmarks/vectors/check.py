@@ -36,7 +36,9 @@ def _unequal(ours: Any, official: Any, where: str = "") -> list[str]:
         if len(ours) != len(official):
             return [f"{where}: {len(ours)} for {len(official)} entries"]
         lines = [
-            line for i, (a, b) in enumerate(zip(ours, official, strict=True)) for line in _unequal(a, b, f"{where}[{i}]")
+            line
+            for i, (a, b) in enumerate(zip(ours, official, strict=True))
+            for line in _unequal(a, b, f"{where}[{i}]")
         ]
         return lines[:3]
     if isinstance(ours, (bool, int, float)) and isinstance(official, (bool, int, float)):

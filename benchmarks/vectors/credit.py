@@ -251,5 +251,3 @@ def complete(text: str) -> bool:
     rest = text.split("</think>")[-1]
     opened = rest.find("<action>")
     return opened >= 0 and rest.find("</action>", opened) >= 0
-
-

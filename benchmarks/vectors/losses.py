@@ -107,7 +107,8 @@ def kl(new: Array, reference: Array) -> dict[str, Array]:
         "kl": k1, "kl_grad": np.ones_like(k1),
         "abs": np.abs(k1), "abs_grad": np.sign(k1),
         "mse": 0.5 * k1**2, "mse_grad": k1,
-        "low_var_kl": k3.clip(-10.0, 10.0), "low_var_kl_grad": np.where(inside & (k3 <= 10.0), 1.0 - np.exp(inverse), 0.0),
+        "low_var_kl": k3.clip(-10.0, 10.0),
+        "low_var_kl_grad": np.where(inside & (k3 <= 10.0), 1.0 - np.exp(inverse), 0.0),
     }  # fmt: skip
 
 
@@ -225,10 +226,7 @@ def epo_paper(case: dict[str, Any]) -> dict[str, Any]:
     tokens = mask.sum(2)
     turns = (tokens > 0).sum(1)
     share = (
-        mask
-        / np.maximum(tokens, 1)[:, :, None]
-        / np.maximum(turns, 1)[:, None, None]
-        / max(int((turns > 0).sum()), 1)
+        mask / np.maximum(tokens, 1)[:, :, None] / np.maximum(turns, 1)[:, None, None] / max(int((turns > 0).sum()), 1)
     )
     bonus, smooth = float((share * levels).sum()), float((share * case["alpha"] * outside).sum())
     through = -case["lam"] * share * (1.0 - beta * case["alpha"] * direction)

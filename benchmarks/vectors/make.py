@@ -76,7 +76,11 @@ def rewards_on(rng: Rng, mask: Array, *, anywhere: bool = False, values: Sequenc
 def policies(rng: Rng, shape: tuple[int, int], scale: float) -> Case:
     """Log-probs before and after, and advantages."""
     old = -np.abs(normal(rng, shape)) - 0.05
-    return {"old_log_prob": old, "log_prob": np.round(old + normal(rng, shape, scale), 5), "advantages": normal(rng, shape)}
+    return {
+        "old_log_prob": old,
+        "log_prob": np.round(old + normal(rng, shape, scale), 5),
+        "advantages": normal(rng, shape),
+    }
 
 
 def agg_loss(rng: Rng) -> Iterator[Case]:
@@ -312,7 +316,16 @@ def empg_advantage(rng: Rng) -> Iterator[Case]:
 def dapo_overlong(rng: Rng) -> Iterator[Case]:
     for longest, buffer, factor in ((2048, 512, 1.0), (100, 100, 0.5), (20480, 4096, 2.0)):
         border = longest - buffer
-        lengths = {0, max(border - 1, 0), border, border + 1, longest - 1, longest, longest + 7, int(rng.integers(longest))}
+        lengths = {
+            0,
+            max(border - 1, 0),
+            border,
+            border + 1,
+            longest - 1,
+            longest,
+            longest + 7,
+            int(rng.integers(longest)),
+        }
         for length in sorted(lengths):
             yield {"valid_len": length, "max_len": longest, "buffer": buffer, "penalty_factor": factor}
 
@@ -366,7 +379,8 @@ def spear_response_filters(rng: Rng) -> Iterator[Case]:
     for length in (19, 20, 28, 29, 30):
         yield {"tokens": [7] * length}
     for text in (
-        "<think>a</think>\n<action>open door</action>", "<action>early</action></think>", "</think><action>", "<action></action>",
+        "<think>a</think>\n<action>open door</action>", "<action>early</action></think>", "</think><action>",
+        "<action></action>",
         "<think>x<action>in thought</action></think>", "<think>1</think><think>2</think><action>go</action>",
         "</action><action>", "<ACTION>go</ACTION>", "plain words",
     ):  # fmt: skip
@@ -397,7 +411,8 @@ def listed(rng: Rng, tokens: int, most: int) -> list[list[float]]:
     """The log-probs of the most probable words at each of some tokens."""
     found = rng.normal(scale=2.0, size=(tokens, most + 3))
     logs = found - np.log(np.exp(found).sum(1, keepdims=True))
-    return np.sort(logs, axis=1)[:, ::-1][:, :most].tolist()
+    best: list[list[float]] = np.sort(logs, axis=1)[:, ::-1][:, :most].tolist()
+    return best
 
 
 def aepo_budget_allocation(rng: Rng) -> Iterator[Case]:

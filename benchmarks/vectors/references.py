@@ -32,7 +32,7 @@ def _is_numeric(value: Any) -> bool:
         if not value:
             return False
         value = value[0]
-    return isinstance(value, (int, float)) and not isinstance(value, bool) or value in ("nan", "inf", "-inf")
+    return (isinstance(value, (int, float)) and not isinstance(value, bool)) or value in ("nan", "inf", "-inf")
 
 
 def _numbers(value: Any) -> Any:
@@ -114,7 +114,7 @@ def _trace(case: Case) -> Case:
     made = controllers.Rollouts(case)
     asked = ("entropy", "tool_call", "n_tokens")
     found = list(made.run(lambda going: [{k: s[k] for k in asked} for s in next(rounds)], lambda: float(next(draws))))
-    assert next(draws, None) is None and next(rounds, None) is None, "not everything that was recorded was asked for"
+    assert [*draws, *rounds] == [], "not everything that was recorded was asked for"
     return {"iterations": found, **made.ending()}
 
 

@@ -55,7 +55,7 @@ def test_a_further_wave_plays_the_missing_tasks_and_no_more() -> None:
 
 
 class Stillborn(ScriptedRollouts):
-    """Every third rollout ends before its first turn, as one does whose world fails or whose context is full at once."""
+    """Every third rollout ends before its first turn: its world fails, or its context is full at once."""
 
     def events(self) -> Iterator[TurnFinished | RolloutFinished]:
         for event in super().events():
