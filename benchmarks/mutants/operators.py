@@ -13,6 +13,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 Change = Callable[[], ast.AST | None]
@@ -183,6 +184,8 @@ def _statement(
         return
     if isinstance(statement, ast.AugAssign):
         yield site("overwrite", lambda: ast.Assign([statement.target], statement.value, lineno=statement.lineno))
+        for other in ARITHMETIC.get(type(statement.op), ()):
+            yield site("arithmetic", partial(_augmented, statement, other))
     if isinstance(statement, ast.Break):
         yield site("break to continue", ast.Continue)
     if isinstance(statement, ast.Continue):
@@ -191,6 +194,10 @@ def _statement(
         yield site("return nothing", lambda: ast.Return(ast.Constant(None)))
     yield from _expressions(statement, _fields(statement), statement, function, first_line)
     yield from _block(statement, function, first_line)
+
+
+def _augmented(statement: ast.AugAssign, kind: type[ast.operator]) -> ast.AugAssign:
+    return ast.AugAssign(statement.target, kind(), statement.value)
 
 
 def _fields(statement: ast.stmt) -> tuple[str, ...]:
