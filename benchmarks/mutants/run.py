@@ -88,8 +88,7 @@ def _run(sample: Sequence[Mutant], known: dict[str, dict[str, Any]], given: argp
     if not sample:
         return
     load_libraries()
-    there = [name for name in given.tests if (ROOT / name).exists()]
-    tests: list[Test] = measured(ROOT, there, FILES, MARKS, limit_s=1800.0)
+    tests = _tests([name for name in given.tests if (ROOT / name).exists()], given.out / "tests.json")
     print(f"{len(tests)} tests, {sum(test.seconds for test in tests):.0f} s; {len(sample)} mutants to try", flush=True)
     for number, mutant in enumerate(sample, start=1):
         outcome = tried(ROOT, mutant, reaching(mutant, tests), given.budget_s)
@@ -106,6 +105,19 @@ def _run(sample: Sequence[Mutant], known: dict[str, dict[str, Any]], given: argp
         if time.monotonic() - began > 60 * given.minutes:
             print("stopped: the time is over; --resume goes on", flush=True)
             return
+
+
+def _tests(names: Sequence[str], path: Path) -> list[Test]:
+    """Every test with its time and the functions that it enters; measured anew where code or tests have changed."""
+    digest = hashlib.sha256(repr(names).encode())
+    for file in sorted(file for folder in ("turnwise", "tests") for file in (ROOT / folder).rglob("*.py")):
+        digest.update(file.read_bytes())
+    if path.exists() and (kept := json.loads(path.read_text()))["digest"] == digest.hexdigest():
+        return [Test(name, seconds, frozenset(calls)) for name, seconds, calls in kept["tests"]]
+    found = measured(ROOT, names, FILES, MARKS, limit_s=1800.0)
+    kept = {"digest": digest.hexdigest(), "tests": [(t.name, t.seconds, sorted(t.calls)) for t in found]}
+    path.write_text(json.dumps(kept))
+    return found
 
 
 def _report(records: Iterable[dict[str, Any]], most: float) -> int:

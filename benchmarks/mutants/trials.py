@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
@@ -64,6 +65,7 @@ def load_libraries() -> None:
     import torch
 
     torch.set_num_threads(1)
+    assert not [name for name in sys.modules if name.partition(".")[0] in OURS], "our code must be imported in children"
 
 
 def in_child(work: Callable[[], Any], limit_s: float) -> tuple[Any, int]:
@@ -180,13 +182,30 @@ def tried(root: Path, mutant: Mutant, tests: Sequence[Test], budget_s: float) ->
 
 def _try(root: Path, mutant: Mutant, tests: Sequence[Test], budget_s: float) -> dict[str, Any]:
     sys.meta_path.insert(0, _Changed(root, mutant))
-    chosen = _Chosen(tests, time.monotonic() + budget_s)
-    code = _pytest(root, [*dict.fromkeys(test.name.partition("::")[0] for test in tests), "-x"], chosen)
-    if chosen.failed:
-        return {"verdict": "killed", "by": chosen.failed, "tried": chosen.tried}
-    if code and not chosen.over:
-        return {"verdict": "killed", "by": "the tests cannot be collected", "tried": 0}
-    return {"verdict": "survived", "by": "", "tried": chosen.tried}
+    until, number = time.monotonic() + budget_s, 0
+    for part in _parts(tests):
+        chosen = _Chosen(part, until)
+        code = _pytest(root, [*dict.fromkeys(_file_of(test) for test in part), "-x"], chosen)
+        number += chosen.tried
+        if chosen.failed:
+            return {"verdict": "killed", "by": chosen.failed, "tried": number}
+        if chosen.over:
+            break
+        if code:
+            return {"verdict": "killed", "by": "the tests cannot be collected", "tried": number}
+    return {"verdict": "survived", "by": "", "tried": number}
+
+
+def _parts(tests: Sequence[Test], quick: int = 60, files: int = 2) -> list[list[Test]]:
+    """Some quick tests out of few files first: most mutants die of them, and other files need not be imported."""
+    common = [name for name, _ in Counter(map(_file_of, tests[:quick])).most_common(files)]
+    first = [test for test in tests[:quick] if _file_of(test) in common]
+    names = {test.name for test in first}
+    return [part for part in (first, [test for test in tests if test.name not in names]) if part]
+
+
+def _file_of(test: Test) -> str:
+    return test.name.partition("::")[0]
 
 
 class _Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -238,11 +257,11 @@ def _pytest(root: Path, words: Sequence[str], plugin: object) -> int:
     import hypothesis
     import pytest
 
-    assert not [name for name in sys.modules if name.partition(".")[0] in OURS], "the parent has imported our code"
     os.chdir(root)
-    sys.path.insert(0, str(root))
+    if str(root) not in sys.path[:1]:
+        sys.path.insert(0, str(root))
     sys.dont_write_bytecode = True
-    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = tempfile.mkdtemp(prefix="mutants-")
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", tempfile.mkdtemp(prefix="mutants-"))
     hypothesis.settings.register_profile("mutants", derandomize=True, database=None, deadline=None)
     hypothesis.settings.load_profile("mutants")
     base = ["-q", "-p", "no:cacheprovider", "-W", "ignore", "--no-header", "--tb=no"]
