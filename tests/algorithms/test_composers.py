@@ -22,7 +22,6 @@ from turnwise.algorithms.registry import build
 from turnwise.algorithms.rewards import raw_rewards
 from turnwise.algorithms.selfimitation import SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
-from turnwise.algorithms.tree import FirstEntropies, WithoutMonitors
 from turnwise.replay.buffer import TrajectoryBuffer
 
 RUN = RunInfo(num_updates=10, group_size=4)
@@ -60,12 +59,10 @@ def around(kind: str, inner: Composer) -> Composer:
         return ComposerAround(inner)
     if kind == "widest":
         return WidestGroups(inner, 0.7)
-    if kind == "monitors":
-        return WithoutMonitors(inner, FirstEntropies())
     return SelfImitation(inner, SPEARConfig(), lambda update: 0.0, seed=0)
 
 
-@pytest.mark.parametrize("kind", ["plain", "widest", "monitors", "replay"])
+@pytest.mark.parametrize("kind", ["plain", "widest", "replay"])
 def test_the_inner_composer_hears_everything_and_keeps_its_state(kind: str) -> None:
     witness = Witness()
     composer = around(kind, around("plain", witness))
