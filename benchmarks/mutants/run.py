@@ -61,7 +61,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if not given.report:
         sample = _sample(given.files, given.num, given.seed)
         if given.again:
-            sample = [m for m in sample if known.get(m.key, {}).get("verdict") in ("survived", "unreached")]
+            alive = ("survived", "unreached")
+            sample = [m for m in sample if known.get(m.key, {}).get("verdict") in alive and m.key not in _reasons()]
         else:
             sample = [m for m in sample if m.key not in known]
         given.out.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,11 @@ def _known(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     return {record["key"]: record for record in json.loads(path.read_text())["mutants"]}
+
+
+def _reasons() -> dict[str, str]:
+    """Why a mutant changes nothing that could be noticed, by its key."""
+    return {entry["key"]: entry["reason"] for entry in json.loads(EQUIVALENTS.read_text())["mutants"]}
 
 
 def _sample(files: Iterable[str], num: int, seed: int) -> list[Mutant]:
@@ -122,7 +128,7 @@ def _tests(names: Sequence[str], path: Path) -> list[Test]:
 
 def _report(records: Iterable[dict[str, Any]], most: float) -> int:
     """The table by file, then every survivor; the exit code."""
-    reasons = {entry["key"]: entry["reason"] for entry in json.loads(EQUIVALENTS.read_text())["mutants"]}
+    reasons = _reasons()
     found = sorted(records, key=lambda record: (record["file"], record["line"]))
     counted = [record for record in found if record["key"] not in reasons]
     alive = [record for record in counted if record["verdict"] != "killed"]
