@@ -31,7 +31,9 @@ class Market(gymnasium.Env[str, str]):
         mover, other = self.players[self.moves % 2], self.players[1 - self.moves % 2]
         rewards = {mover: 1.0 + self.moves, other: -0.25}
         self.moves += 1
-        info = {"player": other, "rewards": rewards, "successes": {}, "scores": {}}
+        info: dict[str, Any] = {"player": other, "rewards": rewards}
+        if self.moves == 6:
+            info |= {"successes": dict.fromkeys(self.players, False), "scores": dict.fromkeys(self.players, 0.0)}
         return "move", rewards[mover], self.moves == 6, False, info
 
 
