@@ -1,37 +1,38 @@
-"""Our arithmetic against numbers that the official implementations produced: values and gradients.
+"""The losses and credit of the shared parts and of EPO against numbers of the official implementations.
 
-Shared arithmetic, group credit and EPO; the parts of the other recipes are in test_recipes_core.py.
+Every number comes out of the product's own parts: what a test puts together itself, it does not test. The parts of
+the other recipes are in test_recipes_core.py.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.golden.vectors import cases, close, counts, numbered, tensor
-from turnwise.algorithms import credit
-from turnwise.algorithms.epo import corridor_penalty
-from turnwise.algorithms.epo_released import indicator_penalty
+from tests.golden.builders import Given, batch_of, context_of, credit_of, loss_of, plan_of, stream_of
+from tests.golden.vectors import cases, close, tensor
+from turnwise.algorithms.common import GroupAdvantage, PPOClip, ReferenceKL, Whiten
+from turnwise.algorithms.epo import EPOConfig
+from turnwise.algorithms.epo_released import ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.metrics import Agreement, Metrics
+from turnwise.algorithms.opo import OPOConfig
+from turnwise.algorithms.parts import Aggregation, Regularizer, Streams
+from turnwise.algorithms.ppo import PPOConfig, ValueLoss
 from turnwise.algorithms.primitives import (
     AggregationMode,
-    Counts,
-    aggregate,
-    clipped_surrogate,
-    clipped_value_loss,
-    denominator,
     entropy_from_logits,
-    importance_ratio,
     kl_estimate,
     logprobs_from_logits,
-    masked_mean,
-    masked_whiten,
-    turn_mean,
 )
-from turnwise.algorithms.schedules import epo_paper_weight, epo_released_weight
+from turnwise.algorithms.recipe import StreamRecipe
+from turnwise.algorithms.rloo import RLOOConfig
+from turnwise.algorithms.schedules import epo_released_weight
+from turnwise.algorithms.sequences import ReturnsToGo
 
 MODES: tuple[AggregationMode, ...] = (
     "token-mean",
@@ -41,19 +42,20 @@ MODES: tuple[AggregationMode, ...] = (
 )
 
 
-def rows_of(family: str, mode: str, mask: Tensor, constant: float | None = None) -> float:
-    """verl leaves rows without tokens out of the count of rows, verl-agent counts them."""
-    if family == "verlagent" and mode.startswith("seq-mean") and constant is None and "norm" not in mode:
-        return float(mask.shape[0])
-    return denominator(counts(mask), mode, constant)  # type: ignore[arg-type]
+def of_rows(ours: Tensor, family: str, mode: str, mask: Tensor) -> Tensor:
+    """Our mean over rows as the family counts them: verl-agent counts rows without tokens too."""
+    if family == "verlagent" and mode in ("seq-mean-token-sum", "seq-mean-token-mean"):
+        return ours * (max(int(mask.any(1).sum()), 1) / mask.shape[0])
+    return ours
 
 
 @pytest.mark.parametrize("case", cases("agg_loss"))
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", ["verl", "verlagent"])
-def test_aggregation(case: dict[str, Any], mode: Any, family: str) -> None:
+def test_aggregation(case: dict[str, Any], mode: AggregationMode, family: str) -> None:
     loss, mask = tensor(case["loss_mat"]), tensor(case["loss_mask"]).bool()
-    ours = aggregate(loss, mask, mode, rows_of(family, mode, mask))
+    ctx, _ = context_of(batch_of(mask), loss, Aggregation(mode))
+    ours = of_rows(ctx.aggregate(loss), family, mode, mask)
     official = case[f"{family}_{mode}"]
     if official == "nan":  # verl-agent divides an empty row by its length of 0; ours adds nothing for that row
         assert torch.isfinite(ours)
@@ -66,71 +68,79 @@ def test_aggregation_by_a_constant(case: dict[str, Any]) -> None:
     loss, mask = tensor(case["loss_mat"]), tensor(case["loss_mask"]).bool()
     for name in (name for name in case if name.startswith("verl_norm_scale")):
         constant = float(name.removeprefix("verl_norm_scale"))
-        ours = aggregate(loss, mask, MODES[3], denominator(counts(mask), MODES[3], constant))
-        close(ours, case[name])
+        ctx, _ = context_of(batch_of(mask), loss, Aggregation("seq-mean-token-sum-norm", constant))
+        close(ctx.aggregate(loss), case[name])
 
 
 @pytest.mark.parametrize("case", cases("group_advantages_verl"))
 def test_group_advantages_over_trajectories(case: dict[str, Any]) -> None:
     """verl keeps a lone member's reward as its advantage: our switch ``singleton="reward"``."""
-    rewards, mask = tensor(case["token_level_rewards"]), tensor(case["response_mask"])
-    group, valid = numbered(case["group"]), mask.bool()
-    totals = rewards.sum(1)
-    lone = credit.group_advantages(totals, group, normalize_std=False, singleton="reward")
-    ours = {
-        "grpo": credit.group_advantages(totals, group, singleton="reward").unsqueeze(1) * mask,
-        "drgrpo_nostd": lone.unsqueeze(1) * mask,
-        "rloo": credit.leave_one_out_advantages(totals, group, singleton="reward").unsqueeze(1) * mask,
-        "reinforce_pp_baseline": credit.whitened_baseline_advantages(lone, valid),
-        "remax": credit.returns_to_go(rewards, torch.ones_like(mask))
-        - tensor(case["remax_baseline"]).unsqueeze(1) * mask,
-        "opo": credit.length_weighted_advantages(totals, mask.sum(1), group, singleton="reward").unsqueeze(1) * mask,
+    rewards, mask = tensor(case["token_level_rewards"]), tensor(case["response_mask"]).bool()
+    stream = stream_of(mask, case["group"], earned=rewards.double().sum(1).tolist(), rewards=rewards)
+    centred = GroupAdvantage("trajectories", normalize_std=False, eps=0.0, singleton="reward")
+    plans = {
+        "grpo": plan_of(GRPOConfig(singleton="reward")),
+        "drgrpo_nostd": plan_of(GRPOConfig(singleton="reward", normalize_std=False)),
+        "rloo": plan_of(RLOOConfig(singleton="reward")),
+        "opo": plan_of(OPOConfig(singleton="reward")),
+        "reinforce_pp_baseline": StreamRecipe(centred, (Whiten(),)),
     }
-    ours["remax"] = ours["remax"] * mask
-    for name, value in ours.items():
-        close(value, case[name])
+    for name, plan in plans.items():
+        close(credit_of(plan, stream), tensor(case[name]) * mask)
+    to_go = ReturnsToGo(1.0).estimate(stream)
+    close(to_go - tensor(case["remax_baseline"]).unsqueeze(1) * mask, tensor(case["remax"]) * mask)
     for name in (name for name in case if name.startswith("reinforce_pp_gamma") and "returns" not in name):
-        gamma = float(name.removeprefix("reinforce_pp_gamma"))
-        returns = credit.returns_to_go(rewards, mask, gamma)
-        close(returns, case[f"{name}_returns"])
-        close(masked_whiten(returns, valid) * mask, case[name])
-    if str(case["grpo_passk"]).startswith("ERR"):
-        with pytest.raises(ValueError, match="group of one"):
-            credit.best_of_group_advantages(totals, group)
-    else:
-        close(credit.best_of_group_advantages(totals, group).unsqueeze(1) * mask, case["grpo_passk"])
+        along = ReturnsToGo(float(name.removeprefix("reinforce_pp_gamma")))
+        close(along.estimate(stream), tensor(case[f"{name}_returns"]) * mask)
+        close(credit_of(StreamRecipe(along, (Whiten(),)), stream), tensor(case[name]) * mask)
+
+
+def step_rows(case: dict[str, Any]) -> Any:
+    """Rows that each end with the whole episode's return and answer for their own invalid action."""
+    mask, invalid = tensor(case["response_mask"]).bool(), tensor(case["invalid_action"], torch.float64)
+    penalty = case.get("invalid_penalty", 0.1)
+    totals = tensor(case["token_level_rewards"], torch.float64).sum(1) + penalty * invalid
+    last = {name: row for row, name in enumerate(case["traj"])}
+    earned = [float(totals[row]) if last[name] == row else 0.0 for row, name in enumerate(case["traj"])]
+    return stream_of(mask, case["group"], case["traj"], earned=earned, own=(-penalty * invalid).tolist())
 
 
 @pytest.mark.parametrize("case", cases("group_advantages_verlagent"))
-@pytest.mark.parametrize("cross", [0, 1])
-def test_group_advantages_over_rows(case: dict[str, Any], cross: int) -> None:
-    """cross1: statistics over every row; cross0: over the first row of each trajectory."""
-    mask, group = tensor(case["response_mask"]), numbered(case["group"])
-    totals = tensor(case["token_level_rewards"]).sum(1)
-    members = None
-    if cross == 0:
-        pairs = list(zip(case["group"], case["traj"], strict=True))
-        members = torch.tensor([pair not in pairs[:i] for i, pair in enumerate(pairs)])
-    kind: dict[str, Any] = {"singleton": "reward", "members": members}
-    centred = credit.group_advantages(totals, group, normalize_std=False, **kind)
-    close(credit.group_advantages(totals, group, **kind)[:, None] * mask, case[f"grpo_cross{cross}_std1"])
-    close(centred[:, None] * mask, case[f"grpo_cross{cross}_std0"])
-    close(credit.leave_one_out_advantages(totals, group, **kind)[:, None] * mask, case[f"rloo_cross{cross}"])
-    close(
-        credit.whitened_baseline_advantages(centred, mask.bool()),
-        case[f"reinforce_pp_baseline_cross{cross}"],
-    )
+def test_group_advantages_over_rows(case: dict[str, Any]) -> None:
+    """cross1: statistics over every row, each with its own penalty."""
+    stream = step_rows(case)
+    mask = stream.batch.action_mask
+    for std in (True, False):
+        plan = plan_of(GRPOConfig(group_stats="rows", singleton="reward", normalize_std=std))
+        close(credit_of(plan, stream), tensor(case[f"grpo_cross1_std{int(std)}"]) * mask)
+    rloo = plan_of(RLOOConfig(group_stats="rows", singleton="reward"))
+    close(credit_of(rloo, stream), tensor(case["rloo_cross1"]) * mask)
+    centred = GroupAdvantage("rows", normalize_std=False, eps=0.0, singleton="reward")
+    whitened = credit_of(StreamRecipe(centred, (Whiten(),)), stream)
+    close(whitened, tensor(case["reinforce_pp_baseline_cross1"]) * mask)
+
+
+@pytest.mark.parametrize("case", cases("group_advantages_verlagent", lambda case: not any(case["invalid_action"])))
+def test_group_advantages_once_a_trajectory(case: dict[str, Any]) -> None:
+    """cross0: over the first row of each trajectory, which without penalties is over trajectories."""
+    stream = step_rows(case)
+    mask = stream.batch.action_mask
+    for std in (True, False):
+        plan = plan_of(GRPOConfig(singleton="reward", normalize_std=std))
+        close(credit_of(plan, stream), tensor(case[f"grpo_cross0_std{int(std)}"]) * mask)
+    close(credit_of(plan_of(RLOOConfig(singleton="reward")), stream), tensor(case["rloo_cross0"]) * mask)
 
 
 @pytest.mark.parametrize("case", cases("ppo_policy_loss"))
-@pytest.mark.parametrize(("family", "clamp"), [("verl", 20.0), ("verlagent", None)])
-def test_clipped_surrogate(case: dict[str, Any], family: str, clamp: float | None) -> None:
-    logprobs = tensor(case["log_prob"]).requires_grad_()
-    mask, mode = tensor(case["response_mask"]).bool(), case["agg"]
-    ratio = importance_ratio(logprobs, tensor(case["old_log_prob"]), clamp)
-    low, high = 1 - case["clip_low"], 1 + case["clip_high"]
-    clipped = clipped_surrogate(ratio, tensor(case["advantages"]), low, high, case["clip_c"])
-    loss = aggregate(clipped.loss, mask, mode, rows_of(family, mode, mask))
+@pytest.mark.parametrize("family", ["verl", "verlagent"])
+def test_clipped_surrogate(case: dict[str, Any], family: str) -> None:
+    """verl clamps the log-ratio at 20, and so do we; verl-agent does not, which no number here is large enough for."""
+    logprobs, mask = tensor(case["log_prob"]).requires_grad_(), tensor(case["response_mask"]).bool()
+    batch = batch_of(mask, behaviour_logprobs=tensor(case["old_log_prob"]), advantages=tensor(case["advantages"]))
+    clip = PPOClip(case["clip_low"], case["clip_high"], case["clip_c"])
+    plan = StreamRecipe(Given(), clip=clip, aggregation=Aggregation(case["agg"]))
+    loss, tally = loss_of(plan, *context_of(batch, logprobs, plan.aggregation))
+    loss = of_rows(loss, family, case["agg"], mask)
     (gradient,) = torch.autograd.grad(loss, logprobs)
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
@@ -140,32 +150,59 @@ def test_clipped_surrogate(case: dict[str, Any], family: str, clamp: float | Non
     metrics = case.get("verl_metrics", {}) if family == "verl" else {}
     share = metrics.get("actor/pg_clipfrac", case.get(f"{family}_clipfrac"))
     dual_share = metrics.get("actor/pg_clipfrac_lower", case.get(f"{family}_clipfrac_lower"))
-    close(masked_mean(clipped.clipped.float(), mask), share)
-    close(masked_mean(clipped.dual_clipped.float(), mask), dual_share)
+    close(tally.per_token("clipped") or 0.0, share)
+    close(tally.per_token("dual_clipped") or 0.0, dual_share)
 
 
 @pytest.mark.parametrize("case", cases("kl_and_value_loss"))
 @pytest.mark.parametrize(("estimator", "name"), [("k1", "kl"), ("abs", "abs"), ("k2", "mse"), ("k3", "low_var_kl")])
-def test_kl_estimators(case: dict[str, Any], estimator: Any, name: str) -> None:
-    logprobs = tensor(case["log_prob"]).requires_grad_()
-    kl = kl_estimate(logprobs, tensor(case["ref_log_prob"]), estimator)
-    close(kl, case[name])
-    close(torch.autograd.grad(kl.sum(), logprobs)[0], case[f"{name}_grad"], gradient=True)
+def test_kl_to_the_reference(case: dict[str, Any], estimator: Any, name: str) -> None:
+    """The term of the loss is the mean of the official values over the mask, and so is its gradient."""
+    logprobs, mask = tensor(case["log_prob"]).requires_grad_(), tensor(case["response_mask"]).bool()
+    reference = tensor(case["ref_log_prob"])
+    close(kl_estimate(logprobs, reference, estimator), case[name])
+    batch = batch_of(mask, reference_logprobs=reference)
+    term = ReferenceKL(estimator).term(context_of(batch, logprobs)[0])
+    count = max(int(mask.sum()), 1)
+    close(term, (tensor(case[name]) * mask).sum() / count)
+    (gradient,) = torch.autograd.grad(term, logprobs)
+    close(gradient * count, tensor(case[f"{name}_grad"]) * mask, gradient=True)
 
 
 @pytest.mark.parametrize("case", cases("kl_and_value_loss"))
-@pytest.mark.parametrize(("family", "factor"), [("verl", 0.5), ("verlagent", 1.0)])
-def test_clipped_value_loss(case: dict[str, Any], family: str, factor: float) -> None:
+@pytest.mark.parametrize(("family", "coef"), [("verl", 0.5), ("verlagent", 1.0)])
+def test_value_loss(case: dict[str, Any], family: str, coef: float) -> None:
+    """The critic with its head taken off: what it reads is the value."""
     values, mask = tensor(case["vpreds"]).requires_grad_(), tensor(case["response_mask"]).bool()
-    loss = clipped_value_loss(values, tensor(case["values"]), tensor(case["returns"]), case["cliprange_value"])
-    total = factor * masked_mean(loss, mask)
-    close(total, case[f"{family}_value_loss"])
-    close(torch.autograd.grad(total, values)[0], case[f"{family}_value_grad"], gradient=True)
+    critic = ValueLoss(PPOConfig(value_clip=case["cliprange_value"], share_trunk=True), seed=0)
+    critic.module = nn.Identity()
+    batch = batch_of(mask, values=tensor(case["values"]), returns=tensor(case["returns"]))
+    ctx, view = context_of(batch, torch.zeros(mask.shape), hidden=values[mask].unsqueeze(1))
+    loss, _ = loss_of(StreamRecipe(objectives=((critic, coef),)), ctx, view)
+    close(loss, case[f"{family}_value_loss"])
+    close(torch.autograd.grad(loss, values)[0], case[f"{family}_value_grad"], gradient=True)
 
 
 @pytest.mark.parametrize("case", cases("epo_epoch_weight"))
 def test_epo_released_schedule(case: dict[str, Any]) -> None:
     assert epo_released_weight(case["epoch"], case["max_epochs"]) == pytest.approx(case["weight"], rel=1e-9)
+
+
+def epo_term(plan: StreamRecipe) -> tuple[Regularizer, float]:
+    """EPO's own term and its coefficient: the last one that was added to its base."""
+    return plan.regularizers[-1]
+
+
+def on_one_side(case: dict[str, Any], entropy: Tensor, mask: Tensor) -> bool:
+    """Whether every row's level is as far from the corridor in the released reading as in ours.
+
+    ``seq`` takes the mean over a row; released with its padding, ours over its action tokens.
+    """
+    history = tensor(case["entropy_history"])[torch.tensor(case["rollout_step"]).long()]
+    low, high = case["min_ratio"] * history, case["max_ratio"] * history
+    own = (entropy * mask).sum(1) / mask.sum(1).clamp(min=1)
+    inside = [(low < level) & (level < high) for level in (own, entropy.mean(1))]
+    return bool((inside[0] == inside[1])[mask.any(1)].all())
 
 
 @pytest.mark.parametrize("case", cases("epo_official_loss"))
@@ -174,49 +211,78 @@ def test_epo_released_loss(case: dict[str, Any]) -> None:
     logits, mask = tensor(case["logits"]).requires_grad_(), tensor(case["response_mask"]).bool()
     entropy = entropy_from_logits(logits)
     close(entropy, case["entropy"])
-    base = GRPOConfig()
-    logprobs = logprobs_from_logits(logits, torch.tensor(case["tokens"]))
-    ratio = importance_ratio(logprobs, tensor(case["old_log_prob"]), None)
-    bounds = (1 - base.clip_low, 1 + base.clip_high, base.dual_clip)
-    policy = masked_mean(clipped_surrogate(ratio, tensor(case["advantages"]), *bounds).loss, mask)
-    penalty = torch.zeros_like(entropy)
-    if case["applied"]:
-        history = tensor(case["entropy_history"])[torch.tensor(case["rollout_step"])].unsqueeze(1)
-        level = entropy if case["mask_mode"] == "token" else entropy.mean(1, keepdim=True)
-        corridor = (case["min_ratio"], case["max_ratio"])
-        penalty = indicator_penalty(level, history, corridor, case["out_range_penalty"]).expand_as(entropy)
-    weight = epo_released_weight(case["epoch"], 150) if case["smooth_weights"] else 1.0
-    scaled = masked_mean(weight * penalty, mask)
-    total = policy - case["entropy_coeff"] * (masked_mean(entropy, mask) - case["smooth_coeff"] * scaled)
+    config = EPOConfig(
+        base=GRPOConfig(kl_coef=0.0),
+        form="released",
+        entropy_coef=case["entropy_coeff"],
+        corridor=(case["min_ratio"], case["max_ratio"]),
+        corridor_coef=case["smooth_coeff"] * case["out_range_penalty"],
+        schedule="released" if case["smooth_weights"] else "constant",
+        schedule_updates=150 if case["smooth_weights"] else None,
+        released=ReleasedSettings(level=case["mask_mode"], history_turns=len(case["entropy_history"])),
+    )
+    plan = plan_of(config)
+    term, coef = epo_term(plan)
+    term.load_state_dict({"past_sum": case["entropy_history"], "past_updates": 1})
+    turns = torch.tensor(case["rollout_step"]).long().unsqueeze(1)
+    batch = batch_of(
+        mask,
+        turn_index=torch.where(mask, turns, -1),
+        behaviour_logprobs=tensor(case["old_log_prob"]),
+        advantages=tensor(case["advantages"]),
+    )
+    logprobs = logprobs_from_logits(logits, torch.tensor(case["tokens"]).long())
+    ctx, view = context_of(batch, logprobs, plan.aggregation, update=case["epoch"], entropy=entropy)
+    loss, tally = loss_of(plan, ctx, view)
+    policy, regulariser = tally.sums["policy_loss"], tally.sums[f"term/{type(term).__name__}"]
     close(policy, case["pg_loss"])
-    close(masked_mean(entropy, mask), case["entropy_mean"])
-    close(scaled, case["penalty_mean"])
-    close(total, case["total_loss"])
-    close(torch.autograd.grad(total, logits, retain_graph=True)[0], case["grad_logits"], gradient=True)
-    assert not penalty.requires_grad
+    close(torch.autograd.grad(loss, logits, retain_graph=True)[0], case["grad_logits"], gradient=True)
     assert case["grad_equals_plain_entropy_bonus"] is True
+    if case["mask_mode"] == "seq" and not on_one_side(case, entropy.detach(), mask):
+        return
+    close(regulariser, case["smooth_coeff"] * case["penalty_mean"] - case["entropy_mean"])
+    close(policy + coef * regulariser, case["total_loss"])
+    close(loss, case["total_loss"])
+
+
+def of_entropy(entropy: float) -> Metrics:
+    """An update's metrics of which only the sampled tokens' mean entropy matters."""
+    return Metrics(
+        loss=0.0, policy_loss=0.0, entropy=entropy, policy_entropy=None, clip_share=0.0, dual_clip_share=0.0,
+        ratio_mean=1.0, ratio_max=1.0, kl_behaviour=0.0, kl_reference=None, grad_norm=0.0, learning_rate=0.0,
+        return_mean=0.0, advantage_mean=0.0, advantage_std=0.0, num_trajectories=0, num_rows=0, num_action_tokens=0,
+        dropped_groups=0, optimizer_steps=0, skipped_steps=0, agreement=Agreement(0.0, 0.0, 0.0, 0),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("case", cases("epo_paper_form_reference"))
 def test_epo_paper_form(case: dict[str, Any]) -> None:
-    """Float64 against a reference of the paper's equations; a row holds the turns of a trajectory."""
+    """Float64 against a reference of the paper's equations; a row holds the turns of a trajectory.
+
+    Two past updates lie around the vector's reference entropy. The first has none: then the term is the bonus alone.
+    """
     logits = tensor(case["logits"], torch.float64).requires_grad_()
     num, turns, tokens, _ = logits.shape
     mask = tensor(case["mask"]).bool().reshape(num, turns * tokens)
-    turn_index = torch.arange(turns).repeat_interleave(tokens).expand(num, -1)
-    turn_index = torch.where(mask, turn_index, -1)
+    turn_index = torch.where(mask, torch.arange(turns).repeat_interleave(tokens).expand(num, -1), -1)
     entropy = entropy_from_logits(logits).reshape(num, turns * tokens)
-    corridor = (case["kappa_l"], case["kappa_r"])
-    outside = corridor_penalty(entropy, case["H_ref"], corridor)
-    beta = epo_paper_weight(case["step"], case["total_steps"], case["gamma"])
-    num_turns = Counts.of(mask, turn_index).turns
-    bonus = turn_mean(entropy, mask, turn_index, num_turns)
-    smooth = turn_mean(case["alpha"] * outside, mask, turn_index, num_turns)
-    regulariser = -case["lam"] * (bonus - beta * smooth)
     close(entropy[mask], tensor(case["entropy"]).reshape(mask.shape)[mask].tolist())
-    close(outside[mask], tensor(case["penalty"]).reshape(mask.shape)[mask].tolist())
-    assert beta == pytest.approx(case["beta"], rel=1e-12)
-    assert bonus.item() == pytest.approx(case["L_H"], rel=1e-9)
-    assert smooth.item() == pytest.approx(case["L_smooth"], rel=1e-9, abs=1e-12)
-    assert regulariser.item() == pytest.approx(case["regulariser"], rel=1e-9)
-    close(torch.autograd.grad(regulariser, logits)[0], case["grad_logits"], gradient=True)
+    config = EPOConfig(
+        base=GRPOConfig(kl_coef=0.0),
+        entropy_coef=case["lam"],
+        corridor=(case["kappa_l"], case["kappa_r"]),
+        corridor_coef=case["alpha"],
+        gamma=case["gamma"],
+    )
+    plan = replace(plan_of(config, case["total_steps"]), clip=None)
+    term, coef = epo_term(plan)
+    batch = batch_of(mask, turn_index=turn_index, num_turns=torch.full((num,), turns))
+    logprobs = torch.zeros(mask.shape, dtype=torch.float64)
+    ctx, view = context_of(batch, logprobs, plan.aggregation, update=case["step"], entropy=entropy)
+    term.prepare(view)
+    assert term.term(ctx).item() == pytest.approx(-case["L_H"], rel=1e-9)
+    for past in (0.75, 1.25):
+        term.after_update(0, Streams(()), of_entropy(past * case["H_ref"]))
+    found = coef * term.term(ctx)
+    assert found.item() == pytest.approx(case["regulariser"], rel=1e-9)
+    close(torch.autograd.grad(found, logits)[0], case["grad_logits"], gradient=True)

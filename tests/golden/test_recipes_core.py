@@ -3,47 +3,44 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.vectors import batch_of, cases, close, context_of, numbered, tensor
-from turnwise.algorithms import credit
+from tests.golden.builders import Given, batch_of, context_of, credit_of, loss_of, plan_of, stream_of
+from tests.golden.vectors import cases, close, numbered, tensor
 from turnwise.algorithms.clip_cov import CovarianceFilter
-from turnwise.algorithms.common import PPOClip
+from turnwise.algorithms.common import PPOClip, Whiten
 from turnwise.algorithms.covariance import covariance
 from turnwise.algorithms.dapo import overlong_penalty
 from turnwise.algorithms.empg import EntropyModulation, modulation, turns_of
-from turnwise.algorithms.gigpo import anchor_groups
+from turnwise.algorithms.gigpo import GiGPOConfig, anchor_groups
 from turnwise.algorithms.gspo import SequenceClip
 from turnwise.algorithms.kl_cov import CovariancePenalty
-from turnwise.algorithms.metrics import Tally
 from turnwise.algorithms.parts import Aggregation, Samples, Stream
-from turnwise.algorithms.primitives import kl_estimate, masked_mean, masked_whiten
+from turnwise.algorithms.primitives import kl_estimate, masked_mean
 from turnwise.algorithms.recipe import StreamRecipe
 from turnwise.algorithms.rewards import RewardTable
-from turnwise.algorithms.sequences import ReturnsToGo
-from turnwise.algorithms.update import stream_loss
-
-
-class Given(ReturnsToGo):
-    """Stands where a stream needs an estimator; the advantages come with the vectors."""
-
-    def __init__(self) -> None:
-        super().__init__(1.0)
+from turnwise.algorithms.sequences import GeneralizedAdvantage
 
 
 @pytest.mark.parametrize("case", cases("gae"))
-@pytest.mark.parametrize(("family", "skip"), [("verl", True), ("verlagent", False)])
-def test_gae(case: dict[str, Any], family: str, skip: bool) -> None:
-    rewards, values = tensor(case["token_level_rewards"]), tensor(case["values"])
-    mask = tensor(case["response_mask"])
-    found = credit.gae(rewards, values, mask, case["gamma"], case["lam"], skip_masked=skip)
-    close(found.returns, case[f"{family}_returns"])
-    # The official whitening leaves what is off the mask as it is; both are compared there too.
-    close(masked_whiten(found.advantages, mask.bool()), case[f"{family}_advantages"])
+def test_gae(case: dict[str, Any]) -> None:
+    """Along the action tokens, as verl does; whitened over them."""
+    mask, values = tensor(case["response_mask"]).bool(), tensor(case["values"])
+    columns = {"values": values, "rewards": tensor(case["token_level_rewards"])}
+    stream = stream_of(mask, [0] * len(mask), earned=[0.0] * len(mask), **columns)
+    plan = StreamRecipe(GeneralizedAdvantage(case["gamma"], case["lam"]))
+    advantages = credit_of(plan, stream)
+    close((advantages + values) * mask, tensor(case["verl_returns"]) * mask)
+    whitened = credit_of(replace(plan, modifiers=(Whiten(),)), stream)
+    close(whitened, tensor(case["verl_advantages"]) * mask)
+    if case["mask_kind"] == "prefix_values_masked":  # elsewhere verl-agent reads values that lie off the mask
+        close((advantages + values) * mask, tensor(case["verlagent_returns"]) * mask)
+        close(whitened, tensor(case["verlagent_advantages"]) * mask)
 
 
 @pytest.mark.parametrize("case", cases("gspo_policy_loss"))
@@ -54,9 +51,7 @@ def test_gspo_policy_loss(case: dict[str, Any]) -> None:
         Given(), clip=SequenceClip(case["clip_low"], case["clip_high"], "row"),
         aggregation=Aggregation("seq-mean-token-mean"),
     )  # fmt: skip
-    ctx, _ = context_of(batch, logprobs, plan.aggregation)
-    tally = Tally()
-    loss = stream_loss(plan, ctx, tally)
+    loss, tally = loss_of(plan, *context_of(batch, logprobs, plan.aggregation))
     close(loss, case["loss"])
     close(torch.autograd.grad(loss, logprobs)[0], case["grad_log_prob"], gradient=True)
     close(tally.per_token("clipped") or 0.0, case["metrics"]["actor/pg_clipfrac"])
@@ -65,7 +60,7 @@ def test_gspo_policy_loss(case: dict[str, Any]) -> None:
 def cov_context(case: dict[str, Any]) -> tuple[Any, Any, Tensor]:
     logprobs, mask = tensor(case["log_prob"]).requires_grad_(), tensor(case["response_mask"]).bool()
     batch = batch_of(mask, behaviour_logprobs=tensor(case["old_log_prob"]), advantages=tensor(case["advantages"]))
-    return *context_of(batch, logprobs, Aggregation()), logprobs
+    return *context_of(batch, logprobs), logprobs
 
 
 @pytest.mark.parametrize("case", cases("clip_cov_kl_cov"))
@@ -82,20 +77,19 @@ def test_clip_cov(case: dict[str, Any]) -> None:
     assert not (chosen & ~eligible).any()
     if case["deterministic"]:
         assert torch.equal(chosen, eligible)
-        loss = stream_loss(StreamRecipe(Given(), clip=clip, weighters=(part,)), ctx, Tally())
+        loss, _ = loss_of(StreamRecipe(Given(), clip=clip, weighters=(part,)), ctx, view)
         close(loss, case["clip_cov_loss"])
         close(torch.autograd.grad(loss, logprobs)[0], case["clip_cov_grad"], gradient=True)
     close(masked_mean(kl_estimate(ctx.old_logprobs, logprobs, "k1"), mask), case["ppo_kl"])
 
 
-@pytest.mark.parametrize("case", [p for p in cases("clip_cov_kl_cov") if "kl_cov_loss" in p.values[0]])  # type: ignore[operator]
+@pytest.mark.parametrize("case", cases("clip_cov_kl_cov", lambda case: "kl_cov_loss" in case))
 def test_kl_cov(case: dict[str, Any]) -> None:
     ctx, view, logprobs = cov_context(case)
     part = CovariancePenalty(case["kl_cov_ratio"])
-    part.prepare(view)
     unclipped = PPOClip(1.0, math.inf, None)
     plan = StreamRecipe(Given(), clip=unclipped, regularizers=((part, case["kl_coef"]),))
-    loss = stream_loss(plan, ctx, Tally())
+    loss, _ = loss_of(plan, ctx, view)
     close(loss, case["kl_cov_loss"])
     close(torch.autograd.grad(loss, logprobs)[0], case["kl_cov_grad"], gradient=True)
     close(masked_mean(kl_estimate(logprobs, ctx.old_logprobs, "abs"), ctx.mask), case["kl_cov_abs_kl"])
@@ -146,29 +140,25 @@ def test_gigpo_similarity_groups(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", cases("gigpo"))
-def test_gigpo(case: dict[str, Any]) -> None:
-    """Rows are steps; ``released`` statistics run over rows, and a lone episode keeps its reward."""
-    task, mask = numbered(case["group"]), tensor(case["response_mask"])
-    returns = torch.zeros(len(task), dtype=torch.float64)
-    for name in dict.fromkeys(case["traj"]):
-        rows = [i for i, owner in enumerate(case["traj"]) if owner == name]
-        discounted = credit.discounted_returns([case["step_env_reward"][i] for i in rows], case["gamma"])
-        returns[rows] = torch.tensor(discounted, dtype=torch.float64)
-    close(returns, case["discounted_returns"])
-    returns = returns - case["invalid_penalty"] * tensor(case["invalid_action"], torch.float64)
-    close(returns, case["step_rewards_after_penalty"])
-    anchors = torch.tensor(anchor_groups(list(zip(task.tolist(), case["anchor_obs"], strict=True))))
-    assert numbered(anchors.tolist()).tolist() == numbered(case["step_group"]).tolist()
-    totals = tensor(case["token_level_rewards"]).sum(1)
-    first = torch.tensor([case["traj"].index(name) == i for i, name in enumerate(case["traj"])])
-    for mode, std in (("mean_norm", False), ("mean_std_norm", True)):
-        kind: dict[str, Any] = {"normalize_std": std, "singleton": "reward"}
-        episode = credit.group_advantages(totals, task, **kind)
-        close(episode.unsqueeze(1) * mask, case[f"episode_adv_{mode}"])
-        once = credit.group_advantages(totals, task, members=first, **kind)
-        close(once.unsqueeze(1) * mask, case[f"episode_adv_pertraj_{mode}"])
-        step = credit.group_advantages(returns, anchors, normalize_std=std).float()
-        close(step.unsqueeze(1) * mask, case[f"step_adv_{mode}"])
-        for name in (name for name in case if name.startswith(f"gigpo_{mode}_w")):
-            weight = float(name.removeprefix(f"gigpo_{mode}_w"))
-            close((episode + weight * step).unsqueeze(1) * mask, case[name])
+@pytest.mark.parametrize(("mode", "std"), [("mean_norm", False), ("mean_std_norm", True)])
+def test_gigpo(case: dict[str, Any], mode: str, std: bool) -> None:
+    """Rows are steps; released statistics run over rows, and a lone episode keeps its reward. The step level alone,
+    the episode level alone, and their sums."""
+    mask = tensor(case["response_mask"]).bool()
+    penalties = (-case["invalid_penalty"] * tensor(case["invalid_action"], torch.float64)).tolist()
+    stream = stream_of(
+        mask, case["group"], case["traj"],
+        earned=case["step_env_reward"], own=penalties, anchors=case["anchor_obs"],
+    )  # fmt: skip
+
+    def credit(weight: float) -> Tensor:
+        config = GiGPOConfig(
+            group_stats="rows", singleton="reward", normalize_std=std, step_coef=weight, gamma=case["gamma"]
+        )
+        return credit_of(plan_of(config), stream)
+
+    episode = credit(0.0)
+    close(episode, tensor(case[f"episode_adv_{mode}"]) * mask)
+    close(credit(1.0) - episode, tensor(case[f"step_adv_{mode}"]) * mask)
+    for name in (name for name in case if name.startswith(f"gigpo_{mode}_w")):
+        close(credit(float(name.removeprefix(f"gigpo_{mode}_w"))), tensor(case[name]) * mask)

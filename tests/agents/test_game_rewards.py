@@ -1,0 +1,54 @@
+"""What a player of a game earns in its own moves and in those of the others, move by move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+from gymnasium.spaces import Text
+
+from turnwise.agents.episode import Job, Scripted, Seating
+from turnwise.agents.scripted import play_episode
+from turnwise.trajectory import Task
+
+
+class Market(gymnasium.Env[str, str]):
+    """Six moves in turn; move n earns the mover 1 + n, and costs the other 0.25."""
+
+    observation_space = Text(100)
+    action_space = Text(100)
+    players = ("buyer", "seller")
+
+    def role(self, player: str) -> str:
+        return player
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.moves = 0
+        return "move", {"player": "buyer"}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        mover, other = self.players[self.moves % 2], self.players[1 - self.moves % 2]
+        rewards = {mover: 1.0 + self.moves, other: -0.25}
+        self.moves += 1
+        info: dict[str, Any] = {"player": other, "rewards": rewards}
+        if self.moves == 6:
+            info |= {"successes": dict.fromkeys(self.players, False), "scores": dict.fromkeys(self.players, 0.0)}
+        return "move", rewards[mover], self.moves == 6, False, info
+
+
+class Silent:
+    def begin(self, observation: str, info: dict[str, Any]) -> None:
+        pass
+
+    def act(self, observation: str, info: dict[str, Any]) -> str:
+        return "go"
+
+
+def test_every_turn_keeps_what_it_earned_and_gains_what_comes_until_the_next() -> None:
+    seating = Seating({"": Scripted("silent", lambda env, seed: Silent())})
+    task = Task("market", "train", 0, "market")
+    buyer, seller = play_episode(Market(), seating, Job(task))
+    # The buyer moves at 0, 2, 4 and pays for 1, 3, 5; the seller moves at 1, 3, 5 and pays for 2, 4 after its first.
+    assert buyer.rewards == [1.0 - 0.25, 3.0 - 0.25, 5.0 - 0.25]
+    assert seller.rewards == [2.0 - 0.25, 4.0 - 0.25, 6.0]

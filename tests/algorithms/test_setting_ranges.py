@@ -1,0 +1,151 @@
+"""The range of every number that can be set, at its ends; and each way in which settings contradict one another."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from turnwise.algorithms.aepo import AEPOConfig
+from turnwise.algorithms.clip_cov import ClipCovConfig
+from turnwise.algorithms.dapo import OverlongSettings
+from turnwise.algorithms.drgrpo import DrGRPOConfig
+from turnwise.algorithms.epo import EPOConfig
+from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.optimizer import OptimizerConfig
+from turnwise.algorithms.ppo import PPOConfig
+from turnwise.algorithms.recipe import Settings
+from turnwise.algorithms.registry import ALGORITHMS
+from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
+from turnwise.algorithms.spear import SPEARConfig
+
+COUNT, ANY, POSITIVE, SHARE, NONZERO = "1..", "[0, inf)", "(0, inf)", "[0, 1]", "(0, 1]"
+RANGES = {
+    **dict.fromkeys(
+        (
+            "baseline_groups", "bonus_updates", "branches", "buffer_size", "buffer_tokens", "draw", "entropy_tokens",
+            "epochs", "history_turns", "initial", "max_reply_tokens", "max_tokens", "max_tries", "microbatch_tokens",
+            "ngram", "num_minibatches", "schedule_updates", "tolerance", "value_width", "warmup_updates",
+        ),
+        COUNT,
+    ),
+    **dict.fromkeys(
+        (
+            "beta", "bias", "bonus_coef", "clarity", "clip_high", "corridor_coef", "entropy_advantage", "entropy_coef",
+            "entropy_weight", "epo.gamma", "kl_coef", "aepo.penalty", "penalty_coef", "replay_coef", "scaling",
+            "step_coef", "weight_decay",
+        ),
+        ANY,
+    ),
+    **dict.fromkeys(
+        (
+            "aggregation_constant", "bonus_per_turn", "bonus_share", "eps", "grad_clip", "importance_cap",
+            "log_vocabulary", "lr", "overlong.penalty", "std_eps", "value_clip", "value_coef", "value_lr",
+            "spear.warmup_share",
+        ),
+        POSITIVE,
+    ),
+    **dict.fromkeys(("clip_low", "gamma", "lam", "min_lr_share", "clip_cov.share"), SHARE),
+    **dict.fromkeys(("clip_share", "group_share", "share", "similarity"), NONZERO),
+    **dict.fromkeys(("gate_turn", "max_repeats"), "0.."),
+    "dual_clip": "(1, inf)",
+    "warmup_share": "[0, 1)",
+}  # fmt: skip
+"""By name, or by what holds it and its name: ``1..`` for counts, intervals for the others."""
+
+
+def settings() -> Iterator[tuple[str, type[Settings], str]]:
+    """(the name in the table, configuration class, field) of every setting that the table knows."""
+    seen = set[tuple[type[Settings], str]]()
+
+    def below(owner: str, config: type[Settings]) -> Iterator[tuple[str, type[Settings], str]]:
+        for name, field in config.model_fields.items():
+            known = next((key for key in (f"{owner}.{name}", name) if key in RANGES), "")
+            if known and (config, name) not in seen:
+                seen.add((config, name))
+                yield known, config, name
+            for kind in (field.annotation, *typing.get_args(field.annotation)):
+                if isinstance(kind, type) and issubclass(kind, Settings) and kind is not Settings:
+                    yield from below(name, kind)
+
+    for owner, algorithm in ALGORITHMS.items():
+        yield from below(owner, algorithm.config)
+    yield from below("optimizer", OptimizerConfig)
+
+
+def refused(config: type[Settings], field: str, value: float) -> bool:
+    """Whether the value is out of the field's own range, whatever else is amiss with it alone."""
+    try:
+        config(**{field: value})
+    except ValidationError as error:
+        return any(found["loc"] == (field,) for found in error.errors())
+    return False
+
+
+@pytest.mark.parametrize(
+    ("known", "config", "field"), [pytest.param(*found, id=f"{found[1].__name__}.{found[2]}") for found in settings()]
+)
+def test_a_number_is_taken_up_to_the_ends_of_its_range_and_no_further(
+    known: str, config: type[Settings], field: str
+) -> None:
+    interval, step = RANGES[known], 1e-6
+    if interval.endswith(".."):
+        least = int(interval.removesuffix(".."))
+        assert [refused(config, field, value) for value in (least - 1, least, least + 1)] == [True, False, False]
+        return
+    low, high = interval[1:-1].split(", ")
+    expected = {float(low) - step: True, float(low): interval[0] == "(", float(low) + step: False}
+    if high != "inf":
+        expected |= {float(high) - step: False, float(high): interval[-1] == ")", float(high) + step: True}
+    assert {value: refused(config, field, value) for value in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (AEPOConfig, {"balance": False, "monitor": "keep"}, "balance=true"),
+        (AEPOConfig, {"forget": False, "pace": "lockstep"}, "origin=own"),
+        (AEPOConfig, {"forget": False, "origin": "own"}, "pace=lockstep"),
+        (ClipCovConfig, {"low": 3.0, "high": 2.0}, "low < high"),
+        (DrGRPOConfig, {"aggregation": "seq-mean-token-mean"}, "does not use it"),
+        (EPOConfig, {"corridor": (1.0, 1.0)}, "kappa_l"),
+        (EPOConfig, {"corridor": (-0.1, 1.0)}, "kappa_l"),
+        (EPOConfig, {"schedule": "constant", "gamma": 1.0}, "schedule=paper"),
+        (EPOConfig, {"schedule": "released", "gamma": 1.0}, "schedule=paper"),
+        (GRPOConfig, {"aggregation": "seq-mean-token-mean", "aggregation_constant": 5.0}, "does not use it"),
+        (ReinforcePPConfig, {"baseline": "group", "returns_along": "row"}, "baseline=group"),
+        (SPEARConfig, {"bonus_course": "constant", "bonus_share": 0.5}, "never falls"),
+        (SPEARConfig, {"replay_coef": 0.0, "phases": "sequential"}, "phases would have no effect"),
+        (SPEARConfig, {"replay_coef": 0.0, "replay_clip": None}, "replay_clip would have no effect"),
+    ],
+)
+def test_settings_that_contradict_each_other(config: type[Settings], values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        config(**values)
+
+
+@pytest.mark.parametrize(
+    ("config", "values"),
+    [
+        (AEPOConfig, {"balance": False, "initial": 2}),
+        (AEPOConfig, {"forget": False, "pace": "lockstep", "origin": "own"}),
+        (EPOConfig, {"form": "released", "schedule": "paper", "gamma": 1.0}),
+        (EPOConfig, {"schedule": "released", "schedule_updates": 10}),
+        (EPOConfig, {"corridor": (0.0, 0.1)}),
+        (GRPOConfig, {"aggregation": "seq-mean-token-sum", "aggregation_constant": 5.0}),
+        (GRPOConfig, {"ratio_denominator": "proximal", "importance_cap": 5.0}),
+        (OverlongSettings, {"max_tokens": 8, "buffer_tokens": 8}),
+        (PPOConfig, {"level": "turn"}),
+        (PPOConfig, {"gae_along": "row"}),
+        (ReinforcePPConfig, {"baseline": "group", "group_stats": "rows"}),
+        (SPEARConfig, {"bonus_course": "constant"}),
+        (SPEARConfig, {"replay_coef": 0.0}),
+        (SPEARConfig, {"warmup_updates": 5, "bonus_updates": 5}),
+    ],
+)
+def test_settings_that_go_together(config: type[Settings], values: dict[str, Any]) -> None:
+    made = config(**values)
+    assert {name: getattr(made, name) for name in values} == values
