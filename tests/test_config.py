@@ -142,9 +142,16 @@ def test_one_nested_setting_keeps_its_neighbours() -> None:
     assert deep.base.base == DrGRPOConfig(kl_coef=0.1, clip_high=0.28)  # type: ignore[attr-defined]
 
 
-def test_the_order_of_settings_is_no_matter() -> None:
-    words = ["algorithm.base.clip_low=0.1", "algorithm.base.type=drgrpo", "algorithm.type=spear", "eval.tasks=7"]
-    assert load_config("household", words) == load_config("household", words[::-1])
+def test_another_type_keeps_what_was_given_for_it() -> None:
+    """Wherever it stands on the line; the later of two settings of one name wins."""
+    words = ["algorithm.base.clip_low=0.1", "algorithm.base.type=drgrpo", "algorithm.type=epo", "eval.tasks=7"]
+    made = load_config("alfworld-long", words)
+    assert made == load_config("alfworld-long", words[::-1])
+    assert made.algorithm == EPOConfig(base=DrGRPOConfig(clip_low=0.1))
+    spear = load_config("household", ["algorithm.tolerance=3", "algorithm=spear", "algorithm.base=grpo"]).algorithm
+    assert (spear.tolerance, spear.base) == (3, GRPOConfig())  # type: ignore[attr-defined]
+    last = load_config("household", ["algorithm.base.clip_low=0.1", "algorithm={type: grpo}", "seed=1", "seed=2"])
+    assert (last.algorithm, last.seed) == (GRPOConfig(), 2)
 
 
 def test_what_a_shipped_file_sets_and_a_run_does_not_use_is_no_error(tmp_path: Path) -> None:

@@ -148,16 +148,19 @@ def _is_file(path: Path) -> bool:
 def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """``key.path=value`` settings laid over a configuration; values are YAML (``true``, ``0.1``, ``[1, 2]``).
 
-    Their order is no matter, but where one is given twice: sections and their ``type`` are taken first.
+    The later of two wins. Another ``type`` of a section takes what described the old one out, but for what is given here.
     """
     made: dict[str, Any] = _deep_copy(config)
-    for key, value in sorted(map(_setting, settings), key=lambda pair: _depth(pair[0])):
+    given: list[str] = []
+    for key, value in map(_setting, settings):
+        if isinstance(value, str) and _chooses_a_type(key):
+            key = f"{key}.type"
         section, leaf = _place(made, key)
         if leaf == "type" and section.get("type", value) != value:
-            section.clear()  # what described another type goes
-        if key == "algorithm" and isinstance(value, str):
-            value = {"type": value}
+            above = key.removesuffix("type")
+            _keep(section, [name.removeprefix(above).split(".") for name in given if name.startswith(above)])
         section[leaf] = value
+        given.append(key)
         if key == "model.path":  # another kind of model: what described the old one goes
             made["model"] = {
                 k: v for k, v in section.items() if k in PretrainedModelConfig.model_fields and k != "type"
@@ -173,9 +176,24 @@ def _setting(text: str) -> tuple[str, Any]:
     return key, _yaml_value(value)
 
 
-def _depth(key: str) -> float:
-    """Sections before what stands in them, and a section's ``type`` right after it."""
-    return key.count(".") - (0.5 if key.endswith(".type") else 0.0)
+def _chooses_a_type(key: str) -> bool:
+    """Whether a word given for ``key`` is the name of an algorithm: ``algorithm=spear``, ``algorithm.base=drbot``."""
+    return key == "algorithm" or (key.startswith("algorithm.") and set(key.split(".")[1:]) == {"base"})
+
+
+def _keep(section: dict[str, Any], places: Sequence[Sequence[str]]) -> None:
+    """Take everything out of a section but what stands at some places in it."""
+    kept = [(place, _at(section, place)) for place in places]
+    section.clear()
+    for place, value in kept:
+        inner, leaf = _place(section, ".".join(place))
+        inner[leaf] = value
+
+
+def _at(section: Any, place: Sequence[str]) -> Any:
+    for part in place:
+        section = section[part] if isinstance(section, Mapping) and part in section else None
+    return section
 
 
 def _place(made: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
@@ -184,7 +202,7 @@ def _place(made: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
     section, above = made, ""
     for parent in parents:
         below = section.setdefault(parent, {})
-        if isinstance(below, str) and parent in ("algorithm", "base"):
+        if isinstance(below, str) and parent in ("algorithm", "base"):  # a base in a file, by its name
             below = section[parent] = {"type": below}
         if below is None:
             below = section[parent] = {}

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -102,8 +103,8 @@ def test_a_file_that_is_no_json_object_is_named(content: bytes, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("info", "what"),
     [
-        (None, "info None; expected a dictionary"),
-        ({"score": "high"}, r"info\['score'\] 'high'; expected a finite number"),
+        (None, "info None.*dictionary"),
+        ({"score": "high"}, r"info\['score'\].*'high'"),
         ({"score": math.nan}, "score"),
         ({"success": np.array([])}, "success"),
         ({"valid": "no"}, "valid"),
@@ -113,17 +114,20 @@ def test_a_file_that_is_no_json_object_is_named(content: bytes, tmp_path: Path) 
     ],
 )
 def test_infos_that_fuzzing_found(info: Any, what: str) -> None:
-    with pytest.raises(ValueError, match=f"the world returned .*{what}"):
-        check_seen("text", info)
+    with pytest.raises(ValueError, match=what):
+        check_seen(gymnasium.Env[str, str](), "text", info, ("a",))
 
 
 def test_what_a_world_may_return() -> None:
-    check_seen("", {"success": np.bool_(True), "score": np.float32(0.5), "admissible_actions": (), "own": object()})
-    check_seen("", {"success": None, "score": None, "admissible_actions": None, "rewards": {"a": 1, "b": -0.5}})
-    check_step(np.int64(1), np.bool_(True), 0)
+    world = gymnasium.Env[str, str]()
+    sound = {"success": np.bool_(True), "score": np.float32(0.5), "admissible_actions": (), "own": object()}
+    check_seen(world, "", sound)
+    check_seen(world, "", {"rewards": "its own"})
+    check_seen(world, "", {"success": None, "score": None, "rewards": {"a": 1, "b": -0.5}}, ("a", "b"))
+    check_step(world, np.int64(1), np.bool_(True), 0, {})
     for reward in (math.nan, math.inf, "1", None, np.array([1.0])):
-        with pytest.raises(ValueError, match="the world returned the reward"):
-            check_step(reward, True, False)
+        with pytest.raises(ValueError, match="the reward"):
+            check_step(world, reward, True, False, {})
     with pytest.raises(ValueError, match="terminated"):
-        check_step(1.0, "yes", False)
+        check_step(world, 1.0, "yes", False, {})
     assert SuccessRule(0.5).judge({"success": None}, 1.0) is True

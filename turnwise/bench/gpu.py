@@ -67,7 +67,7 @@ TINY = Size(
     settings=(
         "rollout.num_tasks=1",
         "rollout.group_size=2",
-        "agent.max_context_tokens=128",
+        *("agent.max_context_tokens=128", "agent.instructions=false", "agent.show_admissible=false"),
         "agent.max_reply_tokens=4",
         "threads=1",
     ),
