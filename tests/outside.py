@@ -29,3 +29,11 @@ class TurnCost:
 
 def recipe(config: BriskConfig, run: RunInfo) -> Recipe:
     return grpo(GRPOConfig(kl_coef=0.0), run).with_shaper(TurnCost(config.cost)).named("brisk")
+
+
+class HastyConfig(GRPOConfig):
+    haste: float = Field(1.0, ge=0, description="Times as much for every turn.")
+
+
+def hasty(config: HastyConfig, run: RunInfo) -> Recipe:
+    return grpo(config, run).with_shaper(TurnCost(0.01 * config.haste)).named("hasty")

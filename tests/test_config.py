@@ -211,6 +211,20 @@ def test_an_algorithm_from_outside_is_named_by_its_module() -> None:
         load_config("household", algorithm="tests.outside:nothing")
 
 
+def test_settings_from_outside_may_extend_a_built_in_class() -> None:
+    config = load_config("household", ["algorithm.haste=2", "algorithm.clip_low=0.1"], algorithm="tests.outside:hasty")
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    assert (config.algorithm.type, config.algorithm.haste) == ("tests.outside:hasty", 2.0)  # type: ignore[attr-defined]
+    assert build(config.algorithm, RunInfo(1, 4)).name == "hasty"
+
+
+def test_a_setting_at_a_value_without_effect_is_no_contradiction() -> None:
+    settings = ["algorithm.drop_uniform_groups=false", "algorithm.max_tries=1"]
+    assert load_config("household", settings, algorithm="dapo").algorithm.max_tries == 1  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="max_tries replaces uniform groups"):
+        load_config("household", [settings[0], "algorithm.max_tries=3"], algorithm="dapo")
+
+
 def test_a_configuration_extends_another(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: household\nrollout:\n  num_tasks: 3\nalgorithm:\n  type: grpo\n")
     made, below = load_config(tmp_path / "mine.yaml"), load_config("household")

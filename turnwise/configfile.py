@@ -148,7 +148,7 @@ def _is_file(path: Path) -> bool:
 def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """``key.path=value`` settings laid over a configuration; values are YAML (``true``, ``0.1``, ``[1, 2]``).
 
-    The later of two wins. Another ``type`` of a section takes what described the old one out, but for what is given here.
+    The later of two wins. Another ``type`` of a section takes out what described the old one, but what is given here.
     """
     made: dict[str, Any] = _deep_copy(config)
     given: list[str] = []

@@ -49,6 +49,6 @@ def test_every_turn_keeps_what_it_earned_and_gains_what_comes_until_the_next() -
     seating = Seating({"": Scripted("silent", lambda env, seed: Silent())})
     task = Task("market", "train", 0, "market")
     buyer, seller = play_episode(Market(), seating, Job(task))
-    # The buyer moves at 0, 2, 4 and pays for 1, 3, 5; the seller moves at 1, 3, 5 and pays for 2, 4 after its first.
+    # The buyer moves at 0, 2, 4 and pays for 1, 3, 5; the seller moves at 1, 3, 5 and pays for 2, 4, and for 0 before.
     assert buyer.rewards == [1.0 - 0.25, 3.0 - 0.25, 5.0 - 0.25]
-    assert seller.rewards == [2.0 - 0.25, 4.0 - 0.25, 6.0]
+    assert seller.rewards == [2.0 - 0.25 - 0.25, 4.0 - 0.25, 6.0]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from turnwise.algorithms.optimizer import OptimizerConfig
-from turnwise.algorithms.primitives import entropy_from_logits, logprobs_from_logits
 from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo
 from turnwise.algorithms.update import Learner
 from turnwise.replay.batch import TokenBatch
@@ -22,6 +21,21 @@ VOCABULARY = 9
 TEN = RewardSettings(scale=10.0)
 """As verl-agent has it: a success is worth 10, and a turn without a valid action costs 0.1."""
 NUM_ACTIONS = 4  # tokens 0..3 act, 4..7 are observations, 8 fills prompts
+
+
+def logprobs_from_logits(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of each token, [..., V] and [...] -> [...] nats."""
+    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def entropy_from_logits(logits: Tensor) -> Tensor:
+    """Entropy of the next-token distribution over the whole vocabulary, [..., V] -> [...] nats.
+
+    A logit of -inf (an excluded token) counts as probability 0; finite logits of any size stay finite.
+    """
+    logprobs = logits.log_softmax(-1)
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
 
 
 @dataclass(frozen=True)

@@ -462,7 +462,7 @@ def test_a_real_world_and_model(env_id: str, context: str, name: str) -> None:
     def play(slots: int = 4) -> tuple[list[Trajectory], int]:
         source = collector(env_id, slots=slots, context=context, max_turns=4)
         config = CONFIGS[name].model_copy(update={"log_vocabulary": 6.0})
-        found = of_task(config, RunInfo(10, 4)).plan(tasks(4, env_id), Collected(source, SAMPLING, key=3))
+        found = of_task(config, RunInfo(10, 4)).plan(tasks(4, env_id), Collected(source, SAMPLING, key=5))
         assert source.engines[0].num_free == slots
         return found, source.engines[0].counts.sampled_tokens  # type: ignore[attr-defined]
 
@@ -502,9 +502,9 @@ def test_a_branch_that_draws_anew_takes_its_parents_steps_again(monkeypatch: pyt
 
     steps = Counter[str]()
 
-    def counted(env: Any, action: str) -> Any:
+    def counted(env: Any, action: str, *rest: Any) -> Any:
         steps["taken"] += 1
-        return step(env, action)
+        return step(env, action, *rest)
 
     monkeypatch.setattr("turnwise.agents.episode.step", counted)
     made = collector(HOUSE, max_turns=6)

@@ -145,8 +145,6 @@ def test_another_way_to_play_goes_inside_of_dynamic_sampling() -> None:
 )
 def test_the_length_penalty_grows_over_the_buffer_and_stops(length: int, expected: float) -> None:
     assert overlong_penalty(length, max_tokens=100, buffer_tokens=40, factor=2.0) == pytest.approx(expected)
-    if length > 100:
-        assert overlong_penalty(length, 100, 40, 2.0, bounded=False) == pytest.approx(-3.5)
 
 
 def test_the_length_penalty_is_the_episodes_or_each_turns() -> None:

@@ -16,8 +16,6 @@ from turnwise.algorithms.primitives import (
     aggregate,
     clipped_surrogate,
     denominator,
-    entropy_from_logits,
-    logprobs_from_logits,
     masked_mean,
     masked_whiten,
     per_turn_mean,
@@ -81,15 +79,8 @@ def test_nothing_to_average_is_zero() -> None:
     assert turn_mean(*nothing, 0) == 0.0
     assert masked_mean(torch.ones(3), torch.zeros(3, dtype=torch.bool)) == 0.0
     assert torch.isfinite(masked_whiten(torch.ones(3), torch.tensor([True, False, False]))).all()
-
-
-def test_entropy_and_logprobs_of_extreme_logits() -> None:
-    logits = torch.tensor([[1e4, 0.0, -1e4], [0.0, 0.0, -math.inf], [5.0, 5.0, 5.0]])
-    torch.testing.assert_close(entropy_from_logits(logits), torch.tensor([0.0, math.log(2), math.log(3)]))
-    chosen = logprobs_from_logits(logits, torch.tensor([0, 1, 2]))
-    torch.testing.assert_close(chosen, torch.tensor([0.0, -math.log(2), -math.log(3)]))
-    leaf = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(entropy_from_logits, (leaf,))
+    equal = masked_whiten(torch.full((3, 7), 0.3), torch.ones(3, 7, dtype=torch.bool))
+    assert equal.abs().max() < 1e-9, "not the rounding of a mean over sqrt(eps)"
 
 
 def test_surrogate_by_hand() -> None:

@@ -26,7 +26,7 @@ from tests.algorithms.fakes import (
 from tests.algorithms.variants import NAMED, VARIANTS
 from turnwise.algorithms.epo import EntropyCorridor, EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Agreement, Metrics, Tally, agreement
+from turnwise.algorithms.metrics import Agreement, Metrics, Tally, deviations
 from turnwise.algorithms.parts import Composer, MinibatchView, Objective, Samples, Stream, Streams, UpdateContext
 from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.primitives import Counts
@@ -230,15 +230,15 @@ def test_agreement_looks_at_the_learners_own_version_only() -> None:
     batch = layout(made, version=1)
     logprobs = policy.score(batch, entropy=False).logprobs.detach().clone()
     logprobs[batch.staleness == 1] += 5.0
-    fresh = agreement(logprobs, batch)
+    fresh = Agreement.of(deviations(logprobs, batch))
     assert fresh.max_abs < 1e-6
     row = int((batch.staleness == 0).nonzero()[0])
     column = int(batch.action_mask[row].nonzero()[0])
     logprobs[row, column] += 0.5
-    found = agreement(logprobs, batch)
+    found = Agreement.of(deviations(logprobs, batch))
     assert found.max_abs == pytest.approx(0.5, abs=1e-5)
     assert found.mean_abs == pytest.approx(0.5 / fresh.num_tokens, rel=1e-3)
-    assert agreement(logprobs[:0, :0], batch.select(torch.zeros(0, dtype=torch.long))).num_tokens == 0
+    assert Agreement.of(deviations(logprobs[:0, :0], batch.select(torch.zeros(0, dtype=torch.long)))).num_tokens == 0
 
 
 class Witness(BigramPolicy):

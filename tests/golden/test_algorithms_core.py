@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.algorithms.fakes import entropy_from_logits, logprobs_from_logits
 from tests.golden.builders import Given, batch_of, context_of, credit_of, loss_of, plan_of, stream_of
 from tests.golden.vectors import cases, close, tensor
 from turnwise.algorithms.common import GroupAdvantage, PPOClip, ReferenceKL, Whiten
@@ -25,9 +26,7 @@ from turnwise.algorithms.parts import Aggregation, Regularizer, Streams
 from turnwise.algorithms.ppo import PPOConfig, ValueLoss
 from turnwise.algorithms.primitives import (
     AggregationMode,
-    entropy_from_logits,
     kl_estimate,
-    logprobs_from_logits,
 )
 from turnwise.algorithms.recipe import StreamRecipe
 from turnwise.algorithms.rloo import RLOOConfig

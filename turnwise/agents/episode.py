@@ -136,6 +136,7 @@ class Seat:
     prompt: IntArray = field(default_factory=lambda: _NO_IDS)
     continues: bool = False
     begun: bool = False
+    early: float = 0.0  # earned before its first turn
 
     def see(self, observation: str, info: Info, instructions: str) -> None:
         """It is this player's turn: add what it sees to its context."""
@@ -153,9 +154,17 @@ class Seat:
             last = self.turns[-1]
             self.prompt, self.continues = self.context.extend(last.action_ids, last.action, observation, admissible)
 
+    def take(self, turn: Turn) -> None:
+        """A turn of this player's. What it earned before its first one belongs to that."""
+        self.turns.append(turn)
+        self.early, early = 0.0, self.early
+        self.earn(early)
+
     def earn(self, reward: float) -> None:
-        """Reward that arrives after this player's last turn belongs to that turn."""
-        if reward and self.turns:
+        """Reward that arrives after this player's last turn belongs to that turn, before its first one to the first."""
+        if not self.turns:
+            self.early += reward
+        elif reward:
             self.turns[-1] = replace(self.turns[-1], reward=self.turns[-1].reward + reward)
 
     @property
@@ -233,7 +242,7 @@ class Episode:
         with self._timed():
             observation, reward, terminated, truncated, info = step(self.env, action, self.players)
         rewards = info["rewards"] if self.players else {seat.player: reward}
-        seat.turns.append(
+        seat.take(
             Turn(
                 observation=seat.observation,
                 prompt_ids=seat.prompt,

@@ -11,8 +11,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.primitives import masked_whiten
-
 Singleton = Literal["zero", "reward"]
 
 
@@ -24,20 +22,19 @@ class GroupStatistics(NamedTuple):
     size: Tensor
 
 
-def group_statistics(values: Tensor, group: Tensor, members: Tensor | None = None) -> GroupStatistics:
-    """Statistics over the values with ``members`` True (all by default), float64.
+def group_statistics(values: Tensor, group: Tensor) -> GroupStatistics:
+    """Statistics of each value's group, float64.
 
     Values are measured from their group's minimum first, so a group of equal values has std exactly 0 and
-    deviations exactly 0. A group of one has std 0; a group without members is an error of the caller.
+    deviations exactly 0. A group of one has std 0.
     """
     values = values.double()
-    members = torch.ones_like(group, dtype=torch.bool) if members is None else members
     zeros = values.new_zeros(values.shape[0])
-    lowest = zeros.scatter_reduce(0, group[members], values[members], "amin", include_self=False)
-    count = zeros.index_add(0, group[members], torch.ones_like(values[members]))
+    lowest = zeros.scatter_reduce(0, group, values, "amin", include_self=False)
+    count = zeros.index_add(0, group, torch.ones_like(values))
     shifted = values - lowest[group]
-    mean = zeros.index_add(0, group[members], shifted[members]) / count.clamp(min=1)
-    squares = zeros.index_add(0, group[members], (shifted - mean[group])[members].square())
+    mean = zeros.index_add(0, group, shifted) / count.clamp(min=1)
+    squares = zeros.index_add(0, group, (shifted - mean[group]).square())
     std = (squares / (count - 1).clamp(min=1)).sqrt()
     return GroupStatistics((lowest + mean)[group], std[group], count[group])
 
@@ -49,13 +46,12 @@ def group_advantages(
     normalize_std: bool = True,
     eps: float = 1e-6,
     singleton: Singleton = "zero",
-    members: Tensor | None = None,
 ) -> Tensor:
     """(value - group mean) / (group std + eps), [N] -> [N] (GRPO, Shao et al. 2024; without std: Dr.GRPO).
 
     A group of one has no baseline: its advantage is 0, or with ``reward`` its own value, as verl releases it.
     """
-    mean, std, count = group_statistics(values, group, members)
+    mean, std, count = group_statistics(values, group)
     deviation = values.double() - mean
     if normalize_std:
         deviation = deviation / (std + eps)
@@ -63,12 +59,10 @@ def group_advantages(
     return torch.where(count > 1, deviation, alone).to(values.dtype)
 
 
-def leave_one_out_advantages(
-    values: Tensor, group: Tensor, *, singleton: Singleton = "zero", members: Tensor | None = None
-) -> Tensor:
+def leave_one_out_advantages(values: Tensor, group: Tensor, *, singleton: Singleton = "zero") -> Tensor:
     """value - mean of the group's other members = n/(n-1) (value - mean), [N] -> [N] (RLOO)."""
-    count = group_statistics(values, group, members).size
-    deviation = group_advantages(values, group, normalize_std=False, singleton=singleton, members=members)
+    count = group_statistics(values, group).size
+    deviation = group_advantages(values, group, normalize_std=False, singleton=singleton)
     return torch.where(count > 1, deviation * count / (count - 1).clamp(min=1), deviation).to(values.dtype)
 
 
@@ -82,29 +76,6 @@ def length_weighted_advantages(
     alone = values if singleton == "reward" else torch.zeros_like(values)
     count = zeros.index_add(0, group, torch.ones_like(zeros))[group]
     return torch.where(count > 1, values - baseline[group], alone).to(values.dtype)
-
-
-def best_of_group_advantages(values: Tensor, group: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """(best - second best) / (std + eps) for each group's best value, 0 for the others (GRPO pass@k).
-
-    Raises ValueError for a group of one: there is no second best.
-    """
-    std, count = group_statistics(values, group)[1:]
-    if bool((count < 2).any()):
-        raise ValueError("pass@k credit compares a group's two best values; got a group of one")
-    advantages = torch.zeros_like(values)
-    for number in sorted(set(group.tolist())):
-        rows = (group == number).nonzero().squeeze(1)
-        best, second = values[rows].topk(2).values
-        winner = rows[values[rows].argmax()]
-        advantages[winner] = (best - second) / (std[winner] + eps)
-    return advantages
-
-
-def whitened_baseline_advantages(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Spread [B] over action tokens and whiten over all of them, [B, T] (REINFORCE++-baseline)."""
-    spread = advantages.unsqueeze(1) * mask
-    return masked_whiten(spread, mask) * mask
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
@@ -125,22 +96,18 @@ class ValueCredit(NamedTuple):
     returns: Tensor
 
 
-def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float, *, skip_masked: bool = True
-) -> ValueCredit:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> ValueCredit:
     """Generalised advantage estimation over columns, [B, T] (Schulman et al. 2016, arXiv 1506.02438).
 
     δ_t = r_t + γ V_next - V_t,  A_t = δ_t + γ λ A_next,  return = A + V; after the last column V and A are 0.
-    Positions off the mask are jumped over, as in verl; without ``skip_masked`` they count like any other, as
-    in verl-agent.
+    Positions off the mask are jumped over.
     """
-    steps = mask if skip_masked else torch.ones_like(mask)
     next_value = next_advantage = torch.zeros_like(rewards[:, 0]) if rewards.shape[1] else rewards.sum(1)
     advantages = torch.zeros_like(rewards)
     for t in reversed(range(rewards.shape[1])):
         advantage = rewards[:, t] + gamma * next_value - values[:, t] + gamma * lam * next_advantage
-        next_value = torch.where(steps[:, t] > 0, values[:, t], next_value)
-        next_advantage = torch.where(steps[:, t] > 0, advantage, next_advantage)
+        next_value = torch.where(mask[:, t] > 0, values[:, t], next_value)
+        next_advantage = torch.where(mask[:, t] > 0, advantage, next_advantage)
         advantages[:, t] = next_advantage
     return ValueCredit(advantages, advantages + values)
 

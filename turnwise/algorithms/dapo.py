@@ -72,10 +72,10 @@ class DAPOConfig(StandardScoreSettings, ClipSettings):
     overlong: OverlongSettings | None = Field(default=None, description="Length penalty; null: none.")
 
 
-def overlong_penalty(length: int, max_tokens: int, buffer_tokens: int, factor: float, *, bounded: bool = True) -> float:
-    """What is added to a reward, <= 0; not ``bounded``: growing beyond ``max_tokens``, as in verl."""
+def overlong_penalty(length: int, max_tokens: int, buffer_tokens: int, factor: float) -> float:
+    """What is added to a reward, from 0 down to -``factor`` at ``max_tokens`` and beyond."""
     excess = (length - (max_tokens - buffer_tokens)) / buffer_tokens
-    return -factor * max(0.0, min(excess, 1.0) if bounded else excess)
+    return -factor * min(max(excess, 0.0), 1.0)
 
 
 @dataclass(frozen=True, slots=True)

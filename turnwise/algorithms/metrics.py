@@ -42,11 +42,6 @@ def deviations(logprobs: Tensor, batch: TokenBatch) -> Tensor:
     return (logprobs.detach() - batch.behaviour_logprobs)[own].abs()
 
 
-def agreement(logprobs: Tensor, batch: TokenBatch) -> Agreement:
-    """Do sampler and trainer hold the same policy? [B, T] log-probs before any optimizer step."""
-    return Agreement.of(deviations(logprobs, batch))
-
-
 @dataclass(frozen=True, slots=True)
 class Metrics:
     """One update in numbers. Means run over action tokens and optimizer steps; None: not computed.

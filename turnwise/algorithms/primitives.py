@@ -17,21 +17,6 @@ AggregationMode = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-me
 KLEstimator = Literal["k1", "abs", "k2", "k3"]
 
 
-def logprobs_from_logits(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token, [..., V] and [...] -> [...] nats."""
-    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
-
-
-def entropy_from_logits(logits: Tensor) -> Tensor:
-    """Entropy of the next-token distribution over the whole vocabulary, [..., V] -> [...] nats.
-
-    A logit of -inf (an excluded token) counts as probability 0; finite logits of any size stay finite.
-    """
-    logprobs = logits.log_softmax(-1)
-    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
-
-
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the True positions, 0 where there is none."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
@@ -40,12 +25,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def masked_whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     """(values - mean) / sqrt(variance + eps) with masked mean and unbiased variance; applied everywhere.
 
-    With fewer than two masked values the variance is taken as 0.
+    With fewer than two masked values the variance is taken as 0. In float64 inside: equal values give 0, and not the
+    rounding of their mean over sqrt(eps).
     """
-    mean = masked_mean(values, mask)
-    count = mask.sum()
-    variance = ((values - mean).square() * mask).sum() / (count - 1).clamp(min=1)
-    return (values - mean) * torch.rsqrt(variance + eps)
+    exact = values.double()
+    mean, count = masked_mean(exact, mask), mask.sum()
+    variance = ((exact - mean).square() * mask).sum() / (count - 1).clamp(min=1)
+    return ((exact - mean) * torch.rsqrt(variance + eps)).to(values.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +91,6 @@ def aggregate(loss: Tensor, mask: Tensor, mode: AggregationMode, denominator: fl
 
 def turn_starts(mask: Tensor, turn_index: Tensor) -> Tensor:
     """True on each turn's first action token, [B, T]; turn numbers ascend along a row, -1 off the mask."""
-    if turn_index.numel() == 0:
-        return mask
     before = torch.full_like(turn_index[:, :1], -1)
     return mask & (turn_index > torch.cat([before, turn_index[:, :-1].cummax(1).values], dim=1))
 
@@ -148,10 +132,9 @@ def trajectory_weights(mask: Tensor, turn_index: Tensor, trajectory: Tensor) -> 
     return share.unsqueeze(1) / turn_lengths(mask, turn_index) * mask
 
 
-def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, clamp: float | None = 20.0) -> Tensor:
-    """exp(logprobs - old); the exponent is clamped as in verl (no gradient beyond), not at all with None."""
-    difference = logprobs - old_logprobs
-    return (difference if clamp is None else difference.clamp(-clamp, clamp)).exp()
+def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, clamp: float = 20.0) -> Tensor:
+    """exp(logprobs - old); the exponent is clamped as in verl (no gradient beyond)."""
+    return (logprobs - old_logprobs).clamp(-clamp, clamp).exp()
 
 
 def pooled_ratio(logprobs: Tensor, pooled: Tensor, ceiling: float = 10.0) -> Tensor:

@@ -161,7 +161,8 @@ def _algorithm(name: str, function: Any) -> Algorithm:
             f"Algorithm {name!r}: expected a function recipe(config: C, run: RunInfo) -> Recipe whose C is a "
             f"subclass of turnwise.algorithms.recipe.Settings; got {function!r}"
         )
-    if "type" not in config.model_fields:  # so that a stored configuration says where its recipe is
+    # So that a stored configuration says where its recipe is, also where the class extends a built-in one.
+    if ":" in name or "type" not in config.model_fields:
         config = cast(type[Settings], create_model(config.__name__, __base__=config, type=(str, name)))
     return Algorithm(name, config, function)
 

@@ -125,7 +125,7 @@ class GroupSettings(Settings):
 
     @model_validator(mode="after")
     def _sampling_is_consistent(self) -> GroupSettings:
-        if not self.drop_uniform_groups and self.changed("max_tries"):
+        if not self.drop_uniform_groups and self.max_tries > 1 and self.changed("max_tries"):
             raise UnusedSettingError(
                 "max_tries", "max_tries replaces uniform groups; with drop_uniform_groups=false they are kept"
             )
