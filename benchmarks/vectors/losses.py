@@ -20,8 +20,11 @@ TINY = 1e-8
 
 
 def masked_mean(values: Array, mask: Array) -> float:
-    """Σ x m / (Σ m + 1e-8)."""
-    return float((values * mask).sum() / (mask.sum() + TINY))
+    """Σ x m / (Σ m + 1e-8), the sum below as the official code's float32 has it: from 1 on the 1e-8 is lost in it.
+
+    (In float64 it would move the mean of equal values, and whitening would divide that by sqrt(1e-8).)
+    """
+    return float((values * mask).sum() / float(np.float32(mask.sum()) + np.float32(TINY)))
 
 
 def whiten(values: Array, mask: Array) -> Array:
