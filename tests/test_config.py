@@ -156,7 +156,8 @@ def test_another_type_keeps_what_was_given_for_it() -> None:
 
 def test_what_a_shipped_file_sets_and_a_run_does_not_use_is_no_error(tmp_path: Path) -> None:
     """Set means set by the user: on the command line, or in a file of theirs."""
-    assert load_config("household", ["eval.every=0"]).eval.tasks == EvalConfig().tasks
+    for name in ("household", config_folder() / "household.yaml"):
+        assert load_config(name, ["eval.every=0"]).eval.tasks == EvalConfig().tasks
     clone = load_config("household", ["warmstart.stop_success=null"]).warmstart
     assert clone is not None
     assert clone.check_every == WarmstartConfig().check_every

@@ -119,8 +119,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:
     """What a file says, and whether it comes with turnwise."""
     path = Path(name)
-    shipped = path.suffix not in CONFIG_SUFFIXES and not _is_file(path)
-    if shipped:
+    if path.suffix not in CONFIG_SUFFIXES and not _is_file(path):
         path = config_folder() / f"{name}.yaml"
     if not _is_file(path):
         near = difflib.get_close_matches(str(name), shipped_configs(), n=1, cutoff=0.4)
@@ -134,7 +133,7 @@ def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(read, dict):
         raise ValueError(f"{path} should hold `key: value` lines; got {type(read).__name__}")
-    return read, shipped
+    return read, path.resolve().is_relative_to(config_folder().resolve())
 
 
 def _is_file(path: Path) -> bool:
