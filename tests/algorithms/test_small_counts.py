@@ -1,0 +1,81 @@
+"""Counts and first places: what an off-by-one in a mechanism would move."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.algorithms.fakes import BigramPolicy, Sampler, learner, task
+from tests.algorithms.test_epo_term import context, uneven
+from tests.golden.builders import batch_of, context_of
+from turnwise.algorithms.aepo import BalancedClip, aepo_paper
+from turnwise.algorithms.arpo import arpo_paper
+from turnwise.algorithms.common import PPOClip
+from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
+from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.metrics import Occurrences
+from turnwise.algorithms.primitives import importance_ratio
+from turnwise.algorithms.recipe import RunInfo
+from turnwise.algorithms.registry import build
+from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.trajectory import Group
+
+RUN = RunInfo(num_updates=10, group_size=4)
+
+
+def test_every_turn_is_held_against_its_own_history() -> None:
+    """The first turn's is far away, the others' where they are: only the first turn's tokens pay."""
+    policy = BigramPolicy()
+    sampler = Sampler.of(policy, np.random.default_rng(0))
+    ctx = context(Group(task(), (uneven(sampler, (2, 3, 1), 0),)), policy, 0)
+    assert ctx.entropy is not None
+    part = EntropyIndicator((0.5, 1.5), 1.0, lambda update: 1.0, ReleasedSettings(gate_turn=0, history_turns=3))
+    part.gate_open, part.past_updates = True, 1
+    own = float(ctx.entropy[ctx.mask].mean())
+    for turn, tokens in enumerate((2, 3, 1)):
+        part.past_sum = np.array([own] * 3)
+        part.past_sum[turn] = 100.0
+        bonus = float(ctx.token_mean(ctx.entropy))
+        inside = ((ctx.entropy > 0.5 * own) & (ctx.entropy < 1.5 * own))[ctx.mask]
+        assert bool(inside.all()), "else the arithmetic below is not the turn's alone"
+        assert float(part.term(ctx)) == pytest.approx(tokens / 6 - bonus, rel=1e-5)
+
+
+def test_occurrences_add_up_until_they_are_taken() -> None:
+    found = Occurrences()
+    found.count("share", 1.0, 4.0)
+    found.count("share", torch.tensor([True, True, False]), torch.tensor([True, True, True]))
+    found.count("never", 0.0, 0.0)
+    assert found.take() == {"share": 3.0 / 7.0, "never": 0.0}
+    assert found.take() == {}
+
+
+@pytest.mark.parametrize(("rise", "branches"), [(0.5, True), (0.49, False), (2.0, True), (-1.0, False)])
+def test_readiness_grows_with_the_rise(rise: float, branches: bool) -> None:
+    """alpha + gamma rise > tau with .2 + .5 rise > .449: from a rise of .498 on."""
+    assert arpo_paper(rise, 0, 0.0, bias=0.2, weight=0.5, threshold=0.449) is branches
+    assert aepo_paper(rise, 0, 0.0, bias=0.2, weight=0.5, threshold=0.449, penalty=0.0) is branches
+
+
+def test_the_smallest_share_is_one_token() -> None:
+    batch = batch_of(torch.ones(1, 6, dtype=torch.bool))
+    entropies = torch.tensor([[0.1, 0.5, 0.3, 0.9, 0.2, 0.4]])
+    batch = batch.with_columns(behaviour_entropies=entropies)
+    part = BalancedClip(PPOClip(0.2, 0.2, None), share=0.01)
+    part.prepare(context_of(batch, torch.zeros(1, 6))[1])
+    assert part.chosen.tolist() == [[False, False, False, True, False, False]]
+
+
+def test_ratios_are_bounded_at_twenty_nats() -> None:
+    found = importance_ratio(torch.tensor([25.0, -25.0, 3.0]), torch.zeros(3))
+    torch.testing.assert_close(found.log(), torch.tensor([20.0, -20.0, 3.0]))
+
+
+def test_an_update_of_nothing_counts_nothing() -> None:
+    metrics = learner(build(GRPOConfig(), RUN), BigramPolicy(), RUN).update(TrajectoryBuffer(), 0)
+    assert (metrics.clip_share, metrics.dual_clip_share, metrics.ratio_mean, metrics.kl_behaviour) == (0.0,) * 4
+    assert (metrics.policy_entropy, metrics.kl_reference, metrics.entropy) == (None, None, None)
+    assert all(map(math.isfinite, metrics.as_dict().values()))
