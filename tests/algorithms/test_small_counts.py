@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from tests.algorithms.fakes import BigramPolicy, Sampler, learner, task
+from tests.algorithms.fakes import BigramPolicy, Sampler, groups, learner, task
 from tests.algorithms.test_epo_term import context, uneven
 from tests.golden.builders import batch_of, context_of
 from turnwise.algorithms.aepo import BalancedClip, aepo_paper
@@ -17,11 +18,16 @@ from turnwise.algorithms.common import PPOClip
 from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.metrics import Occurrences
+from turnwise.algorithms.parts import Samples, Stream
 from turnwise.algorithms.primitives import importance_ratio
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
+from turnwise.algorithms.rewards import raw_rewards
+from turnwise.algorithms.schedules import epo_released_weight
+from turnwise.algorithms.trunks import SharedTrunks
+from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.trajectory import Group
+from turnwise.trajectory import Fork, Group
 
 RUN = RunInfo(num_updates=10, group_size=4)
 
@@ -67,6 +73,30 @@ def test_the_smallest_share_is_one_token() -> None:
     part = BalancedClip(PPOClip(0.2, 0.2, None), share=0.01)
     part.prepare(context_of(batch, torch.zeros(1, 6))[1])
     assert part.chosen.tolist() == [[False, False, False, True, False, False]]
+
+
+@pytest.mark.parametrize(
+    ("update", "num", "expected"), [(1, 3, 1 - 0.2 * (1 - math.exp(-2))), (0, 1, 1.0), (7, 0, 1.0)]
+)
+def test_the_released_weight_of_short_runs(update: int, num: int, expected: float) -> None:
+    assert epo_released_weight(update, num) == pytest.approx(expected)
+
+
+def test_trunks_of_unequal_episodes_are_shared() -> None:
+    """The child left after one of the parent's three turns and took one more."""
+    (group,) = groups(BigramPolicy(), num_groups=1, size=2, num_turns=3)
+    parent, other = group.trajectories
+    child = replace(other, turns=(parent.turns[0], other.turns[1]), fork=Fork(parent.episode, 1))
+    made = Group(group.task, (child, parent))
+    batch = layout((made,))
+    own = torch.tensor([3.0, -1.0])
+    batch = batch.with_columns(advantages=own[batch.trajectory].unsqueeze(1) * batch.action_mask)
+    found = SharedTrunks("hard").modify(Stream(Samples((made,), raw_rewards(made.trajectories)), batch))
+    per_turn = [
+        [float(found[row][batch.turn_index[row] == turn].unique()) for turn in range(turns)]
+        for row, turns in enumerate((2, 3))
+    ]
+    assert per_turn == [[1.0, 3.0], [1.0, -1.0, -1.0]]
 
 
 def test_ratios_are_bounded_at_twenty_nats() -> None:
