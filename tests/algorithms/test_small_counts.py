@@ -14,11 +14,13 @@ from tests.algorithms.test_epo_term import context, uneven
 from tests.golden.builders import batch_of, context_of
 from turnwise.algorithms.aepo import BalancedClip, aepo_paper
 from turnwise.algorithms.arpo import arpo_paper
+from turnwise.algorithms.branching import PathWise, Segment, Shape
 from turnwise.algorithms.common import PPOClip
 from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.metrics import Occurrences
-from turnwise.algorithms.parts import Samples, Stream
+from turnwise.algorithms.parts import Samples, Stream, Streams
+from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.primitives import importance_ratio
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
@@ -102,6 +104,35 @@ def test_trunks_of_unequal_episodes_are_shared() -> None:
 def test_ratios_are_bounded_at_twenty_nats() -> None:
     found = importance_ratio(torch.tensor([25.0, -25.0, 3.0]), torch.zeros(3))
     torch.testing.assert_close(found.log(), torch.tensor([20.0, -20.0, 3.0]))
+
+
+def test_one_turn_is_its_own_mean() -> None:
+    policy = BigramPolicy()
+    ctx = context(Group(task(), (uneven(Sampler.of(policy, np.random.default_rng(2)), (3,), 0),)), policy, 0)
+    assert ctx.entropy is not None
+    assert float(ctx.turn_mean(ctx.entropy)) == pytest.approx(float(ctx.entropy[ctx.mask].mean()))
+
+
+def test_a_composer_that_drops_nothing_need_not_say_so() -> None:
+    assert Streams(()).dropped_groups == 0
+
+
+def test_the_value_head_gives_a_number_a_token() -> None:
+    policy = BigramPolicy()
+    made = learner(build(PPOConfig(), RUN), policy, RUN)
+    critic = made.recipe["fresh"].critic
+    assert critic is not None
+    assert critic.module is not None
+    assert critic.module(torch.zeros(5, policy.hidden_size)).shape == (5, 1)
+
+
+def test_a_path_that_ends_without_a_turn_is_not_asked() -> None:
+    """Its context was full after two turns: nothing is branched off, and what is left starts from the root."""
+    shape = Shape(budget=3, branches=1, rule=lambda rise, streak, draw: True, origin="root", resamples=True)
+    grower = PathWise(shape, lambda: 0.0)
+    (root,) = grower.plant([1])
+    assert grower.hear(root.path, Segment(0, 1.0, True)) == []
+    assert [shoot.parent for shoot in grower.hear(root.path, Segment(1, None, False))] == [None, None]
 
 
 def test_an_update_of_nothing_counts_nothing() -> None:
