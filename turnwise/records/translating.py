@@ -57,7 +57,7 @@ def _relative(section: Mapping[str, Any], scale: float, *, divides: bool) -> dic
             made[name] = value / scale
         else:
             made[name] = value
-    if kind == "epo":
+    if kind == "epo" and section.get("form") != "released":
         made.setdefault("weighting", "turns")  # every turn weighed the same
     if kind == "spear":
         made["normalize_std"] = bool(section.get("normalize_std", False))
@@ -65,7 +65,8 @@ def _relative(section: Mapping[str, Any], scale: float, *, divides: bool) -> dic
 
 
 def _is_relative(kind: Any, name: str, divides: bool) -> bool:
-    if name in ("std_eps", "value_clip", "penalty") or (kind == "spear" and name == "bonus_coef"):
+    overlong = kind is None and name == "penalty"  # DAPO's section; AEPO's penalty is a share of its own
+    if name in ("std_eps", "value_clip") or overlong or (kind == "spear" and name == "bonus_coef"):
         return True
     if divides:
         return False
