@@ -355,7 +355,9 @@ def load_config(
     resolved = override(raw, settings)
     chosen = resolved.get("algorithm")
     if algorithm is not None and isinstance(chosen, Mapping) and chosen.get("type", algorithm) != algorithm:
-        raise ValueError(f"two algorithms are asked for, {algorithm!r} by name and {chosen['type']!r} by a setting: keep one")
+        raise ValueError(
+            f"two algorithms are asked for, {algorithm!r} by name and {chosen['type']!r} by a setting: keep one"
+        )
     return parse_section(RunConfig, resolved, own={*own, *set_by(settings)})
 
 

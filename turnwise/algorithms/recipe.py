@@ -44,7 +44,9 @@ class Settings(BaseModel):
         for name, info in cls.model_fields.items():
             if not isinstance(info.default, Settings):
                 continue
-            if isinstance(made.get(name), str) and "type" in type(info.default).model_fields:  # a base by its name alone
+            if (
+                isinstance(made.get(name), str) and "type" in type(info.default).model_fields
+            ):  # a base by its name alone
                 made[name] = {"type": made[name]}
             if isinstance(made.get(name), Mapping):
                 made[name] = _laid_over(info.default.model_dump(), made[name])

@@ -190,7 +190,7 @@ def _with_replay(made: Recipe, config: SPEARConfig, run: RunInfo) -> Recipe:
     clip = on_behaviour(fresh.clip)
     replay = StreamRecipe(
         name=STREAM,
-        estimator=Recalibrated(memory) if config.recalibrate else StoredAdvantage(memory),
+        estimator=Recalibrated(memory, 1e-6 * run.rewards.success) if config.recalibrate else StoredAdvantage(memory),
         modifiers=tuple(part for part in fresh.modifiers if isinstance(part, ReplyFilter)),
         clip=clip,
         aggregation=fresh.aggregation,

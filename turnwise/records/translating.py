@@ -20,13 +20,10 @@ def translated(raw: Any) -> Any:
     if "rewards" in made or not isinstance(algorithm, Mapping):
         return made
     innermost = _innermost(algorithm)
-    if "reward_scale" not in innermost:  # of no algorithm of ours
-        return made
-    scale = float(innermost["reward_scale"])
-    made["rewards"] = {
-        "scale": scale,
-        "invalid_action_penalty": float(innermost.get("invalid_action_penalty", 0.0)) / scale,
-    }
+    scale = float(innermost.get("reward_scale", 1.0))  # one from outside may have none
+    if "reward_scale" in innermost:
+        penalty = float(innermost.get("invalid_action_penalty", 0.0)) / scale
+        made["rewards"] = {"scale": scale, "invalid_action_penalty": penalty}
     made["algorithm"] = _relative(algorithm, scale, divides=_divides(algorithm))
     return made
 
