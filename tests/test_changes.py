@@ -115,3 +115,16 @@ def test_the_command_line_prolongs(model: Path, tmp_path: Path, capsys: Any, mon
         cli.main()
     assert ended.value.code == 2
     assert "optimizer.lr cannot change at a resume" in capsys.readouterr().err
+
+
+def test_what_is_not_used_any_more_beside_a_change_is_no_change_of_its_own(model: Path, tmp_path: Path) -> None:
+    """``eval.tasks`` was set when the run began; without measurements along the way it says nothing."""
+    train(config(model, "num_updates=1", "eval.every=1", "eval.tasks=5"), tmp_path / "run")
+    resume(tmp_path / "run", settings=["num_updates=2", "eval.every=0"])
+    ours = RunDirectory.open(tmp_path / "run")
+    assert ours.config().eval.every == 0
+    assert len(ours.metrics()) == 2
+    with pytest.raises(ValueError, match=r"eval\.tasks is set, but eval\.every=0"):
+        changed(config(model, "eval.every=1", "eval.tasks=5"), ["eval.every=0", "eval.tasks=6"])
+    with pytest.raises(ValueError, match=r"optimizer\.lr cannot change"):
+        changed(config(model, "eval.every=1", "eval.tasks=5"), ["eval.every=0", "optimizer={lr: 1}"])

@@ -20,7 +20,7 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.optimizer import OptimizerConfig
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.spear import CovarianceSettings
+from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
 from turnwise.config import EvalConfig, PretrainedModelConfig
 from turnwise.configfile import (
     config_folder,
@@ -80,6 +80,9 @@ def test_shipped_configurations_build_and_survive_the_trip_to_disk(name: str) ->
         (["model.layers=3"], "Unknown setting 'model.layers'"),
         (["num_updates"], "is not of the form key.path=value"),
         (["seed.more=1"], "'seed' is a value, not a section"),
+        (["scratch.optimizer.lr=1"], "Unknown setting 'scratch'"),
+        (["algorithm=..:recipe"], "is not of the form module:recipe"),
+        (["algorithm=spear", "algorithm.fresh_clip.low=5"], "low < high is what a token is drawn between"),
     ],
 )
 def test_errors_name_what_is_wrong_and_what_is_right(settings: list[str], message: str) -> None:
@@ -140,6 +143,60 @@ def test_one_nested_setting_keeps_its_neighbours() -> None:
     assert other == EPOConfig(base=DrBoTConfig()), "another base comes with its own defaults"
     deep = load_config("household", ["algorithm.type=spear", "algorithm.base.base.kl_coef=0.1"]).algorithm
     assert deep.base.base == DrGRPOConfig(kl_coef=0.1, clip_high=0.28)  # type: ignore[attr-defined]
+
+
+def test_a_section_without_a_type_is_of_the_algorithm_that_is_there(tmp_path: Path) -> None:
+    """In a file and on the command line, at every depth; where another is chosen it goes with the one it was for."""
+    assert load_config("alfworld-long", ["algorithm={gamma: 0.5}"]).algorithm == GiGPOConfig(gamma=0.5)
+    words = ["algorithm=spear", "algorithm.base=gigpo", "algorithm.base={gamma: 0.5}"]
+    assert load_config("household", words).algorithm == SPEARConfig(base=GiGPOConfig(gamma=0.5))
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: household\nalgorithm: {entropy_coef: 0.1, base: {clip_high: 0.5}}\n")
+    own = EPOConfig(entropy_coef=0.1, base=GRPOConfig(drop_uniform_groups=False, clip_high=0.5))
+    assert load_config(mine).algorithm == load_config(mine, algorithm="epo").algorithm == own
+    assert load_config(mine, ["algorithm=epo"]).algorithm == own
+    assert (
+        load_config(mine, ["algorithm=grpo"]).algorithm == load_config(mine, algorithm="grpo").algorithm == GRPOConfig()
+    )
+    assert load_config(mine, ["algorithm.base=gigpo"]).algorithm == EPOConfig(entropy_coef=0.1, base=GiGPOConfig())
+    deep = tmp_path / "deep.yaml"
+    deep.write_text("extends: household\nalgorithm: {type: spear, base: {base: {clip_low: 0.1}}}\n")
+    assert load_config(deep, ["algorithm.base=grpo"]).algorithm == SPEARConfig(base=GRPOConfig())
+    for base in ("drbot", "{type: drbot}"):  # a file over it that names the base that is there
+        over = tmp_path / "over.yaml"
+        over.write_text(f"extends: {deep}\nalgorithm: {{base: {base}}}\n")
+        assert load_config(over).algorithm == load_config(deep).algorithm
+
+
+def test_a_base_is_the_same_by_its_name_and_by_a_section(tmp_path: Path) -> None:
+    """In a file, on the command line and in Python: with the defaults that the algorithm gives it."""
+    mine = tmp_path / "mine.yaml"
+    for name, base, whole in (("drbot", "drgrpo", DrBoTConfig()), ("epo", "grpo", EPOConfig())):
+        for written in (base, f"{{type: {base}}}"):
+            mine.write_text(f"extends: household\nalgorithm: {{type: {name}, base: {written}}}\n")
+            assert load_config(mine).algorithm == whole
+            assert load_config("household", [f"algorithm.base={written}"], algorithm=name).algorithm == whole
+        assert type(whole)(base=base) == whole  # type: ignore[arg-type]
+
+
+def test_two_names_for_one_algorithm_are_refused() -> None:
+    with pytest.raises(ValueError, match="two algorithms are asked for, 'spear' by name and 'grpo' by a setting"):
+        load_config("household", ["algorithm=grpo"], algorithm="spear")
+    assert load_config("household", ["algorithm=spear"], algorithm="spear").algorithm == SPEARConfig()
+
+
+def test_an_algorithm_section_that_is_none_is_refused_or_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    for wrong in ("3", "[grpo]", "null"):
+        mine.write_text(f"extends: household\nalgorithm: {wrong}\n")
+        with pytest.raises(ValueError, match="algorithm is a name, such as grpo or epo"):
+            load_config(mine)
+        assert load_config(mine, algorithm="grpo").algorithm == GRPOConfig()
+
+
+def test_what_was_set_of_a_small_model_is_not_dropped_with_it() -> None:
+    with pytest.raises(ValueError, match=r"Unknown setting 'model\.hidden_size'"):
+        load_config("household", ["model.hidden_size=64", "model.path=somewhere"])
 
 
 def test_another_type_keeps_what_was_given_for_it() -> None:

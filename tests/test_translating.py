@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from turnwise.algorithms.aepo import AEPOConfig
+from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.configfile import dump_config, load_config, parse_config
 from turnwise.records.rundir import RunDirectory
 from turnwise.records.translating import translated
@@ -48,6 +50,19 @@ def test_what_is_in_units_of_reward_becomes_a_share_of_a_success() -> None:
     assert made.normalize_std is False  # type: ignore[attr-defined]
     ppo = {"type": "ppo", **SURROGATE, **REWARDS, **CLIP, "value_clip": 0.5, "whiten": True}
     assert parse_config(translated(before(ppo))).algorithm.value_clip == 0.05  # type: ignore[attr-defined]
+
+
+def test_what_is_no_reward_keeps_its_size() -> None:
+    """AEPO's penalty is a share of readiness; DAPO's is one of reward. EPO's released means were never over turns."""
+    aepo = {"type": "aepo", "base": grpo(), "penalty": 0.05}
+    assert parse_config(translated(before(aepo))).algorithm == AEPOConfig(base=GRPOConfig(kl_coef=0.02, std_eps=1e-7))
+    overlong = {"max_tokens": 9, "buffer_tokens": 3, "penalty": 5.0, "scope": "turn"}
+    dapo = parse_config(translated(before({**grpo(), "type": "dapo", "overlong": overlong}))).algorithm
+    assert dapo.overlong.penalty == 0.5  # type: ignore[attr-defined]
+    released = parse_config(translated(before({"type": "epo", "base": grpo(), "form": "released"}))).algorithm
+    assert (released.form, released.weighting) == ("released", "trajectories")  # type: ignore[attr-defined]
+    outside = parse_config(translated(before({"type": "epo", "base": {"type": "tests.outside:recipe", "cost": 1.0}})))
+    assert outside.algorithm.weighting == "turns"  # type: ignore[attr-defined]
 
 
 def test_configurations_of_now_are_left_alone() -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -86,13 +87,35 @@ def _settled(layers: Sequence[_Layer], scratch: bool) -> tuple[dict[str, Any], s
         for kind, found in kinds.items():
             if not isinstance(found, Mapping):
                 raise ValueError(f"{kind}: expected a section of settings for that kind of model; got {found!r}")
-        if isinstance(settings.get("algorithm"), str):
-            settings["algorithm"] = {"type": settings["algorithm"]}
-        settings = _over(settings, kinds["scratch" if scratch else "pretrained"])
+        for section in (settings, taken := kinds["scratch" if scratch else "pretrained"]):
+            _open_names(section, "algorithm")
+        settings = _over(settings, taken)
         made = _over(made, settings)
+        if isinstance(chosen := made.get("algorithm"), dict):  # also for the next layer to be laid over
+            made["algorithm"] = _typed(chosen, DEFAULT_ALGORITHM)
         if not layer.shipped:
             own |= set(_leaves(settings))
     return made, own
+
+
+def _open_names(settings: dict[str, Any], place: str) -> None:
+    """An algorithm given by its name alone as a section that says no more, and its bases likewise."""
+    if isinstance(settings.get(place), str):
+        settings[place] = {"type": settings[place]}
+    if isinstance(settings.get(place), dict):
+        _open_names(settings[place], "base")
+
+
+def _typed(section: Mapping[str, Any], default: str) -> dict[str, Any]:
+    """An algorithm's section that names it, and each base that is described in it: what stands in it is of that one."""
+    made = {"type": default, **section}
+    if isinstance(made.get("base"), Mapping):
+        try:
+            field = resolve(str(made["type"])).config.model_fields.get("base")
+        except ValueError:  # an unknown name is told of where the whole is read
+            return made
+        made["base"] = _typed(made["base"], str(getattr(field and field.default, "type", "grpo")))
+    return made
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -155,16 +178,25 @@ def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
         if isinstance(value, str) and _chooses_a_type(key):
             key = f"{key}.type"
         section, leaf = _place(made, key)
+        if isinstance(value, Mapping) and _chooses_a_type(key) and "type" not in value:  # settings of the present one
+            present = section.get(leaf)
+            present = present.get("type") if isinstance(present, Mapping) else present
+            value = value if present is None else {"type": present, **value}
         if leaf == "type" and section.get("type", value) != value:
             above = key.removesuffix("type")
             _keep(section, [name.removeprefix(above).split(".") for name in given if name.startswith(above)])
         section[leaf] = value
         given.append(key)
         if key == "model.path":  # another kind of model: what described the old one goes
-            made["model"] = {
-                k: v for k, v in section.items() if k in PretrainedModelConfig.model_fields and k != "type"
-            }
+            known = set(PretrainedModelConfig.model_fields) - {"type"}
+            made["model"] = {k: v for k, v in section.items() if k in known or f"model.{k}" in given}
+            made["model"].pop("type", None)
     return made
+
+
+def set_by(settings: Sequence[str]) -> set[str]:
+    """Dotted names of what ``key.path=value`` settings set."""
+    return set(_leaves(override({}, settings)))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -214,8 +246,8 @@ def _place(made: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 def with_algorithm(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The configuration with an algorithm, whole: a section for that one is kept, one for another is dropped."""
     made: dict[str, Any] = _deep_copy(config)
-    present = made.get("algorithm") or {}
-    if (present if isinstance(present, str) else present.get("type")) != name:
+    present = made.get("algorithm", DEFAULT_ALGORITHM)
+    if (present.get("type", DEFAULT_ALGORITHM) if isinstance(present, Mapping) else present) != name:
         made["algorithm"] = {"type": name}
     return made
 
@@ -267,7 +299,8 @@ def parse_section(
         except ValidationError as error:
             problems = error.errors()
             if own is None or not _drop_unused(left, problems, own):
-                lines = [_explain({**problem, "loc": (*place, *problem["loc"])}, left) for problem in problems]
+                whole = RunConfig if prefix else section
+                lines = [_explain({**problem, "loc": (*place, *problem["loc"])}, left, whole) for problem in problems]
                 raise ValueError("\n".join(dict.fromkeys(lines))) from None
     if infinite := [".".join((*place, *name)) for name in _not_finite(made.model_dump())]:
         raise ValueError(f"{', '.join(infinite)}: expected a finite number (what can be switched off is so by null)")
@@ -318,8 +351,13 @@ def load_config(
         raw["env"] = {"id": env}
     if algorithm is not None:
         raw = with_algorithm(raw, algorithm)
-    given = override({}, settings)
-    return parse_section(RunConfig, override(raw, settings), own={*own, *_leaves(given)})
+    resolved = override(raw, settings)
+    chosen = resolved.get("algorithm")
+    if algorithm is not None and isinstance(chosen, Mapping) and chosen.get("type", algorithm) != algorithm:
+        raise ValueError(
+            f"two algorithms are asked for, {algorithm!r} by name and {chosen['type']!r} by a setting: keep one"
+        )
+    return parse_section(RunConfig, resolved, own={*own, *set_by(settings)})
 
 
 def _is_from_scratch(raw: Mapping[str, Any]) -> bool:
@@ -336,24 +374,25 @@ def dump_config(config: RunConfig) -> str:
 
 def _names(place: Iterable[Any]) -> list[str]:
     """A problem's place as names of settings: the kind of model is no part of one."""
-    return [str(part) for part in place if part not in ("scratch", "pretrained")]
+    parts = [str(part) for part in place]
+    return [p for above, p in pairwise(["", *parts]) if above != "model" or p not in ("scratch", "pretrained")]
 
 
-def _explain(problem: Any, raw: Mapping[str, Any]) -> str:
+def _explain(problem: Any, raw: Mapping[str, Any], whole: type[BaseModel]) -> str:
     shown = ".".join(_names(problem["loc"]))
     if problem["type"] == "extra_forbidden":
         if moved := MOVED.get(shown.rpartition(".")[2] if shown.startswith("algorithm") else shown):
             return f"{shown} has moved: {moved}"
-        return f"Unknown setting {shown!r}.{_nearest(shown, raw)}"
+        return f"Unknown setting {shown!r}.{_nearest(shown, raw, whole)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("value_error", "model_type", "union_tag_invalid", "union_tag_not_found"):
         return f"{shown}: {message}" if shown else message
     return f"{shown}: {message}; got {problem['input']!r}"
 
 
-def _nearest(wrong: str, raw: Mapping[str, Any]) -> str:
+def _nearest(wrong: str, raw: Mapping[str, Any], whole: type[BaseModel]) -> str:
     """A hint: the same name in another section, else the nearest in this one, else what this section knows."""
-    names = [name for name, _ in settings_of(RunConfig)] + _algorithm_settings(raw)
+    names = [name for name, _ in settings_of(whole)] + (_algorithm_settings(raw) if whole is RunConfig else [])
     section, _, leaf = wrong.rpartition(".")
     elsewhere = [name for name in names if name.rpartition(".")[2] == leaf and name != wrong]
     here = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section and name != wrong}

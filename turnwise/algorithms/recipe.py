@@ -42,7 +42,13 @@ class Settings(BaseModel):
             return given
         made = dict(given)
         for name, info in cls.model_fields.items():
-            if isinstance(info.default, Settings) and isinstance(made.get(name), Mapping):
+            if not isinstance(info.default, Settings):
+                continue
+            if (
+                isinstance(made.get(name), str) and "type" in type(info.default).model_fields
+            ):  # a base by its name alone
+                made[name] = {"type": made[name]}
+            if isinstance(made.get(name), Mapping):
                 made[name] = _laid_over(info.default.model_dump(), made[name])
         return made
 

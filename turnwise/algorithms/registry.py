@@ -171,6 +171,8 @@ def _algorithm(name: str, function: Any) -> Algorithm:
 def _imported(name: str) -> Algorithm:
     """``module:recipe``."""
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ValueError(f"Algorithm {name!r} is not of the form module:recipe, such as my_package.brisk:recipe")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:

@@ -72,6 +72,12 @@ class CovarianceSettings(Settings):
     )
     high: float = Field(default=4.0, description="Covariance below which a token may be drawn, in the same unit.")
 
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> CovarianceSettings:
+        if self.low >= self.high:
+            raise ValueError(f"low < high is what a token is drawn between; got low={self.low}, high={self.high}")
+        return self
+
 
 class SPEARConfig(ReplaySettings):
     """SPEAR's settings."""
@@ -184,7 +190,7 @@ def _with_replay(made: Recipe, config: SPEARConfig, run: RunInfo) -> Recipe:
     clip = on_behaviour(fresh.clip)
     replay = StreamRecipe(
         name=STREAM,
-        estimator=Recalibrated(memory) if config.recalibrate else StoredAdvantage(memory),
+        estimator=Recalibrated(memory, 1e-6 * run.rewards.success) if config.recalibrate else StoredAdvantage(memory),
         modifiers=tuple(part for part in fresh.modifiers if isinstance(part, ReplyFilter)),
         clip=clip,
         aggregation=fresh.aggregation,

@@ -110,7 +110,9 @@ def settings_table(section: str) -> Table:
         table.add_column(column, overflow="fold")
     found = {name: info for name, info in all_settings() if name.startswith(section) and info.description}
     if not found:
-        raise ValueError(f"no settings under {section!r}: try env, model, agent, warmstart, algorithm, optimizer, eval")
+        raise ValueError(
+            f"no settings under {section!r}: try env, model, agent, warmstart, algorithm, rewards, optimizer, eval"
+        )
     for name, info in found.items():
         default = "required" if info.is_required() else str(info.get_default(call_default_factory=True))
         table.add_row(name, default, info.description)

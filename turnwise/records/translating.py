@@ -20,13 +20,10 @@ def translated(raw: Any) -> Any:
     if "rewards" in made or not isinstance(algorithm, Mapping):
         return made
     innermost = _innermost(algorithm)
-    if "reward_scale" not in innermost:  # of no algorithm of ours
-        return made
-    scale = float(innermost["reward_scale"])
-    made["rewards"] = {
-        "scale": scale,
-        "invalid_action_penalty": float(innermost.get("invalid_action_penalty", 0.0)) / scale,
-    }
+    scale = float(innermost.get("reward_scale", 1.0))  # one from outside may have none
+    if "reward_scale" in innermost:
+        penalty = float(innermost.get("invalid_action_penalty", 0.0)) / scale
+        made["rewards"] = {"scale": scale, "invalid_action_penalty": penalty}
     made["algorithm"] = _relative(algorithm, scale, divides=_divides(algorithm))
     return made
 
@@ -57,7 +54,7 @@ def _relative(section: Mapping[str, Any], scale: float, *, divides: bool) -> dic
             made[name] = value / scale
         else:
             made[name] = value
-    if kind == "epo":
+    if kind == "epo" and section.get("form") != "released":
         made.setdefault("weighting", "turns")  # every turn weighed the same
     if kind == "spear":
         made["normalize_std"] = bool(section.get("normalize_std", False))
@@ -65,7 +62,8 @@ def _relative(section: Mapping[str, Any], scale: float, *, divides: bool) -> dic
 
 
 def _is_relative(kind: Any, name: str, divides: bool) -> bool:
-    if name in ("std_eps", "value_clip", "penalty") or (kind == "spear" and name == "bonus_coef"):
+    overlong = kind is None and name == "penalty"  # DAPO's section; AEPO's penalty is a share of its own
+    if name in ("std_eps", "value_clip") or overlong or (kind == "spear" and name == "bonus_coef"):
         return True
     if divides:
         return False

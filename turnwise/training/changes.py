@@ -16,7 +16,7 @@ from typing import Any
 
 from turnwise.algorithms.schedules import learning_rate_share
 from turnwise.config import RunConfig
-from turnwise.configfile import override, parse_config
+from turnwise.configfile import override, parse_section, set_by
 
 MAY_CHANGE: Mapping[str, str] = {
     "num_updates": "how long the run is",
@@ -48,9 +48,12 @@ def changed(config: RunConfig, settings: Sequence[str]) -> RunConfig:
 
     Raises ValueError for a setting that is unknown, or that may not change any more.
     """
-    made = parse_config(override(config.model_dump(mode="json"), settings))
+    given = set_by(settings)
+    made = parse_section(RunConfig, override(config.model_dump(mode="json"), settings), own=given)
     differing = differences(config, made)
     for name, (before, after) in differing.items():
+        if not any(name == own or name.startswith(f"{own}.") or own.startswith(f"{name}.") for own in given):
+            continue  # not used any more, beside what was given: `eval.tasks` beside eval.every=0
         if not any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE):
             raise ValueError(
                 f"{name} cannot change at a resume: the run has trained with {before!r}, and its "

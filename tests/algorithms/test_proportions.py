@@ -1,0 +1,79 @@
+"""A scale on rewards changes no proportion of an update, whatever the algorithm: settings are shares of a success."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.algorithms.fakes import BigramPolicy, groups, learner
+from tests.algorithms.variants import VARIANTS
+from turnwise.algorithms.clip_cov import ClipCovConfig
+from turnwise.algorithms.dapo import DAPOConfig, OverlongSettings
+from turnwise.algorithms.drgrpo import DrGRPOConfig
+from turnwise.algorithms.empg import EMPGConfig
+from turnwise.algorithms.epo import EPOConfig
+from turnwise.algorithms.gigpo import GiGPOConfig
+from turnwise.algorithms.kl_cov import KLCovConfig
+from turnwise.algorithms.ppo import PPOConfig
+from turnwise.algorithms.recipe import RewardSettings, RunInfo, Settings
+from turnwise.algorithms.registry import build
+from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
+from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.trajectory import Group, Trajectory
+
+UPDATES = 3
+PLAIN = DrGRPOConfig(kl_coef=0.3, aggregation_constant=8.0)
+IN_SUCCESSES = {
+    "clip-cov": ClipCovConfig(base=PLAIN, share=1.0, low=0.05, high=0.5),
+    "kl-cov": KLCovConfig(base=PLAIN, share=0.3),
+    "epo": EPOConfig(base=PLAIN, entropy_coef=0.5, corridor=(0.9, 1.1)),
+    "empg": EMPGConfig(base=PLAIN, bonus_coef=0.5),
+    "spear": SPEARConfig(base=PLAIN, fresh_clip=CovarianceSettings(share=1.0, low=0.05), bonus_coef=0.5),
+    "spear-recalled": SPEARConfig(base=PLAIN, recalibrate=False, fresh_clip=None),
+    "spear-on-gigpo": SPEARConfig(base=GiGPOConfig(normalize_std=False), fresh_clip=None, bonus_coef=0.5),
+    "ppo": PPOConfig(whiten=False, share_trunk=True, value_clip=0.05),
+    "dapo": DAPOConfig(normalize_std=False, overlong=OverlongSettings(max_tokens=8, buffer_tokens=6)),
+}
+"""On bases whose advantages are in reward, where every coefficient and bound beside them has a unit."""
+
+
+def with_invalid(trajectory: Trajectory) -> Trajectory:
+    """The same with every third turn without a valid action, so that penalties count."""
+    turns = tuple(replace(t, valid=(n + trajectory.sample) % 3 > 0) for n, t in enumerate(trajectory.turns))
+    return replace(trajectory, turns=turns)
+
+
+def played(update: int) -> list[Group]:
+    """What one fixed policy did."""
+    fresh = groups(BigramPolicy(), seed=7, version=update)
+    return [replace(group, trajectories=tuple(map(with_invalid, group.trajectories))) for group in fresh]
+
+
+def gradients(config: Settings, run: RunInfo) -> list[torch.Tensor]:
+    """The policy's gradients of every pass, over updates of two epochs: Adam takes the factor of the whole out."""
+    policy = BigramPolicy(1)
+    made = learner(build(config, run), policy, run, grad_clip=None, eps=1e-30, epochs=2)
+    found: list[torch.Tensor] = []
+    policy.table.register_hook(lambda gradient: found.append(gradient.detach().clone()))
+    buffer = TrajectoryBuffer()
+    for update in range(UPDATES):
+        buffer.add(played(update), update)
+        made.update(buffer, update)
+    return found
+
+
+@pytest.mark.parametrize(
+    "config", [*VARIANTS, *(pytest.param(v, id=f"{k}-in-successes") for k, v in IN_SUCCESSES.items())]
+)
+def test_a_scale_on_rewards_leaves_every_proportion(config: Settings) -> None:
+    """Ten times the gradient where advantages are rewards, the same where they are counted in deviations."""
+    one, ten = (
+        RunInfo(10, 4, rewards=RewardSettings(scale=scale, invalid_action_penalty=0.05)) for scale in (1.0, 10.0)
+    )
+    factor = ten.unit(build(config, ten)["fresh"])
+    small, large = gradients(config, one), gradients(config, ten)
+    assert len(small) == len(large) >= 2 * UPDATES
+    for of_one, of_ten in zip(small, large, strict=True):
+        torch.testing.assert_close(of_ten / factor, of_one, rtol=1e-3, atol=1e-6)
