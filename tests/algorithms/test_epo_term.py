@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,10 @@ from tests.algorithms.test_update import drifted
 from tests.golden.builders import context_of
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.parts import Regularizer, UpdateContext
+from turnwise.algorithms.parts import Regularizer, Samples, Stream, Streams, UpdateContext
 from turnwise.algorithms.recipe import Recipe, RunInfo
 from turnwise.algorithms.registry import build
+from turnwise.algorithms.rewards import raw_rewards
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, Trajectory
 
@@ -95,3 +98,28 @@ def test_the_corridor_follows_the_sampled_entropy_not_that_of_the_policy_in_trai
     entropy = ctx.entropy.detach()
     outside = mean_of_turns(ctx, torch.relu(entropy - 0.5 * float(np.mean(sampled))))
     assert value(term, ctx) == pytest.approx(outside - mean_of_turns(ctx, entropy), rel=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["trajectories", "turns"])
+def test_rows_of_one_trajectory_count_as_their_share_of_it(weighting: str) -> None:
+    """A windowed agent's rows, one a turn, dealt out to minibatches: an episode of three turns beside one of one."""
+    policy = BigramPolicy(scale=2.0)
+    sampler = Sampler.of(policy, np.random.default_rng(5))
+    long, short = uneven(sampler, (2, 1, 3), 0), uneven(sampler, (2,), 1)
+    long = replace(long, turns=tuple(replace(turn, continues=False) for turn in long.turns))
+    group = Group(task(), (long, short))
+    whole = context(group, policy, 0)
+    assert whole.entropy is not None
+    assert len(whole.batch) == 4
+    part = term_of(build(EPOConfig(base=BASE, weighting=weighting), RUN))  # type: ignore[arg-type]
+    stream = Stream(Samples((group,), raw_rewards(group.trajectories)), whole.batch)
+    part.before_update(0, Streams((stream,)))
+    means = [float(whole.entropy[row][whole.mask[row]].mean()) for row in range(4)]
+    for rows, shares in (([0, 3], [1 / 3, 1.0]), ([0, 1, 2, 3], [1 / 3, 1 / 3, 1 / 3, 1.0]), ([1, 2], [1 / 3, 1 / 3])):
+        batch = whole.batch.select(torch.tensor(rows))
+        scores = policy.score(batch, entropy=True)
+        ctx, view = context_of(batch, scores.logprobs, BASE.aggregate(), entropy=scores.entropies)
+        part.prepare(view)
+        weigh = shares if weighting == "trajectories" else [1.0] * len(rows)
+        expected = -np.average([means[row] for row in rows], weights=weigh)
+        assert float(part.term(ctx)) == pytest.approx(expected, rel=1e-5)

@@ -144,10 +144,11 @@ def test_epo_remembers_past_updates_and_decays_its_corridor() -> None:
         tokens = np.concatenate([x.entropies for g in fresh for t in g.trajectories for x in t.turns])
         (stream,) = streams_of(fresh)
         ctx = context(update, stream, policy)
+        corridor.before_update(update, Streams((stream,)))
         corridor.prepare(MinibatchView(update, stream.batch, ctx.counts, torch.Tensor))
         entropy = ctx.entropy
         assert entropy is not None
-        weights = trajectory_weights(ctx.mask, ctx.batch.turn_index, ctx.batch.trajectory)
+        weights = trajectory_weights(ctx.mask, ctx.batch.turn_index, ctx.batch.num_turns)
         expected = -(weights * entropy).sum().float()
         if update:
             past = float(np.mean(entropies))

@@ -32,7 +32,7 @@ from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.metrics import Metrics
 from turnwise.algorithms.parts import MinibatchView, Need, Regularizer, Schedule, Streams, UpdateContext, required
-from turnwise.algorithms.primitives import trajectory_weights
+from turnwise.algorithms.primitives import trajectory_weights, turns_of_trajectories
 from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings, UnusedSettingError
 from turnwise.algorithms.schedules import constant_weight, epo_paper_weight, epo_released_weight
 
@@ -132,12 +132,21 @@ class EntropyCorridor(Regularizer):
     ) -> None:
         self.corridor, self.coef, self.schedule, self.weighting = corridor, coef, schedule, weighting
         self.past_sum, self.past_updates = 0.0, 0
+        self.turns: Tensor | None = None  # of each trajectory of the update; None: the minibatch is all there is
         self.weights = torch.zeros(0, 0, dtype=torch.float64)
 
+    def before_update(self, update: int, streams: Streams) -> None:
+        batch = streams["fresh"].batch  # a trajectory's rows may be dealt out to several minibatches
+        self.turns = turns_of_trajectories(batch.action_mask, batch.turn_index, batch.trajectory)
+
     def prepare(self, view: MinibatchView) -> None:
-        if self.weighting == "trajectories":  # their turns may lie in several rows, and so in several microbatches
+        if self.weighting == "trajectories":
             batch = view.batch
-            self.weights = trajectory_weights(batch.action_mask, batch.turn_index, batch.trajectory)
+            of_all = self.turns
+            if of_all is None:
+                of_all = turns_of_trajectories(batch.action_mask, batch.turn_index, batch.trajectory)
+            turns = of_all.to(batch.trajectory.device)[batch.trajectory]
+            self.weights = trajectory_weights(batch.action_mask, batch.turn_index, turns)
 
     def term(self, ctx: UpdateContext) -> Tensor:
         entropy = required(ctx.entropy, "entropy")

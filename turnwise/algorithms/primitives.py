@@ -120,16 +120,23 @@ def turn_mean(values: Tensor, mask: Tensor, turn_index: Tensor, num_turns: int) 
     return (values.masked_fill(~mask, 0.0) / turn_lengths(mask, turn_index)).sum() / max(num_turns, 1)
 
 
-def trajectory_weights(mask: Tensor, turn_index: Tensor, trajectory: Tensor) -> Tensor:
+def trajectory_weights(mask: Tensor, turn_index: Tensor, turns: Tensor) -> Tensor:
     """Weights of tokens in a mean over trajectories of their turns' token means, [B, T] float64 that add up to 1.
 
-    ``trajectory`` [B] numbers the trajectory of each row; one without action tokens does not count.
+    ``turns`` [B] is how many turns with action tokens the trajectory of each row has, in rows elsewhere too: a row
+    holds its share of the trajectory. Without any action token all are 0.
     """
-    turns = turn_starts(mask, turn_index).sum(1).double()
-    numbers, place = torch.unique(trajectory, return_inverse=True)
-    of_trajectory = torch.zeros(len(numbers), dtype=torch.float64, device=turns.device).index_add(0, place, turns)
-    share = 1.0 / (of_trajectory[place].clamp(min=1) * (of_trajectory > 0).sum().clamp(min=1))
-    return share.unsqueeze(1) / turn_lengths(mask, turn_index) * mask
+    share = 1.0 / turns.double().clamp(min=1).unsqueeze(1)  # of a turn in its trajectory
+    total = (turn_starts(mask, turn_index) * share).sum().clamp(min=1e-12)
+    return share / (turn_lengths(mask, turn_index) * total) * mask
+
+
+def turns_of_trajectories(mask: Tensor, turn_index: Tensor, trajectory: Tensor) -> Tensor:
+    """Turns with action tokens of each trajectory, [N] int64; ``trajectory`` [B] says whose each row is (0 to N - 1)."""
+    size = int(trajectory.max()) + 1 if trajectory.numel() else 0
+    return torch.zeros(size, dtype=torch.int64, device=mask.device).index_add(
+        0, trajectory, turn_starts(mask, turn_index).sum(1)
+    )
 
 
 def importance_ratio(logprobs: Tensor, old_logprobs: Tensor, clamp: float = 20.0) -> Tensor:
