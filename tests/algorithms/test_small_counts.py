@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.algorithms.fakes import BigramPolicy, Sampler, groups, learner, task
+from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, groups, learner, task
 from tests.algorithms.test_epo_term import context, uneven
+from tests.algorithms.test_spear import PLAIN, group_of, made_by, memory
 from tests.golden.builders import batch_of, context_of
 from turnwise.algorithms.aepo import BalancedClip, aepo_paper
 from turnwise.algorithms.arpo import arpo_paper
@@ -25,7 +26,9 @@ from turnwise.algorithms.primitives import importance_ratio
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.rewards import raw_rewards
-from turnwise.algorithms.schedules import epo_released_weight
+from turnwise.algorithms.schedules import epo_released_weight, learning_rate_share
+from turnwise.algorithms.selfimitation import units
+from turnwise.algorithms.spear import SPEARConfig
 from turnwise.algorithms.trunks import SharedTrunks
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
@@ -135,8 +138,64 @@ def test_a_path_that_ends_without_a_turn_is_not_asked() -> None:
     assert [shoot.parent for shoot in grower.hear(root.path, Segment(1, None, False))] == [None, None]
 
 
+@pytest.mark.parametrize("shape", ["constant", "cosine", "linear"])
+def test_a_schedule_beyond_its_span_stays_at_its_end(shape: str) -> None:
+    """Also where all of the span is warm-up."""
+    for warmup in (0.9, 0.5, 0.0):
+        end = learning_rate_share(1, 1, shape=shape, warmup_share=warmup, floor=0.25)
+        assert end == learning_rate_share(50, 1, shape=shape, warmup_share=warmup, floor=0.25)
+        assert end == (1.0 if shape == "constant" else 0.25)
+
+
+def test_settings_are_taken_as_they_are() -> None:
+    made = SPEARConfig(tolerance=3)
+    assert SPEARConfig.model_validate(made) is made
+
+
+def test_a_streams_loss_counts_once() -> None:
+    policy = BigramPolicy()
+    config = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
+    metrics = learner(build(config, RUN), policy, RUN).update(buffer_of(groups(policy, seed=3)), 0)
+    assert metrics.policy_loss != 0.0
+    assert metrics.loss == pytest.approx(metrics.policy_loss)
+
+
+def test_a_skipped_step_has_no_part_in_the_norms() -> None:
+    """The first of two optimizer steps blows up; the other's norm is what is reported."""
+    policy = BigramPolicy()
+    steps: list[int] = []
+
+    def explode(gradient: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        return gradient * (math.inf if len(steps) == 1 else 1.0)
+
+    policy.table.register_hook(explode)
+    config = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
+    made = learner(build(config, RUN), policy, RUN, num_minibatches=2, microbatch_tokens=100_000)
+    metrics = made.update(buffer_of(groups(policy)), 0)
+    assert (metrics.optimizer_steps, metrics.skipped_steps) == (1, 1)
+    assert 0.0 < metrics.grad_norm < math.inf
+
+
+def test_the_replay_reports_how_many_it_took_and_trims_nothing_else() -> None:
+    """One unit fits: of two good ones the older goes. What others keep in the buffer stays."""
+    policy = BigramPolicy()
+    settings = SPEARConfig(**{**PLAIN, "buffer_size": 1, "warmup_share": 0.2})
+    made, buffer = made_by(settings, policy, lr=1e-9)
+    kept = memory(made)
+    kept.fresh_age = 5
+    buffer.max_age = 5
+    for update in range(3):
+        buffer.add([group_of(4, 0, 0, 0, version=update)], update)
+        metrics = made.update(buffer, update)
+    assert metrics.mechanisms["SelfImitation/replayed"] == 1.0
+    assert len(list(units(buffer))) == 1
+    assert [entry.update for entry in buffer.entries("fresh")] == [0, 1, 2]
+
+
 def test_an_update_of_nothing_counts_nothing() -> None:
     metrics = learner(build(GRPOConfig(), RUN), BigramPolicy(), RUN).update(TrajectoryBuffer(), 0)
+    assert (metrics.grad_norm, metrics.return_mean, metrics.loss) == (0.0, 0.0, 0.0)
     assert (metrics.clip_share, metrics.dual_clip_share, metrics.ratio_mean, metrics.kl_behaviour) == (0.0,) * 4
     assert (metrics.policy_entropy, metrics.kl_reference, metrics.entropy) == (None, None, None)
     assert all(map(math.isfinite, metrics.as_dict().values()))

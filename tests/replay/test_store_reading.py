@@ -64,3 +64,16 @@ def test_the_same_update_may_follow_itself_and_an_earlier_one_may_not(tmp_path: 
     with pytest.raises(ValueError, match="update 1 cannot follow update 2"):
         writer.append(1, [])
     assert [f.update for f in TrajectoryReader(tmp_path / "file").flushes()] == [0, 0, 2]
+
+
+def test_a_header_whose_checksum_is_wrong_is_not_believed(tmp_path: Path) -> None:
+    """Nothing is cut off by the number of a damaged label."""
+    path = tmp_path / "file"
+    write(path, 2)
+    whole = bytearray(path.read_bytes())
+    label = bytes(whole).index(b"TW") + 4
+    whole[label + 8] ^= 1  # the update's number
+    path.write_bytes(bytes(whole))
+    with pytest.raises(ValueError, match="damaged"):
+        truncate_after(path, 0)
+    assert path.read_bytes() == bytes(whole)

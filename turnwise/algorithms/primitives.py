@@ -70,9 +70,7 @@ def denominator(counts: Counts, mode: AggregationMode, constant: float | None = 
 
 
 def surrogate_weight(counts: Counts, mode: AggregationMode, constant: float | None = None) -> float:
-    """``aggregate`` of 1 on every action token of the minibatch: 1 for means, tokens / Z for sums; 0 without tokens."""
-    if not counts.action_tokens:
-        return 0.0
+    """``aggregate`` of 1 on every action token of the minibatch: 1 for means, tokens / Z for sums."""
     return counts.action_tokens / denominator(counts, mode, constant) if "token-sum" in mode else 1.0
 
 
@@ -132,7 +130,7 @@ def trajectory_weights(mask: Tensor, turn_index: Tensor, turns: Tensor) -> Tenso
 
 
 def turns_of_trajectories(mask: Tensor, turn_index: Tensor, trajectory: Tensor) -> Tensor:
-    """Turns with action tokens of each trajectory, [N] int64; ``trajectory`` [B] says whose each row is (0 to N - 1)."""
+    """Turns with action tokens of each trajectory, [N] int64; ``trajectory`` [B] says whose a row is (0 to N - 1)."""
     size = int(trajectory.max()) + 1 if trajectory.numel() else 0
     return torch.zeros(size, dtype=torch.int64, device=mask.device).index_add(
         0, trajectory, turn_starts(mask, turn_index).sum(1)

@@ -49,6 +49,6 @@ def learning_rate_share(
         return (update + 1) / warmup
     if shape == "constant":
         return 1.0
-    passed = min((update - warmup) / max(num_updates - warmup, 1), 1.0)
+    passed = (update - warmup) / (num_updates - warmup) if update < num_updates else 1.0
     remaining = 0.5 * (1.0 + math.cos(math.pi * passed)) if shape == "cosine" else 1.0 - passed
     return floor + (1.0 - floor) * remaining
