@@ -55,6 +55,17 @@ class Room(gymnasium.Env[str, str]):
         return "ok", 1.0, self.turns == 2, False, dict(self.said)
 
 
+class Short(Room):
+    """Gives back what it is told to, in place of what gymnasium asks for."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        seen = super().reset(seed=seed)
+        return self.said["returns"] if self.said["in"] == "reset" else seen
+
+    def step(self, action: str) -> Any:
+        return self.said["returns"] if self.said["in"] == "step" else super().step(action)
+
+
 class Game(Room):
     """Two players in turn, sound but for what ``info`` changes in a step."""
 
@@ -276,3 +287,23 @@ def test_an_interrupt_still_comes_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         panel(room(tasks=interrupted), "train")
+
+
+@pytest.mark.parametrize("returned", [None, "a mug", ("a mug",), ["a mug", {}], ("a mug", 1.0, True, {})])
+@pytest.mark.parametrize("call", ["reset", "step"])
+def test_the_wrong_number_of_parts_is_named(call: str, returned: object) -> None:
+    env = Short(info={"in": call, "returns": returned})
+
+    def played() -> None:
+        start(env, Task("", "train", 0, "0"), 0)
+        step(env, "look")
+
+    with pytest.raises(ValueError, match=rf"Short returned from {call} .*; expected a tuple \(observation, "):
+        played()
+
+
+@pytest.mark.parametrize("success", [0.5, -1, 1.0000001, 7])
+def test_a_success_between_or_beyond_is_refused(success: float) -> None:
+    """It would count as a success."""
+    with pytest.raises(ValueError, match=r"info\['success'\] .*; expected True or False"):
+        start(Room(info={"success": success}), Task("", "train", 0, "0"), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,14 @@ from turnwise.envs.interface import (
     fitting,
     world_name,
 )
-from turnwise.envs.returned import check_seen, check_step, check_tasks, check_turn
+from turnwise.envs.returned import check_parts, check_seen, check_step, check_tasks, check_turn
 from turnwise.trajectory import Task
 
 __all__ = [
     "TextEnv",
     "WorldExitError",
+    "close",
+    "closed_after",
     "expert_of",
     "make_env",
     "maker",
@@ -42,6 +45,8 @@ __all__ = [
     "start",
     "step",
 ]
+
+_log = logging.getLogger(__name__)
 
 _STATELESS = (OrderEnforcing, PassiveEnvChecker)
 
@@ -97,6 +102,23 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
 def maker(env_id: str, **kwargs: Any) -> Callable[[], TextEnv]:
     """A factory of fresh, equal environments."""
     return lambda: make_env(env_id, **kwargs)
+
+
+def close(env: TextEnv) -> None:
+    """Close the world. One that cannot be closed is logged: what it did before counts."""
+    try:
+        env.close()
+    except (Exception, SystemExit) as error:  # whatever a third party's world raises
+        _log.warning("closing %s raised %s: %s", world_name(env), type(error).__name__, error)
+
+
+@contextmanager
+def closed_after(env: TextEnv) -> Iterator[TextEnv]:
+    """``env``, closed at the end by ``close``."""
+    try:
+        yield env
+    finally:
+        close(env)
 
 
 def panel(env: TextEnv, split: str) -> Sequence[Task]:
@@ -162,9 +184,10 @@ def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
     name, players = world_name(env), players_of(env)
     with no_exit(name, "reset"):
         if capability(env, HasTasks) is not None:
-            observation, info = env.reset(seed=seed, options={"split": task.split, "task": task.index})
+            returned: Any = env.reset(seed=seed, options={"split": task.split, "task": task.index})
         else:
-            observation, info = env.reset(seed=task.index)
+            returned = env.reset(seed=task.index)
+    observation, info = check_parts(env, "reset", returned)
     check_seen(env, observation, info, players)
     check_turn(env, info, players)
     mover, names = info.get("player"), getattr(env.unwrapped, "players", None)
@@ -183,9 +206,10 @@ def step(env: TextEnv, action: str, players: Collection[str] = ()) -> tuple[str,
     ``players`` are those of a game.
     """
     try:
-        observation, reward, terminated, truncated, info = env.step(action)
+        returned: Any = env.step(action)
     except SystemExit as error:  # not no_exit: this is the inner loop
         raise WorldExitError(f"{world_name(env)} called sys.exit({error.code!r}) in step: SystemExit") from error
+    observation, reward, terminated, truncated, info = check_parts(env, "step", returned)
     check_seen(env, observation, info, players)
     check_step(env, reward, terminated, truncated, info, players)
     if not (terminated or truncated):

@@ -19,6 +19,7 @@ from turnwise.agents.loading import check_device
 from turnwise.agents.scratch import ORIGIN_FILE, made_from_scratch
 from turnwise.agents.templates import dated
 from turnwise.config import RunConfig
+from turnwise.envs.tasks import closed_after
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
 from turnwise.naming import unknown
@@ -132,7 +133,7 @@ def _trainer(run: RunDirectory, config: RunConfig, observer: Observer) -> Traine
 
 
 def _sides(config: RunConfig) -> list[str]:
-    with closing(config.env.make()) as world:
+    with closed_after(config.env.make()) as world:
         return sides_of(config, world)
 
 
