@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -307,3 +308,23 @@ def test_a_success_between_or_beyond_is_refused(success: float) -> None:
     """It would count as a success."""
     with pytest.raises(ValueError, match=r"info\['success'\] .*; expected True or False"):
         start(Room(info={"success": success}), Task("", "train", 0, "0"), 0)
+
+
+@pytest.mark.parametrize("source", ["def f(:", "1 / 0", "{}['key']", "undefined"])
+def test_a_module_that_cannot_be_imported_is_one_sentence(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"offers_broken_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=rf"cannot import module '{name}' \(\w+Error: "):
+        make_env(f"{name}:offers/Room-v0")
+
+
+def test_a_world_that_cannot_be_made_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*_: Any, **__: Any) -> TextEnv:
+        raise KeyError("LICENCE")
+
+    monkeypatch.setattr(gymnasium, "make", made)
+    with pytest.raises(ValueError, match="'offers/Room-v0' could not be made: KeyError: 'LICENCE'"):
+        make_env("offers/Room-v0")

@@ -79,8 +79,11 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
         try:
             with no_exit(f"module {module}", "its import"):
                 importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"environment {env_id!r}: cannot import module {module!r} ({error})") from error
+        except WorldExitError:
+            raise
+        except Exception as error:  # a module of the user's: it may fail in any way
+            told = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"environment {env_id!r}: cannot import module {module!r} ({told})") from error
     if name not in gymnasium.registry:
         near = difflib.get_close_matches(name, gymnasium.registry, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -97,6 +100,10 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
         if missing:
             raise ValueError(f"environment {name!r} needs {missing[1]}: env.kwargs.NAME=VALUE") from error
         raise ValueError(f"environment {name!r} does not take these settings {kwargs}: {reason}") from error
+    except (ValueError, OSError, RuntimeError):  # as the world words it
+        raise
+    except Exception as error:  # whatever else a third party's world raises
+        raise ValueError(f"environment {name!r} could not be made: {type(error).__name__}: {error}") from error
 
 
 def maker(env_id: str, **kwargs: Any) -> Callable[[], TextEnv]:
