@@ -39,7 +39,8 @@ from turnwise.training.warmstart import check_new, warmstart
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run reached. ``gain`` is paired by task on the test panel; None where there was no test panel.
+    """What a run reached. ``gain`` is paired by task on the test panel, in success (in return where the world does
+    not say what success is); None where there was no test panel.
 
     ``seconds`` (wall) and ``cpu_seconds`` (process) are of this call, warm start included.
     """
