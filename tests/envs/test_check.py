@@ -51,6 +51,7 @@ BROKEN: list[tuple[str, type[Any], str]] = [
     ("evaluation_starts_look_new", worlds.FourTasks, "4 different training episodes"),
     ("evaluation_starts_look_new", worlds.FourDatabases, "4 different training episodes"),
     ("evaluation_starts_look_new", worlds.SecretlyLeakingDatabases, "validation 20 of 20"),
+    ("evaluation_starts_look_new", worlds.LeakingDatabases, "validation 20 of 20"),
     ("expert_succeeds", worlds.NoClue, "nothing to clone"),
 ]
 
