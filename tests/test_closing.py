@@ -152,6 +152,18 @@ def test_a_warm_start_that_fails_closes_them(tmp_path: Path) -> None:
     assert all_closed()
 
 
+@pytest.mark.parametrize("left", [RuntimeError("the door is stuck"), SystemExit(9)])
+def test_a_world_that_cannot_be_closed_is_measured(
+    left: BaseException, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close(self: Counted) -> None:
+        raise left
+
+    monkeypatch.setattr(Counted, "close", close)
+    evaluate("expert", env=WORLD, tasks=2)
+    assert f"closing {WORLD} raised {type(left).__name__}" in caplog.text
+
+
 @pytest.mark.parametrize("who", ["model", "random", "expert"])
 @pytest.mark.parametrize("fails_in", ["", "step"])
 def test_an_evaluation_closes_what_it_opens(model: Path, who: str, fails_in: str) -> None:

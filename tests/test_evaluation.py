@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from turnwise.commands.display import LiveDisplay, report_table, result_table, sparkline
+from turnwise.commands.display import LiveDisplay, gain_line, report_table, result_table, sparkline
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report, summarize
-from turnwise.statistics import paired_difference, wilson
+from turnwise.statistics import Estimate, paired_difference, wilson
 from turnwise.training.experiment import Result
 from turnwise.trajectory import Task, Trajectory, Turn
 
@@ -140,6 +140,27 @@ def test_the_display_follows_a_run(terminal: bool) -> None:
     assert "2/4" in text
     assert "500 sampled tokens/s" in text
     assert "0.25" in text
+
+
+def test_what_is_no_success_is_not_called_one() -> None:
+    """A world that does not say what success is: rewards and returns under their own names."""
+    console = Console(record=True, width=140)
+    record = {
+        **{"update": 0, "success": None, "reward": 1.5, "entropy": None, "invalid_share": 0.1, "eval_success": 2.5},
+        **{"turns": 3.0, "grad_norm": 0.1, "kl_behaviour": 0.0, "sampled_tokens": 10},
+        "seconds": {"collect": 2.0, "update": 1.0, "evaluate": 0.0},
+    }
+    with LiveDisplay(console, 4, "title") as display:
+        display.update(record)
+    known = report([True, False, True, True])
+    gain = Estimate(2.0, 1.5, 2.5, 4)
+    console.print(gain_line(gain, replace(known, success=None)))
+    console.print(gain_line(Estimate(0.5, 0.25, 0.75, 4), known))
+    text = console.export_text()
+    assert "reward 1.50  validation 2.50  entropy –" in text
+    assert "success" not in text
+    assert "+2.000 of mean return [+1.500, +2.500] over 4 tasks" in text
+    assert "+50.0 points [+25.0, +75.0] over 4 tasks" in text
 
 
 def test_sparkline() -> None:

@@ -336,7 +336,7 @@ def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = ()) ->
     """Train (or, without a configuration, resume with ``changes``) under the display; the closing table."""
     from turnwise.algorithms.registry import base_chain
     from turnwise.clock import time_line
-    from turnwise.commands.display import LiveDisplay, result_table, sparkline
+    from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
     from turnwise.records.rundir import RunDirectory
     from turnwise.training.changes import changed
     from turnwise.training.experiment import resume, train
@@ -359,12 +359,7 @@ def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = ()) ->
     if curve:
         console.print(f"training success  {sparkline(curve)}  {curve[0]:.2f} → {curve[-1]:.2f}", highlight=False)
     if result.gain is not None:
-        gain = result.gain
-        console.print(
-            f"gain, paired by task: [bold]{100 * gain.value:+.1f} points[/bold] "
-            f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] over {gain.num} tasks",
-            highlight=False,
-        )
+        console.print(gain_line(result.gain, result.after["sampled"]), highlight=False)
     console.print(f"run: {folder}   ({result.seconds:.0f} s, {result.cpu_seconds:.0f} CPU s)", highlight=False)
     return result
 

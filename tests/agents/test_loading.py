@@ -242,6 +242,22 @@ def test_the_ends_of_generation_config_end_replies(tmp_path: Path) -> None:
     assert end_ids(model) == set()
 
 
+@pytest.mark.parametrize("end", [10**6, -1, "<|end|>", [None], [3, 2.5], True])
+def test_ends_that_are_no_tokens_are_refused(end: Any, tmp_path: Path) -> None:
+    folder = scratch_folder(tmp_path)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": end}))
+    with pytest.raises(ValueError, match=r"ends replies with .*, which is no token id \(0 to "):
+        load_model(folder)
+
+
+def test_a_damaged_generation_config_is_not_taken_for_none(tmp_path: Path) -> None:
+    folder = scratch_folder(tmp_path)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1,')
+    with pytest.raises(ValueError, match=r"generation_config.json of model .* is damaged"):
+        load_model(folder)
+
+
 def test_the_command_line_silences_no_warning_of_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

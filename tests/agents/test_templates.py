@@ -144,10 +144,46 @@ def test_white_space_is_dropped_where_the_template_does(user: str, assistant: st
     assert chat.message(chat.open(first), fresh=True) == (first if user == "string" else first.strip())
 
 
-@pytest.mark.parametrize("change", ["| replace('\\n', ' ')", "| indent(2)"])
-def test_a_template_that_rewrites_white_space_is_refused(change: str) -> None:
-    with pytest.raises(ValueError, match="changes white space"):
+def test_the_first_message_may_be_shown_in_a_way_of_its_own() -> None:
+    """As Llama 2's, which puts the system message into it and then drops the white space around both."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}"
+        "{% set said = '<<' + messages[0]['content'] + '>>\\n' + m['content'] %}{% else %}{% set said = m['content'] %}"
+        "{% endif %}{{ bos_token + '[INST] ' + said | trim + ' [/INST]' }}{% elif m['role'] == 'assistant' %}"
+        "{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    own, system = bytes_of(template), "Be brief."
+    chat, first, reply, second = ChatFormat(own, system), "\n  you see\n", "go", "  ok "
+    said = chat.reply(reply)
+    stream = [*chat.open(first), *said, *chat.extend(said, second)]
+    messages = [{"role": "system", "content": system}, *asked(first, reply, second)]
+    rendered = own.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert "\n\n  you see [/INST] go </s>" in rendered
+    assert own.decode(stream) == rendered
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["| replace('\\n', ' ')", "| indent(2)", ".split() | join(' ')", "| replace('\\n\\n', '\\n')", "[:16]"],
+)
+def test_a_template_that_rewrites_messages_is_refused(change: str) -> None:
+    with pytest.raises(ValueError, match=r"changes what messages hold.*in place of .* it writes"):
         ChatFormat(bytes_of(TEMPLATES["chatml"].replace("m['content']", f"(m['content'] {change})")))
+
+
+@pytest.mark.parametrize(
+    ("opening", "system"),
+    [
+        ("{% set messages = messages[-4:] %}", None),  # old turns are dropped
+        ("{% set said = messages[0]['content'] %}{% set messages = messages[1:] %}", "Be brief."),  # it moves along
+    ],
+)
+def test_a_template_that_shows_a_longer_conversation_otherwise_is_refused(opening: str, system: str | None) -> None:
+    user = "'<|im_start|>user\\n' + (said + '\\n\\n' if said and loop.last else '') + m['content'] + '<|im_end|>\\n'"
+    template = _roles(user, _CHATML, "'<|im_start|>assistant\\n'", opening)
+    with pytest.raises(ValueError, match="otherwise as it grows"):
+        ChatFormat(bytes_of(template), system)
 
 
 @pytest.mark.parametrize("made", TOKENIZERS)

@@ -406,6 +406,15 @@ class SecretlyLeakingDatabases(DatabaseWithClerk):
         return super().content("train", index)
 
 
+class LeakingDatabases(DatabaseWithClerk):
+    """A real leak as well, behind questions that tell nothing: no two training tasks are the same."""
+
+    most = 10**6
+
+    def content(self, split: str, index: int) -> tuple[int, int]:
+        return super().content("train", index)
+
+
 class OwnTasks(Bare):
     def tasks(self) -> list[str]:
         return ["tidy up"]

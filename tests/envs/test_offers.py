@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -53,6 +54,17 @@ class Room(gymnasium.Env[str, str]):
         self._leave("step")
         self.turns += 1
         return "ok", 1.0, self.turns == 2, False, dict(self.said)
+
+
+class Short(Room):
+    """Gives back what it is told to, in place of what gymnasium asks for."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        seen = super().reset(seed=seed)
+        return self.said["returns"] if self.said["in"] == "reset" else seen
+
+    def step(self, action: str) -> Any:
+        return self.said["returns"] if self.said["in"] == "step" else super().step(action)
 
 
 class Game(Room):
@@ -276,3 +288,43 @@ def test_an_interrupt_still_comes_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         panel(room(tasks=interrupted), "train")
+
+
+@pytest.mark.parametrize("returned", [None, "a mug", ("a mug",), ["a mug", {}], ("a mug", 1.0, True, {})])
+@pytest.mark.parametrize("call", ["reset", "step"])
+def test_the_wrong_number_of_parts_is_named(call: str, returned: object) -> None:
+    env = Short(info={"in": call, "returns": returned})
+
+    def played() -> None:
+        start(env, Task("", "train", 0, "0"), 0)
+        step(env, "look")
+
+    with pytest.raises(ValueError, match=rf"Short returned from {call} .*; expected a tuple \(observation, "):
+        played()
+
+
+@pytest.mark.parametrize("success", [0.5, -1, 1.0000001, 7])
+def test_a_success_between_or_beyond_is_refused(success: float) -> None:
+    """It would count as a success."""
+    with pytest.raises(ValueError, match=r"info\['success'\] .*; expected True or False"):
+        start(Room(info={"success": success}), Task("", "train", 0, "0"), 0)
+
+
+@pytest.mark.parametrize("source", ["def f(:", "1 / 0", "{}['key']", "undefined"])
+def test_a_module_that_cannot_be_imported_is_one_sentence(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"offers_broken_{abs(hash(source))}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=rf"cannot import module '{name}' \(\w+Error: "):
+        make_env(f"{name}:offers/Room-v0")
+
+
+def test_a_world_that_cannot_be_made_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*_: Any, **__: Any) -> TextEnv:
+        raise KeyError("LICENCE")
+
+    monkeypatch.setattr(gymnasium, "make", made)
+    with pytest.raises(ValueError, match="'offers/Room-v0' could not be made: KeyError: 'LICENCE'"):
+        make_env("offers/Room-v0")

@@ -8,7 +8,6 @@ the rounding of batched arithmetic).
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,12 +31,11 @@ from turnwise.agents.episode import (
 )
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
-from turnwise.envs.interface import HasPlayers, capability, world_name
+from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.tasks import close
 from turnwise.trajectory import End, Fork, RolloutFinished, Task, Trajectory, TurnFinished
 
 OnEpisode = Callable[[Trajectory], None]
-
-_log = logging.getLogger(__name__)
 
 
 class Collector:
@@ -99,11 +97,7 @@ class Collector:
         """Close the threads and the idle environments, all of them: one that cannot be closed is logged."""
         self.threads.close()
         while self._idle:
-            env = self._idle.pop()
-            try:
-                env.close()
-            except (Exception, SystemExit) as error:  # whatever a third party's world raises
-                _log.warning("closing %s raised %s: %s", world_name(env), type(error).__name__, error)
+            close(self._idle.pop())
 
     def has_room(self) -> bool:
         """Whether every engine has a slot for each player. Raises ValueError where it never can."""

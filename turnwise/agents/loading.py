@@ -44,6 +44,7 @@ def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") 
         raise _adapter(name, "")
     _check_kind(model.config, name)
     _check_tensors(found, name)
+    _check_ends(model, name)
     tokenizer = load_tokenizer(name)
     _check_tokens(tokenizer, model, name)
     return model.to(device).eval(), tokenizer
@@ -181,6 +182,28 @@ def _check_tokens(tokenizer: Any, model: Any, name: str) -> None:
             f"the tokenizer of model {name!r} has tokens without an embedding (the table has {rows} rows): "
             f"{_some([f'{token} ({number})' for number, token in beyond])}. Train with "
             "model.resize_token_embeddings(len(tokenizer)), or use the tokenizer that belongs to the model"
+        )
+
+
+def _check_ends(model: Any, name: str) -> None:
+    """transformers takes a generation_config that it cannot read for none, and any ``eos_token_id`` as it stands."""
+    path = Path(name) / "generation_config.json"
+    if path.is_file():
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(
+                f"generation_config.json of model {name!r} is damaged ({error}): the ends of replies that it lists "
+                "would be ignored. Copy it again, or remove it"
+            ) from None
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    ends = listed if isinstance(listed, list | tuple) else [] if listed is None else [listed]
+    rows = len(model.get_input_embeddings().weight)
+    strange = [end for end in ends if type(end) is not int or not 0 <= end < rows]
+    if strange:
+        raise ValueError(
+            f"generation_config.json of model {name!r} ends replies with {strange[0]!r}, which is no token id (0 to "
+            f"{rows - 1}): set its eos_token_id to an id, a list of ids, or null"
         )
 
 

@@ -94,7 +94,9 @@ class ChatFormat:
         return self._prompt(() if ended else (self.end_id,), self._next, text)
 
     def _prompt(self, missing: tuple[int, ...], opening: Opening, text: str) -> IntArray:
-        segment = self._plain(opening.tail + self._layout.of_user(text) + self._head, opening.behind)
+        segment = self._plain(
+            opening.tail + self._layout.of_user(text, first=opening is self._first) + self._head, opening.behind
+        )
         return np.asarray([*missing, *opening.ids, *segment, *self._header], np.int32)
 
     def reply(self, text: str) -> IntArray:

@@ -11,7 +11,7 @@ import datetime
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import product, takewhile
 from typing import Any
 
 DATE = "2024-07-26"
@@ -19,7 +19,8 @@ DATE = "2024-07-26"
 
 _FIRST, _ANSWER, _SECOND = "<<<One>>>", "<<<Two>>>", "<<<Three>>>"
 
-_PAD = " \n "
+# What messages may hold at their ends, and inside: a template might rewrite it.
+_PAD, _INSIDE = " \n ", ".\n\n\n a  b\t'c' & <b>\"D\"</b> {{ 1 }} żó "
 _ENDS: dict[str, Callable[[str], str]] = {"": str, "strip": str.strip, "lstrip": str.lstrip, "rstrip": str.rstrip}
 
 _EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
@@ -39,8 +40,8 @@ class Layout:
     closing   what follows a reply whatever comes next: the first special token in it is the end of a turn
     between   after a reply, up to the next user's message; begins with ``closing``
     opened    a thought's tag that the header leaves open
-    shown     what the template does to a message of the user; ``said``: of the assistant (a method of str that drops
-              white space at its ends, or none)
+    shown     what the template does to a message of the user; ``said``: of the assistant; ``began``: to the first of
+              all (a method of str that drops white space at its ends, or none)
     """
 
     before: str
@@ -51,9 +52,10 @@ class Layout:
     opened: str
     shown: str
     said: str
+    began: str
 
-    def of_user(self, text: str) -> str:
-        return _ENDS[self.shown](text)
+    def of_user(self, text: str, *, first: bool = False) -> str:
+        return _ENDS[self.began if first else self.shown](text)
 
     def of_assistant(self, text: str) -> str:
         return _ENDS[self.said](text)
@@ -85,16 +87,7 @@ def take_apart(tokenizer: Any, system: str | None, date: str) -> Layout:
         ) from None
     if later != after:
         raise ValueError("the chat template opens the assistant's turn differently later in a conversation")
-    padded = [{**message, "content": _PAD + message["content"] + _PAD} for message in asked[-2:]]
-    shown = _rendered(tokenizer, [*opening, *padded], date)
-    trims = [
-        (user, assistant)
-        for user, of_user in _ENDS.items()
-        for assistant, of_assistant in _ENDS.items()
-        if past + of_assistant(_PAD + _ANSWER + _PAD) + between + of_user(_PAD + _SECOND + _PAD) + after == shown
-    ]
-    if not trims:
-        raise ValueError("the chat template changes white space around messages, and does more than to drop it")
+    began, shown, said = _trims(tokenizer, opening[:-1], date, (before, header, between, after))
     ignored = first == _rendered(tokenizer, opening, date, header=False)
     opened = _OPENED_THOUGHT.search(after)
     return Layout(
@@ -104,8 +97,42 @@ def take_apart(tokenizer: Any, system: str | None, date: str) -> Layout:
         closing="".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(last, between, strict=False))),
         between=between,
         opened=opened.group() if opened else "",
-        shown=trims[0][0],
-        said=trims[0][1],
+        shown=shown,
+        said=said,
+        began=began,
+    )
+
+
+def _trims(
+    tokenizer: Any, opening: list[dict[str, str]], date: str, pieces: tuple[str, str, str, str]
+) -> tuple[str, str, str]:
+    """What the template does to the first message, to the user's later ones and to the assistant's.
+
+    Raises ValueError unless the pieces, laid around them, are what it writes for a conversation longer than the one
+    that they were taken from.
+    """
+    before, header, between, after = pieces
+    texts = [f"{_PAD}{mark}{_INSIDE}{mark}{_PAD}" for mark in (_FIRST, _ANSWER, _SECOND, _ANSWER, _SECOND)]
+    roles = ["user", "assistant"] * 2 + ["user"]
+    asked = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    written = _rendered(tokenizer, [*opening, *asked], date)
+
+    def laid(began: str, shown: str, said: str) -> str:
+        ends = (_ENDS[name] for name in (began, said, shown, said, shown))
+        first, *parts = (end(text) for end, text in zip(ends, texts, strict=True))
+        around = (header, between, header, between)
+        return before + first + "".join(a + part for a, part in zip(around, parts, strict=True)) + after
+
+    for began, shown, said in product(_ENDS, repeat=3):
+        if laid(began, shown, said) == written:
+            return began, shown, said
+    verbatim = laid("", "", "")
+    at = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(verbatim, written, strict=False)))
+    start = max(0, at - 30)
+    raise ValueError(
+        "the chat template changes what messages hold, or shows a conversation otherwise as it grows: in place of "
+        f"{verbatim[start : at + 30]!r} it writes {written[start : at + 30]!r}. Use a template that renders every "
+        "message verbatim, or leave agent.system out where a system message moves"
     )
 
 

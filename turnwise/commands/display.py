@@ -170,9 +170,11 @@ class LiveDisplay:
         )
 
     def _line(self, record: dict[str, Any]) -> str:
+        goal = "reward" if record["success"] is None else "success"  # not every world says what success is
+        entropy = "–" if record["entropy"] is None else f"{record['entropy']:.3f}"
         return (
-            f"  update {record['update'] + 1:>4}/{self.num_updates}  success {record['success'] or 0:.2f}  "
-            f"validation {record['eval_success']:.2f}  entropy {record['entropy'] or 0:.3f}  "
+            f"  update {record['update'] + 1:>4}/{self.num_updates}  {goal} {record[goal]:.2f}  "
+            f"validation {record['eval_success']:.2f}  entropy {entropy}  "
             f"invalid {record['invalid_share']:.2f}  {self.clock() - self.started:.0f} s"
         )
 
@@ -239,6 +241,13 @@ def _row(table: Table, name: str, before: Report | None, after: Report) -> None:
         return
     shown = estimate_text(before.success) if before and before.success else ""
     table.add_row(name, str(sum(map(len, after.outcomes))), shown, estimate_text(after.success))
+
+
+def gain_line(gain: Estimate, after: Report) -> str:
+    """In points of success; of mean return in worlds that do not say what success is."""
+    unit, scale, digits = ("points", 100, 1) if after.success is not None else ("of mean return", 1, 3)
+    value, low, high = (f"{scale * number:+.{digits}f}" for number in (gain.value, gain.low, gain.high))
+    return f"gain, paired by task: [bold]{value} {unit}[/bold] [{low}, {high}] over {gain.num} tasks"
 
 
 def report_table(report: Report) -> Table:

@@ -19,6 +19,19 @@ _NUMBERS = (int, float, np.number)  # a bool is an int
 _ROUNDING = 1e-6  # by which a sum of shares may miss 0 and 1
 
 
+_PARTS = {
+    "reset": ("observation", "info"),
+    "step": ("observation", "reward", "terminated", "truncated", "info"),
+}
+
+
+def check_parts(env: TextEnv, call: str, returned: object) -> tuple[Any, ...]:
+    """What ``reset`` or ``step`` returned, where it has as many parts as gymnasium says; else ValueError likewise."""
+    if not isinstance(returned, tuple) or len(returned) != len(_PARTS[call]):
+        raise _wrong(env, f"from {call}", returned, f"a tuple ({', '.join(_PARTS[call])})")
+    return returned
+
+
 def check_seen(env: TextEnv, observation: object, info: object, players: Collection[str] = ()) -> None:
     """What ``reset`` and ``step`` share. Raises ValueError that says what was returned and what was expected."""
     if not isinstance(observation, str):
@@ -66,8 +79,8 @@ def check_tasks(env: TextEnv, split: str, found: Any) -> None:
 
 
 def _check_info(env: TextEnv, info: Info) -> None:
-    if info.get("success") is not None and not _is_number(info["success"]):
-        raise _wrong(env, "info['success']", info["success"], "a finite number, True or False")
+    if info.get("success") is not None and not _is_flag(info["success"]):
+        raise _wrong(env, "info['success']", info["success"], "True or False")
     if info.get("score") is not None and not _is_share(info["score"]):
         raise _wrong(env, "info['score']", info["score"], "a number in [0, 1]")
     if not isinstance(info.get("valid", True), _FLAGS):
@@ -86,7 +99,7 @@ def _check_info(env: TextEnv, info: Info) -> None:
 
 def _check_told(env: TextEnv, info: Info, players: Collection[str]) -> None:
     """What a game's ``info`` holds for each player."""
-    kinds = {"rewards": (_is_number, "a finite number"), "successes": (_is_number, "True or False")}
+    kinds = {"rewards": (_is_number, "a finite number"), "successes": (_is_flag, "True or False")}
     for name, (fits, kind) in {**kinds, "scores": (_is_share, "a number in [0, 1]")}.items():
         of_players = info.get(name)
         if of_players is None and name not in info:
@@ -99,6 +112,11 @@ def _check_told(env: TextEnv, info: Info, players: Collection[str]) -> None:
 
 def _is_number(found: object) -> bool:
     return isinstance(found, (*_NUMBERS, np.bool_)) and math.isfinite(found)
+
+
+def _is_flag(found: Any) -> bool:
+    """A number between failure and success would be taken for a success."""
+    return _is_number(found) and float(found) in (0.0, 1.0)
 
 
 def _is_share(found: Any) -> bool:

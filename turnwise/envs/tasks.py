@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,14 @@ from turnwise.envs.interface import (
     fitting,
     world_name,
 )
-from turnwise.envs.returned import check_seen, check_step, check_tasks, check_turn
+from turnwise.envs.returned import check_parts, check_seen, check_step, check_tasks, check_turn
 from turnwise.trajectory import Task
 
 __all__ = [
     "TextEnv",
     "WorldExitError",
+    "close",
+    "closed_after",
     "expert_of",
     "make_env",
     "maker",
@@ -42,6 +45,8 @@ __all__ = [
     "start",
     "step",
 ]
+
+_log = logging.getLogger(__name__)
 
 _STATELESS = (OrderEnforcing, PassiveEnvChecker)
 
@@ -74,8 +79,11 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
         try:
             with no_exit(f"module {module}", "its import"):
                 importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"environment {env_id!r}: cannot import module {module!r} ({error})") from error
+        except WorldExitError:
+            raise
+        except Exception as error:  # a module of the user's: it may fail in any way
+            told = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"environment {env_id!r}: cannot import module {module!r} ({told})") from error
     if name not in gymnasium.registry:
         near = difflib.get_close_matches(name, gymnasium.registry, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -92,11 +100,32 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
         if missing:
             raise ValueError(f"environment {name!r} needs {missing[1]}: env.kwargs.NAME=VALUE") from error
         raise ValueError(f"environment {name!r} does not take these settings {kwargs}: {reason}") from error
+    except (ValueError, OSError, RuntimeError):  # as the world words it
+        raise
+    except Exception as error:  # whatever else a third party's world raises
+        raise ValueError(f"environment {name!r} could not be made: {type(error).__name__}: {error}") from error
 
 
 def maker(env_id: str, **kwargs: Any) -> Callable[[], TextEnv]:
     """A factory of fresh, equal environments."""
     return lambda: make_env(env_id, **kwargs)
+
+
+def close(env: TextEnv) -> None:
+    """Close the world. One that cannot be closed is logged: what it did before counts."""
+    try:
+        env.close()
+    except (Exception, SystemExit) as error:  # whatever a third party's world raises
+        _log.warning("closing %s raised %s: %s", world_name(env), type(error).__name__, error)
+
+
+@contextmanager
+def closed_after(env: TextEnv) -> Iterator[TextEnv]:
+    """``env``, closed at the end by ``close``."""
+    try:
+        yield env
+    finally:
+        close(env)
 
 
 def panel(env: TextEnv, split: str) -> Sequence[Task]:
@@ -162,9 +191,10 @@ def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
     name, players = world_name(env), players_of(env)
     with no_exit(name, "reset"):
         if capability(env, HasTasks) is not None:
-            observation, info = env.reset(seed=seed, options={"split": task.split, "task": task.index})
+            returned: Any = env.reset(seed=seed, options={"split": task.split, "task": task.index})
         else:
-            observation, info = env.reset(seed=task.index)
+            returned = env.reset(seed=task.index)
+    observation, info = check_parts(env, "reset", returned)
     check_seen(env, observation, info, players)
     check_turn(env, info, players)
     mover, names = info.get("player"), getattr(env.unwrapped, "players", None)
@@ -183,9 +213,10 @@ def step(env: TextEnv, action: str, players: Collection[str] = ()) -> tuple[str,
     ``players`` are those of a game.
     """
     try:
-        observation, reward, terminated, truncated, info = env.step(action)
+        returned: Any = env.step(action)
     except SystemExit as error:  # not no_exit: this is the inner loop
         raise WorldExitError(f"{world_name(env)} called sys.exit({error.code!r}) in step: SystemExit") from error
+    observation, reward, terminated, truncated, info = check_parts(env, "step", returned)
     check_seen(env, observation, info, players)
     check_step(env, reward, terminated, truncated, info, players)
     if not (terminated or truncated):

@@ -18,7 +18,7 @@ from turnwise.agents.textplay import Played
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.config import GameConfig
 from turnwise.envs.interface import HasPlayers, capability
-from turnwise.envs.tasks import TextEnv
+from turnwise.envs.tasks import TextEnv, closed_after
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report, evaluate_policy, evaluate_scripted
@@ -146,7 +146,7 @@ class _Sitting:
         return sum((endpoint.client.spent for endpoint in self.endpoints), Usage())
 
     def measure(self, number: int, subject: Subject) -> Measured:
-        with closing(subject.where.make()) as world:
+        with closed_after(subject.where.make()) as world:
             seating, num_seats = self._seating(subject, world)
         seed = self.asked.seed if self.asked.seed is not None else subject.seed or 0
         described = subject.described(seating, seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import ModelAgent, Player, Seating
 from turnwise.config import EnvConfig, EvalConfig, EvaluationOverrides, RunConfig, check_engines
 from turnwise.envs.interface import Panel
-from turnwise.envs.tasks import panel
+from turnwise.envs.tasks import closed_after, panel
 from turnwise.evaluation.contenders import settings_of, start_of
 from turnwise.players import WhichCheckpoint, open_run
 from turnwise.records.rundir import RunDirectory
@@ -103,7 +102,7 @@ class Subject:
         split, num = asked.split, asked.tasks
         if config is not None and same_env and split in (None, config.eval.test_split):
             split, num = config.eval.test_split, num or config.eval.test_tasks
-        with closing(where.make()) as world:
+        with closed_after(where.make()) as world:
             tasks = panel(world, split or "test")[:num]
         overlap = None
         if config is not None and same_env:
@@ -149,7 +148,7 @@ def overlap_with(config: RunConfig, tasks: Sequence[Task], checkpoint: WhichChec
         uses["selected on"] = (config.eval.split, config.eval.tasks)
     elif config.warmstart is not None and config.warmstart.stop_success is not None:
         uses["selected on"] = (config.warmstart.stop_split, config.warmstart.stop_tasks)
-    with closing(config.env.make()) as world:
+    with closed_after(config.env.make()) as world:
         found = {}
         for use, (split, num) in uses.items():
             met = panel(world, split) if num is None else Panel("", split, tuple(panel(world, split)[:num]))

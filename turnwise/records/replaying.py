@@ -19,6 +19,7 @@ from turnwise.agents.episode import CutShortError, Episode, Job, Said, Scripted,
 from turnwise.agents.scripted import play_out, scripted
 from turnwise.config import GameConfig, RunConfig
 from turnwise.envs.interface import HasPlayers, Info, capability
+from turnwise.envs.tasks import close
 from turnwise.records.trajectories import Selection, Stored, episode_of, find, run_of, select
 from turnwise.trajectory import Trajectory
 
@@ -95,7 +96,7 @@ class Replayer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._env.close()
+        close(self._env)
 
     def play(self, stored: Sequence[Stored]) -> Replayed:
         """``stored`` are all trajectories of one episode. Raises NotReplayableError where they do not suffice."""
@@ -117,9 +118,9 @@ class Replayer:
             seats = seating.seats(self._env, job, self.config.seed)
             episode = Episode(self._env, job, self.config.seed, seats)
             end, reason = play_out(episode)
-        except Exception as error:  # whatever a third party's world raises
+        except (Exception, SystemExit) as error:  # whatever a third party's world raises
             end, reason = "error", f"{type(error).__name__}: {error}"[:200]
-            self._env.close()
+            close(self._env)
             self._env = self.config.env.make()
         if episode is None:
             return Difference("", None, "reset", "an observation", reason)

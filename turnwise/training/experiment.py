@@ -19,6 +19,7 @@ from turnwise.agents.loading import check_device
 from turnwise.agents.scratch import ORIGIN_FILE, made_from_scratch
 from turnwise.agents.templates import dated
 from turnwise.config import RunConfig
+from turnwise.envs.tasks import closed_after
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
 from turnwise.naming import unknown
@@ -38,7 +39,8 @@ from turnwise.training.warmstart import check_new, warmstart
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run reached. ``gain`` is paired by task on the test panel; None where there was no test panel.
+    """What a run reached. ``gain`` is paired by task on the test panel, in success (in return where the world does
+    not say what success is); None where there was no test panel.
 
     ``seconds`` (wall) and ``cpu_seconds`` (process) are of this call, warm start included.
     """
@@ -132,7 +134,7 @@ def _trainer(run: RunDirectory, config: RunConfig, observer: Observer) -> Traine
 
 
 def _sides(config: RunConfig) -> list[str]:
-    with closing(config.env.make()) as world:
+    with closed_after(config.env.make()) as world:
         return sides_of(config, world)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from turnwise.agents.episode import mix
 from turnwise.config import RunConfig
 from turnwise.envs.interface import Panel
-from turnwise.envs.tasks import TextEnv, panel
+from turnwise.envs.tasks import TextEnv, close, closed_after, panel
 from turnwise.trajectory import Task
 
 
@@ -29,7 +29,7 @@ class Panels:
     env: TextEnv
 
     def close(self) -> None:
-        self.env.close()
+        close(self.env)
 
     def hashes(self) -> dict[str, str]:
         """Identity of each panel's content and order (a generated one's definition)."""
@@ -68,7 +68,7 @@ class TaskOrder:
 def open_panels(config: RunConfig) -> Panels:
     """The run's panels, to be closed. Raises ValueError for an unknown split, an overlap, or too few training tasks."""
     with ExitStack() as undo:
-        panels = _panels(config, undo.enter_context(closing(config.env.make())))
+        panels = _panels(config, undo.enter_context(closed_after(config.env.make())))
         undo.pop_all()
     return panels
 
@@ -98,7 +98,7 @@ def _cloned(config: RunConfig, env: TextEnv) -> list[Sequence[Task]]:
         return []
     if config.warmstart.env is None:
         return [panel(env, config.warmstart.split)]
-    with closing(config.demonstration_env()) as world:
+    with closed_after(config.demonstration_env()) as world:
         panel(world, config.warmstart.split)
     return []
 

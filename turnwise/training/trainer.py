@@ -10,7 +10,6 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from turnwise.algorithms.planning import GroupPlanner
 from turnwise.clock import Clock
 from turnwise.config import GameConfig, RunConfig
 from turnwise.envs.interface import HasPlayers, TextEnv, capability
+from turnwise.envs.tasks import closed_after
 from turnwise.evaluation.report import Report, evaluate_policy
 from turnwise.players import opponents
 from turnwise.record import episode_numbers, finite, joined
@@ -124,7 +124,7 @@ class Trainer:
                 config.env.make, Seating(learners, others), seed=config.seed, success=rule, threads=threads
             )
 
-        with closing(config.env.make()) as env:
+        with closed_after(config.env.make()) as env:
             if capability(env, HasPlayers) is None:
                 collector = measurer = against("self", env)
             else:

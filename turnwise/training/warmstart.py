@@ -22,7 +22,7 @@ from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scratch import ORIGIN_FILE, ScratchModelConfig, made_from_scratch, new_model, train_tokenizer
 from turnwise.config import GameConfig, RunConfig
 from turnwise.envs.cache import cache_dir
-from turnwise.envs.tasks import TextEnv, panel
+from turnwise.envs.tasks import TextEnv, closed_after, panel
 from turnwise.evaluation.report import evaluate_policy
 from turnwise.players import AGENT_FILE, opponents
 from turnwise.training.cloning import OnProgress, Progress, WarmstartConfig, clone, demonstrations
@@ -62,7 +62,7 @@ def _cached(config: RunConfig, on_progress: OnProgress | None, fresh: bool) -> P
     folder = cache_dir() / "warmstart" / warmstart_key(config)
     if folder.exists() and not fresh:
         return folder
-    with closing(config.demonstration_env()) as env, closing(config.env.make()) as measured:
+    with closed_after(config.demonstration_env()) as env, closed_after(config.env.make()) as measured:
         model, tokenizer = start_model(config, env)
         progress = clone(
             model,
@@ -134,7 +134,7 @@ def _success(config: RunConfig, tasks: Sequence[Task], model: Any, tokenizer: An
         threads=config.rollout.threads,
     )
     game = config.game or GameConfig()
-    with closing(config.env.make()) as world:
+    with closed_after(config.env.make()) as world:
         others = opponents(game.eval_opponent, world, num_slots=config.rollout.num_slots)
     collector = Collector(
         config.env.make,

@@ -4,13 +4,14 @@ What is *asked* is what a player sees at first; what *follows* is what it sees t
 depend on what was seen alone. An evaluation task is known where a training task asks the same and the same follows.
 But where one question is followed by different things, the answer lies in hidden state (a database behind a templated
 question, a world of tools): then the question says nothing about which task it is, and meeting it again is no leak.
+That excuses a coincidence: how often training tasks look like each other says how often one is to be expected.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ def _verdict(probe: Probe, trained: dict[str, list[_Look]], tested: dict[str, li
     text = f"look like one of {len(met)} different training episodes: {text}"
     if not _too_many(alike, tested):
         return passed(f"{text} (a weaker proof than content keys)")
-    hidden = _hidden_behind(probe, trained)
+    hidden = _hidden_behind(probe, trained) if _repeats_itself(trained) else {}
     known = {split: [look for look in looks if look.asked not in hidden] for split, looks in alike.items()}
     if _too_many(known, tested):
         return failed(f"{text}; make more different tasks, or give each split its own")
@@ -71,6 +72,12 @@ def _verdict(probe: Probe, trained: dict[str, list[_Look]], tested: dict[str, li
     if probe.has_panels:
         return passed(f"{text}; but {why}: that the tasks differ is the word of their content keys")
     return skipped(f"{text}; perhaps {why}: tasks(split) with content keys, or an expert, would tell")
+
+
+def _repeats_itself(trained: dict[str, list[_Look]]) -> bool:
+    """Whether so many training tasks look like another one that evaluation tasks would by chance."""
+    times = Counter(look.seen for looks in trained.values() for look in looks)
+    return sum(n for n in times.values() if n > 1) > _LEAK_SHARE * times.total()
 
 
 def _too_many(some: dict[str, list[_Look]], all_: dict[str, list[_Look]]) -> bool:
