@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, groups, learner, task
+from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
 from tests.algorithms.test_epo_term import context, uneven
 from tests.algorithms.test_spear import PLAIN, group_of, made_by, memory
+from tests.algorithms.test_update import drifted
 from tests.golden.builders import batch_of, context_of
-from turnwise.algorithms.aepo import BalancedClip, aepo_paper
+from turnwise.algorithms.aepo import BalancedClip, EntropyAdvantage, aepo_paper
 from turnwise.algorithms.arpo import arpo_paper
 from turnwise.algorithms.branching import PathWise, Segment, Shape
 from turnwise.algorithms.common import PPOClip
+from turnwise.algorithms.epo import EntropyCorridor
 from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Occurrences
-from turnwise.algorithms.parts import Samples, Stream, Streams
+from turnwise.algorithms.metrics import Agreement, Occurrences
+from turnwise.algorithms.parts import Composer, Samples, Stream, Streams
 from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.primitives import importance_ratio
 from turnwise.algorithms.recipe import RunInfo
@@ -104,6 +106,82 @@ def test_trunks_of_unequal_episodes_are_shared() -> None:
     assert per_turn == [[1.0, 3.0], [1.0, -1.0, -1.0]]
 
 
+def test_tokens_that_are_not_chosen_keep_the_plain_bound() -> None:
+    """Ratio 1.5 everywhere, bound 1.2, advantage 1: the loss is -1.2 on each token, chosen or not."""
+    batch = batch_of(torch.ones(1, 2, dtype=torch.bool), advantages=torch.ones(1, 2))
+    batch = batch.with_columns(behaviour_entropies=torch.tensor([[0.1, 0.5]]))
+    logprobs = torch.full((1, 2), math.log(1.5)).requires_grad_()
+    ctx, view = context_of(batch, logprobs)
+    part = BalancedClip(PPOClip(0.2, 0.2, None), share=0.5)
+    part.prepare(view)
+    found = part.surrogate(ctx)
+    assert torch.as_tensor(found.high).tolist() == [pytest.approx([1.2, 1.2])]
+
+
+def test_changed_signs_are_counted() -> None:
+    """Entropies 0, 1, 1, 2: z is -1.22, 0, 0, 1.22, so that a weight of 5 flips the first of four."""
+    batch = batch_of(torch.ones(1, 4, dtype=torch.bool), advantages=torch.ones(1, 4))
+    batch = batch.with_columns(behaviour_entropies=torch.tensor([[0.0, 1.0, 1.0, 2.0]]))
+    part = EntropyAdvantage(5.0)
+    part.modify(Stream(Samples((), raw_rewards(())), batch))
+    assert part.acted() == {"flipped_share": 0.25}
+
+
+def test_what_lies_on_a_border_is_not_outside() -> None:
+    policy = BigramPolicy()
+    ctx = context(Group(task(), (uneven(Sampler.of(policy, np.random.default_rng(0)), (2, 2), 0),)), policy, 0)
+    assert ctx.entropy is not None
+    part = EntropyCorridor((0.0, 1.0), 1.0, lambda update: 1.0)
+    highest = ctx.entropy[ctx.mask].topk(2).values
+    part.past_sum, part.past_updates = float(highest.mean()), 1
+    part.prepare(context_of(ctx.batch, ctx.logprobs)[1])
+    part.term(ctx)
+    assert part.acted() == {"outside_share": 0.25}
+
+
+def test_a_run_begins_with_seed_0_and_a_replay_keeps_what_it_may_draw() -> None:
+    assert RunInfo(1, 2).seed == 0
+    assert build(SPEARConfig(tolerance=3), RUN).keep_updates == 3
+    assert build(SPEARConfig(tolerance=3, age_from="newest"), RUN).keep_updates == RUN.num_updates
+    with pytest.raises(ValueError, match="advantage_decay"):
+        SPEARConfig(recalibrate=False, advantage_decay=1.5)
+
+
+def test_where_the_dual_clip_decides_is_counted() -> None:
+    policy = drifted(BigramPolicy())
+    config = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False, dual_clip=1.01)
+    metrics = learner(build(config, RUN), policy, RUN).update(buffer_of(groups(BigramPolicy())), 0)
+    assert 0.0 < metrics.dual_clip_share < 1.0
+
+
+class _BesideSilence(Composer):
+    """What was sampled, and a second stream of episodes without an action token."""
+
+    streams = ("fresh", "silent")
+
+    def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
+        sampler = Sampler.of(BigramPolicy(), np.random.default_rng(0))
+        silent = Group(task(9), (episode(sampler, index=9, num_actions=0),))
+        rewards = raw_rewards(silent.trajectories)
+        fresh = [samples.rewards.turns(n) for n in range(len(samples.trajectories))]
+        return Streams(
+            (
+                Stream(samples, layout(samples.groups, rewards=fresh, version=update)),
+                Stream(Samples((silent,), rewards), layout((silent,), rewards=rewards.earned, stream="silent")),
+            )
+        )
+
+
+def test_a_step_of_several_streams_is_proved_if_any_of_them_learns() -> None:
+    policy = BigramPolicy()
+    recipe = build(GRPOConfig(kl_coef=0.0, drop_uniform_groups=False), RUN)
+    both = (recipe["fresh"], replace(recipe["fresh"], name="silent"))
+    recipe = replace(recipe, composer=_BesideSilence(), streams=both)
+    heard: list[Agreement] = []
+    learner(recipe, policy, RUN).update(buffer_of(groups(policy)), 0, heard.append)
+    assert [found.num_tokens > 0 for found in heard] == [True]
+
+
 def test_ratios_are_bounded_at_twenty_nats() -> None:
     found = importance_ratio(torch.tensor([25.0, -25.0, 3.0]), torch.zeros(3))
     torch.testing.assert_close(found.log(), torch.tensor([20.0, -20.0, 3.0]))
@@ -135,6 +213,7 @@ def test_a_path_that_ends_without_a_turn_is_not_asked() -> None:
     grower = PathWise(shape, lambda: 0.0)
     (root,) = grower.plant([1])
     assert grower.hear(root.path, Segment(0, 1.0, True)) == []
+    assert grower.paths[root.path].turns == 1
     assert [shoot.parent for shoot in grower.hear(root.path, Segment(1, None, False))] == [None, None]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.replay.test_store import made, write
-from turnwise.replay.store import TrajectoryReader, TrajectoryWriter, truncate_after
+from turnwise.replay.store import FORMAT, VERSION, TrajectoryReader, TrajectoryWriter, truncate_after
 
 
 @pytest.mark.parametrize(
@@ -18,12 +20,13 @@ from turnwise.replay.store import TrajectoryReader, TrajectoryWriter, truncate_a
         ("train-1-0-12", ["train-1-0-12"]),
         ("train-1-0-13", []),
         ("1-0-2", ["train-1-0-2"]),
-        ("", ["train-1-0-1", "train-1-0-12", "train-1-0-2"]),
+        ("", ["train-1-0-1", "train-1-0-12", "train-1-0-2", "train-9-0-2"]),
     ],
 )
 def test_the_whole_string_is_sought(tmp_path: Path, sought: str, expected: list[str]) -> None:
     path = tmp_path / "file"
-    named = [replace(made()[1], episode=name) for name in ("train-1-0-1", "train-1-0-12", "train-1-0-2")]
+    names = ("train-1-0-1", "train-1-0-12", "train-1-0-2", "train-9-0-2")
+    named = [replace(made()[1], episode=name) for name in names]
     TrajectoryWriter(path).append(0, named)
     (flush,) = TrajectoryReader(path).flushes(containing=sought)
     assert [t.episode for t in flush.trajectories] == expected
@@ -77,3 +80,19 @@ def test_a_header_whose_checksum_is_wrong_is_not_believed(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="damaged"):
         truncate_after(path, 0)
     assert path.read_bytes() == bytes(whole)
+
+
+def test_an_empty_file_has_no_update_and_a_bad_record_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    writer = TrajectoryWriter(path)
+    assert writer.last_update == -1
+    header = {"format": FORMAT, "version": VERSION, "update": 0, "num": 2}
+    path.write_bytes(gzip.compress(b"\n".join([json.dumps(header).encode(), b"{}", b"{}"]) + b"\n"))
+    with pytest.raises(ValueError, match="line 1: "):
+        list(TrajectoryReader(path).flushes())
+
+
+def test_the_file_is_smaller_than_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write(path, 1)
+    assert path.stat().st_size < 0.8 * len(gzip.decompress(path.read_bytes()))
