@@ -21,7 +21,10 @@ from turnwise.agents.loading import check_length, end_ids, load_model, load_toke
 from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.agents.prompts import AgentConfig
 from turnwise.commands.bench import quiet
+from turnwise.configfile import load_config
 from turnwise.players import model_agent, players
+from turnwise.training.side import Side
+from turnwise.training.warmstart import start_model
 
 
 def rewritten(folder: Path, **changes: Any) -> Path:
@@ -277,3 +280,16 @@ def test_the_command_line_silences_no_warning_of_transformers(
     with pytest.raises(ValueError, match=r"lacks model\.norm\.weight"):
         load_model(tmp_path)
     assert "LOAD REPORT" not in caplog.text  # said once, by the error
+
+
+def test_weights_in_float16_are_not_trained(tmp_path: Path) -> None:
+    """They may be measured; to train them the type has to be said."""
+    folder = scratch_folder(tmp_path)
+    model, tokenizer = load_model(folder)
+    save_model(model.half(), tokenizer, tmp_path / "half")
+    config = load_config("smoke", [f"model.path={tmp_path / 'half'}", "warmstart={}"])
+    with pytest.raises(ValueError, match=r"stored in float16.*model\.dtype=bfloat16"):
+        start_model(config, None)  # type: ignore[arg-type]
+    policy = Policy.load(tmp_path / "half", lora=LoRAConfig(rank=2))
+    with pytest.raises(ValueError, match="stored in float16"):
+        Side("", policy, config)

@@ -86,6 +86,15 @@ def check_length(config: Any, length: int) -> None:
         )
 
 
+def check_trainable(model: Any, name: str) -> None:
+    """Raises ValueError for weights in float16: small gradients vanish there, and nothing here scales the loss."""
+    if next(model.parameters()).dtype == torch.float16:
+        raise ValueError(
+            f"{name} is stored in float16, in which small gradients vanish: set model.dtype=bfloat16 or "
+            "model.dtype=float32 to train it"
+        )
+
+
 def check_device(device: str) -> None:
     """Raises ValueError for a device that is not there."""
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from turnwise.agents.loading import check_trainable
 from turnwise.agents.policy import Policy
 from turnwise.algorithms.metrics import Agreement
 from turnwise.algorithms.registry import build
@@ -28,6 +29,7 @@ class Side:
 
     def __init__(self, name: str, policy: Policy, config: RunConfig) -> None:
         self.name, self.policy = name, policy
+        check_trainable(policy.model, str(getattr(config.model, "path", "the model")))
         policy.temperature = config.rollout.temperature
         rollout = config.rollout
         self.agent = model_agent(

@@ -17,7 +17,7 @@ from turnwise.agents.collector import Collector
 from turnwise.agents.drawing import DRAW
 from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent, Seating, SuccessRule, mix
-from turnwise.agents.loading import check_length, end_ids, load_model, save_model
+from turnwise.agents.loading import check_length, check_trainable, end_ids, load_model, save_model
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scratch import ORIGIN_FILE, ScratchModelConfig, made_from_scratch, new_model, train_tokenizer
 from turnwise.config import GameConfig, RunConfig
@@ -100,6 +100,7 @@ def start_model(config: RunConfig, env: TextEnv) -> tuple[Any, Any]:
     if not isinstance(config.model, ScratchModelConfig):
         found = load_model(config.model.path, dtype=config.model.dtype, device=config.device)
         check_length(found[0].config, config.agent.max_context_tokens)
+        check_trainable(found[0], config.model.path)
         return found
     assert config.warmstart is not None
     texts = _texts(env, config.warmstart, config.seed, SuccessRule(config.env.success_threshold))
