@@ -295,7 +295,8 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]:
     model = scratch_folder(tmp_path_factory.mktemp("half") / "model")
 
     def make(path: Path, *settings: str) -> Trainer:
-        given = ("env.success_threshold=0.5", "warmstart=null", f"model.path={model}", "model.dtype=bfloat16")
+        brought = f"model={{path: {model}, dtype: bfloat16}}"
+        given = ("env.success_threshold=0.5", "warmstart=null", brought)
         made = config(*given, "agent.max_context_tokens=256", *settings)
         run = RunDirectory.create(path, made, {})
         return Trainer(made, run, load_policies(run, [""]), Silent())

@@ -195,7 +195,7 @@ def test_too_few_tasks_and_unlearnable_rollouts_are_refused(whole: Path, tmp_pat
         train(config("env.split=validation", "eval.every=0", "eval.tasks=128", "rollout.num_tasks=300"), tmp_path / "a")
     with pytest.raises(ValueError, match="no demonstration fits max_context_tokens=40"):
         train(config("agent.max_context_tokens=40"), tmp_path / "b")
-    short = [f"model.path={whole / 'model'}", "warmstart=null", "agent.max_context_tokens=40"]
+    short = [f"model={{path: {whole / 'model'}}}", "warmstart=null", "agent.max_context_tokens=40"]
     with pytest.raises(CollectionError, match="truncated"):
         train(config(*short), tmp_path / "c")
 

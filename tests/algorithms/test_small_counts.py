@@ -18,6 +18,7 @@ from turnwise.algorithms.aepo import BalancedClip, EntropyAdvantage, aepo_paper
 from turnwise.algorithms.arpo import arpo_paper
 from turnwise.algorithms.branching import PathWise, Segment, Shape
 from turnwise.algorithms.common import PPOClip
+from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.epo import EntropyCorridor
 from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
@@ -229,6 +230,8 @@ def test_a_schedule_beyond_its_span_stays_at_its_end(shape: str) -> None:
 def test_settings_are_taken_as_they_are() -> None:
     made = SPEARConfig(tolerance=3)
     assert SPEARConfig.model_validate(made) is made
+    with pytest.raises(ValueError, match="input_value='long'"):
+        DAPOConfig(overlong="long")  # type: ignore[arg-type]
 
 
 def test_a_streams_loss_counts_once() -> None:

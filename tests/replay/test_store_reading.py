@@ -84,8 +84,9 @@ def test_a_header_whose_checksum_is_wrong_is_not_believed(tmp_path: Path) -> Non
 
 def test_an_empty_file_has_no_update_and_a_bad_record_is_named_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    writer = TrajectoryWriter(path)
-    assert writer.last_update == -1
+    assert TrajectoryWriter(path).last_update == -1
+    path.touch()
+    assert TrajectoryWriter(path).last_update == -1
     header = {"format": FORMAT, "version": VERSION, "update": 0, "num": 2}
     path.write_bytes(gzip.compress(b"\n".join([json.dumps(header).encode(), b"{}", b"{}"]) + b"\n"))
     with pytest.raises(ValueError, match="line 1: "):
