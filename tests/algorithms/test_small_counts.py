@@ -13,12 +13,14 @@ from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, gr
 from tests.algorithms.test_epo_term import context, uneven
 from tests.algorithms.test_spear import PLAIN, group_of, made_by, memory
 from tests.algorithms.test_update import drifted
+from tests.algorithms.trees import ScriptedRollouts
 from tests.golden.builders import batch_of, context_of
-from turnwise.algorithms.aepo import BalancedClip, EntropyAdvantage, aepo_paper
-from turnwise.algorithms.arpo import arpo_paper
+from turnwise.algorithms.aepo import AEPOConfig, BalancedClip, EntropyAdvantage, aepo_paper
+from turnwise.algorithms.arpo import arpo_paper, arpo_released
 from turnwise.algorithms.branching import PathWise, Segment, Shape
-from turnwise.algorithms.common import PPOClip
+from turnwise.algorithms.common import FreshGroups, PPOClip
 from turnwise.algorithms.dapo import DAPOConfig
+from turnwise.algorithms.drbot import ReplyFilter
 from turnwise.algorithms.epo import EntropyCorridor
 from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
@@ -29,9 +31,10 @@ from turnwise.algorithms.primitives import importance_ratio
 from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.rewards import raw_rewards
-from turnwise.algorithms.schedules import epo_released_weight, learning_rate_share
-from turnwise.algorithms.selfimitation import units
+from turnwise.algorithms.schedules import constant_weight, epo_released_weight, learning_rate_share
+from turnwise.algorithms.selfimitation import SelfImitation, units
 from turnwise.algorithms.spear import SPEARConfig
+from turnwise.algorithms.tree import TreePlanner
 from turnwise.algorithms.trunks import SharedTrunks
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
@@ -234,6 +237,54 @@ def test_settings_are_taken_as_they_are() -> None:
         DAPOConfig(overlong="long")  # type: ignore[arg-type]
 
 
+def test_the_released_readiness_is_a_probability() -> None:
+    """A fall of entropy makes it 1 at most, so that a threshold of 1 lets every path branch."""
+    assert arpo_released(-10.0, 0, 0.9, weight=0.2, threshold=1.0)
+    assert not arpo_released(-10.0, 0, 0.9, weight=0.2, threshold=0.99)
+    assert arpo_released(10.0, 0, 0.9, weight=0.2, threshold=0.0)
+
+
+def test_the_replay_filters_replies_and_keeps_no_fresh_groups_for_others() -> None:
+    assert [type(part) for part in build(SPEARConfig(), RUN)["replay"].modifiers] == [ReplyFilter]
+    assert build(SPEARConfig(base=GRPOConfig()), RUN)["replay"].modifiers == ()
+    assert SelfImitation(FreshGroups(), SPEARConfig(), constant_weight, 0).fresh_age == 0
+
+
+def test_two_tries_are_tries() -> None:
+    with pytest.raises(ValueError, match="max_tries replaces uniform groups"):
+        GRPOConfig(drop_uniform_groups=False, max_tries=2)
+
+
+def test_branches_are_counted_among_what_is_trained_on() -> None:
+    """Two attempts from the root, one beside them that is only looked at, and the branches: a share, and no more."""
+    planner = build(AEPOConfig(), RunInfo(10, 4)).planner
+    assert isinstance(planner, TreePlanner)
+    found = planner.plan([task(1)], ScriptedRollouts(lambda key, attempt, turn: 1.0 + turn))
+    acted = planner.acted()
+    trained = [trajectory for trajectory in found if not trajectory.only_looked_at]
+    forks = sum(trajectory.fork is not None for trajectory in trained)
+    assert (len(trained), len(found)) == (4, 5)
+    assert acted["branch_share"] == pytest.approx(forks / 4)
+    assert forks > 0
+
+
+def test_every_sampled_token_needs_its_entropy() -> None:
+    (group,) = groups(BigramPolicy(), num_groups=1, size=1)
+    (whole,) = group.trajectories
+    short = replace(whole.turns[0], entropies=whole.turns[0].entropies[:-1])
+    broken = replace(group, trajectories=(replace(whole, turns=(short, *whole.turns[1:])),))
+    with pytest.raises(ValueError, match="need as many log-probs and entropies"):
+        layout((broken,))
+
+
+def test_without_a_surrogate_every_row_is_computed() -> None:
+    """Advantages are there for others to look at; an objective trains all rows."""
+    batch = batch_of(torch.ones(3, 2, dtype=torch.bool), advantages=torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
+    stream = build(GRPOConfig(kl_coef=0.0), RUN)["fresh"]
+    assert stream.learning(batch).tolist() == [1]
+    assert replace(stream, clip=None).learning(batch).tolist() == [0, 1, 2]
+
+
 def test_a_streams_loss_counts_once() -> None:
     policy = BigramPolicy()
     config = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
@@ -278,6 +329,7 @@ def test_the_replay_reports_how_many_it_took_and_trims_nothing_else() -> None:
 def test_an_update_of_nothing_counts_nothing() -> None:
     metrics = learner(build(GRPOConfig(), RUN), BigramPolicy(), RUN).update(TrajectoryBuffer(), 0)
     assert (metrics.grad_norm, metrics.return_mean, metrics.loss) == (0.0, 0.0, 0.0)
+    assert (metrics.advantage_mean, metrics.advantage_std, metrics.ratio_max) == (0.0, 0.0, 0.0)
     assert (metrics.clip_share, metrics.dual_clip_share, metrics.ratio_mean, metrics.kl_behaviour) == (0.0,) * 4
     assert (metrics.policy_entropy, metrics.kl_reference, metrics.entropy) == (None, None, None)
     assert all(map(math.isfinite, metrics.as_dict().values()))

@@ -131,6 +131,8 @@ def test_deviations_of_groups_that_do_not_differ_divide_nothing() -> None:
     recent = RecentReturns(10)
     recent.add([[1.0, 1.0], [0.0, 0.0], [0.0, 2.0]])
     assert recent.median() == (1.0, 1.0)
+    recent.add([[4.0, 4.0], [5.0, 5.0], [5.0, 11.0], [6.0, 6.0]])
+    assert recent.median() == (4.0, 2.0), "four of seven groups do not differ: P50 of the others' 1 and 3"
     lost = RecentReturns(10)
     lost.add([[0.0, 0.0]])
     assert lost.median() == (0.0, 0.0)
