@@ -11,8 +11,8 @@ import pytest
 from tests.faults.runs import assert_same, config, timeless
 from tests.models import scratch_folder
 from turnwise.config import RunConfig
-from turnwise.configfile import all_settings
 from turnwise.records.rundir import RunDirectory
+from turnwise.settingnames import all_settings
 from turnwise.training.changes import MAY_CHANGE, changed, check_goes_on
 from turnwise.training.experiment import resume, train
 

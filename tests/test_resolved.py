@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from turnwise.algorithms.registry import ALGORITHMS, base_chain, describe, resolve
 from turnwise.cli import app
+from turnwise.commands.play import settings_table
 from turnwise.configfile import load_config, parse_config, read_config, shipped_configs
 
 PAGES = Path(__file__).parent.parent / "docs" / "algorithms"
@@ -71,6 +72,14 @@ def test_a_base_is_named_with_what_builds_on_it() -> None:
     assert base_chain(load_config("household", algorithm="spear").algorithm) == "spear on drbot on drgrpo"
     assert base_chain(load_config("household").algorithm) == "epo on grpo"
     assert base_chain(load_config("household", algorithm="ppo").algorithm) == "ppo"
+
+
+def test_settings_of_the_default_algorithm_are_its_own() -> None:
+    """One row a setting, with the default that a run would have; not that of whichever algorithm has the name too."""
+    rows = settings_table("algorithm.").columns
+    shown = dict(zip(rows[0].cells, rows[1].cells, strict=True))
+    assert shown == {f"algorithm.{s.name}": str(s.default) for s in describe("epo").settings}
+    assert shown["algorithm.base.drop_uniform_groups"] == "False"
 
 
 def test_the_resolved_configuration_can_be_printed() -> None:

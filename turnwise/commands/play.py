@@ -102,20 +102,27 @@ def splits_of(env_id: str) -> str:
 
 
 def settings_table(section: str) -> Table:
-    """Name, default and meaning of the settings whose name starts with ``section``."""
-    from turnwise.configfile import all_settings
+    """Name, default and meaning of the settings whose name starts with ``section``; the default algorithm's own."""
+    from turnwise.config import DEFAULT_ALGORITHM, RunConfig
+    from turnwise.settingnames import settings_of
 
     table = Table(title="Settings", title_justify="left")
     for column in ("setting", "default", "meaning"):
         table.add_column(column, overflow="fold")
-    found = {name: info for name, info in all_settings() if name.startswith(section) and info.description}
-    if not found:
+    rows: list[tuple[str, object, str]] = []
+    for name, info in settings_of(RunConfig):
+        default = "required" if info.is_required() else info.get_default(call_default_factory=True)
+        rows += [(name, default, info.description)] if info.description else []
+    rows += [(f"algorithm.{s.name}", s.default, s.meaning) for s in describe(DEFAULT_ALGORITHM).settings]
+    rows = [row for row in rows if row[0].startswith(section)]
+    if not rows:
         raise ValueError(
             f"no settings under {section!r}: try env, model, agent, warmstart, algorithm, rewards, optimizer, eval"
         )
-    for name, info in found.items():
-        default = "required" if info.is_required() else str(info.get_default(call_default_factory=True))
-        table.add_row(name, default, info.description)
+    for name, default, meaning in rows:
+        table.add_row(name, str(default), meaning)
+    if any(name.startswith("algorithm.") for name, *_ in rows):
+        table.caption = f"algorithm: of {DEFAULT_ALGORITHM}; those of another: turnwise algorithms NAME"
     return table
 
 
