@@ -384,7 +384,8 @@ def _reason(error: Exception) -> str:
         return str(error)
     if is_out_of_memory(error):
         return f"out of memory: lower rollout.num_slots or optimizer.microbatch_tokens ({error!r})"
-    return f"{type(error).__name__}: {error} (TURNWISE_DEBUG=1 shows where; `turnwise train --resume RUN` goes on)"
+    goes_on = "; `turnwise train --resume RUN` goes on" if sys.argv[1:2] in (["train"], ["demo"]) else ""
+    return f"{type(error).__name__}: {error} (TURNWISE_DEBUG=1 shows where{goes_on})"
 
 
 if __name__ == "__main__":

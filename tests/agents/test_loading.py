@@ -293,3 +293,12 @@ def test_weights_in_float16_are_not_trained(tmp_path: Path) -> None:
     policy = Policy.load(tmp_path / "half", lora=LoRAConfig(rank=2))
     with pytest.raises(ValueError, match="stored in float16"):
         Side("", policy, config)
+
+
+def test_contexts_longer_than_a_model_can_read_are_warned_of(tmp_path: Path) -> None:
+    config = load_model(rewritten(scratch_folder(tmp_path), max_position_embeddings=128))[0].config
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_length(config, 128)
+    with pytest.warns(UserWarning, match=r"longer than the 128 .*agent\.max_context_tokens=128"):
+        check_length(config, 129)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,13 +77,21 @@ def check_length(config: Any, length: int) -> None:
     """Raises ValueError where contexts of ``length`` tokens would be computed wrongly.
 
     The angles of dynamic and longrope positions change for the whole sequence once it is longer than a limit: keys that
-    a cache holds, and rows of different lengths, would no longer fit each other.
+    a cache holds, and rows of different lengths, would no longer fit each other. Contexts that are right, but longer
+    than the model has learned to read, are warned of.
     """
     kind, limit = _rope(config), _rope_limit(config)
     if limit is not None and length > limit:
         raise ValueError(
             f"contexts of {length} tokens are too long for this model: beyond {limit} the angles of its {kind} rotary "
             f"positions change, which a cache of keys cannot follow; set agent.max_context_tokens={limit} or less"
+        )
+    learned = getattr(config, "max_position_embeddings", None)
+    if isinstance(learned, int) and length > learned:
+        warnings.warn(
+            f"contexts of {length} tokens are longer than the {learned} that this model says it can read; set "
+            f"agent.max_context_tokens={learned} or less, or expect worse replies beyond",
+            stacklevel=2,
         )
 
 
