@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 import tests.worlds  # noqa: F401
 from tests.chat_server import Response, completion, refusal, serving
@@ -410,3 +411,21 @@ def test_reports_of_before_are_still_read() -> None:
     for name in ("keys", "types", "scores", "overlap", "usage"):
         del raw[name]
     assert Report.from_plain(raw).outcomes == report.outcomes
+
+
+def test_a_world_that_hangs_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Its first episode hangs once, is given up after a second, and is played again."""
+    (tmp_path / "marks").mkdir()
+    world = ["--env", "tests.worlds:tests/Moody-v0", "env.kwargs.way=hang", f"env.kwargs.marks={tmp_path}/marks"]
+    limits = ["env.kwargs.times=1", "env.process=true", "env.step_timeout_s=2", "env.success_threshold=0.5"]
+    model = str(scratch_folder(tmp_path / "model"))
+    limits += ["agent.max_reply_tokens=4", "agent.max_context_tokens=512"]
+    words = ["evaluate", model, *world, *limits, "--tasks", "2", "--slots", "1", "--json"]
+    ran = CliRunner().invoke(cli.app, words)
+    assert ran.exit_code == 0, ran.output
+    assert len(list((tmp_path / "marks").iterdir())) == 1
+    report = json.loads(ran.stdout)
+    assert "Moody" in json.dumps(report)
+    refused = CliRunner().invoke(cli.app, ["evaluate", "random", *world, "env.kwargs.times=1", "env.step_timeout_s=2"])
+    assert isinstance(refused.exception, ValueError)
+    assert "can only be kept with env.process=true" in str(refused.exception)

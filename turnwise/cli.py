@@ -114,8 +114,8 @@ def evaluate(
         typer.Argument(
             help="A run (several: seeds of one method, pooled), RUN/checkpoints/update-N, a model folder or hub name, "
             "openai:MODEL, random, expert[:knowing]; then settings: agent.KEY=VALUE, endpoint.KEY=VALUE, "
-            "env.kwargs.KEY=VALUE, env.success_threshold=VALUE, rollout.engines=N, rollout.env_threads=N, "
-            "eval.max_error_share=SHARE."
+            "env.kwargs.KEY=VALUE, env.success_threshold=VALUE, env.process=true, env.step_timeout_s=S, "
+            "rollout.engines=N, rollout.env_threads=N, eval.max_error_share=SHARE."
         ),
     ],
     env: EnvOption = None,
@@ -175,6 +175,7 @@ def evaluate(
         checkpoint=int(checkpoint) if checkpoint and checkpoint.isdecimal() else _checkpoint(checkpoint),
         agent=changes.agent,
         success_threshold=changes.env.success_threshold,
+        env_where=changes.env.where(),
         num_slots=slots,
         engines=changes.rollout.engines,
         env_threads=changes.rollout.env_threads,

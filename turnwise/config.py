@@ -140,6 +140,13 @@ class EvalConfig(_Section):
 class _WorldOverrides(_Section):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     success_threshold: float | None = None
+    process: bool | None = None
+    step_timeout_s: float | None = None
+    reset_timeout_s: float | None = None
+
+    def where(self) -> dict[str, Any]:
+        """What is said of where the world works, and for how long at most."""
+        return self.model_dump(include={"process", "step_timeout_s", "reset_timeout_s"}, exclude_none=True)
 
 
 class _RolloutOverrides(_Section):

@@ -13,6 +13,7 @@ from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import ModelAgent, Player, Seating
 from turnwise.config import EnvConfig, EvalConfig, EvaluationOverrides, RunConfig, check_engines
+from turnwise.configfile import parse_section
 from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import closed_after, panel
 from turnwise.evaluation.contenders import settings_of, start_of
@@ -43,6 +44,7 @@ class Asked:
     checkpoint: WhichCheckpoint | None = None
     agent: Mapping[str, Any] = field(default_factory=dict)
     success_threshold: float | None = None
+    env_where: Mapping[str, Any] = field(default_factory=dict)  # EnvConfig's process and time limits
     num_slots: int = 64
     engines: int = 1
     env_threads: int = 0
@@ -67,7 +69,7 @@ class Asked:
 
     def plain(self, targets: Sequence[str]) -> dict[str, Any]:
         """All that decides the numbers, for the file."""
-        hidden = ("num_slots", "engines", "env_threads", "device", "endpoint", "max_error_share")
+        hidden = ("env_where", "num_slots", "engines", "env_threads", "device", "endpoint", "max_error_share")
         return {
             "targets": list(targets),
             **{name: value for name, value in vars(self).items() if name not in hidden},
@@ -99,6 +101,8 @@ class Subject:
             where = where.model_copy(update={"kwargs": {**where.kwargs, **asked.env_kwargs}})
         if asked.success_threshold is not None:
             where = where.model_copy(update={"success_threshold": asked.success_threshold})
+        if asked.env_where:
+            where = parse_section(EnvConfig, {**where.model_dump(), **asked.env_where}, "env")
         split, num = asked.split, asked.tasks
         if config is not None and same_env and split in (None, config.eval.test_split):
             split, num = config.eval.test_split, num or config.eval.test_tasks
