@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from turnwise.agents.scratch import made_from_scratch
-from turnwise.algorithms.recipe import UnusedSettingError
+from turnwise.algorithms.recipe import UnusedSettingError, laid_over
 from turnwise.algorithms.registry import resolve
 from turnwise.config import DEFAULT_ALGORITHM, EnvConfig, PretrainedModelConfig, RunConfig
 from turnwise.settingnames import all_settings as all_settings
@@ -83,8 +83,8 @@ def _settled(layers: Sequence[_Layer], scratch: bool) -> tuple[dict[str, Any], s
                 raise ValueError(f"{kind}: expected a section of settings for that kind of model; got {found!r}")
         for section in (settings, taken := kinds["scratch" if scratch else "pretrained"]):
             _open_names(section, "algorithm")
-        settings = _over(settings, taken)
-        made = _over(made, settings)
+        settings = laid_over(settings, taken)
+        made = laid_over(made, settings)
         if isinstance(chosen := made.get("algorithm"), dict):  # also for the next layer to be laid over
             made["algorithm"] = _typed(chosen, DEFAULT_ALGORITHM)
         if not layer.shipped:
@@ -119,18 +119,6 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
-
-
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings laid over others; a section of another ``type`` replaces the one below."""
-    made = dict(below)
-    for key, value in above.items():
-        old = made.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("type", old.get("type")) == old.get("type"):
-            made[key] = _over(old, value)
-        else:
-            made[key] = value
-    return made
 
 
 def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:

@@ -282,7 +282,10 @@ class Regularizer(Part, ABC):
 
 
 class Objective(Part, ABC):
-    """Point O: a whole loss bound to a stream; a scalar, this microbatch's share of the minibatch's."""
+    """Point O: a whole loss bound to a stream; a scalar, this microbatch's share of the minibatch's.
+
+    Beside a surrogate it counts by the rule of ``Regularizer``, alone by its coefficient.
+    """
 
     @abstractmethod
     def loss(self, ctx: UpdateContext) -> Tensor: ...

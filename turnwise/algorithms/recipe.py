@@ -44,12 +44,11 @@ class Settings(BaseModel):
         for name, info in cls.model_fields.items():
             if not isinstance(info.default, Settings):
                 continue
-            if (
-                isinstance(made.get(name), str) and "type" in type(info.default).model_fields
-            ):  # a base by its name alone
+            by_name = isinstance(made.get(name), str) and "type" in type(info.default).model_fields
+            if by_name:  # a base without settings of its own
                 made[name] = {"type": made[name]}
             if isinstance(made.get(name), Mapping):
-                made[name] = _laid_over(info.default.model_dump(), made[name])
+                made[name] = laid_over(info.default.model_dump(), made[name])
         return made
 
     def changed(self, field: str) -> bool:
@@ -65,12 +64,12 @@ class UnusedSettingError(ValueError):
         self.names = (names,) if isinstance(names, str) else names
 
 
-def _laid_over(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` over ``default``, section by section; another ``type`` starts from its own defaults."""
     if given.get("type", default.get("type")) != default.get("type"):
         return dict(given)
     below = {
-        name: _laid_over(default[name], value)
+        name: laid_over(default[name], value)
         for name, value in given.items()
         if isinstance(value, Mapping) and isinstance(default.get(name), Mapping)
     }
