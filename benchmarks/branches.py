@@ -22,14 +22,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from turnwise.agents.engine import SlotEngine
+from turnwise.assembly.players import load_policies, sides_of
 from turnwise.bench.own import resolved
 from turnwise.bench.rollout import Script, run_engine
 from turnwise.clock import Clock
-from turnwise.config import RunConfig
+from turnwise.config.schema import RunConfig
 from turnwise.envs.tasks import start, step
-from turnwise.players import load_policies, sides_of
-from turnwise.records.rundir import RunDirectory
+from turnwise.models.engine import SlotEngine
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Silent, Trainer
 from turnwise.trajectory import Trajectory

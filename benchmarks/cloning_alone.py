@@ -13,15 +13,15 @@ import time
 import torch
 
 from turnwise.agents.collector import Collector
-from turnwise.agents.engine import SlotEngine
 from turnwise.agents.episode import ModelAgent
-from turnwise.agents.policy import Policy
 from turnwise.agents.prompts import ChatFormat
-from turnwise.configfile import load_config
+from turnwise.cloning.cloner import Progress, clone
+from turnwise.cloning.warmstart import start_model
+from turnwise.config.files import load_config
 from turnwise.envs.tasks import make_env, maker, panel
 from turnwise.evaluation.report import evaluate_policy
-from turnwise.training.cloning import Progress, clone
-from turnwise.training.warmstart import start_model
+from turnwise.models.engine import SlotEngine
+from turnwise.models.policy import Policy
 
 
 class _TimeIsUpError(Exception):

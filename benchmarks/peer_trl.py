@@ -47,15 +47,15 @@ import torch
 from rich.console import Console
 from transformers.utils import logging
 
-from turnwise.config import RunConfig
-from turnwise.configfile import load_config
+from turnwise.assembly.players import load_policies
+from turnwise.cloning.warmstart import warmstart
+from turnwise.config.files import load_config
+from turnwise.config.schema import RunConfig
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.evaluation.report import Report
-from turnwise.players import load_policies
-from turnwise.records.rundir import RunDirectory
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Silent, Trainer
-from turnwise.training.warmstart import warmstart
 from turnwise.trajectory import Group, Task
 
 MODES = ("rollout_func", "environment_factory")

@@ -32,13 +32,13 @@ import gymnasium
 import numpy as np
 import torch
 
-from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.agents.prompts import AgentConfig
-from turnwise.config import RunConfig
-from turnwise.configfile import parse_config
+from turnwise.assembly.players import load_policies, model_agent
+from turnwise.config.files import parse_config
+from turnwise.config.schema import RunConfig
 from turnwise.envs.interface import AnyText
-from turnwise.players import load_policies, model_agent
-from turnwise.records.rundir import RunDirectory, provenance
+from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.runs.directory import RunDirectory, provenance
 from turnwise.training.noise import sampled_batch
 from turnwise.training.proof import DisagreementError
 from turnwise.training.trainer import Silent, Trainer

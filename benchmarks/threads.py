@@ -65,12 +65,12 @@ def measure(config_name: str, learning: int, sampling: int, updates: int) -> dic
     """Mean seconds of collecting and of learning."""
     import torch
 
-    from turnwise.configfile import load_config
-    from turnwise.players import load_policies
-    from turnwise.records.rundir import RunDirectory
+    from turnwise.assembly.players import load_policies
+    from turnwise.cloning.warmstart import warmstart
+    from turnwise.config.files import load_config
+    from turnwise.runs.directory import RunDirectory
     from turnwise.training.tasksets import panel_hashes
     from turnwise.training.trainer import Silent, Trainer
-    from turnwise.training.warmstart import warmstart
 
     settings = ["eval={every: 0, test_split: null}", f"threads={learning}", f"rollout.threads={sampling}"]
     config = load_config(config_name, settings)

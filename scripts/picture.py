@@ -12,7 +12,7 @@ from rich.console import Console
 
 from turnwise.commands.display import LiveDisplay, result_table
 from turnwise.evaluation.report import Report
-from turnwise.records.rundir import RunDirectory
+from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate
 from turnwise.training.experiment import Result
 

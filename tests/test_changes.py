@@ -10,9 +10,9 @@ import pytest
 
 from tests.faults.runs import assert_same, config, timeless
 from tests.models import scratch_folder
-from turnwise.config import RunConfig
-from turnwise.records.rundir import RunDirectory
-from turnwise.settingnames import all_settings
+from turnwise.config.names import all_settings
+from turnwise.config.schema import RunConfig
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.changes import MAY_CHANGE, changed, check_goes_on
 from turnwise.training.experiment import resume, train
 

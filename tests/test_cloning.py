@@ -11,10 +11,7 @@ import torch
 
 from tests.models import TINY, tokenizer
 from turnwise.agents.prompts import AgentConfig, ChatFormat
-from turnwise.agents.scratch import new_model, set_phrases, train_tokenizer
-from turnwise.configfile import load_config
-from turnwise.envs.tasks import make_env, panel
-from turnwise.training.cloning import (
+from turnwise.cloning.cloner import (
     Cloner,
     Demonstration,
     WarmstartConfig,
@@ -23,8 +20,11 @@ from turnwise.training.cloning import (
     demonstrations,
     rows_of,
 )
+from turnwise.cloning.warmstart import warmstart_key
+from turnwise.config.files import load_config
+from turnwise.envs.tasks import make_env, panel
+from turnwise.models.scratch import new_model, set_phrases, train_tokenizer
 from turnwise.training.tasksets import open_panels
-from turnwise.training.warmstart import warmstart_key
 
 AGENT = AgentConfig()
 SHOWN = Demonstration(

@@ -13,18 +13,18 @@ import torch
 from tests.models import scratch_folder
 from tests.worlds import Cue, Nim
 from turnwise.agents.collector import Collector
-from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import jobs_for
-from turnwise.agents.policy import Policy
 from turnwise.agents.prompts import AgentConfig
-from turnwise.configfile import load_config
+from turnwise.assembly.players import model_agent
+from turnwise.cloning.warmstart import warmstart
+from turnwise.config.files import load_config
 from turnwise.envs.check import check
 from turnwise.envs.tasks import panel
 from turnwise.evaluation.evaluate import evaluate
-from turnwise.players import model_agent
+from turnwise.models.engine import Sampling
+from turnwise.models.policy import Policy
 from turnwise.training.experiment import export, train
 from turnwise.training.trainer import CollectionError, Silent
-from turnwise.training.warmstart import warmstart
 
 torch.set_num_threads(1)
 

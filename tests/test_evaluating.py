@@ -18,7 +18,7 @@ from tests.chat_server import Response, completion, refusal, serving
 from tests.models import scratch_folder
 from turnwise import cli
 from turnwise.agents.chat_client import EndpointConfig, EndpointError
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
 from turnwise.envs.tasks import make_env, panel
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import curves_svg, markdown

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from tests.view.runs import attempt, episode, make_run, task, turn
 from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.cli import app
-from turnwise.config import RunConfig
-from turnwise.configfile import parse_config
+from turnwise.cloning.warmstart import warmstart_key
+from turnwise.config.files import parse_config
+from turnwise.config.schema import RunConfig
 from turnwise.evaluation.contenders import read_run
-from turnwise.records.rundir import RunDirectory
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.trainer import Silent
-from turnwise.training.warmstart import warmstart_key
 from turnwise.trajectory import Trajectory
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "learning"

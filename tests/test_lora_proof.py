@@ -13,19 +13,19 @@ import pytest
 import torch
 
 from tests.models import scratch_folder
-from turnwise.agents.policy import Policy
-from turnwise.algorithms.metrics import Agreement
-from turnwise.config import RunConfig
-from turnwise.configfile import load_config
-from turnwise.players import load_policies, model_agent, players, sides_of
-from turnwise.records.checkpoints import Checkpoint
-from turnwise.records.rundir import RunDirectory
+from turnwise.assembly.players import load_policies, model_agent, players, sides_of
+from turnwise.cloning.warmstart import warmstart
+from turnwise.config.files import load_config
+from turnwise.config.schema import RunConfig
+from turnwise.learning.metrics import Agreement
+from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.checkpoints import Checkpoint
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.noise import Limits, floor_of, sampled_batch
 from turnwise.training.proof import broken_link, prove
 from turnwise.training.side import DisagreementError, Side
 from turnwise.training.trainer import Silent, Trainer
-from turnwise.training.warmstart import warmstart
 
 # A learning rate at which one update changes log-probs by less than the numbers could tell.
 TINY = [
@@ -391,7 +391,7 @@ def test_a_proof_that_compared_nothing_is_an_error(tmp_path: Path, monkeypatch: 
     made = trainer(tmp_path / "run")
     groups = made.collect(0)
     made.store(groups, 0)
-    monkeypatch.setattr("turnwise.algorithms.update.deviations", lambda logprobs, batch: torch.empty(0))
+    monkeypatch.setattr("turnwise.learning.learner.deviations", lambda logprobs, batch: torch.empty(0))
     with pytest.raises(DisagreementError, match="not one token was there to compare"):
         made.learn(0)
 

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from tests.agents.test_packing import grown
 from tests.models import tiny_model, tokenizer
-from turnwise.agents.cache import SlotCache
-from turnwise.agents.packing import Sharing, pack
-from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.cli import app
-from turnwise.config import RunConfig
-from turnwise.configfile import load_config, parse_config
+from turnwise.config.files import load_config, parse_config
+from turnwise.config.schema import RunConfig
+from turnwise.models.cache import SlotCache
+from turnwise.models.packing import Sharing, pack
+from turnwise.models.policy import LoRAConfig, Policy
 from turnwise.training.experiment import train
 from turnwise.training.plan import FREED, GIB, THRESHOLD, Shape, cache_capacity, fit, fitted, plan, shape_of
 
@@ -179,8 +179,8 @@ import json, resource, sys
 from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from turnwise.agents.cache import SlotCache
-from turnwise.agents.policy import LoRAConfig, Policy
+from turnwise.models.cache import SlotCache
+from turnwise.models.policy import LoRAConfig, Policy
 
 torch.set_num_threads(1)
 folder, dtype, checkpointing, rows, length, slots = json.loads(sys.argv[1])

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from turnwise.algorithms.registry import ALGORITHMS, base_chain, describe, resolve
 from turnwise.cli import app
 from turnwise.commands.play import settings_table
-from turnwise.configfile import load_config, parse_config, read_config, shipped_configs
+from turnwise.config.files import load_config, parse_config, read_config, shipped_configs
 
 PAGES = Path(__file__).parent.parent / "docs" / "algorithms"
 FOR_ONE_ALGORITHM = {"alfworld-long": "gigpo"}

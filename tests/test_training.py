@@ -10,18 +10,18 @@ import pytest
 import torch
 
 import turnwise
-from turnwise.config import RunConfig
-from turnwise.configfile import load_config
+from turnwise.assembly.players import load_policies
+from turnwise.cloning.warmstart import warmstart
+from turnwise.config.files import load_config
+from turnwise.config.schema import RunConfig
 from turnwise.envs.interface import Panel
 from turnwise.evaluation.evaluate import evaluate
-from turnwise.players import load_policies
-from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import export, resume, train
 from turnwise.training.side import DisagreementError
 from turnwise.training.tasksets import TaskOrder, prove_disjoint
 from turnwise.training.trainer import CollectionError, Silent, Trainer
-from turnwise.training.warmstart import warmstart
 from turnwise.trajectory import Task
 
 TINY = [

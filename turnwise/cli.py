@@ -22,8 +22,8 @@ from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 
 if TYPE_CHECKING:
-    from turnwise.config import RunConfig
-    from turnwise.records.checkpoints import CheckpointName
+    from turnwise.config.schema import RunConfig
+    from turnwise.runs.checkpoints import CheckpointName
     from turnwise.training.experiment import Result
 
 app = typer.Typer(
@@ -81,7 +81,7 @@ def train(
         return
     config = _config(settings, env, algorithm, [f"seed={seed}"] if seed is not None else [])
     if print_config:
-        from turnwise.configfile import dump_config
+        from turnwise.config.files import dump_config
 
         typer.echo(dump_config(config), nl=False)
         return
@@ -152,7 +152,7 @@ def evaluate(
     import torch
     from rich.progress import Progress
 
-    from turnwise.configfile import override, parse_section
+    from turnwise.config.files import override, parse_section
     from turnwise.evaluation.evaluate import evaluate_all
     from turnwise.evaluation.subjects import Asked, Overrides
     from turnwise.evaluation.tables import evaluation_table
@@ -248,7 +248,7 @@ def compare(
 @app.command()
 def configs() -> None:
     """List the shipped configurations."""
-    from turnwise.configfile import config_folder, shipped_configs
+    from turnwise.config.files import config_folder, shipped_configs
 
     for name in shipped_configs():
         first = (config_folder() / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
@@ -284,9 +284,9 @@ def warmstart(
     to: Annotated[Path | None, typer.Option("--to", help="A new folder for it, beside the cache.")] = None,
 ) -> None:
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
-    from turnwise.agents.loading import check_device
+    from turnwise.cloning.warmstart import warmstart as run_warmstart
     from turnwise.commands.display import LiveDisplay
-    from turnwise.training.warmstart import warmstart as run_warmstart
+    from turnwise.models.loading import check_device
 
     config = _config(settings, env, None, [])
     check_device(config.device)
@@ -318,7 +318,7 @@ def export(
 
 def _config(given: list[str] | None, env: str | None, algorithm: str | None, more: list[str]) -> RunConfig:
     """The first word without ``=`` names the configuration; the rest are settings."""
-    from turnwise.configfile import load_config
+    from turnwise.config.files import load_config
 
     words = list(given or [])
     name = words.pop(0) if words and "=" not in words[0] else None
@@ -338,7 +338,7 @@ def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = ()) ->
     from turnwise.algorithms.registry import base_chain
     from turnwise.clock import time_line
     from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
-    from turnwise.records.rundir import RunDirectory
+    from turnwise.runs.directory import RunDirectory
     from turnwise.training.changes import changed
     from turnwise.training.experiment import resume, train
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from turnwise.evaluation.contenders import Run
-from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate, crossed_bootstrap
 from turnwise.trajectory import Trajectory
 from turnwise.view.credit import Recipes, name_of

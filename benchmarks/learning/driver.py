@@ -8,8 +8,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from turnwise.config import RunConfig
-from turnwise.records.rundir import RunDirectory
+from turnwise.config.schema import RunConfig
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import resume, train
 from turnwise.training.trainer import Observer
 

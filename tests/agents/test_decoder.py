@@ -10,10 +10,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from turnwise.agents import attention
-from turnwise.agents.cache import SlotCache, StepPlan
-from turnwise.agents.decoder import Decoder
-from turnwise.agents.packing import Sharing, pack
+from turnwise.models import attention
+from turnwise.models.cache import SlotCache, StepPlan
+from turnwise.models.decoder import Decoder
+from turnwise.models.packing import Sharing, pack
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from turnwise.agents.drawing import (
+from turnwise.models.drawing import (
     Sampling,
     draw,
     exponentials,

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.models import tiny_model, tokenizer
-from turnwise.agents.drawing import LogitsError
-from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.parallel import ParallelEngine
+from turnwise.models.drawing import LogitsError
+from turnwise.models.engine import Sampling, SlotEngine
+from turnwise.models.parallel import ParallelEngine
 from turnwise.prefixes import common_prefix
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from tests.models import tiny_model, tokenizer
 from turnwise.agents.collector import Collector, Rollouts
-from turnwise.agents.engine import Sampling, SlotEngine
 from turnwise.agents.episode import ModelAgent, Seating, jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import play_episode, scripted
-from turnwise.algorithms.planning import GroupPlanner
 from turnwise.envs.tasks import make_env, maker, panel
 from turnwise.evaluation.report import evaluate_policy, evaluate_scripted
+from turnwise.learning.planning import GroupPlanner
+from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.trajectory import Trajectory, TurnFinished, group_by_task
 
 NIM = "tests.worlds:tests/Nim-v0"

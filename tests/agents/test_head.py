@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from turnwise.agents.head import logprob_entropy
+from turnwise.models.head import logprob_entropy
 
 torch.set_num_threads(1)
 

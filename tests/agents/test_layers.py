@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.models import tiny_model, tokenizer
-from turnwise.agents import layers
-from turnwise.agents.policy import LoRAConfig, Policy
+from turnwise.models import layers
+from turnwise.models.policy import LoRAConfig, Policy
 
 torch.set_num_threads(1)
 

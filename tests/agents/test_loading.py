@@ -16,15 +16,15 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.models import scratch_folder, tiny_model, tokenizer
-from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.loading import check_length, end_ids, load_model, load_tokenizer, save_model
-from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.agents.prompts import AgentConfig
+from turnwise.assembly.players import model_agent, players
+from turnwise.cloning.warmstart import start_model
 from turnwise.commands.bench import quiet
-from turnwise.configfile import load_config
-from turnwise.players import model_agent, players
+from turnwise.config.files import load_config
+from turnwise.models.engine import Sampling, SlotEngine
+from turnwise.models.loading import check_length, end_ids, load_model, load_tokenizer, save_model
+from turnwise.models.policy import LoRAConfig, Policy
 from turnwise.training.side import Side
-from turnwise.training.warmstart import start_model
 
 
 def rewritten(folder: Path, **changes: Any) -> Path:
@@ -155,7 +155,7 @@ def test_an_adapter_that_transformers_merged_in_by_itself_is_refused(
     base = scratch_folder(tmp_path / "base")
     model = Policy.load(base, lora=LoRAConfig(rank=2))
     model.save_adapter(tmp_path / "adapter")
-    monkeypatch.setattr("turnwise.agents.loading._place", str)
+    monkeypatch.setattr("turnwise.models.loading._place", str)
     with pytest.raises(ValueError, match="is a PEFT adapter, not a whole model"):
         load_model(tmp_path / "adapter")
 

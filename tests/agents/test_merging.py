@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from tests.agents.test_engine import full_logprobs, prompt
 from tests.agents.test_policy import batch, moved
 from tests.models import scratch_folder, tiny_model, tokenizer
-from turnwise.agents import merging
-from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.layers import JointLinear, _Joint
-from turnwise.agents.merging import SurvivalMeter
-from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.agents.prompts import AgentConfig
-from turnwise.players import model_agent
+from turnwise.assembly.players import model_agent
+from turnwise.models import merging
+from turnwise.models.engine import Sampling, SlotEngine
+from turnwise.models.layers import JointLinear, _Joint
+from turnwise.models.merging import SurvivalMeter
+from turnwise.models.policy import LoRAConfig, Policy
 
 torch.set_num_threads(1)
 LORA = LoRAConfig(rank=4, alpha=8.0)

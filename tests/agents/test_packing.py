@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models import tiny_model, tokenizer
-from turnwise.agents.packing import pack
-from turnwise.agents.policy import LoRAConfig, Policy
+from turnwise.models.packing import pack
+from turnwise.models.policy import LoRAConfig, Policy
 from turnwise.prefixes import prefix_order
 from turnwise.replay.batch import TokenBatch, layout, microbatches
 from turnwise.trajectory import Group, Task, Trajectory, Turn

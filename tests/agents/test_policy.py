@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.models import tiny_model, tokenizer
-from turnwise.agents import head as head_module
-from turnwise.agents.loading import load_model, save_model
-from turnwise.agents.policy import LoRAConfig, Policy
+from turnwise.models import head as head_module
+from turnwise.models.loading import load_model, save_model
+from turnwise.models.policy import LoRAConfig, Policy
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 

@@ -17,15 +17,16 @@ from tests.agents.test_collector import HOUSE, SAMPLING, same, tasks
 from tests.agents.test_engine import check, full_logprobs, play, prompt
 from tests.models import tiny_model, tokenizer
 from turnwise.agents.collector import Collector
-from turnwise.agents.drawing import LogitsError
-from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.episode import AgentError, ModelAgent, jobs_for
-from turnwise.agents.parallel import ParallelEngine
-from turnwise.agents.policy import LoRAConfig, Policy
+from turnwise.agents.episode import ModelAgent, jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
-from turnwise.agents.remote import RemoteEngine, shared_weights
+from turnwise.assembly.players import model_agent
 from turnwise.envs.tasks import maker
-from turnwise.players import model_agent
+from turnwise.errors import AgentError
+from turnwise.models.drawing import LogitsError
+from turnwise.models.engine import Sampling, SlotEngine
+from turnwise.models.parallel import ParallelEngine
+from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.remote import RemoteEngine, shared_weights
 from turnwise.trajectory import Trajectory
 
 
@@ -132,7 +133,7 @@ def test_a_step_that_nobody_waits_for_is_over_before_the_next_begins() -> None:
 
 def test_weights_that_memory_has_no_room_for_are_mapped_from_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil._ntuple_diskusage(64 << 20, 64 << 20, 0)  # type: ignore[attr-defined]
-    monkeypatch.setattr("turnwise.agents.remote.shutil.disk_usage", lambda folder: full)
+    monkeypatch.setattr("turnwise.models.remote.shutil.disk_usage", lambda folder: full)
     model = tiny_model()
     with shared_weights(model) as shared:
         assert Path(shared.path).parent == Path(tempfile.gettempdir())

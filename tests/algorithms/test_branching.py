@@ -18,10 +18,10 @@ from turnwise.algorithms.arpo import ARPOConfig, arpo_paper, arpo_released
 from turnwise.algorithms.branching import LockStep, PathWise, Segment, Shape, Shoot, initial_attempts, segment_entropy
 from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.dynamic_sampling import DynamicSampling
-from turnwise.algorithms.planning import GroupPlanner, Planner, Rollouts
-from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR, TreePlanner
+from turnwise.learning.planning import GroupPlanner, Planner, Rollouts
+from turnwise.learning.recipe import Recipe, RunInfo, Settings
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished, group_by_task
 
@@ -360,8 +360,8 @@ def test_entropies_are_in_units_of_the_models_own_vocabulary() -> None:
 
 def test_a_policy_in_training_says_how_large_its_vocabulary_is() -> None:
     from tests.models import tiny_model, tokenizer
-    from turnwise.agents.policy import Policy
-    from turnwise.configfile import load_config
+    from turnwise.config.files import load_config
+    from turnwise.models.policy import Policy
     from turnwise.training.side import Side
 
     config = load_config("smoke", ["algorithm=aepo", "model.type=scratch"])

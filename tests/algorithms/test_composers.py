@@ -13,15 +13,15 @@ from turnwise.algorithms.common import FreshGroups
 from turnwise.algorithms.composing import ComposerAround
 from turnwise.algorithms.drbot import WidestGroups
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Metrics
-from turnwise.algorithms.optimizer import OptimizerConfig, Parameters, make_optimizer
-from turnwise.algorithms.parts import Composer, Samples, Streams
-from turnwise.algorithms.planning import Scorer
-from turnwise.algorithms.recipe import RunInfo, StreamRecipe
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
 from turnwise.algorithms.selfimitation import SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
+from turnwise.learning.metrics import Metrics
+from turnwise.learning.optimizer import OptimizerConfig, Parameters, make_optimizer
+from turnwise.learning.parts import Composer, Samples, Streams
+from turnwise.learning.planning import Scorer
+from turnwise.learning.recipe import RunInfo, StreamRecipe
+from turnwise.learning.rewards import raw_rewards
 from turnwise.replay.buffer import TrajectoryBuffer
 
 RUN = RunInfo(num_updates=10, group_size=4)

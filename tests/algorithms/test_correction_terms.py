@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.golden.builders import batch_of, context_of, loss_of, plan_of
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.ppo import PPOConfig, ValueLoss
-from turnwise.algorithms.recipe import StreamRecipe
+from turnwise.learning.recipe import StreamRecipe
 
 
 def logs(*probabilities: float) -> Tensor:

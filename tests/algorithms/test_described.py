@@ -13,7 +13,7 @@ SETTINGS = """
 from typing import Literal
 from pydantic import Field
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
+from turnwise.learning.recipe import Recipe, RunInfo, Settings
 from turnwise.algorithms.registry import build
 
 class Inner(Settings):

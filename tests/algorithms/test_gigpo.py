@@ -10,10 +10,10 @@ import torch
 
 from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, learner, task
 from turnwise.algorithms.gigpo import GiGPOConfig, StepAdvantage, alike, anchor_groups
-from turnwise.algorithms.parts import Samples, Stream
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import RewardTable
+from turnwise.learning.parts import Samples, Stream
+from turnwise.learning.recipe import RunInfo
+from turnwise.learning.rewards import RewardTable
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, Trajectory
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from tests.algorithms.fakes import TEN, BigramPolicy, buffer_of, episode, groups, learner, task
 from tests.algorithms.fakes import Sampler as FakeSampler
 from tests.models import tiny_model, tokenizer
-from turnwise.agents.policy import LoRAConfig, Policy
-from turnwise.algorithms.parts import Samples, Stream
 from turnwise.algorithms.ppo import PPOConfig, ValueLoss
-from turnwise.algorithms.recipe import RewardSettings, RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import RewardTable
 from turnwise.algorithms.sequences import GeneralizedAdvantage, ReturnsToGo
+from turnwise.learning.parts import Samples, Stream
+from turnwise.learning.recipe import RewardSettings, RunInfo
+from turnwise.learning.rewards import RewardTable
+from turnwise.models.policy import LoRAConfig, Policy
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group
 

@@ -23,16 +23,16 @@ from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
-from turnwise.algorithms.metrics import Tally
 from turnwise.algorithms.opo import OPOConfig
-from turnwise.algorithms.parts import Aggregation, MinibatchView, UpdateContext
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.primitives import Counts
-from turnwise.algorithms.recipe import RunInfo, Settings
 from turnwise.algorithms.registry import ALGORITHMS, build, describe
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.rloo import RLOOConfig
-from turnwise.algorithms.update import stream_loss
+from turnwise.learning.learner import stream_loss
+from turnwise.learning.metrics import Tally
+from turnwise.learning.parts import Aggregation, MinibatchView, UpdateContext
+from turnwise.learning.primitives import Counts
+from turnwise.learning.recipe import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, Trajectory
 

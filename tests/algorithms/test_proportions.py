@@ -17,9 +17,9 @@ from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.recipe import RewardSettings, RunInfo, Settings
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
+from turnwise.learning.recipe import RewardSettings, RunInfo, Settings
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
 

@@ -13,13 +13,13 @@ from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.common import FreshGroups, GroupAdvantage, PPOClip, ReferenceKL, TruncatedImportance
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig, SequenceClip
-from turnwise.algorithms.parts import Aggregation, Samples
-from turnwise.algorithms.planning import GroupPlanner
-from turnwise.algorithms.recipe import Recipe, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.registry import ALGORITHMS, build
-from turnwise.algorithms.rewards import RewardTable, raw_rewards
 from turnwise.algorithms.selfimitation import SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
+from turnwise.learning.parts import Aggregation, Samples
+from turnwise.learning.planning import GroupPlanner
+from turnwise.learning.recipe import Recipe, RunInfo, Settings, StreamRecipe
+from turnwise.learning.rewards import RewardTable, raw_rewards
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group
 

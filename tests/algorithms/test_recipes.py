@@ -22,15 +22,15 @@ from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings,
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
-from turnwise.algorithms.optimizer import OptimizerConfig
-from turnwise.algorithms.parts import Aggregation, MinibatchView, Samples, Stream, Streams, UpdateContext
-from turnwise.algorithms.planning import GroupPlanner, RolloutFinished, Rollouts, Scorer, TurnFinished
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.primitives import Counts, trajectory_weights
-from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo, StreamRecipe
 from turnwise.algorithms.registry import ALGORITHMS, AlgorithmConfig, build, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
-from turnwise.algorithms.rewards import InvalidActionPenalty, RewardScale, RewardTable, raw_rewards
+from turnwise.learning.optimizer import OptimizerConfig
+from turnwise.learning.parts import Aggregation, MinibatchView, Samples, Stream, Streams, UpdateContext
+from turnwise.learning.planning import GroupPlanner, RolloutFinished, Rollouts, Scorer, TurnFinished
+from turnwise.learning.primitives import Counts, trajectory_weights
+from turnwise.learning.recipe import Recipe, RewardSettings, RunInfo, StreamRecipe
+from turnwise.learning.rewards import InvalidActionPenalty, RewardScale, RewardTable, raw_rewards
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Task, Trajectory

@@ -15,12 +15,12 @@ from turnwise.algorithms.dapo import OverlongSettings
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.optimizer import OptimizerConfig
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.recipe import Settings
 from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.spear import SPEARConfig
+from turnwise.learning.optimizer import OptimizerConfig
+from turnwise.learning.recipe import Settings
 
 COUNT, ANY, POSITIVE, SHARE, NONZERO = "1..", "[0, inf)", "(0, inf)", "[0, 1]", "(0, 1]"
 RANGES = {

@@ -24,18 +24,18 @@ from turnwise.algorithms.drbot import ReplyFilter
 from turnwise.algorithms.epo import EntropyCorridor
 from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Agreement, Occurrences
-from turnwise.algorithms.parts import Composer, Samples, Stream, Streams
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.primitives import importance_ratio
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
-from turnwise.algorithms.schedules import constant_weight, epo_released_weight, learning_rate_share
 from turnwise.algorithms.selfimitation import SelfImitation, units
 from turnwise.algorithms.spear import SPEARConfig
 from turnwise.algorithms.tree import TreePlanner
 from turnwise.algorithms.trunks import SharedTrunks
+from turnwise.learning.metrics import Agreement, Occurrences
+from turnwise.learning.parts import Composer, Samples, Stream, Streams
+from turnwise.learning.primitives import importance_ratio
+from turnwise.learning.recipe import RunInfo
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.schedules import constant_weight, epo_released_weight, learning_rate_share
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Fork, Group

@@ -26,14 +26,14 @@ from tests.algorithms.fakes import (
 from tests.algorithms.variants import NAMED, VARIANTS
 from turnwise.algorithms.epo import EntropyCorridor, EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Agreement, Metrics, Tally, deviations
-from turnwise.algorithms.parts import Composer, MinibatchView, Objective, Samples, Stream, Streams, UpdateContext
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.primitives import Counts
-from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
-from turnwise.algorithms.update import stream_loss
+from turnwise.learning.learner import stream_loss
+from turnwise.learning.metrics import Agreement, Metrics, Tally, deviations
+from turnwise.learning.parts import Composer, MinibatchView, Objective, Samples, Stream, Streams, UpdateContext
+from turnwise.learning.primitives import Counts
+from turnwise.learning.recipe import Recipe, RewardSettings, RunInfo, Settings, StreamRecipe
+from turnwise.learning.rewards import raw_rewards
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory

@@ -12,7 +12,7 @@ import pytest
 
 from turnwise.agents.episode import Job, Scripted, Seating
 from turnwise.agents.scripted import play_episode
-from turnwise.envs.child import EnvRaisedError
+from turnwise.childprocess import EnvRaisedError
 from turnwise.envs.interface import (
     AnyText,
     HasExpert,

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from turnwise.config import RunConfig
-from turnwise.configfile import load_config
-from turnwise.players import load_policies, sides_of
-from turnwise.records.rundir import RunDirectory
+from turnwise.assembly.players import load_policies, sides_of
+from turnwise.config.files import load_config
+from turnwise.config.schema import RunConfig
 from turnwise.replay.codec import to_record
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.trainer import Silent, Trainer
 
 SETTINGS = [

@@ -20,12 +20,12 @@ import torch
 
 from tests.faults.runs import assert_same, config, timeless
 from tests.models import scratch_folder
-from turnwise.agents.drawing import DRAW
-from turnwise.agents.episode import AgentError
-from turnwise.agents.policy import Policy
-from turnwise.algorithms import update
+from turnwise.errors import AgentError
 from turnwise.evaluation.evaluate import evaluate
-from turnwise.records.rundir import RunDirectory
+from turnwise.learning import learner as update
+from turnwise.models.drawing import DRAW
+from turnwise.models.policy import Policy
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import export, resume, train
 from turnwise.training.faults import (
     DivergedError,

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.metrics import Tally
-from turnwise.algorithms.parts import (
+from turnwise.algorithms.registry import build
+from turnwise.learning.learner import stream_loss
+from turnwise.learning.metrics import Tally
+from turnwise.learning.parts import (
     AdvantageEstimator,
     Aggregation,
     MinibatchView,
@@ -22,11 +24,9 @@ from turnwise.algorithms.parts import (
     UpdateContext,
     required,
 )
-from turnwise.algorithms.primitives import Counts
-from turnwise.algorithms.recipe import RunInfo, Settings, StreamRecipe
-from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import RewardTable
-from turnwise.algorithms.update import stream_loss
+from turnwise.learning.primitives import Counts
+from turnwise.learning.recipe import RunInfo, Settings, StreamRecipe
+from turnwise.learning.rewards import RewardTable
 from turnwise.replay.batch import TokenBatch
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 

@@ -20,18 +20,18 @@ from turnwise.algorithms.common import GroupAdvantage, PPOClip, ReferenceKL, Whi
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.epo_released import ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Agreement, Metrics
 from turnwise.algorithms.opo import OPOConfig
-from turnwise.algorithms.parts import Aggregation, Regularizer, Streams
 from turnwise.algorithms.ppo import PPOConfig, ValueLoss
-from turnwise.algorithms.primitives import (
+from turnwise.algorithms.rloo import RLOOConfig
+from turnwise.algorithms.sequences import ReturnsToGo
+from turnwise.learning.metrics import Agreement, Metrics
+from turnwise.learning.parts import Aggregation, Regularizer, Streams
+from turnwise.learning.primitives import (
     AggregationMode,
     kl_estimate,
 )
-from turnwise.algorithms.recipe import StreamRecipe
-from turnwise.algorithms.rloo import RLOOConfig
-from turnwise.algorithms.schedules import epo_released_weight
-from turnwise.algorithms.sequences import ReturnsToGo
+from turnwise.learning.recipe import StreamRecipe
+from turnwise.learning.schedules import epo_released_weight
 
 MODES: tuple[AggregationMode, ...] = (
     "token-mean",

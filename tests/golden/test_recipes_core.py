@@ -20,11 +20,11 @@ from turnwise.algorithms.empg import EntropyModulation, modulation, turns_of
 from turnwise.algorithms.gigpo import GiGPOConfig, anchor_groups
 from turnwise.algorithms.gspo import SequenceClip
 from turnwise.algorithms.kl_cov import CovariancePenalty
-from turnwise.algorithms.parts import Aggregation, Samples, Stream
-from turnwise.algorithms.primitives import kl_estimate, masked_mean
-from turnwise.algorithms.recipe import StreamRecipe
-from turnwise.algorithms.rewards import RewardTable
 from turnwise.algorithms.sequences import GeneralizedAdvantage
+from turnwise.learning.parts import Aggregation, Samples, Stream
+from turnwise.learning.primitives import kl_estimate, masked_mean
+from turnwise.learning.recipe import StreamRecipe
+from turnwise.learning.rewards import RewardTable
 
 
 @pytest.mark.parametrize("case", cases("gae"))

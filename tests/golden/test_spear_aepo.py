@@ -18,14 +18,14 @@ from turnwise.algorithms.branching import LockStep, Segment, Shape, Shoot, initi
 from turnwise.algorithms.common import FreshGroups, PPOClip
 from turnwise.algorithms.drbot import has_action, repeats_itself, widest_groups
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.parts import Samples, Stream, Streams
-from turnwise.algorithms.primitives import kl_estimate, masked_mean
-from turnwise.algorithms.recipe import RunInfo, StreamRecipe
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
-from turnwise.algorithms.schedules import cosine_fall, cosine_rise
 from turnwise.algorithms.selfimitation import STREAM, Recalibrated, ReplaySettings, SelfImitation, units
 from turnwise.algorithms.spear import SPEARConfig, StepBonus
+from turnwise.learning.parts import Samples, Stream, Streams
+from turnwise.learning.primitives import kl_estimate, masked_mean
+from turnwise.learning.recipe import RunInfo, StreamRecipe
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.schedules import cosine_fall, cosine_rise
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from turnwise.algorithms.common import GroupAdvantage
-from turnwise.configfile import parse_config
+from turnwise.config.files import parse_config
 from turnwise.training.experiment import Result, train
 
 pytestmark = pytest.mark.slow

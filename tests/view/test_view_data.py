@@ -22,10 +22,10 @@ from turnwise.algorithms.aepo import AEPOConfig
 from turnwise.algorithms.aepo import branch_rule as aepo_rule
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.arpo import branch_rule as arpo_rule
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.records.rundir import RunDirectory
+from turnwise.learning.recipe import RunInfo
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import wilson
 from turnwise.trajectory import group_by_task
 from turnwise.view.credit import Recipes
@@ -112,7 +112,7 @@ def test_replays_have_their_age(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", ["spear", "aepo", "gigpo", "reinforce_pp", "drbot"])
 def test_recomputed_credit_is_what_training_logged(algorithm: str, tmp_path: Path) -> None:
     """A real run: mean and std of advantages and the number of rows, in every update; replayed rows; branchings."""
-    from turnwise.configfile import load_config
+    from turnwise.config.files import load_config
     from turnwise.training.experiment import train
 
     small = ("num_updates=4", "eval.tasks=4", "eval.test_tasks=4")

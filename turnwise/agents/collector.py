@@ -14,25 +14,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from turnwise.agents.actions import parse_action
-from turnwise.agents.drawing import LogitsError
-from turnwise.agents.engine import Engine, Reply, Sampling
-from turnwise.agents.episode import (
-    AgentError,
-    CutShortError,
-    Episode,
-    Job,
-    ModelAgent,
-    Point,
-    Seat,
-    Seating,
-    SuccessRule,
-    TextEnv,
-    mix,
-)
+from turnwise.agents.episode import CutShortError, Episode, Job, ModelAgent, Point, Seat, Seating, SuccessRule, TextEnv
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import close
+from turnwise.errors import AgentError
+from turnwise.models.drawing import LogitsError
+from turnwise.models.engine import Engine, Reply, Sampling
+from turnwise.seeds import mix
 from turnwise.trajectory import End, Fork, RolloutFinished, Task, Trajectory, TurnFinished
 
 OnEpisode = Callable[[Trajectory], None]
@@ -135,7 +125,7 @@ class _Move:
 
 
 class Rollouts:
-    """Running episodes, steered by a planner (turnwise.algorithms.planning.Rollouts).
+    """Running episodes, steered by a planner (turnwise.learning.planning.Rollouts).
 
     An environment that raises is replaced and its episode retried once with the same seed; a second failure is
     recorded as a trajectory that ended in ``error``, never as a reward of 0. ``on_episode`` hears each that ends. A

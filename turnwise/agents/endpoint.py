@@ -16,10 +16,11 @@ import numpy as np
 
 from turnwise.agents.actions import parse_action
 from turnwise.agents.chat_client import ChatClient, ContextFullError, EndpointConfig, Usage
-from turnwise.agents.engine import Sampling
-from turnwise.agents.episode import CutShortError, Said, Scripted, TextEnv, mix
+from turnwise.agents.episode import CutShortError, Said, Scripted, TextEnv
 from turnwise.agents.prompts import AgentConfig, Context, new_context
 from turnwise.envs.interface import Info, instructions_of
+from turnwise.models.engine import Sampling
+from turnwise.seeds import mix
 from turnwise.trajectory import IntArray
 
 PREFIX = "openai:"

@@ -7,7 +7,6 @@ itself.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,11 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-from turnwise.agents.engine import Engine, Reply
 from turnwise.agents.prompts import AgentConfig, ChatFormat, Context, new_context
 from turnwise.envs.interface import HasPlayers, Info, capability, instructions_of
 from turnwise.envs.tasks import no_exit, snapshots, start, step
+from turnwise.models.engine import Engine, Reply
+from turnwise.seeds import mix
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
 
 TextEnv = gymnasium.Env[str, str]
@@ -82,10 +82,6 @@ class CutShortError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-class AgentError(ValueError):
-    """An agent cannot play at all. Unlike a fault of a world this ends everything: no episode is blamed for it."""
 
 
 class Agent(Protocol):
@@ -412,9 +408,3 @@ class Seating:
         if isinstance(who, ModelAgent):
             return Seat(player, role, who.name, model=who, recorded=recorded)
         return Seat(player, role, who.name, agent=who.make(env, seed), recorded=recorded)
-
-
-def mix(*parts: object) -> int:
-    """A 64-bit number from any values: the same everywhere and always (unlike ``hash``)."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")

@@ -17,8 +17,10 @@ import gymnasium
 
 from turnwise.agents.chat_client import Usage
 from turnwise.agents.endpoint import ChatPlayer
-from turnwise.agents.episode import AgentError, Episode, Job, Seating, SuccessRule, TextEnv, mix
+from turnwise.agents.episode import Episode, Job, Seating, SuccessRule, TextEnv
 from turnwise.agents.scripted import play_out
+from turnwise.errors import AgentError
+from turnwise.seeds import mix
 from turnwise.trajectory import Trajectory
 
 

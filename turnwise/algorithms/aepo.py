@@ -27,16 +27,6 @@ from turnwise.algorithms.branching import Rule
 from turnwise.algorithms.common import PPOClip
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.parts import (
-    AdvantageModifier,
-    ClipPolicy,
-    MinibatchView,
-    Stream,
-    Surrogate,
-    UpdateContext,
-    required,
-)
-from turnwise.algorithms.recipe import About, Recipe, RunInfo
 from turnwise.algorithms.tree import (
     FirstEntropies,
     PreMonitoring,
@@ -45,6 +35,16 @@ from turnwise.algorithms.tree import (
     planner_of,
 )
 from turnwise.algorithms.trunks import SharedCredit, SharedTrunks
+from turnwise.learning.parts import (
+    AdvantageModifier,
+    ClipPolicy,
+    MinibatchView,
+    Stream,
+    Surrogate,
+    UpdateContext,
+    required,
+)
+from turnwise.learning.recipe import About, Recipe, RunInfo
 
 ABOUT = About(
     title="Agentic Entropy-Balanced Policy Optimization",

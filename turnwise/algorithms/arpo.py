@@ -23,9 +23,9 @@ from pydantic import Field
 from turnwise.algorithms.branching import Rule
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.recipe import About, Recipe, RunInfo
 from turnwise.algorithms.tree import TreeSettings, planner_of
 from turnwise.algorithms.trunks import SharedCredit, SharedTrunks
+from turnwise.learning.recipe import About, Recipe, RunInfo
 
 ABOUT = About(
     title="Agentic Reinforced Policy Optimization",

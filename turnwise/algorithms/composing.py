@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from turnwise.algorithms.metrics import Metrics
-from turnwise.algorithms.parts import Composer, Samples, Streams
-from turnwise.algorithms.planning import Scorer
+from turnwise.learning.metrics import Metrics
+from turnwise.learning.parts import Composer, Samples, Streams
+from turnwise.learning.planning import Scorer
 from turnwise.replay.buffer import TrajectoryBuffer
 
 

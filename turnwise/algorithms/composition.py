@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
+from turnwise.learning.recipe import Recipe, RunInfo, Settings
 
 
 def read_algorithm(value: Any) -> Settings:

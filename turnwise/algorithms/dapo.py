@@ -19,10 +19,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from turnwise.algorithms.planning import Scorer
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings, StreamRecipe
-from turnwise.algorithms.rewards import RewardTable
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
+from turnwise.learning.planning import Scorer
+from turnwise.learning.recipe import About, Recipe, RunInfo, Settings, StreamRecipe
+from turnwise.learning.rewards import RewardTable
 from turnwise.trajectory import Trajectory
 
 ABOUT = About(

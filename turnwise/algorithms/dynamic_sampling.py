@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from turnwise.algorithms.common import is_uniform
-from turnwise.algorithms.metrics import Occurrences
-from turnwise.algorithms.planning import Planner, Rollouts
+from turnwise.learning.metrics import Occurrences
+from turnwise.learning.planning import Planner, Rollouts
 from turnwise.trajectory import Group, Task, Trajectory, group_by_task
 
 

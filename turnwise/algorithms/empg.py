@@ -22,8 +22,8 @@ from torch import Tensor
 
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.parts import AdvantageModifier, Stream, required
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings
+from turnwise.learning.parts import AdvantageModifier, Stream, required
+from turnwise.learning.recipe import About, Recipe, RunInfo, Settings
 
 ABOUT = About(
     title="Harnessing Uncertainty: Entropy-Modulated Policy Gradients for Long-Horizon LLM Agents",

@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, StreamRecipe
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
+from turnwise.learning.recipe import About, Recipe, RunInfo, StreamRecipe
 
 ABOUT = About(
     title="DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",

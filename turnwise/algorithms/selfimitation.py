@@ -27,10 +27,10 @@ from pydantic import Field
 from torch import Tensor
 
 from turnwise.algorithms.composing import ComposerAround
-from turnwise.algorithms.metrics import Metrics
-from turnwise.algorithms.parts import AdvantageEstimator, Composer, Samples, Schedule, Stream, Streams, required
-from turnwise.algorithms.recipe import Settings
-from turnwise.algorithms.rewards import RewardTable
+from turnwise.learning.metrics import Metrics
+from turnwise.learning.parts import AdvantageEstimator, Composer, Samples, Schedule, Stream, Streams, required
+from turnwise.learning.recipe import Settings
+from turnwise.learning.rewards import RewardTable
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.replay.buffer import Entry, TrajectoryBuffer, TurnRewards
 from turnwise.trajectory import Group, Trajectory

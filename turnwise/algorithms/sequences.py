@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from turnwise.algorithms.common import row_returns
-from turnwise.algorithms.credit import gae, returns_to_go
-from turnwise.algorithms.parts import AdvantageEstimator, Need, Stream, required
-from turnwise.algorithms.primitives import per_turn_sum, turn_starts
+from turnwise.learning.credit import gae, returns_to_go
+from turnwise.learning.parts import AdvantageEstimator, Need, Stream, required
+from turnwise.learning.primitives import per_turn_sum, turn_starts
 from turnwise.replay.batch import TokenBatch
 
 Along = Literal["trajectory", "row"]

@@ -34,10 +34,10 @@ from turnwise.algorithms.branching import (
     segment_entropy,
 )
 from turnwise.algorithms.composing import ComposerAround
-from turnwise.algorithms.metrics import Occurrences
-from turnwise.algorithms.parts import Composer
-from turnwise.algorithms.planning import Rollouts
-from turnwise.algorithms.recipe import RunInfo, Settings
+from turnwise.learning.metrics import Occurrences
+from turnwise.learning.parts import Composer
+from turnwise.learning.planning import Rollouts
+from turnwise.learning.recipe import RunInfo, Settings
 from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
 
 MONITOR = -1  # a negative number: Trajectory.only_looked_at

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.parts import AdvantageModifier, Stream, required
-from turnwise.algorithms.primitives import turn_starts
+from turnwise.learning.parts import AdvantageModifier, Stream, required
+from turnwise.learning.primitives import turn_starts
 from turnwise.trajectory import Trajectory
 
 SharedCredit = Literal["soft", "hard", "once"]

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnwise.agents.loading import save_model
-from turnwise.agents.policy import LoRAConfig, Policy
-from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Agreement, Metrics
-from turnwise.algorithms.optimizer import OptimizerConfig
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.update import Learner
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.own import own_bench, resolved
 from turnwise.bench.rollout import Played, Script, floor_s, race, scripts
+from turnwise.learning.learner import Learner
+from turnwise.learning.metrics import Agreement, Metrics
+from turnwise.learning.optimizer import OptimizerConfig
+from turnwise.learning.recipe import RunInfo
+from turnwise.models.loading import save_model
+from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.training.noise import LEAST as HALF_LIMITS
 from turnwise.training.plan import plan, shape_of

@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnwise.agents.engine import EngineCounts
-from turnwise.agents.loading import check_device, save_model
-from turnwise.agents.policy import Policy
+from turnwise.assembly.players import load_policies, open_run, sides_of
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import Script, race
 from turnwise.clock import STAGES
-from turnwise.config import RunConfig
-from turnwise.configfile import CONFIG_SUFFIXES, load_config, override, parse_config, shipped_configs
+from turnwise.cloning.warmstart import start_model, warmstart_key
+from turnwise.config.files import CONFIG_SUFFIXES, load_config, override, parse_config, shipped_configs
+from turnwise.config.schema import RunConfig
 from turnwise.envs.cache import cache_dir
-from turnwise.players import load_policies, open_run, sides_of
-from turnwise.records.rundir import RunDirectory
+from turnwise.models.engine import EngineCounts
+from turnwise.models.loading import check_device, save_model
+from turnwise.models.policy import Policy
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Silent, Trainer
-from turnwise.training.warmstart import start_model, warmstart_key
 from turnwise.trajectory import Group, Trajectory
 
 _UNMEASURED = {

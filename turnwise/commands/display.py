@@ -22,9 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.clock import time_line
+from turnwise.cloning.cloner import Progress as Cloning
 from turnwise.evaluation.report import Report
 from turnwise.statistics import Estimate
-from turnwise.training.cloning import Progress as Cloning
 from turnwise.training.experiment import Result
 from turnwise.trajectory import Trajectory
 

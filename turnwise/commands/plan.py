@@ -31,7 +31,7 @@ def plan(
     """
     import json
 
-    from turnwise.configfile import load_config
+    from turnwise.config.files import load_config
     from turnwise.training.plan import GIB, THRESHOLD, available_memory, fit, shape_of
 
     words = list(settings or [])

@@ -15,7 +15,7 @@ from turnwise.algorithms.registry import ALGORITHMS, describe
 from turnwise.envs import WORLDS
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import make_env, panel
-from turnwise.records.trajectory_tables import printable
+from turnwise.runs.trajectory_tables import printable
 from turnwise.trajectory import Turn
 
 
@@ -103,8 +103,8 @@ def splits_of(env_id: str) -> str:
 
 def settings_table(section: str) -> Table:
     """Name, default and meaning of the settings whose name starts with ``section``; the default algorithm's own."""
-    from turnwise.config import DEFAULT_ALGORITHM, RunConfig
-    from turnwise.settingnames import settings_of
+    from turnwise.config.names import settings_of
+    from turnwise.config.schema import DEFAULT_ALGORITHM, RunConfig
 
     table = Table(title="Settings", title_justify="left")
     for column in ("setting", "default", "meaning"):

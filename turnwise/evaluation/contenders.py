@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.config import RunConfig
+from turnwise.config.schema import RunConfig
 from turnwise.evaluation.file import Measured, flat, read_evaluation
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
-from turnwise.records.rundir import RunDirectory
+from turnwise.runs.directory import RunDirectory
 
 _INCIDENTAL = (
     *(

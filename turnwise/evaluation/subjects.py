@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.chat_client import EndpointConfig
-from turnwise.agents.drawing import DRAW
 from turnwise.agents.endpoint import Endpoint
-from turnwise.agents.engine import Sampling
 from turnwise.agents.episode import ModelAgent, Player, Seating
-from turnwise.config import EnvConfig, EvalConfig, EvaluationOverrides, RunConfig, check_engines
-from turnwise.configfile import parse_section
+from turnwise.assembly.players import WhichCheckpoint, open_run
+from turnwise.config.files import parse_section
+from turnwise.config.schema import EnvConfig, EvalConfig, EvaluationOverrides, RunConfig, check_engines
 from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import closed_after, panel
 from turnwise.evaluation.contenders import settings_of, start_of
-from turnwise.players import WhichCheckpoint, open_run
-from turnwise.records.rundir import RunDirectory
+from turnwise.models.drawing import DRAW
+from turnwise.models.engine import Sampling
+from turnwise.runs.directory import RunDirectory
 from turnwise.trajectory import Task
 
 

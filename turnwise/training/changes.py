@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from turnwise.algorithms.schedules import learning_rate_share
-from turnwise.config import RunConfig
-from turnwise.configfile import override, parse_section, set_by
+from turnwise.config.files import override, parse_section, set_by
+from turnwise.config.schema import RunConfig
+from turnwise.learning.schedules import learning_rate_share
 
 MAY_CHANGE: Mapping[str, str] = {
     "num_updates": "how long the run is",

@@ -15,26 +15,26 @@ from typing import Any
 
 import torch
 
-from turnwise.agents.loading import check_device
-from turnwise.agents.scratch import ORIGIN_FILE, made_from_scratch
 from turnwise.agents.templates import dated
-from turnwise.config import RunConfig
+from turnwise.assembly.players import AGENT_FILE, load_policies, sides_of
+from turnwise.cloning.warmstart import check_new, warmstart
+from turnwise.config.schema import RunConfig
 from turnwise.envs.tasks import closed_after
+from turnwise.errors import unknown
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
-from turnwise.naming import unknown
-from turnwise.players import AGENT_FILE, load_policies, sides_of
-from turnwise.records.checkpoints import CheckpointName, write_text
-from turnwise.records.rundir import RunDirectory
+from turnwise.models.loading import check_device
+from turnwise.models.scratch import ORIGIN_FILE, made_from_scratch
+from turnwise.monitoring.mirrors import check_mirrors
+from turnwise.runs.checkpoints import CheckpointName, write_text
+from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate, paired_difference
 from turnwise.training.changes import changed, check_goes_on, differences
 from turnwise.training.faults import InterruptedRunError, UpdateMemoryError, storage
 from turnwise.training.interrupt import Interrupts
-from turnwise.training.mirrors import check_mirrors
 from turnwise.training.plan import fitted
 from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Observer, Silent, Trainer
-from turnwise.training.warmstart import check_new, warmstart
 
 
 @dataclass(frozen=True, slots=True)

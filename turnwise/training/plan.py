@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from turnwise.agents.head import TILE, TILE_ROWS, WHOLE
-from turnwise.agents.layers import folds
-from turnwise.agents.policy import LoRAConfig
-from turnwise.agents.scratch import ScratchModelConfig, new_model
-from turnwise.config import RunConfig
+from turnwise.config.schema import RunConfig
+from turnwise.models.head import TILE, TILE_ROWS, WHOLE
+from turnwise.models.layers import folds
+from turnwise.models.policy import LoRAConfig
+from turnwise.models.scratch import ScratchModelConfig, new_model
 from turnwise.replay.batch import MAX_GATHERED
 
 GIB = 1 << 30

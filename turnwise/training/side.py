@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from turnwise.agents.loading import check_trainable
-from turnwise.agents.policy import Policy
-from turnwise.algorithms.metrics import Agreement
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.update import Learner
-from turnwise.config import RunConfig
-from turnwise.players import model_agent
-from turnwise.records.checkpoints import POLICY, Checkpoint, side_prefix
+from turnwise.assembly.players import model_agent
+from turnwise.config.schema import RunConfig
+from turnwise.learning.learner import Learner
+from turnwise.learning.metrics import Agreement
+from turnwise.models.loading import check_trainable
+from turnwise.models.policy import Policy
 from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.runs.checkpoints import POLICY, Checkpoint, side_prefix
 from turnwise.training.noise import limits_of
 from turnwise.training.proof import DisagreementError as DisagreementError
 from turnwise.training.proof import prove

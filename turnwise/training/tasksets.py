@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.episode import mix
-from turnwise.config import RunConfig
+from turnwise.config.schema import RunConfig
 from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import TextEnv, close, closed_after, panel
+from turnwise.seeds import mix
 from turnwise.trajectory import Task
 
 

@@ -17,28 +17,29 @@ import numpy as np
 import torch
 
 from turnwise.agents.collector import Collector, Rollouts
-from turnwise.agents.engine import Sampling
-from turnwise.agents.episode import Seating, SuccessRule, mix
-from turnwise.agents.policy import Policy
+from turnwise.agents.episode import Seating, SuccessRule
 from turnwise.agents.worldwork import WorldThreads
-from turnwise.algorithms.metrics import Metrics
-from turnwise.algorithms.planning import GroupPlanner
+from turnwise.assembly.players import opponents
 from turnwise.clock import Clock
-from turnwise.config import GameConfig, RunConfig
+from turnwise.cloning.cloner import Progress
+from turnwise.config.schema import GameConfig, RunConfig
 from turnwise.envs.interface import HasPlayers, TextEnv, capability
 from turnwise.envs.tasks import closed_after
 from turnwise.evaluation.report import Report, evaluate_policy
-from turnwise.players import opponents
-from turnwise.record import episode_numbers, finite, joined
-from turnwise.records.checkpoints import Checkpoint, CheckpointName
-from turnwise.records.rundir import RunDirectory
+from turnwise.learning.metrics import Metrics
+from turnwise.learning.planning import GroupPlanner
+from turnwise.models.engine import Sampling
+from turnwise.models.policy import Policy
+from turnwise.monitoring.mirrors import Mirrors
+from turnwise.monitoring.record import episode_numbers, finite, joined
+from turnwise.monitoring.watchdog import Watchdog, signs, stop_where_asked
 from turnwise.replay.store import TrajectoryWriter
-from turnwise.training.cloning import Progress
+from turnwise.runs.checkpoints import Checkpoint, CheckpointName
+from turnwise.runs.directory import RunDirectory
+from turnwise.seeds import mix
 from turnwise.training.faults import DivergedError, UpdateMemoryError, is_out_of_memory
-from turnwise.training.mirrors import Mirrors
 from turnwise.training.side import Side
 from turnwise.training.tasksets import TaskOrder, open_panels
-from turnwise.training.watchdog import Watchdog, signs, stop_where_asked
 from turnwise.trajectory import Group, Task, Trajectory, group_by_task
 
 # Keys of the reply draws: updates count from 0, measurements have their own.

@@ -14,13 +14,13 @@ from typing import Any, cast
 
 import torch
 
-from turnwise.algorithms.metrics import Metrics
-from turnwise.algorithms.parts import Samples, Stream, Streams
-from turnwise.algorithms.planning import Scorer
-from turnwise.algorithms.recipe import Recipe, StreamRecipe
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.update import shaped_rewards
-from turnwise.config import RunConfig
+from turnwise.config.schema import RunConfig
+from turnwise.learning.learner import shaped_rewards
+from turnwise.learning.metrics import Metrics
+from turnwise.learning.parts import Samples, Stream, Streams
+from turnwise.learning.planning import Scorer
+from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Trajectory, group_by_task
 

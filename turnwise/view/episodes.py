@@ -17,8 +17,8 @@ import numpy as np
 from turnwise.agents.actions import unsent
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR
-from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate, bootstrap_mean, wilson
 from turnwise.trajectory import Group, Trajectory, Turn, group_by_task
 from turnwise.view.credit import Credited, Recipes, Trained, name_of

@@ -17,8 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from turnwise.config import RunConfig
-from turnwise.records.rundir import RunDirectory
+from turnwise.config.schema import RunConfig
+from turnwise.runs.directory import RunDirectory
 from turnwise.view.episodes import pack, read_episodes
 from turnwise.view.runs import columns, comparison, describe, evaluation, events, interval, validation
 

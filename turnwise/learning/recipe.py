@@ -1,0 +1,316 @@
+"""A recipe: the parts that make an algorithm, put together and checked; no inheritance between algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from turnwise.learning.parts import (
+    AdvantageEstimator,
+    AdvantageModifier,
+    Aggregation,
+    ClipPolicy,
+    Composer,
+    Critic,
+    Need,
+    Objective,
+    Part,
+    Regularizer,
+    TokenWeighter,
+    Unit,
+)
+from turnwise.learning.planning import Acting, Planner, PlannerAround
+from turnwise.learning.rewards import InvalidActionPenalty, RewardScale, RewardShaper
+from turnwise.replay.batch import TokenBatch
+
+
+class Settings(BaseModel):
+    """Base of every configuration here: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_neighbours(cls, given: Any) -> Any:
+        """What is given of a nested section is laid over that section's default: its other settings stay."""
+        if not isinstance(given, Mapping):
+            return given
+        made = dict(given)
+        for name, info in cls.model_fields.items():
+            if not isinstance(info.default, Settings):
+                continue
+            by_name = isinstance(made.get(name), str) and "type" in type(info.default).model_fields
+            if by_name:  # a base without settings of its own
+                made[name] = {"type": made[name]}
+            if isinstance(made.get(name), Mapping):
+                made[name] = laid_over(info.default.model_dump(), made[name])
+        return made
+
+    def changed(self, field: str) -> bool:
+        """Whether a field differs from its default: a resolved file that names it unchanged is no error."""
+        return bool(getattr(self, field) != type(self).model_fields[field].default)
+
+
+class UnusedSettingError(ValueError):
+    """A setting that has no effect beside the others of its section; ``names`` are those that may be left out."""
+
+    def __init__(self, names: str | tuple[str, ...], message: str) -> None:
+        super().__init__(message)
+        self.names = (names,) if isinstance(names, str) else names
+
+
+def laid_over(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` over ``default``, section by section; another ``type`` starts from its own defaults."""
+    if given.get("type", default.get("type")) != default.get("type"):
+        return dict(given)
+    below = {
+        name: laid_over(default[name], value)
+        for name, value in given.items()
+        if isinstance(value, Mapping) and isinstance(default.get(name), Mapping)
+    }
+    return {**default, **given, **below}
+
+
+class RewardSettings(Settings):
+    """What an update sees of the world's rewards. Raw rewards stay in the trajectories as they were.
+
+    A success is worth ``scale`` (``success``), where a world pays 1 for it. Every other setting in units of reward is
+    a share of that: ``docs/rewards.md`` lists them.
+    """
+
+    scale: float = Field(default=1.0, gt=0, description="Factor on the raw rewards: what a success is worth.")
+    invalid_action_penalty: float = Field(
+        default=0.01, ge=0, description="Taken from a turn without a valid action, as a share of a success."
+    )
+
+    @property
+    def success(self) -> float:
+        """What a success is worth, in the units that advantages are made of."""
+        return self.scale
+
+    def shapers(self) -> tuple[RewardShaper, ...]:
+        """What is applied before the recipe's own shapers."""
+        scale = () if self.scale == 1.0 else (RewardScale(self.scale),)
+        penalty = self.invalid_action_penalty * self.success
+        return (*scale, InvalidActionPenalty(penalty)) if penalty else scale
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Where an algorithm comes from; its equations are its module's docstring.
+
+    ``code`` is the implementation that our numbers are held against (repository and commit), ``differences``
+    sentences on where paper, released code and this one part, each with its switch.
+    """
+
+    title: str
+    arxiv: str
+    code: str = ""
+    differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a recipe may know about the run: the updates that schedules span, attempts per task, seed and rewards.
+
+    ``vocabulary`` is how many tokens its model chooses from; None where no model is there, as when a configuration is
+    only checked.
+    """
+
+    num_updates: int
+    group_size: int
+    seed: int = 0
+    rewards: RewardSettings = field(default_factory=RewardSettings)
+    vocabulary: int | None = None
+
+    def unit(self, stream: StreamRecipe) -> float:
+        """What 1 is in the stream's advantages: a success, or 1 where they are counted in standard deviations."""
+        return self.rewards.success if stream.unit == "reward" else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRecipe:
+    """How the rows of one stream are trained.
+
+    Without ``clip`` there is no policy surrogate (then ``estimator`` may be missing too), only objectives and
+    regularizers. ``regularizers`` and ``objectives`` come with their coefficients; ``modifiers`` change the
+    estimator's advantages one after another.
+    """
+
+    estimator: AdvantageEstimator | None = None
+    modifiers: tuple[AdvantageModifier, ...] = ()
+    clip: ClipPolicy | None = None
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    weighters: tuple[TokenWeighter, ...] = ()
+    regularizers: tuple[tuple[Regularizer, float], ...] = ()
+    objectives: tuple[tuple[Objective, float], ...] = ()
+    name: str = "fresh"
+
+    def parts(self) -> Iterator[Part]:
+        """Every part of the stream, in an order that never changes."""
+        if self.estimator is not None:
+            yield self.estimator
+        yield from self.modifiers
+        if self.clip is not None:
+            yield self.clip
+        yield from self.weighters
+        yield from (part for part, _ in self.regularizers)
+        yield from (part for part, _ in self.objectives)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset[Need]().union(*(part.needs for part in self.parts()))
+
+    def learning(self, batch: TokenBatch) -> Tensor:
+        """Numbers of the rows that are to be computed: where the surrogate alone trains, those with any advantage.
+
+        The surrogate is the advantage times something, so that the others have no gradient (denominators count them
+        all the same). Where no row has any, all are computed, to be looked at.
+        """
+        every = torch.arange(len(batch))
+        if self.clip is None or self.regularizers or self.objectives or batch.advantages is None:
+            return every
+        credited = every[(batch.advantages != 0).any(1).to(every.device)]
+        return credited if len(credited) else every
+
+    @property
+    def unit(self) -> Unit:
+        """What the advantages are counted in, after every modifier."""
+        changes = [modifier.unit for modifier in self.modifiers if modifier.unit is not None]
+        return changes[-1] if changes else self.estimator.unit if self.estimator is not None else "deviation"
+
+    @property
+    def critic(self) -> Critic | None:
+        """The objective that fills the ``values`` column, if there is one."""
+        return next((part for part, _ in self.objectives if isinstance(part, Critic)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """An algorithm. ``phases``: ``joint`` puts all streams into each optimizer step, ``sequential`` one after
+    another.
+
+    ``keep_updates`` is the age (updates) up to which its buffer keeps trajectories. ``planner`` None stands
+    for plain groups of independent attempts.
+    """
+
+    name: str
+    composer: Composer
+    streams: tuple[StreamRecipe, ...]
+    shapers: tuple[RewardShaper, ...] = ()
+    planner: Planner | None = None
+    phases: Literal["joint", "sequential"] = "joint"
+    keep_updates: int = 0
+
+    def __getitem__(self, stream: str) -> StreamRecipe:
+        return next(found for found in self.streams if found.name == stream)
+
+    def parts(self) -> tuple[Part, ...]:
+        """Every part once, composer first; the order names their saved state."""
+        found = [self.composer, *(part for stream in self.streams for part in stream.parts())]
+        return tuple({id(part): part for part in found}.values())
+
+    def acted(self) -> dict[str, float]:
+        """How often each mechanism acted since last asked, by ``Class/name``; one that several streams share, once."""
+        streams = [
+            (f"{stream.name}.".removeprefix("fresh."), part) for stream in self.streams for part in stream.parts()
+        ]
+        found = {}
+        for prefix, part in [*(("", part) for part in (*_layers(self.planner), *_layers(self.composer))), *streams]:
+            if isinstance(part, Acting):
+                found.update({f"{prefix}{type(part).__name__}/{name}": value for name, value in part.acted().items()})
+        return found
+
+    def named(self, name: str) -> Recipe:
+        return replace(self, name=name)
+
+    def with_planner(self, planner: Planner) -> Recipe:
+        """``planner`` in the place of plain groups, inside of those that wrap (as dynamic sampling does)."""
+        return replace(self, planner=_innermost(self.planner, planner))
+
+    def with_shaper(self, shaper: RewardShaper) -> Recipe:
+        """Shaper appended: it sees the table of those before it."""
+        return replace(self, shapers=(*self.shapers, shaper))
+
+    def with_regularizer(self, part: Regularizer, coef: float, stream: str = "fresh") -> Recipe:
+        """Regularizer added to one stream; with a coefficient of 0 the recipe stays as it is, at no cost."""
+        if coef == 0.0:
+            return self
+        old = self[stream]
+        return self._with(replace(old, regularizers=(*old.regularizers, (part, coef)))).checked()
+
+    def with_weighter(self, part: TokenWeighter, stream: str = "fresh") -> Recipe:
+        old = self[stream]
+        return self._with(replace(old, weighters=(*old.weighters, part))).checked()
+
+    def with_modifier(self, part: AdvantageModifier, stream: str = "fresh") -> Recipe:
+        """Modifier appended: it sees the advantages that those before it have made."""
+        old = self[stream]
+        return self._with(replace(old, modifiers=(*old.modifiers, part))).checked()
+
+    def with_clip(self, part: ClipPolicy, stream: str = "fresh") -> Recipe:
+        """Clip policy in the place of the present one."""
+        return self._with(replace(self[stream], clip=part)).checked()
+
+    def _with(self, new: StreamRecipe) -> Recipe:
+        return replace(self, streams=tuple(new if s.name == new.name else s for s in self.streams))
+
+    def checked(self) -> Recipe:
+        """Itself, or ValueError that says which parts contradict each other and why."""
+        names = [stream.name for stream in self.streams]
+        if set(names) != set(self.composer.streams) or len(set(names)) < len(names):
+            raise ValueError(
+                f"Recipe {self.name!r}: the composer makes the streams {sorted(self.composer.streams)}, but "
+                f"the recipe says how to train {sorted(names)}; every stream needs exactly one StreamRecipe"
+            )
+        for stream in self.streams:
+            _check_stream(self.name, stream)
+        return self
+
+
+def _layers(outer: object) -> Iterator[object]:
+    """A planner or composer and, one after another, those that it is around."""
+    while outer is not None:
+        yield outer
+        outer = getattr(outer, "inner", None)
+
+
+def _innermost(present: Planner | None, planner: Planner) -> Planner:
+    if isinstance(present, PlannerAround):
+        return present.around(_innermost(present.inner, planner))
+    return planner
+
+
+def _check_stream(recipe: str, stream: StreamRecipe) -> None:
+    where = f"Recipe {recipe!r}, stream {stream.name!r}"
+    claimed: dict[str, Part] = {}
+    for part in stream.parts():
+        for claim in part.claims:
+            if claim in claimed:
+                first, second = type(claimed[claim]).__name__, type(part).__name__
+                raise ValueError(f"{where}: {first} and {second} both steer the {claim}; keep one of them")
+            claimed[claim] = part
+    if stream.modifiers and stream.estimator is None:
+        raise ValueError(
+            f"{where}: {type(stream.modifiers[0]).__name__} modifies advantages, but no estimator makes any here"
+        )
+    if sum(isinstance(part, Critic) for part, _ in stream.objectives) > 1:
+        raise ValueError(f"{where}: two critics; the values can come from one only")
+    if "values" in stream.needs and stream.critic is None:
+        wanting = next(type(part).__name__ for part in stream.parts() if "values" in part.needs)
+        raise ValueError(f"{where}: {wanting} needs values; add a critic to the objectives, as PPO has")
+    if stream.clip is None and not stream.objectives:
+        raise ValueError(f"{where}: nothing to optimize; give it a clip policy (a surrogate) or an objective")
+    if stream.clip is not None and stream.estimator is None:
+        raise ValueError(f"{where}: the surrogate of {type(stream.clip).__name__} needs an advantage estimator")
+    allowed = None if stream.clip is None else stream.clip.aggregations
+    if allowed is not None and stream.aggregation.mode not in allowed:
+        raise ValueError(
+            f"{where}: {type(stream.clip).__name__} is defined for the aggregations {sorted(allowed)}; "
+            f"got {stream.aggregation.mode!r}"
+        )
