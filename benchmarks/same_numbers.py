@@ -4,8 +4,8 @@
     python benchmarks/same_numbers.py --against /tmp/before.json      (in one with it)
 
 Each run makes two updates of at most 32 episodes of a small model, and measures it before and after. Its fingerprint
-is the hash of every line of ``metrics.jsonl`` without its seconds, and of ``evaluation.json`` without its times. The second
-command exits with 1 and names the first line that differs.
+is the hash of every line of ``metrics.jsonl`` without its seconds, and of ``evaluation.json`` without its times. The
+second command exits with 1 and names the runs that differ.
 """
 
 from __future__ import annotations
