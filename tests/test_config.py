@@ -30,8 +30,7 @@ from turnwise.config.files import (
     with_algorithm,
 )
 from turnwise.config.schema import EvalConfig, PretrainedModelConfig
-from turnwise.learning.optimizer import OptimizerConfig
-from turnwise.learning.recipe import RunInfo
+from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.models.settings import ORIGIN_FILE, ScratchModelConfig
 
 BASE: dict[str, Any] = {"warmstart": {}}

@@ -36,8 +36,8 @@ from turnwise.algorithms.trunks import SharedTrunks, turn_owners
 from turnwise.learning.learner import stream_loss
 from turnwise.learning.metrics import Tally
 from turnwise.learning.parts import Aggregation, Samples, Stream
-from turnwise.learning.recipe import RunInfo, Settings
 from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Fork, Group, Trajectory, group_by_task

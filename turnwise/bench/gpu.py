@@ -22,8 +22,7 @@ from turnwise.bench.own import own_bench, resolved
 from turnwise.bench.rollout import Played, Script, floor_s, race, scripts
 from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Agreement, Metrics
-from turnwise.learning.optimizer import OptimizerConfig
-from turnwise.learning.recipe import RunInfo
+from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.models.loading import save_model
 from turnwise.models.policy import Policy
 from turnwise.models.scratch import new_model, train_tokenizer
