@@ -121,13 +121,8 @@ class Trainer:
         observer: Observer,
     ) -> None:
         self.run, self.sides, self.observer = run, sides, observer
-        self.collector, self.measurer, self.panels, self.order, self.planner = (
-            collector,
-            measurer,
-            panels,
-            order,
-            planner,
-        )
+        self.collector, self.measurer = collector, measurer
+        self.panels, self.order, self.planner = panels, order, planner
         self.writer, self.watchdog, self.mirrors = writer, watchdog, mirrors
         self.measuring, self.settings = measuring, settings
         self.clock = self._clock()
