@@ -16,14 +16,13 @@ from turnwise.agents.collector import Collector
 from turnwise.agents.episode import jobs_for
 from turnwise.agents.prompts import AgentConfig
 from turnwise.assembly.players import model_agent
-from turnwise.cloning.warmstart import warmstart
 from turnwise.config.files import load_config
 from turnwise.envs.check import check
 from turnwise.envs.tasks import panel
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.models.engine import Sampling
 from turnwise.models.policy import Policy
-from turnwise.training.experiment import export, train
+from turnwise.training.experiment import export, train, warmstart
 from turnwise.training.trainer import CollectionError, Silent
 
 torch.set_num_threads(1)

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from tests.view.runs import attempt, episode, make_run, task, turn
 from turnwise.algorithms.registry import ALGORITHMS, resolve
+from turnwise.assembly.run import Assembly
 from turnwise.cli import app
-from turnwise.cloning.warmstart import warmstart_key
 from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.evaluation.contenders import read_run
@@ -95,7 +95,7 @@ def test_every_algorithm_has_its_trials_and_starts_alike(
     grpo = trial(modules, "grpo")
     for config in configs:
         assert config.algorithm.model_dump()["type"] == method
-        assert warmstart_key(config) == warmstart_key(grpo)
+        assert Assembly(config).cloning.key == Assembly(grpo).cloning.key
         assert (config.env, config.rollout, config.eval, config.seed) == (
             *(grpo.env, grpo.rollout, grpo.eval, grpo.seed),
         )

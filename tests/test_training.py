@@ -10,15 +10,14 @@ import pytest
 import torch
 
 import turnwise
-from turnwise.assembly.players import load_policies
-from turnwise.cloning.warmstart import warmstart
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.interface import Panel
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import export, resume, train
+from turnwise.training.experiment import export, resume, train, warmstart
 from turnwise.training.side import DisagreementError
 from turnwise.training.tasksets import TaskOrder, prove_disjoint
 from turnwise.training.trainer import CollectionError, Silent, Trainer
@@ -162,7 +161,7 @@ def trainer(path: Path, *settings: str) -> Trainer:
     import shutil
 
     shutil.copytree(warmstart(made), run.model_path)
-    return Trainer(made, run, load_policies(run, [""]), Silent())
+    return Assembly(made).trainer(run)
 
 
 def test_a_sampler_with_other_weights_stops_the_run(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from turnwise.runs.directory import RunDirectory
 from turnwise.training.trainer import Trainer
 from turnwise.trajectory import Group, Trajectory
 
-_UNMEASURED = {
+UNMEASURED = {
     "eval": {"every": 0, "test_split": None},
     "keep_checkpoint": "last",
     "checkpoint_every": 1_000_000,
@@ -102,7 +102,7 @@ def _measured(target: str, settings: Sequence[str], env: str | None, folder: Pat
         raise ValueError(f"{target} is a run and is measured as it is: leave --env and other settings out")
     config = source.config() if source is not None else target_config(target, settings, env=env)
     kept = config.keep_checkpoint
-    config = parse_config({**override(config.model_dump(), []), **_UNMEASURED})
+    config = parse_config({**override(config.model_dump(), []), **UNMEASURED})
     check_device(config.device)
     torch.set_num_threads(config.threads)
     with closing(Assembly(config)) as assembly:
