@@ -23,7 +23,8 @@ from turnwise.evaluation.evaluate import evaluate
 from turnwise.models.engine import Sampling
 from turnwise.models.policy import Policy
 from turnwise.training.experiment import export, train, warmstart
-from turnwise.training.trainer import CollectionError, Silent
+from turnwise.training.observing import Callback
+from turnwise.training.trainer import CollectionError
 
 torch.set_num_threads(1)
 
@@ -104,7 +105,7 @@ def test_training_closes_what_it_opens(tmp_path: Path, world: str) -> None:
     assert all_closed()
 
 
-class Crash(Silent):
+class Crash(Callback):
     """The world breaks when a stage begins."""
 
     def __init__(self, at: str) -> None:

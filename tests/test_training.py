@@ -18,9 +18,10 @@ from turnwise.evaluation.evaluate import evaluate
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import export, resume, train, warmstart
+from turnwise.training.observing import Callback
 from turnwise.training.side import DisagreementError
 from turnwise.training.tasksets import TaskOrder, prove_disjoint
-from turnwise.training.trainer import CollectionError, Silent, Trainer
+from turnwise.training.trainer import CollectionError, Trainer
 from turnwise.trajectory import Task
 
 TINY = [
@@ -59,7 +60,7 @@ class StopError(Exception):
     """Stands for a crash."""
 
 
-class StopAfter(Silent):
+class StopAfter(Callback):
     """Stops a run once some updates are logged."""
 
     def __init__(self, updates: int) -> None:

@@ -12,9 +12,9 @@ Everything below (trainer, sides, collectors, cloning) takes objects and single 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,6 @@ from turnwise.evaluation.report import evaluate_policy
 from turnwise.learning.learner import Learner
 from turnwise.learning.planning import GroupPlanner
 from turnwise.learning.recipe import Recipe
-from turnwise.learning.settings import RunInfo
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, save_model
 from turnwise.models.policy import Policy
@@ -42,28 +41,15 @@ from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
+from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, Shape, fitting_microbatch, shape_of
 from turnwise.training.side import Side
 from turnwise.training.tasksets import Panels, TaskOrder, open_panels
-from turnwise.training.trainer import LoopSettings, Observer, Silent, Trainer
+from turnwise.training.trainer import LoopSettings, Trainer
 
-MakeRecipe = Callable[[RunInfo], Recipe]
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 _STOP_KEY = 1 << 42  # of the reply draws while cloning; updates count from 0
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Objects that a caller brings in the place of what the configuration would make; None: it makes them.
-
-    ``make_env`` makes a fresh environment, ``model`` is a loaded (model, tokenizer), ``recipe`` makes the algorithm's
-    parts, once for each policy in training.
-    """
-
-    make_env: Callable[[], TextEnv] | None = None
-    model: tuple[Any, Any] | None = None
-    recipe: MakeRecipe | None = None
 
 
 class Assembly:
@@ -71,11 +57,11 @@ class Assembly:
 
     The one environment ``world`` gives the panels and the players of a game, demonstrates the tasks where a model is
     cloned in the run's own world, and is asked nothing while episodes are played (collectors have their own).
+    ``model`` is a loaded (model, tokenizer) in the place of the one that the configuration names; the run gets a copy.
     """
 
-    def __init__(self, config: RunConfig, given: Given | None = None) -> None:
-        self.config, self.given = config, given or Given()
-        self.make_env: Callable[[], TextEnv] = self.given.make_env or config.env.make
+    def __init__(self, config: RunConfig, model: tuple[Any, Any] | None = None) -> None:
+        self.config, self.model = config, model
         self.success = SuccessRule(config.env.success_threshold)
 
     def close(self) -> None:
@@ -86,7 +72,7 @@ class Assembly:
     @cached_property
     def world(self) -> TextEnv:
         """An environment of the run. Raises ValueError for an unknown one, or settings that it does not take."""
-        return self.make_env()
+        return self.config.env.make()
 
     @cached_property
     def panels(self) -> Panels:
@@ -102,12 +88,12 @@ class Assembly:
     def recipe(self, vocabulary: int | None = None) -> Recipe:
         """The algorithm's parts, fresh: they hold state. ``vocabulary`` is the number of the model's tokens."""
         info = replace(self.config.run_info, vocabulary=vocabulary)
-        return self.given.recipe(info) if self.given.recipe is not None else build(self.config.algorithm, info)
+        return build(self.config.algorithm, info)
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
-        if self.given.model is not None:
-            save_model(*self.given.model, run.model_path)
+        if self.model is not None:
+            save_model(*self.model, run.model_path)
         elif self.config.warmstart is not None:
             shutil.copytree(self.warmstart(on_progress), run.model_path)
 
@@ -176,7 +162,7 @@ class Assembly:
         seating = Seating({"": ModelAgent(engine, chat, config.agent)}, others)
         tasks = panel(self.world, settings.stop_split)
         rate = 0.0
-        with closing(Collector(self.make_env, seating, seed=config.seed, success=self.success)) as collector:
+        with closing(Collector(self.config.env.make, seating, seed=config.seed, success=self.success)) as collector:
             for num in (max(1, settings.stop_tasks // 4), settings.stop_tasks):
                 report, _ = evaluate_policy(
                     collector,
@@ -232,7 +218,7 @@ class Assembly:
                 max_error_share=config.rollout.max_error_share,
                 max_reply_tokens=config.agent.max_reply_tokens,
             ),
-            observer=observer or Silent(),
+            observer=observer or Callback(),
         )
 
     def side(self, name: str, policy: Policy) -> Side:
@@ -264,7 +250,7 @@ class Assembly:
         others = opponents(opponent, self.world, num_slots=rollout.num_slots, threads=rollout.threads)
         threads = WorldThreads(rollout.env_threads, rollout.env_order)
         seating = Seating(learners, others)
-        return Collector(self.make_env, seating, seed=config.seed, success=self.success, threads=threads)
+        return Collector(self.config.env.make, seating, seed=config.seed, success=self.success, threads=threads)
 
 
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:

@@ -17,7 +17,7 @@ import torch
 
 from turnwise.agents.templates import dated
 from turnwise.assembly.players import AGENT_FILE, load_policies
-from turnwise.assembly.run import Assembly, Given, fitted
+from turnwise.assembly.run import Assembly, fitted
 from turnwise.cloning.cloner import OnProgress
 from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
@@ -33,7 +33,8 @@ from turnwise.statistics import Estimate, paired_difference
 from turnwise.training.changes import changed, check_goes_on, differences
 from turnwise.training.faults import InterruptedRunError, UpdateMemoryError, storage
 from turnwise.training.interrupt import Interrupts
-from turnwise.training.trainer import Observer, Silent, Trainer
+from turnwise.training.observing import Callback, Observer
+from turnwise.training.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +66,27 @@ class _Clock:
         return time.process_time() - self._cpu
 
 
-def train(config: RunConfig, out: str | Path, observer: Observer | None = None, given: Given | None = None) -> Result:
+def train(
+    config: RunConfig,
+    out: str | Path,
+    observer: Observer | None = None,
+    model: tuple[Any, Any] | None = None,
+) -> Result:
     """Make a run in ``out``: warm start, measure, train, measure.
 
-    ``given`` are objects in the place of what the configuration would make. Raises ValueError for what cannot be run,
-    StoppedRunError where something else ends it (``turnwise.training.faults``).
+    ``model`` is a loaded (model, tokenizer) in the place of the one that the configuration names. Raises ValueError for
+    what cannot be run, StoppedRunError where something else ends it (``turnwise.training.faults``).
     """
     began = _Clock()
     _prepare(config)
     config = fitted(config)
-    with closing(Assembly(config, given)) as assembly:
+    with closing(Assembly(config, model)) as assembly:
         run = RunDirectory.create(out, config, assembly.panels.hashes())
         with storage(run.path), run.locked():
-            return _from_the_start(assembly, run, observer or Silent(), began)
+            return _from_the_start(assembly, run, observer or Callback(), began)
 
 
-def resume(
-    path: str | Path,
-    observer: Observer | None = None,
-    settings: Sequence[str] = (),
-    given: Given | None = None,
-) -> Result:
+def resume(path: str | Path, observer: Observer | None = None, settings: Sequence[str] = ()) -> Result:
     """Continue a run after its newest sound checkpoint, to the same numbers as an unbroken one.
 
     ``settings`` (``key.path=value``) change what may change (``turnwise.training.changes``), such as ``num_updates`` of
@@ -96,16 +97,25 @@ def resume(
     run = RunDirectory.open(path)
     config = parse_config(changed(run.config().model_dump(mode="json"), settings)) if settings else run.config()
     _prepare(config)
-    with storage(run.path), run.locked(), closing(Assembly(config, given)) as assembly:
+    with storage(run.path), run.locked(), closing(Assembly(config)) as assembly:
         run.check_unchanged(assembly.panels.hashes())
         if settings:
             _note(run, config)
         if not run.has_checkpoint:
             run.restart()
-            return _from_the_start(assembly, run, observer or Silent(), began)
+            return _from_the_start(assembly, run, observer or Callback(), began)
         with closing(assembly.trainer(run, observer)) as trainer:
             trainer.rewind()
             return _finish(trainer, _read_reports(run), began)
+
+
+def new_folder(config: RunConfig) -> Path:
+    """The first free ``runs/WORLD-ALGORITHM-sSEED-NUMBER``."""
+    world = config.env.id.rpartition("/")[2].lower()
+    kind = str(getattr(config.algorithm, "type", type(config.algorithm).__name__)).replace(":", "-")
+    stem = f"{world}-{kind}-s{config.seed}"
+    number = next(n for n in range(1, 10_000) if not (Path("runs") / f"{stem}-{n}").exists())
+    return Path("runs") / f"{stem}-{number}"
 
 
 def _prepare(config: RunConfig) -> None:

@@ -11,14 +11,13 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.clock import Clock
-from turnwise.cloning.cloner import Progress
 from turnwise.config.schema import EvalConfig
 from turnwise.evaluation.report import Report, evaluate_policy
 from turnwise.learning.metrics import Metrics
@@ -32,6 +31,7 @@ from turnwise.runs.checkpoints import Checkpoint, CheckpointName
 from turnwise.runs.directory import RunDirectory
 from turnwise.seeds import mix
 from turnwise.training.faults import DivergedError, UpdateMemoryError, is_out_of_memory
+from turnwise.training.observing import Observer
 from turnwise.training.side import Side
 from turnwise.training.tasksets import Panels, TaskOrder
 from turnwise.trajectory import Group, Task, Trajectory, group_by_task
@@ -40,26 +40,6 @@ from turnwise.trajectory import Group, Task, Trajectory, group_by_task
 _EVAL_KEY, TEST_KEY = 1 << 40, 1 << 41
 
 _DIVERGED = "lower optimizer.lr, and look for extreme rewards or overflow in half precision"
-
-
-class Observer(Protocol):
-    """Hears what happens; a display, a test, nobody."""
-
-    def stage(self, name: str) -> None: ...
-    def cloning(self, progress: Progress) -> None: ...
-    def episode(self, trajectory: Trajectory) -> None: ...
-    def update(self, record: dict[str, Any]) -> None: ...
-    def report(self, report: Report) -> None: ...
-
-
-class Silent:
-    """An observer that hears nothing."""
-
-    def stage(self, name: str) -> None: ...
-    def cloning(self, progress: Progress) -> None: ...
-    def episode(self, trajectory: Trajectory) -> None: ...
-    def update(self, record: dict[str, Any]) -> None: ...
-    def report(self, report: Report) -> None: ...
 
 
 class CollectionError(RuntimeError):
