@@ -16,6 +16,7 @@ from tests.algorithms.test_update import drifted, gradient
 from tests.algorithms.variants import NAMED, VARIANTS
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.dapo import DAPOConfig
+from turnwise.algorithms.description import describe
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.empg import EMPGConfig
 from turnwise.algorithms.epo import EPOConfig
@@ -25,7 +26,7 @@ from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.opo import OPOConfig
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.registry import ALGORITHMS, build, describe
+from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.rloo import RLOOConfig
 from turnwise.learning.learner import stream_loss
@@ -220,7 +221,7 @@ def test_every_algorithm_is_described(name: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "algorithms" / f"{name}.md").read_text()
     assert found.about.arxiv in page
     for setting in found.settings:
-        if setting.name in ALGORITHMS[name].config.__annotations__:
+        if setting.name in resolve(name).config.__annotations__:
             assert f"`{setting.name}" in page, setting.name
 
 

@@ -13,7 +13,7 @@ from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.common import FreshGroups, GroupAdvantage, PPOClip, ReferenceKL, TruncatedImportance
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig, SequenceClip
-from turnwise.algorithms.registry import ALGORITHMS, build
+from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.algorithms.selfimitation import SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
 from turnwise.learning.parts import Aggregation, Samples
@@ -25,12 +25,12 @@ from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group
 
 RUN = RunInfo(num_updates=10, group_size=4)
-CLIPPED = [name for name, found in ALGORITHMS.items() if "aggregation" in found.config.model_fields]
-GROUPED = [name for name, found in ALGORITHMS.items() if "singleton" in found.config.model_fields]
+CLIPPED = [name for name in ALGORITHMS if "aggregation" in resolve(name).config.model_fields]
+GROUPED = [name for name in ALGORITHMS if "singleton" in resolve(name).config.model_fields]
 
 
 def recipe(name: str, run: RunInfo = RUN, **values: Any) -> Recipe:
-    config: Settings = ALGORITHMS[name].config(**values)
+    config: Settings = resolve(name).config(**values)
     return build(config, run)
 
 

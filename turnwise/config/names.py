@@ -78,8 +78,8 @@ def _algorithm_settings(raw: Mapping[str, Any]) -> list[str]:
 def all_settings() -> Iterator[tuple[str, Any]]:
     """(dotted name, field) of every setting there is, those of each algorithm included."""
     yield from settings_of(RunConfig)
-    for algorithm in ALGORITHMS.values():
-        yield from settings_of(algorithm.config, "algorithm.")
+    for name in ALGORITHMS:
+        yield from settings_of(resolve(name).config, "algorithm.")
 
 
 def settings_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
