@@ -18,7 +18,7 @@ from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
-from turnwise.cloning.cloner import WarmstartConfig
+from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.files import (
     config_folder,
     dump_config,
@@ -31,7 +31,7 @@ from turnwise.config.files import (
 )
 from turnwise.config.schema import EvalConfig, PretrainedModelConfig
 from turnwise.learning.settings import OptimizerConfig, RunInfo
-from turnwise.models.scratch import ORIGIN_FILE, ScratchModelConfig
+from turnwise.models.settings import ORIGIN_FILE, ScratchModelConfig
 
 BASE: dict[str, Any] = {"warmstart": {}}
 

@@ -267,9 +267,7 @@ def test_bases_without_an_upper_clip_are_refused() -> None:
 def in_docs(name: str) -> list[dict[str, Any]]:
     """The settings that a page of docs/algorithms writes out."""
     page = (Path(__file__).parents[2] / "docs" / "algorithms" / f"{name}.md").read_text()
-    return [
-        yaml.safe_load(block) for block in re.findall(r"^ {4}(\{type.*?\})$\n\n", page + "\n", re.DOTALL | re.MULTILINE)
-    ]
+    return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(\{type.*?)```", page, re.DOTALL | re.MULTILINE)]
 
 
 def test_released_forms_are_as_the_docs_write_them() -> None:

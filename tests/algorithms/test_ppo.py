@@ -18,7 +18,8 @@ from turnwise.algorithms.sequences import GeneralizedAdvantage, ReturnsToGo
 from turnwise.learning.parts import Samples, Stream
 from turnwise.learning.rewards import RewardTable
 from turnwise.learning.settings import RewardSettings, RunInfo
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group
 

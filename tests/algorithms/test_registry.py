@@ -42,7 +42,7 @@ def test_the_names_are_known_without_torch() -> None:
         (
             "spear",
             {"spear", "drbot", "drgrpo", "clip_cov", "grpo"},
-        ),  # on drbot, which is on drgrpo; with Clip-Cov's part
+        ),  # on drbot on drgrpo; with Clip-Cov's part
     ],
 )
 def test_an_algorithm_is_imported_with_what_it_builds_on_and_no_other(name: str, expected: set[str]) -> None:

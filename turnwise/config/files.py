@@ -22,7 +22,7 @@ from turnwise.config.names import all_settings as all_settings
 from turnwise.config.names import explained, names_of
 from turnwise.config.schema import DEFAULT_ALGORITHM, EnvConfig, PretrainedModelConfig, RunConfig
 from turnwise.learning.settings import UnusedSettingError, laid_over
-from turnwise.models.scratch import made_from_scratch
+from turnwise.models.settings import made_from_scratch
 
 Section = TypeVar("Section", bound=BaseModel)
 
