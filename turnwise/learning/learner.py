@@ -111,27 +111,27 @@ class Learner:
         """Fill the columns that each stream's parts need, then its advantages."""
         filled = []
         for stream in streams:
-            plan = self.recipe[stream.name]
-            stream = stream.with_columns(**self._columns(stream.batch, plan))
-            if plan.estimator is not None:
-                advantages = plan.estimator.estimate(stream)
+            recipe = self.recipe[stream.name]
+            stream = stream.with_columns(**self._columns(stream.batch, recipe))
+            if recipe.estimator is not None:
+                advantages = recipe.estimator.estimate(stream)
                 stream = stream.with_columns(advantages=advantages)
                 if stream.batch.values is not None:
                     stream = stream.with_columns(returns=advantages + stream.batch.values)
-            for modifier in plan.modifiers:
+            for modifier in recipe.modifiers:
                 stream = stream.with_columns(advantages=modifier.modify(stream))
             filled.append(stream)
         return Streams(tuple(filled), streams.dropped_groups)
 
-    def _columns(self, batch: TokenBatch, plan: StreamRecipe) -> dict[str, Tensor]:
+    def _columns(self, batch: TokenBatch, recipe: StreamRecipe) -> dict[str, Tensor]:
         """What the parts of a stream need to know about its tokens before the update."""
         columns = {}
-        if "reference" in plan.needs:
+        if "reference" in recipe.needs:
             columns["reference_logprobs"], _ = self._scored(batch, reference=True)
-        if plan.needs & {"proximal", "values"}:
-            proximal, values = self._scored(batch, critic=plan.critic)
-            columns |= {"proximal_logprobs": proximal} if "proximal" in plan.needs else {}
-            columns |= {"values": values} if plan.critic is not None else {}
+        if recipe.needs & {"proximal", "values"}:
+            proximal, values = self._scored(batch, critic=recipe.critic)
+            columns |= {"proximal_logprobs": proximal} if "proximal" in recipe.needs else {}
+            columns |= {"values": values} if recipe.critic is not None else {}
         return columns
 
     @torch.no_grad()
@@ -202,17 +202,17 @@ class Learner:
 
         Says whether there was something to learn: an action token in a row that is computed.
         """
-        plan, update = self.recipe[stream.name], seed[1]
-        counts, unit = Counts.of(batch.action_mask, batch.turn_index), plan.success(self.run.rewards)
+        recipe, update = self.recipe[stream.name], seed[1]
+        counts, unit = Counts.of(batch.action_mask, batch.turn_index), recipe.success(self.run.rewards)
         view = MinibatchView(update, batch, counts, lambda: self._scored(batch)[0], seed, unit)
-        for part in plan.parts():
+        for part in recipe.parts():
             part.prepare(view)
-        learning = plan.learning(batch)
+        learning = recipe.learning(batch)
         for part_of in microbatches(batch.select(learning), self.config.microbatch_tokens):
             rows = learning[part_of]
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("train", int(micro.lengths.sum())):
-                scores = self.scorer.score(micro, entropy="entropy" in plan.needs, hidden="hidden" in plan.needs)
+                scores = self.scorer.score(micro, entropy="entropy" in recipe.needs, hidden="hidden" in recipe.needs)
                 if not tally.is_proved:
                     tally.deviations.append(deviations(scores.logprobs, micro))
                 ctx = UpdateContext(
@@ -221,12 +221,12 @@ class Learner:
                     scores.logprobs,
                     scores.entropies,
                     counts,
-                    plan.aggregation,
+                    recipe.aggregation,
                     scores.hidden,
                     rows,
                     unit,
                 )
-                loss = stream_loss(plan, ctx, tally) * stream.coef
+                loss = stream_loss(recipe, ctx, tally) * stream.coef
                 tally.add(loss=loss.detach())
                 if loss.requires_grad:  # not so for rows without a single action token
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -241,24 +241,24 @@ def shaped_rewards(recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory,
     return rewards
 
 
-def stream_loss(plan: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:
+def stream_loss(recipe: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:
     """Share of the minibatch's loss: surrogate + u · w · Σ coef · (regularizer or objective), a scalar.
 
     u and w put what is added beside the surrogate (``Regularizer``); both are 1 where there is none.
     """
     loss = ctx.logprobs.new_zeros(())
-    if plan.clip is not None:
-        surrogate = plan.clip.surrogate(ctx)
+    if recipe.clip is not None:
+        surrogate = recipe.clip.surrogate(ctx)
         clipped = clipped_surrogate(surrogate.ratio, ctx.advantages, *surrogate[1:])
         weight = ctx.batch.weight.unsqueeze(1)
-        for weighter in plan.weighters:
+        for weighter in recipe.weighters:
             weight = weight * weighter.weight(ctx)
         policy = ctx.aggregate(weight * clipped.loss)
         loss = loss + policy
         _tally_policy(tally, ctx, surrogate.ratio, policy, clipped.clipped, clipped.dual_clipped)
-    beside = ctx.unit * ctx.surrogate_weight if plan.clip is not None else 1.0
-    terms = [(part, coef * beside, part.term(ctx)) for part, coef in plan.regularizers]
-    losses = [(part, coef * beside, part.loss(ctx)) for part, coef in plan.objectives]
+    beside = ctx.unit * ctx.surrogate_weight if recipe.clip is not None else 1.0
+    terms = [(part, coef * beside, part.term(ctx)) for part, coef in recipe.regularizers]
+    losses = [(part, coef * beside, part.loss(ctx)) for part, coef in recipe.objectives]
     for part, coef, term in (*terms, *losses):
         tally.add(**{f"term/{type(part).__name__}": term.detach()})
         loss = loss + coef * term
