@@ -81,7 +81,7 @@ class RecentReturns:
         return sum(map(len, self.updates))
 
     def add(self, groups: Sequence[Sequence[float]]) -> None:
-        """Add one update's groups of returns. Before that, drop oldest updates while more than ``max_groups`` are held."""
+        """Add one update's groups of returns. First drop the oldest while over ``max_groups`` are held."""
         while len(self) > self.max_groups:
             self.updates.pop(0)
         self.updates.append([(float(np.mean(group)), float(np.std(group))) for group in groups if len(group)])
