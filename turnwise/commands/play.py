@@ -11,7 +11,8 @@ from rich.text import Text
 
 from turnwise.agents.episode import Job, Scripted, Seating
 from turnwise.agents.scripted import HumanAgent, play_episode, scripted
-from turnwise.algorithms.registry import ALGORITHMS, describe
+from turnwise.algorithms.description import describe
+from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.envs import WORLDS
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import make_env, panel

@@ -370,11 +370,11 @@ def resolved(raw: Mapping[str, Any], own: Collection[str] | None = None) -> dict
 
 def all_settings() -> Iterator[tuple[str, Any]]:
     """(dotted name, field) of every setting there is, those of each algorithm included."""
-    from turnwise.algorithms.registry import ALGORITHMS
+    from turnwise.algorithms.registry import ALGORITHMS, resolve
 
     yield from run_settings()
-    for algorithm in ALGORITHMS.values():
-        yield from settings_of(algorithm.config, "algorithm.")
+    for name in ALGORITHMS:
+        yield from settings_of(resolve(name).config, "algorithm.")
 
 
 def run_settings() -> Iterator[tuple[str, Any]]:
