@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.agents.test_collector import HOUSE, SAMPLING, same, tasks
-from tests.agents.test_engine import check, full_logprobs, play, prompt
 from tests.models import tiny_model, tokenizer
+from tests.models.test_engine import check, full_logprobs, play, prompt
 from turnwise.agents.collector import Collector
 from turnwise.agents.episode import ModelAgent, jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
