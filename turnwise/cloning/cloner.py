@@ -17,8 +17,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from turnwise.agents.episode import SuccessRule, TextEnv
+from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
+from turnwise.agents.seating import TextEnv
 from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, instructions_of
 from turnwise.envs.tasks import expert_of, no_exit, panel, players_of, start, step
 from turnwise.models.attention import packed_plan

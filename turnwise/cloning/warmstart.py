@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.collector import Collector
-from turnwise.agents.episode import ModelAgent, Seating, SuccessRule
+from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import ChatFormat
+from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.assembly.players import AGENT_FILE, opponents
 from turnwise.cloning.cloner import OnProgress, Progress, WarmstartConfig, clone, demonstrations
 from turnwise.config.schema import GameConfig, RunConfig

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from turnwise.agents.collector import Collector, Rollouts
-from turnwise.agents.episode import Seating, SuccessRule
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.seating import Seating
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import opponents
 from turnwise.clock import Clock
