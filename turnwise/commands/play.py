@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from turnwise.agents.episode import Job, Scripted, Seating
+from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import HumanAgent, play_episode, scripted
+from turnwise.agents.seating import Scripted, Seating
 from turnwise.algorithms.description import describe
 from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.envs import WORLDS
