@@ -34,7 +34,7 @@ from turnwise.training.mirrors import check_mirrors
 from turnwise.training.plan import fitted
 from turnwise.training.tasksets import panel_hashes
 from turnwise.training.trainer import Observer, Silent, Trainer
-from turnwise.training.warmstart import check_new, warmstart
+from turnwise.training.warmstart import check_new, is_cached, warmstart
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _note(run: RunDirectory, config: RunConfig) -> None:
 
 def _from_the_start(run: RunDirectory, config: RunConfig, observer: Observer, began: _Clock) -> Result:
     if config.warmstart is not None:
-        observer.stage("clone")
+        observer.stage("cached" if is_cached(config) else "clone")
         shutil.copytree(warmstart(config, observer.cloning), run.model_path)
     with closing(_trainer(run, config, observer)) as trainer:
         observer.stage("measure")

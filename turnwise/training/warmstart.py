@@ -59,8 +59,8 @@ def check_new(folder: Path, who: str) -> None:
 def _cached(config: RunConfig, on_progress: OnProgress | None, fresh: bool) -> Path:
     if config.warmstart is None:
         raise ValueError("this configuration has no `warmstart:` section: nothing to clone")
-    folder = cache_dir() / "warmstart" / warmstart_key(config)
-    if folder.exists() and not fresh:
+    folder = _folder(config)
+    if is_cached(config) and not fresh:
         return folder
     with closed_after(config.demonstration_env()) as env, closed_after(config.env.make()) as measured:
         model, tokenizer = start_model(config, env)
@@ -77,6 +77,15 @@ def _cached(config: RunConfig, on_progress: OnProgress | None, fresh: bool) -> P
         )
     _store(folder, model, tokenizer, config, progress)
     return folder
+
+
+def is_cached(config: RunConfig) -> bool:
+    """Whether the cache holds the model that ``config`` asks for, so that ``warmstart`` need not train it."""
+    return _folder(config).exists()
+
+
+def _folder(config: RunConfig) -> Path:
+    return cache_dir() / "warmstart" / warmstart_key(config)
 
 
 def warmstart_key(config: RunConfig) -> str:
