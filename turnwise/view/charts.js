@@ -147,8 +147,8 @@ function banded(run, place, found, name, isRate) {
   const x = positions(run, found.map((point) => point.update));
   const tint = colour(runColour(place));
   const edge = { type: "scatter", mode: "lines", x, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
-  const value = isRate ? percent : number;
-  const spans = found.map((point) => `${value(point.value)} [${value(point.low)}, ${value(point.high)}] · update ${point.update}`);
+  const told = (point) => (isRate ? rate(point) : `${number(point.value)} [${number(point.low)}, ${number(point.high)}]`);
+  const spans = found.map((point) => `${told(point)} · update ${point.update}`);
   return [
     { ...edge, y: found.map((point) => point.low) },
     { ...edge, y: found.map((point) => point.high), fill: "tonexty", fillcolor: faded(tint, 0.16) },

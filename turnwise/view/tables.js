@@ -84,8 +84,9 @@ function summaryTable(found, decodings) {
     ["entropy", "how unsure the model was, nats per token", (report) => number(report.entropy)],
     ["full context", "share of episodes that ended because the context was full", (report) => percent(report.context_share)],
     ["faults", "episodes that failed in their environment; they are left out", (report) => number(report.errors)],
+    ["temperature", "of the draws; 0 is the likeliest token every time", (report) => number(report.temperature)],
   ].filter(Boolean);
-  const header = ["", ...reports.map(([decoding, when, report]) => `${decoding} (temperature ${report.temperature}), ${when}`)];
+  const header = ["", ...reports.map(([decoding, when]) => `${decoding}, ${when}`)];
   const rows = measures.map(([name, what, value]) => [
     el("div", {}, name, el("div", { class: "note", text: what })), ...reports.map(([, when, report]) => value(report, when)),
   ]);
