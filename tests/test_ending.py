@@ -246,6 +246,14 @@ def test_rates_are_in_percent_while_it_runs() -> None:
 # --- Ctrl-C
 
 
+def test_the_panel_leaves_room_for_what_a_terminal_echoes() -> None:
+    console = Console(record=True, width=80, file=io.StringIO())
+    display = LiveDisplay(console, 4, "title")
+    display.stage("measure")
+    console.print(display.render())
+    assert max(len(line.rstrip()) for line in console.export_text().splitlines()) == 76
+
+
 def interrupted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, act: Callable[[], object]
 ) -> tuple[int, str, str]:

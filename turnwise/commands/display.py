@@ -33,7 +33,7 @@ UNKNOWN = "–"
 _BARS = "▁▂▃▄▅▆▇█"
 _STAGES = {
     "clone": "Warm start: cloning the expert",
-    "cached": "Warm start: from the cache, where an earlier run left this cloned model",
+    "cached": "Warm start: from the cache, cloned earlier",
     "measure": "Measuring on the test panel",
     "train": "Training",
     "stop": "Stopping after this update (once more: at once)",
@@ -134,12 +134,9 @@ class LiveDisplay:
     def render(self) -> RenderableType:
         """The live panel as it is now."""
         if self.stage_name == "clone" and self._cloning is not None:
-            return Panel(self._cloning_text(self._cloning), title=self.title, border_style="cyan")
+            return self._panel(self._cloning_text(self._cloning))
         if not self.latest:
-            return Panel(
-                Text(f"{_STAGES.get(self.stage_name, 'Starting')} …  {self.episodes} episodes"),
-                title=self.title,
-            )
+            return self._panel(Text(f"{_STAGES.get(self.stage_name, 'Starting')} …  {self.episodes} episodes"))
         record, seconds = self.latest, self.latest["seconds"]
         rate = record["sampled_tokens"] / max(seconds["collect"], 1e-9)
         table = Table.grid(padding=(0, 3))
@@ -167,7 +164,12 @@ class LiveDisplay:
         ]
         if evaluations:
             parts.append(Text(f"validation  {evaluations}", style="cyan"))
-        return Panel(Group(*parts), title=self.title, border_style="cyan")
+        return self._panel(Group(*parts))
+
+    def _panel(self, content: RenderableType) -> Panel:
+        """Narrower than the terminal, which writes ^C behind it: on a line of its own it would not be cleared away."""
+        width = max(self.console.width - len("^C^C"), 20)
+        return Panel(content, title=self.title, border_style="cyan", width=width)
 
     def _cloning_text(self, progress: Cloning) -> RenderableType:
         success = UNKNOWN if progress.success is None else share_text(progress.success)
