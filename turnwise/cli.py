@@ -22,6 +22,7 @@ from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 
 if TYPE_CHECKING:
+    from turnwise.commands.ending import Ending
     from turnwise.config.schema import RunConfig
     from turnwise.runs.checkpoints import CheckpointName
     from turnwise.training.experiment import Result
@@ -88,10 +89,16 @@ def train(
     _run(config, out or _new_folder(config))
 
 
+# By whether it is a smoke run, which wins nothing: that its groups are rewarded alike is no warning there.
+_DEMOS = {False: ["household"], True: ["smoke", "watchdog.uniform_groups=null"]}
+
+
 @app.command()
 def demo(
     seed: Annotated[int | None, typer.Option(help="Shorthand for seed=N.")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Under a minute: every part runs, little is learned.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Under a minute: every part runs, nothing is learned.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.")] = None,
     settings: SettingsArg = None,
 ) -> None:
@@ -100,8 +107,12 @@ def demo(
     Ends with exit code 1 where the 95 % interval of the gain includes 0 (not with --smoke).
     """
     more = [f"seed={seed}"] if seed is not None else []
-    config = _config(["smoke" if smoke else "household", *(settings or [])], None, None, more)
-    result = _run(config, out or _new_folder(config))
+    config = _config([*_DEMOS[smoke], *(settings or [])], None, None, more)
+    from turnwise.commands.ending import SMOKE, demo_closing, smoke_closing
+
+    if smoke:
+        console.print(SMOKE, highlight=False)
+    result = _run(config, out or _new_folder(config), ending=smoke_closing if smoke else demo_closing)
     if not smoke and (result.gain is None or result.gain.low <= 0):
         console.print("[red]The gain is not distinguishable from 0.[/red]")
         raise typer.Exit(1)
@@ -286,6 +297,7 @@ def warmstart(
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
     from turnwise.commands.display import LiveDisplay
     from turnwise.models.loading import check_device
+    from turnwise.training.experiment import has_warmstart
     from turnwise.training.experiment import warmstart as run_warmstart
 
     config = _config(settings, env, None, [])
@@ -294,9 +306,13 @@ def warmstart(
     import torch
 
     torch.set_num_threads(config.threads)
-    with LiveDisplay(console, 0, "turnwise warmstart") as display:
-        display.stage("clone")
-        folder = run_warmstart(config, display.cloning, fresh=fresh, to=to)
+    try:
+        with LiveDisplay(console, 0, "turnwise warmstart") as display:
+            display.stage("clone" if fresh or not has_warmstart(config) else "cached")
+            folder = run_warmstart(config, display.cloning, fresh=fresh, to=to)
+    except KeyboardInterrupt:
+        console.print("stopped: nothing was kept, the same command clones anew", highlight=False)
+        raise typer.Exit(130) from None
     console.print(f"model: {folder}", highlight=False)
 
 
@@ -333,15 +349,16 @@ def _new_folder(config: RunConfig) -> Path:
     return Path("runs") / f"{stem}-{number}"
 
 
-def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = ()) -> Result:
-    """Train (or, without a configuration, resume with ``changes``) under the display; the closing table."""
+def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = (), ending: Ending | None = None) -> Result:
+    """Train (or, without a configuration, resume with ``changes``) under the display; then the closing lines."""
     from turnwise.algorithms.registry import base_chain
-    from turnwise.clock import time_line
-    from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
+    from turnwise.commands.display import LiveDisplay
+    from turnwise.commands.ending import closing, stopped_line
     from turnwise.config.files import parse_config
     from turnwise.runs.directory import RunDirectory
     from turnwise.training.changes import changed
     from turnwise.training.experiment import resume, train
+    from turnwise.training.faults import InterruptedRunError
 
     quiet()
     before = config or RunDirectory.open(folder).config()
@@ -350,20 +367,13 @@ def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = ()) ->
     try:
         with LiveDisplay(console, shown.num_updates, title) as display:
             result = train(config, folder, display) if config is not None else resume(folder, display, changes)
+    except InterruptedRunError as stopped:
+        console.print(str(stopped), highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:
-        console.print(f"stopped at once; `turnwise train --resume {folder}` goes on", highlight=False, soft_wrap=True)
+        console.print(stopped_line(folder), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    if result.after:
-        console.print(result_table(result))
-    lines = RunDirectory.open(folder).metrics()
-    if spent := time_line(lines):
-        console.print(f"time  {spent}", highlight=False)
-    curve = [line["success"] for line in lines if line["success"] is not None]
-    if curve:
-        console.print(f"training success  {sparkline(curve)}  {curve[0]:.2f} → {curve[-1]:.2f}", highlight=False)
-    if result.gain is not None:
-        console.print(gain_line(result.gain, result.after["sampled"]), highlight=False)
-    console.print(f"run: {folder}   ({result.seconds:.0f} s, {result.cpu_seconds:.0f} CPU s)", highlight=False)
+    (ending or closing)(console, result, display)
     return result
 
 

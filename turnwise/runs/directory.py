@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -227,8 +228,18 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": typed_command(),
     }
+
+
+def typed_command() -> str:
+    """The command of this process as it was typed, quoted where a shell needs it: ``turnwise train 'a.b=c d'``,
+    ``python -m turnwise.cli demo``, ``python my/loop.py --seed 1``.
+    """
+    program = Path(sys.argv[0])
+    if program.suffix in ("", ".exe") and program.name not in ("", "-c"):
+        return shlex.join([program.stem, *sys.argv[1:]])  # an installed script: its folder was the shell's to find
+    return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
 
 
 def _versions() -> dict[str, str]:

@@ -144,7 +144,7 @@ def _note(run: RunDirectory, config: RunConfig) -> None:
 
 def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
     if assembly.config.warmstart is not None:
-        observer.stage("clone")
+        observer.stage("cached" if assembly.is_cached else "clone")
     assembly.make_model(run, observer.cloning)
     with closing(assembly.trainer(run, observer)) as trainer:
         observer.stage("measure")
@@ -221,6 +221,12 @@ def warmstart(
     shutil.copytree(folder, to, dirs_exist_ok=True)
     (Path(to) / AGENT_FILE).write_text(config.agent.model_dump_json(indent=1))
     return Path(to)
+
+
+def has_warmstart(config: RunConfig) -> bool:
+    """Whether the cache holds the model that ``config`` asks for, so that ``warmstart`` need not clone."""
+    with closing(Assembly(config)) as assembly:
+        return assembly.is_cached
 
 
 def check_new(folder: Path, who: str) -> None:
