@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from turnwise.configfile import load_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TEXTS = {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".html", ".js", ".sh", ""}
 
 
 def commands() -> list[str]:
@@ -62,6 +65,34 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def tells_to_install(text: str) -> bool:
+    """Whether a pip line asks the index for ``turnwise``: there the name is another project's (docs/adr/020)."""
+    return bool(re.search(r"""pip3? install (?:-\S+ (?:[\w./]+ )?)*["']?turnwise(?![-\w/])""", text))
+
+
+def test_no_file_tells_to_install_another_project() -> None:
+    folders = ["turnwise", "docs", "tests", "scripts", "benchmarks", "configs", "examples", ".ci", ".github"]
+    files = [*ROOT.glob("*"), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
+    told = [str(f) for f in files if f.is_file() and f.suffix in TEXTS and tells_to_install(f.read_text())]
+    assert not told
+
+
+def test_a_line_that_installs_another_project_is_found() -> None:
+    name = "turnwise"
+    wrong = ["{}", '"{}[envs]"', "-U {}", "-c constraints.txt '{}[view]'"]
+    right = ['-e ".[envs]"', "{}-rl", '"{}-rl[view]"', "trl   (beside {})"]
+    assert all(tells_to_install(f"pip install {line}".format(name)) for line in wrong)
+    assert not any(tells_to_install(f"pip install {line}".format(name)) for line in right)
+
+
+def test_what_start_installs_is_declared() -> None:
+    """``view`` and the board games are on README's first page, so ``start.py run`` brings what they need."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = runpy.run_path(str(ROOT / "scripts" / "start.py"))["EXTRAS"]
+    assert set(re.findall(r"\w+", " ".join(extras.values()))) <= set(declared["optional-dependencies"])
+    assert {"games", "view"} <= set(re.findall(r"\w+", extras["run"]))
 
 
 def test_the_layout_page_names_what_is_there() -> None:

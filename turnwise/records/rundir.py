@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from turnwise import __version__
 from turnwise.agents.drawing import DRAW, other_draw
 from turnwise.config import RunConfig
 from turnwise.configfile import dump_config, parse_config
@@ -35,7 +36,7 @@ from turnwise.records.lock import locked
 from turnwise.records.translating import translated
 from turnwise.replay.store import truncate_after
 
-_PACKAGES = ("turnwise", "torch", "transformers", "peft", "gymnasium", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "gymnasium", "numpy")
 
 
 class RunDirectory:
@@ -207,7 +208,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"turnwise": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
