@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the table of settings into every page of docs/algorithms, as the code has them (tests hold the two together).
+"""Write the table of settings into every page of docs/algorithms, and their index, as the code has them (tests hold them).
 
 python scripts/algorithm_pages.py
 """
@@ -13,6 +13,13 @@ import yaml
 from turnwise.algorithms.registry import ALGORITHMS, describe
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "algorithms"
+INDEX = """# Algorithms
+
+`turnwise train --algorithm NAME` trains an algorithm with its documented defaults, and `turnwise algorithms NAME` prints its
+equations, its settings, and where it differs from the paper and from the released code. An algorithm *with a base* is put on top of
+another one: `algorithm.base.type=gspo`. What each one reached is on its page and in the [benchmarks](../benchmarks.md). To write one
+of your own, see [a how-to page](../cookbook/own_algorithm.md).
+"""
 HEADING = "## Every setting, as it is by default"
 
 
@@ -35,7 +42,17 @@ def plain(value: object) -> str:
     return str(value)
 
 
+def index() -> str:
+    """The page that lists the algorithms: each with its page, its summary, and what it is put on."""
+    lines = [INDEX, "| name | what it is | |", "| --- | --- | --- |"]
+    for name in ALGORITHMS:
+        found = describe(name)
+        lines.append(f"| [`{name}`]({name}.md) | {found.summary} | {'with a base' if found.is_modifier else ''} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
+    (PAGES / "index.md").write_text(index())
     for name in ALGORITHMS:
         page = PAGES / f"{name}.md"
         text = page.read_text().partition(HEADING)[0].rstrip("\n")

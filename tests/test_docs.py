@@ -21,8 +21,11 @@ README = (ROOT / "README.md").read_text()
 TEXTS = {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".html", ".js", ".sh", ""}
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+TUTORIAL = {page.stem: page.read_text() for page in sorted((ROOT / "docs" / "tutorial").glob("*.md"))}
+
+
+def commands(text: str = README) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith("turnwise ")]
 
@@ -49,6 +52,11 @@ def test_readme_commands_parse(line: str) -> None:
         words = list(context.params["settings"] or [])
         name = words.pop(0) if words and "=" not in words[0] else None
         assert load_config(name, words, env=context.params["env"], algorithm=context.params["algorithm"])
+
+
+@pytest.mark.parametrize("line", [line for text in TUTORIAL.values() for line in commands(text)])
+def test_tutorial_commands_parse(line: str) -> None:
+    assert parse(shlex.split(line)[1:])
 
 
 def test_readme_python_compiles_and_names_exist() -> None:
@@ -93,6 +101,12 @@ def test_what_start_installs_is_declared() -> None:
     extras = runpy.run_path(str(ROOT / "scripts" / "start.py"))["EXTRAS"]
     assert set(re.findall(r"\w+", " ".join(extras.values()))) <= set(declared["optional-dependencies"])
     assert {"games", "view"} <= set(re.findall(r"\w+", extras["run"]))
+
+
+def test_the_index_of_algorithms_is_that_of_the_code() -> None:
+    pages = runpy.run_path(str(ROOT / "scripts" / "algorithm_pages.py"))
+    found = (ROOT / "docs" / "algorithms" / "index.md").read_text()
+    assert found == pages["index"](), "python scripts/algorithm_pages.py writes it"
 
 
 def test_the_layout_page_names_what_is_there() -> None:
