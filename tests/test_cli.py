@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -95,6 +96,25 @@ def test_looking_around(
     words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert expected in shown(words, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["envs"], '".[games]"'), (["algorithms", "epo"], "tuple[float, float]")],
+)
+def test_brackets_in_tables_are_shown(
+    words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich takes ``[games]`` in a plain string for markup and prints nothing in its place."""
+    monkeypatch.setattr("turnwise.commands.play.splits_of", lambda env_id: 'needs pip install -e ".[games]"')
+    assert expected in shown(words, monkeypatch, capsys)
+
+
+def test_brackets_in_offered_actions_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("?\n"))
+    assert "  search[" in shown(["play", "turnwise/WebShop-v0"], monkeypatch, capsys)
 
 
 def test_json_is_for_machines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

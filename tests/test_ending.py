@@ -18,6 +18,7 @@ from rich.text import Text
 from tests.faults.runs import config
 from tests.models import scratch_folder
 from turnwise import cli
+from turnwise.assembly.run import Assembly
 from turnwise.cloning.cloner import Progress
 from turnwise.commands import ending
 from turnwise.commands.display import LiveDisplay

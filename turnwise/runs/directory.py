@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from turnwise import __version__
 from turnwise.config.files import dump_config, parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.models.drawing import DRAW, other_draw
@@ -39,7 +40,7 @@ from turnwise.runs.translating import translated
 FORMAT = 2
 """Of the run folder: 1 had rewards in the algorithm's section (``runs/translating.py`` reads it). docs/migration.md."""
 
-_PACKAGES = ("turnwise", "torch", "transformers", "peft", "gymnasium", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "gymnasium", "numpy")
 
 
 class RunDirectory:
@@ -243,7 +244,7 @@ def typed_command() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"turnwise": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
