@@ -34,19 +34,12 @@ MODULES = {
 }
 """Module of version 0.1 -> where its content is now."""
 
-NAMES = {
-    "turnwise.RunConfig": "turnwise.config.schema.RunConfig",
-    **{
-        f"turnwise.config.{name}": f"turnwise.config.schema.{name}"
-        for name in ("EnvConfig", "EvalConfig", "GameConfig", "PretrainedModelConfig", "RolloutConfig", "RunConfig")
-    },
-}
-"""Name of version 0.1 -> where it is now."""
-
 
 def told(old: str) -> str | None:
     """What to say of an old module or name; None for one that never was."""
-    new = MODULES.get(old) or NAMES.get(old)
+    name = old.rpartition(".")[2]
+    classes = name.endswith("Config") and old in (f"turnwise.{name}", f"turnwise.config.{name}")
+    new = f"turnwise.config.schema.{name}" if classes else MODULES.get(old)
     return None if new is None else f"{old} has moved in version 0.2: import {new} (docs/migration.md)"
 
 

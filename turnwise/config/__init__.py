@@ -1,4 +1,4 @@
-"""A run's configuration: its settings (``schema``), how it is read from files and words (``files``), errors (``names``)."""
+"""A run's configuration: its settings (``schema``), how it is read (``files``), what a wrong one is told (``names``)."""
 
 from __future__ import annotations
 
