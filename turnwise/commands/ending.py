@@ -126,12 +126,11 @@ def next_commands(folder: Path) -> Text:
     """Three commands that go on from a run, each on a line of its own. Print it with ``soft_wrap``."""
     run, program = shlex.quote(str(folder)), command_name()
     commands = {
-        f"{program} view {run}": "every episode of the training, token by token, in a browser",
+        f"{program} view {run}": "every training episode, token by token, in one HTML file",
         f"{program} evaluate {run} --samples 4": "four attempts at each unseen task: pass@4",
         f"{program} train --resume {run} num_updates=N": "train on, up to N updates",
     }
-    width = max(map(len, commands))
-    lines = [Text.assemble((f"\n  {told:<{width}}", "bold"), f"   {what}") for told, what in commands.items()]
+    lines = [Text.assemble((f"\n  {told}", "bold"), (f"\n      {what}", "dim")) for told, what in commands.items()]
     return Text.assemble(("Next", "bold"), *lines)
 
 
