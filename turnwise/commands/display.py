@@ -78,6 +78,7 @@ class LiveDisplay:
             TextColumn("· left"),
             TimeRemainingColumn(),
             get_time=clock,
+            speed_estimate_period=600.0,  # of some updates, however long one takes
         )
         self._bar = self._progress.add_task("updates", total=num_updates, start=False)
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
