@@ -1,4 +1,4 @@
-"""A run's configuration: its settings (``schema``), how it is read (``files``), what a wrong one is told (``names``)."""
+"""A run's configuration: its settings (``schema``), how it is read (``files``), how an error names them (``names``)."""
 
 from __future__ import annotations
 
