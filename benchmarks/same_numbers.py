@@ -31,7 +31,7 @@ WINNING = ["household", "rollout.num_tasks=4", "rollout.group_size=8", *SHORT]  
 SMALL = ["smoke", "rollout.group_size=8", *SHORT]
 GAME = ["num_updates=2", "eval.every=0", "eval.test_tasks=8", "warmstart.max_tokens=60000", "rollout.num_tasks=4"]
 OTHERS: dict[str, list[str]] = {
-    "full weights": [*SMALL, "--algorithm", "grpo", "lora=null", "optimizer.lr=1e-4"],
+    "full weights": [*SMALL, "--algorithm", "grpo", "lora=null", "optimizer.lr=1e-4", "algorithm.kl_coef=0"],
     "window": [*SMALL, "--algorithm", "grpo", "agent.context=window"],
     "admissible": [*SMALL, "--algorithm", "gigpo", "agent.show_admissible=true"],
     "processes": [*SMALL, "--algorithm", "epo", "env.process=true", "rollout.env_threads=2"],

@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from turnwise.moved import install, told
+from turnwise.registration import register_worlds
 
 if TYPE_CHECKING:
     from turnwise.api import Agent, evaluate, resume, train
@@ -33,6 +34,7 @@ _HOMES = {
 
 
 install()
+register_worlds()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -9,14 +10,18 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from turnwise.agents.acting import as_player
+from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import HumanAgent, play_episode, scripted
-from turnwise.agents.seating import Scripted, Seating
+from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted, Seating
 from turnwise.algorithms.description import describe
 from turnwise.algorithms.registry import ALGORITHMS
+from turnwise.assembly.players import open_run, players
 from turnwise.envs import WORLDS
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import make_env, panel
+from turnwise.models.drawing import Sampling
 from turnwise.runs.trajectory_tables import printable
 from turnwise.trajectory import Turn
 
@@ -30,20 +35,27 @@ def play(
     task: int,
     seed: int,
     opponent: str,
+    temperature: float = 1.0,
 ) -> None:
-    """One episode on the console. Raises ValueError for an unknown agent, split or task."""
+    """One episode on the console, turn by turn as it is played.
+
+    ``agent`` and ``opponent`` are human, random, expert, expert:KIND, a run, a model folder or hub name, or
+    openai:MODEL@URL. ``temperature`` (0: greedy) is of those with a model. Raises ValueError for an unknown agent, split
+    or task.
+    """
     env = make_env(env_id, **kwargs)
     tasks = panel(env, split)
     if task >= len(tasks):
         raise ValueError(f"split {split!r} has {len(tasks)} tasks: --task is at most {len(tasks) - 1}")
     human = Scripted("human", lambda env, seed: HumanAgent(lambda text, info: _ask(console, text, info)))
-    who = human if agent == "human" else _scripted(agent)
-    others = None if capability(env, HasPlayers) is None or opponent == "self" else {"": _scripted(opponent)}
+    learners = {"": human} if agent == "human" else _agents(agent, env, temperature)
+    alone = capability(env, HasPlayers) is None or opponent == "self"
+    others = None if alone else _agents(opponent, env, temperature)
     last = [""]
     try:
         played, *_ = play_episode(
             env,
-            Seating({"": who}, others),
+            Seating(learners, others),
             Job(tasks[task]),
             agent_seed=seed,
             on_observation=lambda text: last.__setitem__(0, text),
@@ -59,11 +71,19 @@ def play(
     console.print(f"{verdict} after {len(played.turns)} turns, total reward {played.total_reward:g}")
 
 
-def _scripted(name: str) -> Scripted:
+def _agents(name: str, env: Any, temperature: float) -> dict[str, AnyAgent]:
+    """Who plays under a name, by role or player; a model answers turn by turn."""
     found = scripted(name)
-    if found is None:
-        raise ValueError(f"unknown agent {name!r}: expected human, expert, expert:knowing or random")
-    return found
+    if found is not None:
+        return {"": found}
+    if not is_endpoint(name) and open_run(name) is None and not Path(name).exists() and "/" not in name:
+        raise ValueError(
+            f"unknown agent {name!r}: expected human, random, expert, expert:knowing, the folder of a run or of a "
+            "model, a hub name such as Qwen/Qwen2.5-0.5B-Instruct, or openai:MODEL@URL"
+        )
+    made = players(name, env, num_slots=2)
+    sampling = Sampling(temperature)
+    return {side: as_player(who, sampling) if isinstance(who, ModelAgent) else who for side, who in made.items()}
 
 
 def _show(console: Console, turn: Turn) -> None:

@@ -24,16 +24,23 @@ def envs() -> None:
 def play(
     env: Annotated[str, typer.Argument(help="gymnasium id.")] = "turnwise/Household-v0",
     settings: EnvSettings = None,
-    agent: Annotated[str, typer.Option(help="human, expert, expert:knowing, random.")] = "human",
-    opponent: Annotated[str, typer.Option(help="In a game: expert, random, or self for both sides.")] = "expert",
+    agent: Annotated[
+        str,
+        typer.Option(help="human, expert[:knowing], random, a run, a model folder or hub name, openai:MODEL@URL."),
+    ] = "human",
+    opponent: Annotated[str, typer.Option(help="In a game: as --agent, or self for both sides.")] = "expert",
     split: Annotated[str, typer.Option(help="Panel of tasks.")] = "train",
     task: Annotated[int, typer.Option(min=0, help="Number of the task in its panel.")] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of an agent with a model; 0 is greedy.")] = 1.0,
 ) -> None:
-    """Play one episode: you at the terminal, the expert, or a random agent."""
+    """Play one episode: you at the terminal, or watch a trained agent, a model, the expert or a random agent.
+
+    [dim]turnwise play turnwise/Household-v0 --agent runs/RUN --split test --task 3[/dim]
+    """
     from turnwise.commands.play import play as run_play
 
-    run_play(console, env, _kwargs(settings), agent, split, task, seed, opponent)
+    run_play(console, env, _kwargs(settings), agent, split, task, seed, opponent, temperature)
 
 
 def check_env(

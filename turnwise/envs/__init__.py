@@ -1,74 +1,10 @@
-"""Text worlds with the gymnasium API. Importing this package registers the ``turnwise/`` environments.
-
-gymnasium's checking wrappers are left out: they cost more than a step of these worlds, and the environments
-check the order of calls and the type of actions themselves.
-"""
+"""Text worlds with the gymnasium API, under ids that begin with ``turnwise/`` (``turnwise/registration.py``)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-import gymnasium
-
 import turnwise.envs.text_memory  # noqa: F401  (registers shared memory for AnyText)
+from turnwise.registration import WORLDS, World, register_worlds
 
+__all__ = ["WORLDS", "World"]
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """An environment of ours: where its class is, what a reader should know, and its fixed arguments."""
-
-    entry_point: str
-    summary: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-
-_GAME = "turnwise.envs.games.env:GameEnv"
-
-WORLDS: dict[str, World] = {
-    "turnwise/Household-v0": World(
-        "turnwise.envs.household.env:HouseholdEnv", "generated household games, three sizes; no download"
-    ),
-    "turnwise/ALFWorld-v0": World(
-        "turnwise.envs.alfworld.env:ALFWorldEnv", "the official ALFWorld text games, exact; set ALFWORLD_DATA"
-    ),
-    "turnwise/WebShop-v0": World(
-        "turnwise.envs.webshop.env:WebShopEnv", "WebShop, exact; a generated catalogue, or the official files"
-    ),
-    "turnwise/Search-v0": World(
-        "turnwise.envs.search.env:SearchEnv", "multi-hop questions over a corpus, Search-R1 protocol"
-    ),
-    "turnwise/ScienceWorld-v0": World(
-        "turnwise.envs.scienceworld.env:ScienceWorldEnv", "the real ScienceWorld simulator; needs Java"
-    ),
-    "turnwise/TextWorld-v0": World(
-        "turnwise.envs.textworld.env:TextWorldEnv", "TextWorld games, generated offline, or your own .z8"
-    ),
-    "turnwise/FrozenLake-v0": World(
-        "turnwise.envs.toys.frozenlake:FrozenLakeEnv", "find the goal on a frozen lake with holes"
-    ),
-    "turnwise/Sokoban-v0": World("turnwise.envs.toys.sokoban:SokobanEnv", "push boxes onto their targets"),
-    "turnwise/Wordle-v0": World("turnwise.envs.toys.wordle:WordleEnv", "guess a hidden word from coloured letters"),
-    "turnwise/Mastermind-v0": World(
-        "turnwise.envs.toys.mastermind:MastermindEnv", "guess a hidden code from exact and near hits"
-    ),
-    "turnwise/TicTacToe-v0": World(_GAME, "two players; PettingZoo's tic-tac-toe as text", {"game": "tictactoe"}),
-    "turnwise/ConnectFour-v0": World(_GAME, "two players; PettingZoo's connect four as text", {"game": "connect_four"}),
-    "turnwise/LeducHoldem-v0": World(_GAME, "two players; PettingZoo's Leduc hold'em as text", {"game": "leduc"}),
-    "turnwise/RockPaperScissors-v0": World(_GAME, "two players at once; PettingZoo's rps as text", {"game": "rps"}),
-    "turnwise/Negotiation-v0": World(_GAME, "two players divide a pile of goods by talking", {"game": "negotiation"}),
-    "turnwise/GEM-v0": World(
-        "turnwise.envs.adapters.gem:GEMEnv", "any environment of GEM, by name; pip install gem-llm"
-    ),
-    "turnwise/TextArena-v0": World(
-        "turnwise.envs.adapters.textarena:make", "any game of TextArena, by name; pip install textarena"
-    ),
-    "turnwise/OpenEnv-v0": World("turnwise.envs.adapters.openenv:OpenEnv", "an OpenEnv server, by its address"),
-}
-
-for _id, _world in WORLDS.items():
-    if _id not in gymnasium.registry:
-        gymnasium.register(
-            _id, _world.entry_point, disable_env_checker=True, order_enforce=False, kwargs=dict(_world.kwargs)
-        )
+register_worlds()
