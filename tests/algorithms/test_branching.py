@@ -361,12 +361,12 @@ def test_entropies_are_in_units_of_the_models_own_vocabulary() -> None:
 
 def test_a_policy_in_training_says_how_large_its_vocabulary_is() -> None:
     from tests.models import tiny_model, tokenizer
+    from turnwise.assembly.run import Assembly
     from turnwise.config.files import load_config
     from turnwise.models.policy import Policy
-    from turnwise.training.side import Side
 
     config = load_config("smoke", ["algorithm=aepo", "model.type=scratch"])
-    side = Side("", Policy(tiny_model(), tokenizer(), lora=config.lora), config)
+    side = Assembly(config).side("", Policy(tiny_model(), tokenizer(), lora=config.lora))
     planner, model = side.learner.recipe.planner, tiny_model()
     assert isinstance(planner, TreePlanner)
     assert planner.log_vocabulary == pytest.approx(math.log(model.get_output_embeddings().weight.shape[0]))
