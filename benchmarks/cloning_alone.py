@@ -13,8 +13,8 @@ import time
 import torch
 
 from turnwise.agents.collector import Collector
-from turnwise.agents.episode import ModelAgent
 from turnwise.agents.prompts import ChatFormat
+from turnwise.agents.seating import ModelAgent
 from turnwise.assembly.run import Assembly
 from turnwise.cloning.cloner import Progress, clone
 from turnwise.cloning.warmstart import begin_model

@@ -19,8 +19,9 @@ import gymnasium
 import torch
 
 from turnwise.agents.collector import Collector
-from turnwise.agents.episode import ModelAgent, jobs_for
+from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.agents.seating import ModelAgent
 from turnwise.agents.worldwork import Order, WorldThreads
 from turnwise.envs.tasks import make_env, panel
 from turnwise.models.engine import Sampling, SlotEngine

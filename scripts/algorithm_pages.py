@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the table of settings into every page of docs/algorithms, as the code has them (tests hold the two together).
+"""Write the table of settings into every page of docs/algorithms, and their index, as the code has them.
 
 python scripts/algorithm_pages.py
 """
@@ -14,6 +14,13 @@ from turnwise.algorithms.description import describe
 from turnwise.algorithms.registry import ALGORITHMS
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "algorithms"
+INDEX = """# Algorithms
+
+`turnwise train --algorithm NAME` trains an algorithm with its documented defaults. `turnwise algorithms NAME` prints
+its equations, its settings, and where it differs from the paper and the released code. An algorithm *with a base* is
+put on top of another one: `algorithm.base.type=gspo`. What each one reached is on its page and in the
+[benchmarks](../benchmarks.md). A [how-to page](../cookbook/own_algorithm.md) shows how to write one of your own.
+"""
 HEADING = "## Every setting, as it is by default"
 
 
@@ -43,7 +50,17 @@ def with_table(text: str, section: str) -> str:
     return before.rstrip("\n") + "\n\n" + section + following + after
 
 
+def index() -> str:
+    """The page that lists the algorithms: each with its page, its summary, and what it is put on."""
+    lines = [INDEX, "| name | what it is | |", "| --- | --- | --- |"]
+    for name in ALGORITHMS:
+        found = describe(name)
+        lines.append(f"| [`{name}`]({name}.md) | {found.summary} | {'with a base' if found.is_modifier else ''} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
+    (PAGES / "index.md").write_text(index())
     for name in ALGORITHMS:
         page = PAGES / f"{name}.md"
         page.write_text(with_table(page.read_text(), table(name)))

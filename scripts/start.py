@@ -5,6 +5,7 @@
     python3 scripts/start.py test            the tests (arguments follow: test -k engine)
     python3 scripts/start.py check           format, lint, types and tests
     python3 scripts/start.py run train ...   any turnwise command
+    python3 scripts/start.py docs            the documentation into site/ (docs --serve: on a local port, as you write)
 
 Needs python3 >= 3.11 with venv and pip, nothing else.
 """
@@ -21,7 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
-EXTRAS = {"demo": "", "run": "", "test": "[test]", "check": "[test,dev]"}
+# demo and run: what the commands of README's first page need, `turnwise view` and the board games among them.
+EXTRAS = {"demo": "[games,view]", "run": "[games,view]", "test": "[test]", "check": "[test,dev]", "docs": "[docs]"}
 
 
 def main() -> int:
@@ -40,6 +42,9 @@ def main() -> int:
         return 2
     install(EXTRAS[job])
     python = str(BIN / "python")
+    mkdocs = ["serve", *(word for word in words if word != "--serve")]
+    if "--serve" not in words:
+        mkdocs = ["build", "--strict", *words]  # strict: a broken link fails
     tests = [python, "-m", "pytest", "-m", "not slow and not gpu", *words]
     commands = {
         "demo": [[python, "-m", "turnwise.cli", "demo", *words]],
@@ -51,6 +56,7 @@ def main() -> int:
             [python, "-m", "mypy"],
             tests,
         ],
+        "docs": [[python, "-m", "mkdocs", *mkdocs]],
     }
     where = Path.cwd() if job in ("demo", "run") else ROOT
     for command in commands[job]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.episode import ModelAgent
+from turnwise.agents.seating import ModelAgent
 from turnwise.models.engine import Sampling
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -97,6 +98,25 @@ def test_looking_around(
     assert expected in shown(words, monkeypatch, capsys)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["envs"], '".[games]"'), (["algorithms", "epo"], "tuple[float, float]")],
+)
+def test_brackets_in_tables_are_shown(
+    words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich takes ``[games]`` in a plain string for markup and prints nothing in its place."""
+    monkeypatch.setattr("turnwise.commands.play.splits_of", lambda env_id: 'needs pip install -e ".[games]"')
+    assert expected in shown(words, monkeypatch, capsys)
+
+
+def test_brackets_in_offered_actions_are_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("?\n"))
+    assert "  search[" in shown(["play", "turnwise/WebShop-v0"], monkeypatch, capsys)
+
+
 def test_json_is_for_machines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(shown(["evaluate", "expert", "--tasks", "12", "--json"], monkeypatch, capsys))
     assert found["targets"][0]["reports"]["sampled"]["success"]["value"] == 1.0
@@ -126,9 +146,15 @@ def test_smoke_demo_then_resume_evaluate_and_export(
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     small = ["warmstart.max_tokens=20000", "warmstart.tokenizer_episodes=40", "model.hidden_size=32", "num_updates=2"]
     made = shown(["demo", "--smoke", "--out", "first", *small], monkeypatch, capsys)
-    assert "Success on unseen tasks" in made
-    assert "run: first" in made
-    assert "run: first" in shown(["train", "--resume", "first"], monkeypatch, capsys)
+    assert "Nothing is expected to be learned in it" in made.splitlines()[0]
+    assert "Warm start: cloning the expert" in made
+    assert "Every part ran: warm start, measuring, 2 updates" in made
+    assert "run: first" in made.splitlines()[-1]
+    assert "watchdog" not in made
+    assert "Success on unseen tasks" not in made, "a table of zeros"
+    again = shown(["train", "--resume", "first"], monkeypatch, capsys)
+    assert "Success on unseen tasks" in again
+    assert "run: first" in again
     assert "all" in shown(["evaluate", "first", "--tasks", "4", "--temperature", "0"], monkeypatch, capsys)
     assert "merged" in shown(["export", "first", "--to", "merged"], monkeypatch, capsys)
     assert (tmp_path / "merged" / "model.safetensors").exists()

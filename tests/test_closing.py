@@ -13,7 +13,7 @@ import torch
 from tests.models import scratch_folder
 from tests.worlds import Cue, Nim
 from turnwise.agents.collector import Collector
-from turnwise.agents.episode import jobs_for
+from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig
 from turnwise.assembly.players import model_agent
 from turnwise.config.files import load_config

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,14 @@ from turnwise.config.files import load_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TEXTS = {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".html", ".js", ".sh", ""}
 
 
-def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+TUTORIAL = {page.stem: page.read_text() for page in sorted((ROOT / "docs" / "tutorial").glob("*.md"))}
+
+
+def commands(text: str = README) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [line for line in lines if line.startswith("turnwise ")]
 
@@ -48,6 +54,11 @@ def test_readme_commands_parse(line: str) -> None:
         assert load_config(name, words, env=context.params["env"], algorithm=context.params["algorithm"])
 
 
+@pytest.mark.parametrize("line", [line for text in TUTORIAL.values() for line in commands(text)])
+def test_tutorial_commands_parse(line: str) -> None:
+    assert parse(shlex.split(line)[1:])
+
+
 def test_readme_python_compiles_and_names_exist() -> None:
     import turnwise
 
@@ -62,6 +73,40 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def tells_to_install(text: str) -> bool:
+    """Whether a pip line asks the index for ``turnwise``: there the name is another project's (docs/adr/020)."""
+    return bool(re.search(r"""pip3? install (?:-\S+ (?:[\w./]+ )?)*["']?turnwise(?![-\w/])""", text))
+
+
+def test_no_file_tells_to_install_another_project() -> None:
+    folders = ["turnwise", "docs", "tests", "scripts", "benchmarks", "configs", "examples", ".ci", ".github"]
+    files = [*ROOT.glob("*"), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
+    told = [str(f) for f in files if f.is_file() and f.suffix in TEXTS and tells_to_install(f.read_text())]
+    assert not told
+
+
+def test_a_line_that_installs_another_project_is_found() -> None:
+    name = "turnwise"
+    wrong = ["{}", '"{}[envs]"', "-U {}", "-c constraints.txt '{}[view]'"]
+    right = ['-e ".[envs]"', "{}-rl", '"{}-rl[view]"', "trl   (beside {})"]
+    assert all(tells_to_install(f"pip install {line}".format(name)) for line in wrong)
+    assert not any(tells_to_install(f"pip install {line}".format(name)) for line in right)
+
+
+def test_what_start_installs_is_declared() -> None:
+    """``view`` and the board games are on README's first page, so ``start.py run`` brings what they need."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = runpy.run_path(str(ROOT / "scripts" / "start.py"))["EXTRAS"]
+    assert set(re.findall(r"\w+", " ".join(extras.values()))) <= set(declared["optional-dependencies"])
+    assert {"games", "view"} <= set(re.findall(r"\w+", extras["run"]))
+
+
+def test_the_index_of_algorithms_is_that_of_the_code() -> None:
+    pages = runpy.run_path(str(ROOT / "scripts" / "algorithm_pages.py"))
+    found = (ROOT / "docs" / "algorithms" / "index.md").read_text()
+    assert found == pages["index"](), "python scripts/algorithm_pages.py writes it"
 
 
 def test_the_layout_page_names_what_is_there() -> None:

@@ -97,5 +97,5 @@ def test_a_world_whose_package_is_missing_says_how_to_get_it(monkeypatch: pytest
     hidden: Any = None
     monkeypatch.setitem(sys.modules, "scienceworld", hidden)
     monkeypatch.delitem(sys.modules, "scienceworld.constants", raising=False)
-    with pytest.raises(ValueError, match=r'pip install "turnwise\[envs\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[envs\]"'):
         make_env("turnwise/ScienceWorld-v0").reset(seed=0)

@@ -38,9 +38,7 @@ def test_a_missing_package_is_one_sentence_before_anything_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mirrors, "find_spec", lambda name: None)
-    with pytest.raises(
-        ValueError, match=r"mirrors names wandb, which is not installed: pip install 'turnwise\[wandb\]'"
-    ):
+    with pytest.raises(ValueError, match=r"mirrors names wandb, which is not installed: pip install -e '\.\[wandb\]'"):
         train(levers("red", "mirrors=[wandb]"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="Input should be 'tensorboard' or 'wandb'; got 'wandv'"):

@@ -15,8 +15,8 @@ import torch
 import transformers
 from typer.testing import CliRunner
 
-from tests.agents.test_packing import grown
 from tests.models import tiny_model, tokenizer
+from tests.models.test_packing import grown
 from turnwise.assembly.run import demand_of, fitted
 from turnwise.cli import app
 from turnwise.config.files import load_config, parse_config

@@ -262,7 +262,7 @@ def test_export_writes_a_new_file_or_nothing(house: Path, tmp_path: Path) -> Non
 def test_a_missing_package_is_one_sentence(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package, out in [("pyarrow", "x.parquet"), ("datasets", "x")]:
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ValueError, match=rf'needs {package}: pip install "turnwise\[export\]"'):
+        with pytest.raises(ValueError, match=rf'needs {package}: pip install -e "\.\[export\]"'):
             export_trajectories(house, Selection(), tmp_path / out)
     assert not list(tmp_path.iterdir())
 
@@ -272,7 +272,7 @@ FORMS = ("trajectories", "sft", "tokens")
 
 @pytest.mark.parametrize("form", FORMS)
 def test_parquet_holds_the_same_rows(form: str, won: Path, tmp_path: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason='needs pip install "turnwise[export]"')
+    parquet = pytest.importorskip("pyarrow.parquet", reason='needs pip install -e ".[export]"')
     for out in ("x.jsonl", "x.parquet"):
         assert export_trajectories(won, Selection(), tmp_path / out, form) == 8
     assert single(parquet.read_table(tmp_path / "x.parquet").to_pylist()) == single(read(tmp_path / "x.jsonl"))
@@ -280,7 +280,7 @@ def test_parquet_holds_the_same_rows(form: str, won: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_datasets_folder_holds_the_same_rows(form: str, won: Path, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets", reason='needs pip install "turnwise[export]"')
+    datasets = pytest.importorskip("datasets", reason='needs pip install -e ".[export]"')
     for out in ("x.jsonl", "x"):
         assert export_trajectories(won, Selection(), tmp_path / out, form) == 8
     assert single(datasets.load_from_disk(str(tmp_path / "x")).to_list()) == single(read(tmp_path / "x.jsonl"))

@@ -9,7 +9,7 @@ import pytest
 from turnwise.envs.bench import OFFICIAL, bench_against_official
 
 
-@pytest.mark.skipif(find_spec("alfworld") is None, reason='needs the official engine: pip install "turnwise[official]"')
+@pytest.mark.skipif(find_spec("alfworld") is None, reason='needs the official engine: pip install -e ".[official]"')
 def test_the_race_is_of_equals() -> None:
     race = bench_against_official("turnwise/Household-v0", num_games=2)
     assert race.same, "observations, admissible lists and outcomes are the official ones"
@@ -38,5 +38,5 @@ def test_what_cannot_be_raced_says_why(env_id: str, reason: str) -> None:
 def test_without_the_official_engine_the_error_says_what_to_install() -> None:
     raced = [env_id for env_id, reason in OFFICIAL.items() if not reason]
     for env_id in raced:
-        with pytest.raises(ValueError, match=r'pip install "turnwise\[official\]"'):
+        with pytest.raises(ValueError, match=r'pip install -e "\.\[official\]"'):
             bench_against_official(env_id)

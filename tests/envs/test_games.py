@@ -437,7 +437,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     for name in [name for name in sys.modules if name.startswith(("pettingzoo.classic.rps", "pygame"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pygame", None)
-    with pytest.raises(ValueError, match=r'The game .rps. needs.*pygame.*pip install "turnwise\[envs\]"'):
+    with pytest.raises(ValueError, match=r'The game .rps. needs.*pygame.*pip install -e "\.\[games\]"'):
         GameEnv("rps")
     env = GameEnv("negotiation")  # needs nothing of it
     assert "outcome" in play(env, 0, dict.fromkeys(env.players, random_player(0)))[-1]

@@ -63,7 +63,7 @@ def test_without_the_official_package_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "turnwise\[official\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install -e "\.\[official\]"'):
         export.export_game(generate(0), tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_a_grammar_without_a_task_rule_is_refused() -> None:
 
 @pytest.mark.parametrize(("difficulty", "seeds"), [("easy", range(6)), ("hard", range(6, 9))])
 def test_the_official_engine_plays_exported_games_alike(difficulty: str, seeds: range, tmp_path: Path) -> None:
-    pytest.importorskip("alfworld", reason='needs the official engine: pip install "turnwise[official]"')
+    pytest.importorskip("alfworld", reason='needs the official engine: pip install -e ".[official]"')
     import textworld
     import textworld.gym
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler

@@ -161,7 +161,7 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r'pip install "turnwise\[envs\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[envs\]"'):
         ScienceWorldEnv().reset()
 
 

@@ -46,7 +46,7 @@ def test_one_search_seldom_finds_every_page(
 ) -> None:
     """94 and 31 were measured elsewhere, with another choice of words; what counts is that 31 is far from 94."""
     if engine == "bm25s":
-        pytest.importorskip("bm25s", reason='needs pip install "turnwise[envs]"')
+        pytest.importorskip("bm25s", reason='needs pip install -e ".[envs]"')
         monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path))
     assert gold_found(engine, read_questions(QUESTIONS)) == (
         pytest.approx(some, abs=1),

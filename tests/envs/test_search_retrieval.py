@@ -88,8 +88,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_bm25s_makes_its_index_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("bm25s", reason='needs pip install "turnwise[envs]"')
-    pytest.importorskip("Stemmer", reason='needs pip install "turnwise[envs]"')
+    pytest.importorskip("bm25s", reason='needs pip install -e ".[envs]"')
+    pytest.importorskip("Stemmer", reason='needs pip install -e ".[envs]"')
     (found, nothing) = DiskRetriever(CORPUS).search(["the governors of Maine", "the"], 5)
     assert {hit.document.id for hit in found} == {"a", "b", "c"}  # stemmed: governors
     assert {hit.document for hit in found} == set(CORPUS)
@@ -104,7 +104,7 @@ def test_bm25s_makes_its_index_once(cache: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_bm25s_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(ValueError, match=r'retriever="bm25s" needs bm25s: pip install "turnwise\[envs\]"'):
+    with pytest.raises(ValueError, match=r'retriever="bm25s" needs bm25s: pip install -e "\.\[envs\]"'):
         DiskRetriever(CORPUS)
 
 

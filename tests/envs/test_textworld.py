@@ -114,7 +114,7 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 
     (tmp_path / "game.z8").write_bytes(bytes([8, *[0] * 63]))  # a header that states neither length nor sum
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r'pip install "turnwise\[envs\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[envs\]"'):
         TextWorldEnv(games={"train": tmp_path}).reset()
 
 

@@ -315,5 +315,5 @@ def test_spacy_models_are_asked_for_by_name() -> None:
 
 def test_without_spacy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ValueError, match=r'needs spaCy: pip install "turnwise\[envs\]"'):
+    with pytest.raises(ValueError, match=r'needs spaCy: pip install -e "\.\[envs\]"'):
         SpacyNouns()

@@ -13,7 +13,14 @@ import yaml
 
 from tests.fuzz.harness import clear
 from tests.fuzz.texts import damaged, text, value
-from turnwise.config.files import all_settings, config_folder, dump_config, load_config, parse_config, shipped_configs
+from turnwise.config.files import (
+    all_settings,
+    config_folder,
+    dump_config,
+    load_config,
+    parse_config,
+    shipped_configs,
+)
 from turnwise.config.schema import RunConfig
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.fuzz.harness import clear
 from tests.fuzz.texts import damaged, text, value
 from tests.stored import HOUSE, collector_of, run_config
-from turnwise.agents.episode import jobs_for
+from turnwise.agents.jobs import jobs_for
 from turnwise.envs.tasks import panel
 from turnwise.models.engine import Sampling
 from turnwise.replay.codec import to_record

@@ -90,7 +90,7 @@ def test_the_same_run_gives_the_same_page(run: Path, page: str) -> None:
 
 def test_without_plotly_the_command_to_install_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(ValueError, match=r'pip install "turnwise\[view\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[view\]"'):
         render([run])
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from turnwise.agents.actions import parse_action
-from turnwise.agents.episode import CutShortError, ModelAgent, Said, Scripted, Seat
+from turnwise.agents.seating import AgentReply, CutShortError, ModelAgent, Scripted, Seat
 from turnwise.envs.interface import Info, instructions_of
 from turnwise.envs.tasks import TextEnv
 from turnwise.models.drawing import Sampling
@@ -43,20 +43,20 @@ class Acting:
         self._instructions, self._seed = instructions, seed
 
     def act(self, observation: str, info: Info | None = None) -> str:
-        """The action for an observation. ``info`` is the environment's, whose admissible actions the agent may be shown.
+        """The action for an observation. ``info`` is the environment's: the agent may be shown its admissible actions.
 
         Raises ValueError before ``reset``, CutShortError where the context is full.
         """
         return self.reply(observation, info).action
 
-    def reply(self, observation: str, info: Info | None = None) -> Said:
+    def reply(self, observation: str, info: Info | None = None) -> AgentReply:
         """The same with the whole reply, and whether it held an action."""
         if self._slot is None:
             raise ValueError("agent.act before agent.reset: begin an episode with agent.reset(seed=...)")
         if not isinstance(observation, str):
             raise ValueError(f"expected an observation, which is a string; got {type(observation).__name__}")
         seat, engine, config = self._seat, self._model.engine, self._model.config
-        seat.see(observation, dict(info or {}), self._instructions)
+        seat.observe(observation, dict(info or {}), self._instructions)
         assert seat.context is not None
         limit = min(config.max_context_tokens, engine.max_length) - self._sampling.max_tokens
         fresh, ids = not seat.continues, seat.prompt
@@ -71,7 +71,7 @@ class Acting:
         (reply,) = _finished(engine)
         text = self._model.chat.decode(reply.ids)
         parsed = parse_action(text, config.action_format)
-        seat.take(
+        seat.add_turn(
             Turn(
                 observation=observation,
                 prompt_ids=seat.prompt,
@@ -85,7 +85,7 @@ class Acting:
                 reward=0.0,
             )
         )
-        return Said(text, parsed.text, parsed.valid)
+        return AgentReply(text, parsed.text, parsed.valid)
 
     def close(self) -> None:
         """Give back the episode's place in the engine."""
@@ -110,7 +110,7 @@ class _InEpisode:
     def begin(self, observation: str, info: Info) -> None:
         self._acting.reset(instructions=self._instructions, seed=self._seed)
 
-    def act(self, observation: str, info: Info) -> Said:
+    def act(self, observation: str, info: Info) -> AgentReply:
         return self._acting.reply(observation, info)
 
 

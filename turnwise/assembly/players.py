@@ -11,9 +11,9 @@ from typing import Any
 
 from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.endpoint import UNTRAINED, endpoint, is_endpoint
-from turnwise.agents.episode import ModelAgent, Player, Scripted
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import scripted
+from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted
 from turnwise.config.files import parse_section
 from turnwise.config.schema import GameConfig, PretrainedModelConfig
 from turnwise.envs.interface import HasPlayers, capability
@@ -61,7 +61,7 @@ def opponents(
     threads: int | None = None,
     device: str = "cpu",
     asked: EndpointConfig | None = None,
-) -> dict[str, Player] | None:
+) -> dict[str, AnyAgent] | None:
     """Who has the seats of a game that learners leave; None for ``self``, and in a world of one player."""
     if name == "self" or capability(env, HasPlayers) is None:
         return None
@@ -149,7 +149,7 @@ def players(
     engines: int = 1,
     device: str = "cpu",
     asked: EndpointConfig | None = None,
-) -> dict[str, Player]:
+) -> dict[str, AnyAgent]:
     """Who plays, by role or player (``""``: every one).
 
     ``target`` is ``random``, ``expert[:KIND]``, a run folder, a model folder or hub name, or ``openai:MODEL[@URL]``,
@@ -174,7 +174,7 @@ def players(
         config = run.config()
         chosen = config.keep_checkpoint if checkpoint is None else checkpoint
         policies = load_policies(run, sides_of(env, config.game, config.env.id), chosen, device)
-    made: dict[str, Player] = {}
+    made: dict[str, AnyAgent] = {}
     for side, policy in policies.items():
         name = f"{target}#{side}" if side else str(target)
         made[side] = model_agent(policy, settings, num_slots=num_slots, threads=threads, engines=engines, name=name)

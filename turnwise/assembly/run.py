@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from turnwise.agents.collector import Collector
-from turnwise.agents.episode import ModelAgent, Seating, SuccessRule
+from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import ChatFormat
+from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.algorithms.registry import build
 from turnwise.assembly.players import load_policies, model_agent, opponents, sides_of

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.agents.episode import SuccessRule, TextEnv
+from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
+from turnwise.agents.seating import TextEnv
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, instructions_of
 from turnwise.envs.tasks import expert_of, no_exit, panel, players_of, start, step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -32,6 +33,7 @@ UNKNOWN = "–"
 _BARS = "▁▂▃▄▅▆▇█"
 _STAGES = {
     "clone": "Warm start: cloning the expert",
+    "cached": "Warm start: from the cache, cloned earlier",
     "measure": "Measuring on the test panel",
     "train": "Training",
     "stop": "Stopping after this update (once more: at once)",
@@ -65,6 +67,7 @@ class LiveDisplay:
         self.latest: dict[str, Any] = {}
         self.warnings: list[tuple[int, str]] = []  # (update, name) of the watchdog's events
         self.episodes = 0
+        self.won: dict[str, Trajectory] = {}  # by task key: the first success of each task in the latest measurement
         self._cloning: Cloning | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -75,6 +78,7 @@ class LiveDisplay:
             TextColumn("· left"),
             TimeRemainingColumn(),
             get_time=clock,
+            speed_estimate_period=600.0,  # of some updates, however long one takes
         )
         self._bar = self._progress.add_task("updates", total=num_updates, start=False)
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
@@ -94,6 +98,8 @@ class LiveDisplay:
 
     def stage(self, name: str) -> None:
         self.stage_name = name
+        if name == "measure":
+            self.won = {}
         if name == "train":
             self._progress.start_task(self._bar)
         self._say(f"[bold]{_STAGES.get(name, name)}[/bold]")
@@ -102,12 +108,13 @@ class LiveDisplay:
         fresh = self._cloning is None or progress.success != self._cloning.success
         self._cloning = progress
         if fresh and progress.success is not None:
-            self._say(
-                f"  {progress.tokens:>9,} tokens  loss {progress.loss:.3f}  sampled success {progress.success:.2f}"
-            )
+            success = share_text(progress.success)
+            self._say(f"  {progress.tokens:>9,} tokens  loss {progress.loss:.3f}  sampled success {success}")
 
     def episode(self, trajectory: Trajectory) -> None:
         self.episodes += 1
+        if self.stage_name == "measure" and trajectory.success:
+            self.won.setdefault(trajectory.task.key, trajectory)
 
     def update(self, record: dict[str, Any]) -> None:
         self.latest = record
@@ -128,22 +135,19 @@ class LiveDisplay:
     def render(self) -> RenderableType:
         """The live panel as it is now."""
         if self.stage_name == "clone" and self._cloning is not None:
-            return Panel(self._cloning_text(self._cloning), title=self.title, border_style="cyan")
+            return self._panel(self._cloning_text(self._cloning))
         if not self.latest:
-            return Panel(
-                Text(f"{_STAGES.get(self.stage_name, 'Starting')} …  {self.episodes} episodes"),
-                title=self.title,
-            )
+            return self._panel(Text(f"{_STAGES.get(self.stage_name, 'Starting')} …  {self.episodes} episodes"))
         record, seconds = self.latest, self.latest["seconds"]
         rate = record["sampled_tokens"] / max(seconds["collect"], 1e-9)
         table = Table.grid(padding=(0, 3))
         for _ in range(4):
             table.add_column(justify="left")
         table.add_row(
-            _cell("success", record["success"]),
+            _share_cell("success", record["success"]),
             _cell("reward", record["reward"]),
             _cell("entropy", record["entropy"], "nats"),
-            _cell("invalid", record["invalid_share"]),
+            _share_cell("invalid", record["invalid_share"]),
         )
         table.add_row(
             _cell("turns", record["turns"], digits=1),
@@ -151,7 +155,8 @@ class LiveDisplay:
             _cell("KL", record["kl_behaviour"], "nats", digits=4),
             Text(f"{rate:,.0f} sampled tokens/s"),
         )
-        evaluations = "  ".join(f"{n}: {value:.2f}" for n, value in self.evaluations[-6:])
+        goal = number_text if record["success"] is None else share_text
+        evaluations = "  ".join(f"{n}: {goal(value)}" for n, value in self.evaluations[-6:])
         parts: list[RenderableType] = [
             self._progress,
             table,
@@ -160,10 +165,15 @@ class LiveDisplay:
         ]
         if evaluations:
             parts.append(Text(f"validation  {evaluations}", style="cyan"))
-        return Panel(Group(*parts), title=self.title, border_style="cyan")
+        return self._panel(Group(*parts))
+
+    def _panel(self, content: RenderableType) -> Panel:
+        """Narrower than the terminal, which writes ^C behind it: on a line of its own it would not be cleared away."""
+        width = max(self.console.width - len("^C^C"), 20)
+        return Panel(content, title=self.title, border_style="cyan", width=width)
 
     def _cloning_text(self, progress: Cloning) -> RenderableType:
-        success = "–" if progress.success is None else f"{progress.success:.2f}"
+        success = UNKNOWN if progress.success is None else share_text(progress.success)
         return Text(
             f"cloning the expert   {progress.tokens:,} tokens   loss {progress.loss:.3f} nats   "
             f"sampled success {success}   {progress.cpu_s:.0f} CPU s"
@@ -171,11 +181,12 @@ class LiveDisplay:
 
     def _line(self, record: dict[str, Any]) -> str:
         goal = "reward" if record["success"] is None else "success"  # not every world says what success is
-        entropy = "–" if record["entropy"] is None else f"{record['entropy']:.3f}"
+        told = partial(number_text, digits=2) if goal == "reward" else share_text
+        entropy = UNKNOWN if record["entropy"] is None else f"{record['entropy']:.3f}"
         return (
-            f"  update {record['update'] + 1:>4}/{self.num_updates}  {goal} {record[goal]:.2f}  "
-            f"validation {record['eval_success']:.2f}  entropy {entropy}  "
-            f"invalid {record['invalid_share']:.2f}  {self.clock() - self.started:.0f} s"
+            f"  update {record['update'] + 1:>4}/{self.num_updates}  {goal} {told(record[goal])}  "
+            f"validation {told(record['eval_success'])}  entropy {entropy}  "
+            f"invalid {share_text(record['invalid_share'])}  {self.clock() - self.started:.0f} s"
         )
 
     def _say(self, line: str) -> None:
@@ -183,8 +194,12 @@ class LiveDisplay:
 
 
 def _cell(name: str, value: float | None, unit: str = "", digits: int = 3) -> Text:
-    shown = "–" if value is None else f"{value:.{digits}f}"
+    shown = UNKNOWN if value is None else f"{value:.{digits}f}"
     return Text.assemble((f"{name} ", "dim"), (shown, "bold"), (f" {unit}" if unit else "", "dim"))
+
+
+def _share_cell(name: str, value: float | None) -> Text:
+    return Text.assemble((f"{name} ", "dim"), (UNKNOWN if value is None else share_text(value), "bold"))
 
 
 def estimate_text(estimate: Estimate) -> str:
@@ -227,11 +242,16 @@ def result_table(result: Result) -> Table:
         for kind, after in {**sampled_after.per_type, **sampled_after.per_player}.items():
             before = earlier.get(kind)
             table.add_row(kind, str(after.num), estimate_text(before) if before else "", estimate_text(after))
-        if sampled_after.score is not None:
+        if sampled_after.score is not None and not _is_success(sampled_after):
             score = sampled_before.score if sampled_before else None
             table.add_section()
             table.add_row("mean score", "", score_text(score) if score else "", score_text(sampled_after.score))
     return table
+
+
+def _is_success(report: Report) -> bool:
+    """Whether the score says no more than success does: a task is done or not."""
+    return report.score is not None and report.success is not None and report.score.value == report.success.value
 
 
 def _row(table: Table, name: str, before: Report | None, after: Report) -> None:

@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from turnwise.agents.episode import Job, Scripted, Seating
+from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import HumanAgent, play_episode, scripted
+from turnwise.agents.seating import Scripted, Seating
 from turnwise.algorithms.description import describe
 from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.envs import WORLDS
@@ -76,7 +77,13 @@ def _ask(console: Console, observation: str, info: Info) -> str:
         action = console.input("[bold cyan]>[/bold cyan] ")
         if action.strip() != "?":
             return action
-        console.print("  " + "\n  ".join(info.get("admissible_actions", ["(this world does not list them)"])))
+        offered = info.get("admissible_actions", ["(this world does not list them)"])
+        console.print("  " + "\n  ".join(offered), markup=False)
+
+
+def _cells(*texts: str) -> list[Text]:
+    """The cells of a row as they are: a plain string would lose ``[envs]`` to rich's markup."""
+    return [Text(text) for text in texts]
 
 
 def envs_table() -> Table:
@@ -85,7 +92,7 @@ def envs_table() -> Table:
     for column in ("id", "what", "splits (tasks)"):
         table.add_column(column, overflow="fold")
     for env_id, world in WORLDS.items():
-        table.add_row(env_id, world.summary, splits_of(env_id))
+        table.add_row(*_cells(env_id, world.summary, splits_of(env_id)))
     table.caption = "your own: register it with gymnasium and say --env your_module:Your/Env-v0"
     return table
 
@@ -121,7 +128,7 @@ def settings_table(section: str) -> Table:
             f"no settings under {section!r}: try env, model, agent, warmstart, algorithm, rewards, optimizer, eval"
         )
     for name, default, meaning in rows:
-        table.add_row(name, str(default), meaning)
+        table.add_row(*_cells(name, str(default), meaning))
     if any(name.startswith("algorithm.") for name, *_ in rows):
         table.caption = f"algorithm: of {DEFAULT_ALGORITHM}; those of another: turnwise algorithms NAME"
     return table
@@ -135,7 +142,7 @@ def algorithms_table() -> Table:
     for name in ALGORITHMS:
         found = describe(name)
         paper = f"{found.about.title}, arXiv:{found.about.arxiv}" if found.about else ""
-        table.add_row(name, found.summary, paper, "with a base" if found.is_modifier else "")
+        table.add_row(*_cells(name, found.summary, paper, "with a base" if found.is_modifier else ""))
     table.caption = "one of your own: --algorithm your_module:recipe"
     return table
 
@@ -147,7 +154,7 @@ def algorithm_page(name: str) -> RenderableType:
     for column in ("algorithm.", "type", "default", "meaning"):
         table.add_column(column, overflow="fold")
     for setting in found.settings:
-        table.add_row(setting.name, setting.type, str(setting.default), setting.meaning)
+        table.add_row(*_cells(setting.name, setting.type, str(setting.default), setting.meaning))
     parts: list[RenderableType] = [Text(f"{name}\n", style="bold"), Text(found.text + "\n"), table]
     if found.about is not None:
         parts.append(Text(f"\n{found.about.title}, arXiv:{found.about.arxiv}"))

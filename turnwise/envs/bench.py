@@ -142,7 +142,7 @@ def bench_against_official(
     if OFFICIAL[env_id]:
         raise ValueError(f"{env_id} has no race against the official engine: {OFFICIAL[env_id]}.")
     if find_spec("alfworld") is None:
-        raise ValueError('The official engine is not installed: pip install "turnwise[official]"')
+        raise ValueError('The official engine is not installed: pip install -e ".[official]"')
     env, scout = make_env(env_id, **env_kwargs), make_env(env_id, **env_kwargs)
     starts, loads, steps, same, num_steps = _starts(env, num_games, split), [0.0, 0.0], [0.0, 0.0], True, 0
     for number, start in enumerate(starts):

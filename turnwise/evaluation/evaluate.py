@@ -12,7 +12,8 @@ from typing import Any
 from turnwise.agents.chat_client import EndpointConfig, Usage
 from turnwise.agents.collector import Collector, OnEpisode
 from turnwise.agents.endpoint import Endpoint
-from turnwise.agents.episode import Seating, SuccessRule
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.seating import Seating
 from turnwise.agents.textplay import Played
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import WhichCheckpoint, opponents, players

@@ -9,7 +9,7 @@ from typing import Any
 
 from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.endpoint import Endpoint
-from turnwise.agents.episode import ModelAgent, Player, Seating
+from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import WhichCheckpoint, open_run
 from turnwise.config.files import parse_section
 from turnwise.config.schema import EnvConfig, EvalConfig, EvaluationOverrides, GameConfig, check_engines
@@ -200,7 +200,7 @@ def check_seeds(subjects: Sequence[Subject]) -> None:
         raise ValueError(f"the runs have the seeds {seeds}: one seed counted twice would make the interval too narrow")
 
 
-def _who(player: Player) -> dict[str, Any]:
+def _who(player: AnyAgent) -> dict[str, Any]:
     """What identifies a player: its weights, or what is asked of whom; and how it is shown the world."""
     if isinstance(player, ModelAgent):
         return {

@@ -1,8 +1,12 @@
-"""Which tokens of a stream see which: the learner's attention.
+"""The learner's attention: which tokens attend to which others.
 
-A model computes a *flat* stream of tokens, [N] without padding (decoder.py). What the attention of its layers reads is
-the business of a plan: ``SequencesPlan`` keeps sequences apart that may share their beginnings, the sampler's
-``StepPlan`` (cache.py) reads what earlier steps have left.
+The decoder (decoder.py) computes one flat stream of N tokens without padding, for example three sequences of 5, 3 and 4
+tokens laid end to end: N = 12. A plan tells the attention of every layer which of these tokens a query attends to. Here
+each token attends to itself and to the earlier tokens of its own sequence.
+
+Sequences often have a common prefix, such as the prompt of a group. ``SequencesPlan`` allows such a prefix to be in the
+stream once, for all sequences that begin with it. The sampler has a plan of its own, ``StepPlan`` (cache.py), whose
+queries attend to the keys and values of earlier steps.
 """
 
 from __future__ import annotations
@@ -19,39 +23,52 @@ from torch.nn.functional import scaled_dot_product_attention
 
 Ints = NDArray[np.int64]
 
-# Pairs of tokens for each query that the causal kernel computes beyond the visible half (it skips whole blocks only).
+# The causal kernel skips hidden keys in whole blocks only. It computes so many hidden keys for each query, about.
 _UNCUT = 128
-# Masks of the last layer's few queries are made up to this size, 64 MiB in float32.
+# The mask of the last layer has at most so many entries (64 MiB in float32). Beyond that the causal kernel is used.
 _MOST_PAIRS = 1 << 24
 
 
 class AttentionPlan(Protocol):
-    """``positions`` [N] of the stream's tokens in their sequences; ``last`` [R]: the places where states are wanted."""
+    """What the decoder needs to know about a stream of N tokens.
+
+    ``positions`` [N] int64: the position of each token in its own sequence, from 0. ``last`` [R] int64: the places in
+    the stream at which the states of the last layer are wanted, ascending.
+    """
 
     positions: Tensor
     last: Tensor
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query [N, H, D], key and value [N, K, D] of the stream -> [N, H, D]."""
+        """The attention of all N tokens: query [N, H, D], key and value [N, K, D] -> [N, H, D].
+
+        H query heads share K key and value heads of width D.
+        """
         ...
 
     def attend_last(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """The same for the queries [R, H, D] of ``last`` alone -> [R, H, D]."""
+        """The attention of the tokens at ``last`` only: query [R, H, D], key and value [N, K, D] -> [R, H, D]."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Queries:
-    """Those of each sequence in turn: ``sizes`` of them, of which the last ``kept`` are answered."""
+    """The queries of each sequence, one sequence after the other.
 
-    places: Tensor | None  # among the queries given; None: all of them, in their order
+    Sequence i has ``sizes[i]`` queries, and the results of the last ``kept[i]`` of them are used.
+    """
+
+    places: Tensor | None  # which of the queries given to ``attend``; None: all of them, in their order
     sizes: list[int]
     kept: list[int]
-    positions: list[Ints | None]  # [size] in the sequence; None: of all its tokens
+    positions: list[Ints | None]  # [size] of the queries in the sequence; None: every token is a query
     masks: dict[int, Tensor] = field(default_factory=dict)
 
     def mask(self, sequence: int, keys: int, like: Tensor) -> Tensor | None:
-        """[size, keys], added to scores: a query sees what does not come after it. None: the causal kernel does it."""
+        """What is added to the scores, [size, keys]: -inf for keys after the query, else 0.
+
+        None where every token of the sequence is a query: then the causal kernel needs no mask.
+        """
         own = self.positions[sequence]
         if own is None:
             return None
@@ -62,10 +79,12 @@ class _Queries:
 
 
 class SequencesPlan:
-    """Causal attention within each of several sequences, whose equal beginnings may stand in the stream once.
+    """Causal attention within each of several sequences. A common prefix may be in the stream once.
 
-    ``paths[i]`` are the places [L] of sequence i's tokens; the last ``own[i]`` of them are its own, and the stream
-    holds the own tokens of one sequence after the other. ``last`` [R], ascending: where states are wanted.
+    For example, the sequences ``a b c`` and ``a b d e`` are in the stream as ``a b c d e``. Their ``paths``, the places
+    of their tokens in the stream, are [0, 1, 2] and [0, 1, 3, 4]. Sequence 0 has 3 tokens of its own and sequence 1 has
+    2: ``own`` is [3, 2]. The stream holds the own tokens of one sequence after the other, and they are the last tokens
+    of each path. ``last`` [R], ascending, are the places at which states are wanted.
     """
 
     def __init__(self, paths: Sequence[Ints], own: Sequence[int], last: Ints, device: torch.device) -> None:
@@ -85,7 +104,8 @@ class SequencesPlan:
     def attend_last(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if self._few is not None:
             return self._answered(self._few, query, key, value, scale)
-        # Most are wanted, or rows are very long: with zeros for the others the causal kernel can do it.
+        # Where most places are wanted, or rows are very long, the causal kernel is faster. It needs a query for every
+        # token; those that are not wanted are zeros.
         every = query.new_zeros(len(key), *query.shape[1:]).index_copy(0, self.last, query)
         return self.attend(layer, every, key, value, scale).index_select(0, self.last)
 
@@ -105,19 +125,21 @@ class SequencesPlan:
 
 
 def packed_plan(lengths: Sequence[int], last: Ints, device: torch.device) -> SequencesPlan:
-    """Sequences of these lengths laid end to end, nothing shared."""
+    """The plan of sequences of these lengths, laid end to end without a common prefix."""
     return SequencesPlan(np.split(np.arange(sum(lengths)), np.cumsum(lengths[:-1])), lengths, last, device)
 
 
 def _places(parts: Sequence[Ints], num: int, device: torch.device) -> Tensor | None:
-    """Of a stream of ``num`` tokens; None where they are all of them, in order."""
+    """The places in one tensor, on ``device``; None where they are all ``num`` tokens of the stream in order."""
     places = np.concatenate(parts)
     return None if np.array_equal(places, np.arange(num)) else torch.from_numpy(places).to(device)
 
 
 def _every(kept: Sequence[tuple[Ints, int]], positions: Sequence[Ints], device: torch.device) -> _Queries:
-    """Of all own tokens. A sequence that is long and mostly its own is computed whole, its shared queries over again:
-    the causal kernel leaves out the blocks that are hidden, the masked one does not.
+    """The queries of ``attend``: all own tokens.
+
+    For a long sequence with a short shared prefix, the shared tokens are queries once more and their results are
+    dropped. Then the causal kernel can be used, which skips blocks of hidden keys; the kernel with a mask does not.
     """
     whole = [len(path) == size or 2 * size > len(path) + 2 * _UNCUT for path, size in kept]
     asked = [path if entire else path[-size:] for entire, (path, size) in zip(whole, kept, strict=True)]
@@ -130,7 +152,7 @@ def _every(kept: Sequence[tuple[Ints, int]], positions: Sequence[Ints], device: 
 
 
 def _few(kept: Sequence[tuple[Ints, int]], positions: Sequence[Ints], last: Ints) -> _Queries:
-    """Of the places ``last`` alone, always masked."""
+    """The queries of ``attend_last``: the places ``last`` only, always with a mask."""
     ends = np.cumsum([size for _, size in kept])
     wanted = np.split(last, np.searchsorted(last, ends[:-1]))
     found = [own[places - end] for own, places, end in zip(positions, wanted, ends, strict=True)]
@@ -139,7 +161,10 @@ def _few(kept: Sequence[tuple[Ints, int]], positions: Sequence[Ints], last: Ints
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """query [n, H, D], key and value [m, K, D] -> [n, H, D]; without a mask n is m."""
+    """Attention within one sequence: query [n, H, D], key and value [m, K, D] -> [n, H, D].
+
+    Without a mask it is causal, and n must equal m.
+    """
     query, key, value = (each.transpose(0, 1)[None] for each in (query, key, value))
     grouped = query.shape[1] != key.shape[1]
     found = scaled_dot_product_attention(

@@ -1,8 +1,11 @@
-"""The key/value cache of many episodes at once, and the attention that reads it.
+"""The key/value cache of many episodes, and the attention that reads it.
 
-Each episode owns a *slot*: one row of every layer's [S, K, L, D] buffers, filled up to its length. A step feeds
-each live slot a few tokens - one sampled token, or a whole observation - in one flat stream; slots that got one
-token attend together as a view of the buffers (nothing is copied), longer inputs in small padded groups.
+Every layer has two buffers [S, K, L, D]: S slots, K key heads, room for L tokens, width D. An episode has one slot, of
+which its first ``lengths[slot]`` tokens are filled.
+
+In one step, for example, slot 0 gets one token (the one sampled last), slot 1 gets a new observation of 40 tokens and
+slot 2 gets one token. The model computes the 42 tokens in one flat stream. Attention handles two kinds of slots apart:
+those with one new token together, reading the buffers in place, and those with several in small padded groups.
 """
 
 from __future__ import annotations
@@ -18,7 +21,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class SlotCache:
-    """``lengths`` [S] counts the tokens whose keys and values each slot holds. Buffers grow by doubling."""
+    """Keys and values of ``num_slots`` contexts.
+
+    ``lengths`` [S] int64 is the number of tokens that each slot holds. ``capacity`` is the number of tokens for which
+    the buffers have room; it is doubled when that is too few.
+    """
 
     def __init__(
         self,
@@ -54,7 +61,7 @@ class SlotCache:
                 buffers[layer][:, :, :used] = old
 
     def copy(self, source: int, target: int, length: int | None = None) -> None:
-        """Copy the first ``length`` tokens of one slot (all by default) into another."""
+        """Copy keys and values of the first ``length`` tokens of one slot (by default all) to another slot."""
         length = int(self.lengths[source]) if length is None else length
         for buffers in (self.keys, self.values):
             for buffer in buffers:
@@ -64,32 +71,33 @@ class SlotCache:
 
 @dataclass(frozen=True, slots=True)
 class _Singles:
-    """Slots that attend from one token each, reading the buffers where they are."""
+    """n slots with one query each. They read the buffers in place, without a copy."""
 
     slots: Tensor  # [n]
-    view: int  # the buffers' rows that are read, with idle ones between the slots
-    width: int  # the most keys that a slot sees
-    bias: Tensor  # [view, 1, width]: -inf where a slot has no key
-    whole: bool  # the view has no idle rows, and slots are in order
+    view: int  # rows 0 to ``view`` of the buffers are read, including rows of slots that have no query
+    width: int  # the largest number of keys of a slot
+    bias: Tensor  # [view, 1, width], added to scores: -inf where a slot has no key
+    whole: bool  # whether every row of the view has a query, in order
 
 
 @dataclass(frozen=True, slots=True)
 class _PrefillGroup:
-    """P rows with up to T new tokens each; positions beyond a row's own tokens are padding."""
+    """P slots with up to T new tokens each, padded to T. C is the largest number of keys of a slot."""
 
     slots: Tensor  # [P]
-    tokens: Tensor  # [P * T] index into the flat stream, clamped
-    real: Tensor  # [n] places in P * T that are no padding
-    targets: Tensor  # [n] their index into the flat stream
-    bias: Tensor  # [P, 1, heads of a key's * T, C]: -inf where a key position is hidden
+    tokens: Tensor  # [P * T], places in the flat stream; 0 for padding
+    real: Tensor  # [n], which of the P * T are no padding
+    targets: Tensor  # [n], the places of those in the flat stream
+    bias: Tensor  # [P, 1, shared_heads * T, C], added to scores: -inf where a key comes after the query
     width: int  # C
 
 
 class StepPlan:
-    """Attention of one engine step: write the new keys and values, then read each slot's whole history.
+    """The attention of one engine step (an ``AttentionPlan``, attention.py).
 
-    ``slots[i]`` receives ``counts[i]`` new tokens; the flat stream holds them in that order. ``shared_heads`` query
-    heads read one key head.
+    Each layer first writes the new keys and values into the cache; then each new token attends to all tokens of its
+    slot up to itself. ``slots[i]`` gets ``counts[i]`` new tokens, and the flat stream holds them in that order.
+    ``shared_heads`` is the number of query heads that share a key head, H / K.
     """
 
     def __init__(self, cache: SlotCache, slots: list[int], counts: list[int], shared_heads: int) -> None:
@@ -102,7 +110,7 @@ class StepPlan:
         self._device = cache.keys[0].device
         self.positions = self._put(np.repeat(starts, sizes) + within)  # [N]
         self._rows = self._put(np.repeat(np.asarray(slots), sizes))  # [N]
-        self.last = self._put(offsets[1:] - 1)  # [R] last new token of each row
+        self.last = self._put(offsets[1:] - 1)  # [R], the last new token of each slot
         ends = starts + sizes
         self._last = self._singles(np.asarray(slots), ends)
         single = np.flatnonzero(sizes == 1)
@@ -121,7 +129,7 @@ class StepPlan:
 
     def _singles(self, slots: NDArray[np.int64], lengths: NDArray[np.int64]) -> _Singles:
         view = int(slots.max()) + 1
-        # Idle slots inside the view see one (stale) key, so that their unused rows stay finite.
+        # Rows of the view without a query get one (stale) key. With none their softmax would be nan.
         visible = np.ones(view, dtype=np.int64)
         visible[slots] = lengths
         width = int(visible.max())
@@ -130,7 +138,7 @@ class StepPlan:
         return _Singles(self._put(slots), view, width, self._bias(hidden).unsqueeze(1), whole)
 
     def _bias(self, hidden: Tensor) -> Tensor:
-        """What is added to scores: -inf where hidden, else 0."""
+        """What is added to scores: -inf where ``hidden`` is True, else 0."""
         return self.cache.keys[0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
 
     def _prefill_group(
@@ -161,7 +169,7 @@ class StepPlan:
         self.cache.values[layer][self._rows, :, self.positions] = value
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """A token sees what its slot holds up to itself; key and value go there first."""
+        """Write key and value [N, K, D], then attend with query [N, H, D] -> [N, H, D]."""
         self._write(layer, key, value)
         if self._tokens is None:
             return self._read(self._decode, layer, query, scale)
@@ -183,11 +191,11 @@ class StepPlan:
         kv_heads = keys.shape[1]
         if not singles.whole:
             query = query.new_zeros(singles.view, heads, dim).index_copy_(0, singles.slots, query)
-        # The query heads that share a key head act as its query positions: nothing is repeated.
+        # The query heads that share a key head are treated as its query positions, so that no key is repeated.
         folded = query.reshape(singles.view * kv_heads, heads // kv_heads, dim)
         scores = torch.bmm(folded, keys.flatten(0, 1)[:, : singles.width].transpose(1, 2)).mul_(scale)
         scores = scores.view(singles.view, -1, singles.width).add_(singles.bias)
-        # In float32, as the learner's attention sums, also where keys are stored in half precision.
+        # The softmax is in float32, as in the learner's attention, also where keys are stored in half precision.
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
         weights = weights.view(singles.view * kv_heads, -1, singles.width)
         output = torch.bmm(weights, values.flatten(0, 1)[:, : singles.width]).view(singles.view, heads, dim)
@@ -207,12 +215,12 @@ class StepPlan:
         output.index_copy_(0, group.targets, found.index_select(0, group.real))
 
     def commit(self, slots: list[int], counts: list[int]) -> None:
-        """Count the tokens as held, once the forward pass has written them."""
+        """Add the new tokens to ``lengths``. Call it after the forward pass, which has written them."""
         self.cache.lengths[slots] += counts
 
 
 def _similar(rows: list[int], counts: list[int]) -> list[list[int]]:
-    """Cut rows (sorted by count) into runs whose longest is at most 1.5 times the shortest."""
+    """Group rows, which are sorted by count, so that the largest count of a group is at most 1.5 times its smallest."""
     groups: list[list[int]] = []
     for row in rows:
         if groups and counts[row] <= 1.5 * counts[groups[-1][0]]:

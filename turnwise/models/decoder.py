@@ -1,8 +1,8 @@
-"""The forward pass of both sides: what the layers of Qwen and Llama models compute, on a flat stream of tokens.
+"""The forward pass of Qwen and Llama models on a flat stream of tokens, for the learner and for the sampler.
 
-The modules of transformers compute it too, at a fixed cost for each of some thirty small operations a layer, and for
-every token. Here the last layer is computed only where its states are wanted: before an action token when learning,
-where a token is drawn when sampling. Of the other tokens it needs the keys and values alone.
+The modules of transformers compute the same, but more slowly: they run some thirty small operations in each layer, and
+compute the last layer for every token. Here the last layer is computed only where its states are wanted: before an
+action token when learning, and where a token is sampled. Of all other tokens it computes keys and values only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from turnwise.models.layers import projected, rms_norm, turned
 
 
 class Decoder:
-    """Reads the weights of a ``...ForCausalLM`` of qwen2, qwen3 or llama where they are: what changes them is seen.
+    """The forward pass of ``model``, a ``...ForCausalLM`` of the type qwen2, qwen3 or llama.
 
-    Differentiable under grad mode, adapters included. ``checkpointing``: layers are computed again on the way back.
+    It uses the model's own weights without a copy, so that later changes of them take effect. Under grad mode it is
+    differentiable, by LoRA adapters as well. With ``checkpointing`` each layer is computed again in the backward pass,
+    which takes less memory and more time.
     """
 
     def __init__(self, model: Any, *, checkpointing: bool = False) -> None:
@@ -30,7 +32,10 @@ class Decoder:
         self._head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
     def states(self, ids: Tensor, plan: AttentionPlan) -> Tensor:
-        """ids [N] of the plan's stream -> what the head reads [R, h], at the places ``plan.last``."""
+        """Token ids [N] of the plan's stream -> the final normalised states [R, h] at ``plan.last``.
+
+        The output head multiplies these states, h wide, to get logits.
+        """
         inner = self._inner
         states = inner.embed_tokens(ids)
         turn = inner.rotary_emb(states[None], plan.positions[None])
@@ -57,7 +62,7 @@ class Decoder:
         return _mixed(layer, states, plan.attend(attention.layer_idx, query, key, value, attention.scaling))
 
     def _final(self, layer: Any, states: Tensor, cosine: Tensor, sine: Tensor, plan: AttentionPlan) -> Tensor:
-        """[N, h] -> [R, h]"""
+        """The last layer: states [N, h] -> states [R, h] at ``plan.last``."""
         attention = layer.self_attn
         inputs = rms_norm(layer.input_layernorm, states)
         key = turned(self._heads(attention.k_proj, inputs, getattr(attention, "k_norm", None)), cosine, sine)
@@ -68,14 +73,14 @@ class Decoder:
         return _mixed(layer, states, plan.attend_last(attention.layer_idx, query, key, value, attention.scaling))
 
     def _heads(self, projection: Any, inputs: Tensor, norm: Any = None) -> Tensor:
-        """[N, h] -> [N, heads, D]"""
+        """A projection, split into heads and normalised where the model does that: [N, h] -> [N, heads, D]."""
         flat = projected(projection, inputs)
         heads = flat.view(len(flat), flat.shape[1] // self._head_dim, self._head_dim)
         return heads if norm is None else rms_norm(norm, heads)
 
 
 def _mixed(layer: Any, states: Tensor, found: Tensor) -> Tensor:
-    """The rest of a layer after its attention found [N, H, D]: two residual additions, the MLP between."""
+    """The rest of a layer after its attention: states [N, h] and attention's result ``found`` [N, H, D] -> [N, h]."""
     states = states + projected(layer.self_attn.o_proj, found.flatten(1))
     mlp = layer.mlp
     inputs = rms_norm(layer.post_attention_layernorm, states)

@@ -1,24 +1,29 @@
-"""How a token is drawn: the Gumbel-max rule with noise that is a pure function of (key, position, token id).
+"""How a token is sampled: the Gumbel-max rule, with noise that is a pure function of (key, position, token id).
 
     token     = argmax over v of  logit_v / T + G_v           tokens outside top-k and top-p have logit -inf
     G_v       = -ln E_v,  E_v ~ Exp(1), independent over tokens, positions and keys
 
-so token v is drawn with probability softmax(logit / T)_v. A change of the logits by d moves the token only where two
-scores lie within 2 d of each other; nothing depends on the other rows, the batch or the device.
+Token v is then sampled with probability softmax(logit / T)_v. The noise is the same for every batch and device. Where
+rounding changes the logits by up to d, the sampled token changes only where the two highest scores differ by less than
+2 d.
+
+The noise is made from hashed numbers:
 
     S(s, n)   = output number n (from 0, counted modulo 2^64) of the generator SplitMix64 with seed s, 64 bits
     s         = S(key, position)                              position: place of the token in its reply, from 0
     U(h)      = ((h >> 12) + 1/2) / 2^52                      exact in float64, within [2^-53, 1 - 2^-53]
     X(h)      = -ln(1 - U(h))                                 Exp(1), finest at its small end, which decides
 
-Tokens come in blocks of 64 by id: b = v div 64, h_b = S(s, -1 - b). The least E of a block and whose it is are drawn
-first; what the others have more than the least is again Exp(1), for the exponential has no memory:
+Token ids are divided into blocks of 64: b = v div 64, h_b = S(s, -1 - b). For each block the smallest E and the token
+that has it are drawn first. The exponential distribution has no memory, so the excess of every other E over the
+smallest one is again Exp(1):
 
     E_v       = X(h_b) / 64  +  (0 where v mod 64 = h_b mod 64, else X(S(s, v)))
 
-This is the same as independent draws, and it makes large vocabularies cheap: no token of a block scores more than its
-highest logit with its least noise, so few blocks have to be opened. Source: Gumbel 1954; Maddison, Tarlow & Minka 2014
-(A* sampling); Steele, Lea & Flood 2014 (SplitMix64). Reasons and numbers: docs/adr/014-hashed-gumbel-noise.md.
+The result is distributed as independent draws are, and large vocabularies become cheap. The highest logit of a block
+and its smallest E bound the scores of all its tokens, so that the noise of most blocks need not be computed. Sources:
+Gumbel 1954; Maddison, Tarlow & Minka 2014 (A* sampling); Steele, Lea & Flood 2014 (SplitMix64). Reasons and numbers:
+docs/adr/014-hashed-gumbel-noise.md.
 """
 
 from __future__ import annotations
@@ -31,14 +36,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 DRAW = 2
-"""Raise whenever the same logits, key and position may give another token. Runs and evaluations keep to one."""
+"""The version of the rule. Increase it when the same logits, key and position may give another token.
+
+A run or an evaluation uses one version from beginning to end."""
 
 _DRAWS = {1: "the inverse of the cumulative sum", 2: "hashed Gumbel noise"}
 
 _BLOCK = 64
-_NUM_DENSE = 16  # blocks of a vocabulary so small that opening all is cheaper than choosing
-_NUM_FIRST = 8  # blocks of a row that are opened at once; what they score rules out most of the others
-_SLACK = 1e-9  # nats: more than the rounding of a bound, so that none rules out what would have won
+_NUM_DENSE = 16  # with at most so many blocks, computing all of them is cheaper than choosing
+_NUM_FIRST = 8  # blocks of a row that are computed first; their scores rule out most of the others
+_SLACK = 1e-9  # nats, more than the rounding error of a bound, so that no bound rules out the winner
 
 _WORD = 2**64
 _GAMMA, _FIRST, _SECOND = (n - _WORD for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # as int64
@@ -46,7 +53,11 @@ _GAMMA, _FIRST, _SECOND = (n - _WORD for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 do not truncate."""
+    """How tokens are sampled.
+
+    ``temperature`` T >= 0; 0 is greedy. ``top_p`` in (0, 1]; 1 does not truncate. ``top_k`` >= 0 tokens; 0 does not
+    truncate. ``max_tokens`` is the limit of one reply.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -55,7 +66,7 @@ class Sampling:
 
 
 class LogitsError(ValueError):
-    """A model's logits are nan or infinite, so that no token can be drawn in ``slot``."""
+    """The logits of ``slot`` are nan or infinite, so that no token can be sampled."""
 
     def __init__(self, slot: int, message: str) -> None:
         super().__init__(message)
@@ -63,7 +74,7 @@ class LogitsError(ValueError):
 
 
 def other_draw(found: object) -> str | None:
-    """What to say where tokens were drawn by version ``found``, if it is not the present one."""
+    """A sentence for tokens that were sampled by version ``found`` of the rule; None where that is the present one."""
     if found == DRAW:
         return None
     before = next((name for number, name in _DRAWS.items() if number == found), f"version {found}")
@@ -71,18 +82,19 @@ def other_draw(found: object) -> str | None:
 
 
 def sample(logits: Tensor, settings: Sequence[Sampling], seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """logits [R, V] float32 -> drawn ids, their log-probs, and the entropies, each [R].
+    """Logits [R, V] float32 -> sampled ids, their log-probabilities and the entropies, [R] each.
 
-    ``seeds`` are those of ``position_seeds`` (any where the temperature is 0). Log-probs are of what is drawn from,
-    entropies of the whole distribution before truncation, both in nats after temperature. Where a row holds nan or
-    +inf, or nothing but -inf, its entropy is nan and its token means nothing.
+    ``settings`` and ``seeds`` have one entry for each row; seeds come from ``position_seeds`` (and are not used where
+    the temperature is 0). Log-probabilities are those of the distribution that is sampled from, entropies those of the
+    whole distribution before truncation, both in nats and after temperature. Where a row holds nan or +inf, or only
+    -inf, its entropy is nan and its token has no meaning.
     """
     if any(s.temperature not in (0, 1) for s in settings):
         logits = logits / torch.tensor([s.temperature or 1.0 for s in settings], device=logits.device)[:, None]
     logprobs = torch.log_softmax(logits, dim=-1)
     probabilities = logprobs.exp()
     entropies = -torch.linalg.vecdot(probabilities, logprobs)
-    if bool(entropies.isnan().any()):  # also where single logits are -inf, which is in order
+    if bool(entropies.isnan().any()):  # 0 * -inf of single logits of -inf, which are allowed, is nan too
         entropies = -torch.where(logprobs.isneginf(), 0.0, probabilities * logprobs).sum(-1)
     if any(s.top_p < 1 or s.top_k for s in settings):
         logits = truncated(logits, settings)
@@ -92,7 +104,7 @@ def sample(logits: Tensor, settings: Sequence[Sampling], seeds: Sequence[int]) -
 
 
 def _chosen(logits: Tensor, settings: Sequence[Sampling], seeds: Sequence[int]) -> Tensor:
-    """[R, V] -> [R]: drawn, the most probable one where the temperature is 0."""
+    """Logits [R, V] -> ids [R]: sampled, or the most probable one where the temperature is 0."""
     greedy = [s.temperature == 0 for s in settings]
     if all(greedy):
         return logits.argmax(-1)
@@ -103,7 +115,10 @@ def _chosen(logits: Tensor, settings: Sequence[Sampling], seeds: Sequence[int]) 
 
 
 def truncated(logits: Tensor, settings: Sequence[Sampling]) -> Tensor:
-    """Logits [R, V] with -inf outside top-k, then top-p of what that leaves; of equal ones the lower id comes first."""
+    """Logits [R, V] with -inf outside top-k and top-p.
+
+    Top-p is applied to the distribution that top-k leaves. Of equal logits the one with the lower id ranks higher.
+    """
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(logits.shape[-1], device=logits.device)
     top_k = torch.tensor([s.top_k or logits.shape[-1] for s in settings], device=logits.device)
@@ -117,14 +132,17 @@ def truncated(logits: Tensor, settings: Sequence[Sampling]) -> Tensor:
 
 
 def position_seeds(key: int, num: int) -> list[int]:
-    """Seeds of a reply's first ``num`` positions, as int64; of ``key`` the lower 64 bits count."""
+    """Seeds of a reply's first ``num`` positions, as int64. The lower 64 bits of ``key`` are used."""
     lower = key % _WORD
     start = torch.tensor(lower - _WORD if lower >= _WORD // 2 else lower)
     return numbers(start, torch.arange(num)).tolist()
 
 
 def numbers(seeds: Tensor, places: Tensor) -> Tensor:
-    """Outputs number ``places`` of SplitMix64 generators: int64, which wraps alike everywhere; both broadcast."""
+    """Outputs number ``places`` of the SplitMix64 generators with these ``seeds``. Both are int64 and broadcast.
+
+    Arithmetic in int64 wraps around in the same way on every device.
+    """
     bits = seeds + (places + 1) * _GAMMA
     spare = torch.empty_like(bits)  # in place: fresh memory for every operation costs more than the operation
     for shift, factor in ((30, _FIRST), (27, _SECOND), (31, 1)):
@@ -136,13 +154,16 @@ def numbers(seeds: Tensor, places: Tensor) -> Tensor:
 
 
 def exponentials(bits: Tensor) -> Tensor:
-    """X of the upper 52 of 64 random bits: float64 in [1.1e-16, 36.8]."""
+    """X(h) of the definition above: 64 random bits as int64 -> float64 in [1.1e-16, 36.8]."""
     uniform = (bits >> 12).bitwise_and_(2**52 - 1).double().add_(0.5).mul_(2.0**-52)
     return uniform.neg_().log1p_().neg_()
 
 
 def draw(logits: Tensor, seeds: Tensor) -> Tensor:
-    """[R, V] float32 and [R] int64 -> [R]: the token with the highest logit + noise; of equal ones the lowest id."""
+    """Logits [R, V] float32 and seeds [R] int64 -> ids [R]: the token with the highest sum of logit and noise.
+
+    Of equal sums the lowest id wins.
+    """
     if logits.shape[1] % _BLOCK:
         logits = pad(logits, (0, -logits.shape[1] % _BLOCK), value=-torch.inf)
     logits = logits.view(len(logits), -1, _BLOCK)
@@ -167,7 +188,10 @@ def draw(logits: Tensor, seeds: Tensor) -> Tensor:
 
 
 def _log_noise(seeds: Tensor, blocks: Tensor, marks: Tensor, least: Tensor) -> Tensor:
-    """ln E of every token of some blocks, [..., 64] float64, from what is known of each block, [...]."""
+    """ln E of every token of some blocks, [..., 64] float64.
+
+    The arguments, [...] each, are the row's seed, the block's number, its hash h_b and its smallest E.
+    """
     inside = torch.arange(_BLOCK, device=blocks.device)
     starts = seeds + blocks * _BLOCK * _GAMMA  # of their first tokens: the generator jumps ahead
     noise = exponentials(numbers(starts[..., None], inside))

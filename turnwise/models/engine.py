@@ -1,9 +1,15 @@
 """Generation for many multi-turn episodes at once.
 
-Every episode keeps its key/value cache across turns: a new turn feeds only the new observation. A step advances
-every waiting slot - observations and single tokens go through the model in one flat batch - so no episode waits
-for another. Log-probabilities and full-vocabulary entropies come with the sampled tokens. What a slot samples
-depends on its own key, not on its neighbours or on time (beyond the rounding of batched arithmetic).
+    slot = engine.open()
+    engine.submit(slot, prompt_ids, fresh=True, key=1, sampling=Sampling(max_tokens=32))
+    replies = engine.step()      # again and again, until a reply for the slot is in the list
+    engine.submit(slot, observation_ids, fresh=False, key=2, sampling=Sampling(max_tokens=32))
+
+An episode has a slot, which keeps its keys and values from turn to turn: a new turn computes only the tokens of the new
+observation. ``step`` advances every slot that is generating. Long observations and single tokens go through the model
+in one flat batch, so that no episode waits for another. Each sampled token comes with its log-probability and the
+entropy of the full distribution. What a slot samples depends on its key. It does not depend on other slots or on time
+(beyond the rounding of batched arithmetic).
 """
 
 from __future__ import annotations
@@ -29,22 +35,29 @@ from turnwise.prefixes import common_prefix, loans
 from turnwise.trajectory import FloatArray, IntArray
 
 MIN_SHARED = 16
-"""Tokens. What a new context shares with another is copied from there, where it is as long."""
+"""Tokens. A new context copies a common prefix from another slot where it is at least so long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One finished reply: token ids [A] exactly as sampled, behaviour log-probs and entropies [A] (nats)."""
+    """One finished reply.
+
+    ``ids`` [A] int32 are the tokens exactly as sampled, the end token included. ``logprobs`` and ``entropies`` [A]
+    float32 are the behaviour log-probabilities and entropies, in nats.
+    """
 
     slot: int
     ids: IntArray
     logprobs: FloatArray
     entropies: FloatArray
-    ended: bool  # False where the token limit cut it
+    ended: bool  # True after an end token; False where the reply reached its token limit
 
 
 class Engine(Protocol):
-    """What the collector needs. ``num_slots`` episodes at once, each with at most ``max_length`` tokens."""
+    """What the collector needs of an engine: ``num_slots`` contexts at once, of at most ``max_length`` tokens each.
+
+    ``SlotEngine`` documents the methods.
+    """
 
     num_slots: int
     max_length: int
@@ -62,13 +75,16 @@ class Engine(Protocol):
 
 @dataclass(slots=True)
 class _Slot:
-    """``context`` are the tokens the cache holds, ``pending`` those still to be fed, ``opening`` the first of both."""
+    """``context``: tokens whose keys and values the cache holds. ``pending``: tokens that still have to be computed.
+
+    ``opening``: the tokens with which the context was opened (the prompt of the last ``fresh`` submit).
+    """
 
     opening: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
     context: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
     sampling: Sampling = field(default_factory=Sampling)
-    seeds: list[int] = field(default_factory=list)  # of the draws of a reply, by position
+    seeds: list[int] = field(default_factory=list)  # of a reply's random draws, one for each position
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
@@ -77,7 +93,10 @@ class _Slot:
 
 @dataclass(slots=True)
 class EngineCounts:
-    """Work done since the engine was made; tokens, and forward passes."""
+    """Work since the engine was made: tokens, and ``steps``, which are forward passes.
+
+    ``prefill_tokens`` were computed in inputs of several tokens, ``reused_tokens`` were copied instead of computed.
+    """
 
     prefill_tokens: int = 0
     sampled_tokens: int = 0
@@ -86,13 +105,13 @@ class EngineCounts:
 
 
 class SlotEngine:
-    """The engine that runs a Hugging Face causal LM in this process, on CPU or GPU.
+    """An engine that runs a Hugging Face causal LM in this process, on CPU or GPU.
 
-    ``threads`` is the number of torch threads of a step; None leaves them as they are. The small products of decoding
-    run fastest on one, also where training gains from more.
+    ``model`` is a ``...ForCausalLM`` of a family that the decoder knows (``loading.FAMILIES``). ``end_ids`` are the
+    tokens that end a reply. ``threads`` is the number of torch threads during a step; None does not change it. The
+    small products of decoding are fastest with one thread, even where training is faster with several.
 
-    ``model`` is a ``...ForCausalLM`` of a family that the decoder knows. Slots are handles: the physical row of the
-    cache behind one may change, so that live rows stay together.
+    A slot is a handle. The row of the cache behind it may change, so that the rows in use stay adjacent.
     """
 
     def __init__(
@@ -118,7 +137,7 @@ class SlotEngine:
         self.counts = EngineCounts()
         self.clock = Clock()
         self._slots: dict[int, _Slot] = {}
-        self._rows: list[int] = []  # row -> handle: rows [0, live) are in use
+        self._rows: list[int] = []  # row of the cache -> slot; rows from 0 to the number of open slots are in use
         self._row_of: dict[int, int] = {}
         self._next_handle = 0
 
@@ -127,7 +146,7 @@ class SlotEngine:
         return self.num_slots - len(self._rows)
 
     def open(self) -> int:
-        """A new empty context; raises RuntimeError when all slots are taken."""
+        """Open a slot with an empty context. Raises RuntimeError where all slots are in use."""
         if not self.num_free:
             raise RuntimeError(f"all {self.num_slots} slots of the engine are in use: close one first")
         handle, self._next_handle = self._next_handle, self._next_handle + 1
@@ -138,7 +157,7 @@ class SlotEngine:
         return handle
 
     def close(self, slot: int) -> None:
-        """Free a slot. The last live row moves into its place."""
+        """Free a slot. The last row of the cache that is in use moves to the freed row."""
         row, last = self._row_of.pop(slot), len(self._rows) - 1
         del self._slots[slot]
         moved = self._rows.pop()
@@ -148,9 +167,10 @@ class SlotEngine:
             self._row_of[moved] = row
 
     def fork(self, slot: int) -> int:
-        """A copy of a slot under a new handle, as far as its context is computed; a reply in progress is not copied.
+        """Copy a slot's context into a new slot. A reply in progress is not copied.
 
-        The next ``submit`` to a copy of a slot in the middle of a reply must be ``fresh``: what both share is reused.
+        After a fork in the middle of a reply, the first ``submit`` to the copy must be ``fresh``. It reuses the keys
+        and values of the common prefix. Raises RuntimeError where all slots are in use.
         """
         state = self._slots[slot]
         handle = self.open()
@@ -160,22 +180,25 @@ class SlotEngine:
         return handle
 
     def length(self, slot: int) -> int:
-        """Tokens in the slot's context, the sampled ones included."""
+        """The number of tokens in the slot's context, sampled ones included."""
         state = self._slots[slot]
         return len(state.context) + len(state.pending)
 
     def submit(self, slot: int, ids: IntArray, *, fresh: bool, key: int, sampling: Sampling) -> None:
-        """Add ``ids`` to the context (or, ``fresh``, make them the whole context) and start a reply.
+        """Append ``ids`` [P] to the slot's context and start a reply. With ``fresh`` they replace the context.
 
-        ``key`` seeds the reply's draws (its lower 64 bits count). A fresh context reuses the cached prefix that it
-        shares with the old.
-        Raises ValueError where context and reply could exceed ``max_length``.
+        ``key`` seeds the reply's random draws (its lower 64 bits are used). A fresh context reuses the cached keys and
+        values of the prefix that it has in common with the old one. Raises ValueError where context and reply could
+        exceed ``max_length``.
         """
         state = self._slots[slot]
         new = ids.tolist()
         total = len(new) + sampling.max_tokens + (0 if fresh else self.length(slot))
         if total > self.max_length:
-            raise ValueError(f"context of {total} tokens exceeds the engine's max_length {self.max_length}")
+            raise ValueError(
+                f"context of {total} tokens exceeds the engine's max_length {self.max_length} ({sampling.max_tokens} "
+                "tokens of the reply included)"
+            )
         if fresh:
             keep = common_prefix(np.asarray(state.context), np.asarray(new[:-1]))
             self.cache.lengths[self._row_of[slot]] = keep
@@ -189,10 +212,10 @@ class SlotEngine:
         state.ids, state.logprobs, state.entropies, state.active = [], [], [], True
 
     def step(self) -> list[Reply]:
-        """Feed what is pending, sample one token for every active slot; the replies that finished.
+        """Compute all pending tokens and sample one token for every active slot. Returns the replies that finished.
 
-        Raises LogitsError, which names a slot, where the model's logits are nan or infinite; the replies in progress
-        are given up then.
+        Raises LogitsError, which names a slot, where the model's logits are nan or infinite. All replies in progress
+        are abandoned then.
         """
         live = self._ready()
         if not live:
@@ -223,7 +246,11 @@ class SlotEngine:
         return finished
 
     def _ready(self) -> list[int]:
-        """The slots to feed now. Of new contexts that begin alike one is fed; the others copy what it computed then."""
+        """The slots to compute in this step.
+
+        Of new contexts with a common prefix only one is computed now. The others wait for the next step, where they
+        copy the keys and values of the prefix.
+        """
         live = [handle for handle in self._rows if self._slots[handle].active]
         new = [h for h in live if not self._slots[h].context and len(self._slots[h].opening) > MIN_SHARED]
         if not new:
@@ -269,7 +296,7 @@ class SlotEngine:
         return ids.tolist(), logprobs.tolist(), entropies.tolist()
 
     def _sample(self, logits: Tensor, states: list[_Slot]) -> tuple[Tensor, Tensor, Tensor]:
-        """logits [R, V] -> sampled ids, their log-probs and the entropies, each [R]."""
+        """Logits [R, V] -> sampled ids, their log-probabilities and the entropies, [R] each."""
         seeds = [state.seeds[len(state.ids)] if state.sampling.temperature else 0 for state in states]
         return sample(logits, [state.sampling for state in states], seeds)
 
@@ -285,7 +312,7 @@ class SlotEngine:
 
 @contextmanager
 def torch_threads(num: int | None) -> Iterator[None]:
-    """``num`` torch threads for a while; None changes nothing."""
+    """A context with ``num`` torch threads; None does not change their number."""
     before = torch.get_num_threads()
     if num is None or num == before:
         yield

@@ -1,16 +1,16 @@
-"""Log-prob and entropy of a large vocabulary without its logits.
+"""Log-probabilities and entropies over a large vocabulary, without keeping all logits in memory.
 
-    l = (hidden W^T + bias) / temperature                              [M, V], never whole
+    l = (hidden W^T + bias) / temperature                              [M, V], never in memory as a whole
     logprob = l[target] - logsumexp(l)        entropy = logsumexp(l) - sum p l        p = softmax(l)
 
-Both are computed tile by tile with a running maximum, as attention over W would be. So are their gradients by the
-hidden states, which need nothing from outside:
+Both are computed tile by tile with a running maximum, as fused attention does over its keys. The gradients by the
+hidden states are computed in the same pass, because they do not depend on the loss:
 
     d logprob / d hidden = (W[target] - sum p W) / temperature
     d entropy / d hidden = -(sum p (log p + entropy) W) / temperature
 
-With frozen weights (LoRA) the way back is then one multiplication: no logit is kept or computed again. Gradients of
-weight and bias, where they are trained, take a second pass over the tiles.
+With frozen weights (LoRA) the backward pass is then one multiplication. No logit is kept or computed again. Where
+weight and bias are trained, their gradients take a second pass over the tiles.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-# Logits in a tile: what caches hold on a CPU, what fills a GPU (some 768 MiB with its temporaries).
+# Logits in a tile. On a CPU a tile fits the caches; on a GPU it keeps all units busy (some 768 MiB with temporaries).
 TILE = {"cpu": 1 << 20, "cuda": 1 << 26}
 TILE_ROWS = 512
-# Up to so many logits the plain computation is the faster one: 8 MiB, a product less.
+# Up to so many logits (8 MiB) the plain computation is faster, because it needs one product less.
 WHOLE = 1 << 21
 
 
@@ -40,11 +40,11 @@ def logprob_entropy(
     entropy: bool = True,
     tile: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """hidden [M, h], weight [V, h], bias [V], targets [M] int64 -> log-probs and entropies [M], nats, differentiable.
+    """hidden [M, h], weight [V, h], bias [V], targets [M] int64 -> log-probs and entropies [M] in nats. Differentiable.
 
-    Products are in the inputs' number format, everything else in float32 at least. Beyond inputs and outputs it needs
-    three tiles, and under grad mode one or (with ``entropy``) two [M, h]. ``tile``: logits in one, by default as many
-    as suit the device; few logits are not tiled at all.
+    Products are in the inputs' number format, everything else is in float32 or better. Besides inputs and outputs it
+    needs memory for three tiles, and under grad mode for one or (with ``entropy``) two tensors [M, h]. ``tile`` is the
+    number of logits in a tile; the default suits the device, and few logits are not divided into tiles.
     """
     if tile is None and len(hidden) * len(weight) <= WHOLE:
         return _plain(hidden, weight, bias, targets, temperature, entropy)
@@ -72,7 +72,7 @@ class _Head:
     tile: int
 
     def tiles(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Columns of the vocabulary and their logits [R, columns], in float32 at least and free to be changed."""
+        """Pairs of columns of the vocabulary and their logits [R, columns], which the caller may overwrite."""
         for columns in _spans(len(self.weight), max(self.tile // len(hidden), 1)):
             bias = None if self.bias is None else self.bias[columns]
             yield columns, _exactly(linear(hidden, self.weight[columns], bias)).div_(self.temperature)
@@ -124,7 +124,7 @@ class _LogprobEntropy(torch.autograd.Function):
 
 
 class _Sums(NamedTuple):
-    """Of some rows [R] over the vocabulary; ``mean_weight`` = sum p W, ``entropy_slope`` = -sum p (log p + H) W."""
+    """Sums over the vocabulary for R rows; ``mean_weight`` = sum p W, ``entropy_slope`` = -sum p (log p + H) W."""
 
     normalizer: Tensor  # [R, 2] maximum, log sum exp(l - maximum): apart, for their sum would lose digits
     logprob: Tensor
@@ -134,7 +134,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(head: _Head, hidden: Tensor, targets: Tensor, entropy: bool, slopes: bool) -> _Sums:
-    """Tile by tile, with e = exp(l - m) under the running maximum m: sums of e, e log e, e W and e log e W."""
+    """Adds up e, e log e, e W and e log e W tile by tile, where e = exp(l - m) and m is the running maximum."""
     weight, exact = head.weight, torch.promote_types(hidden.dtype, torch.float32)
     top = hidden.new_full((len(hidden), 1), -torch.inf, dtype=exact)
     total, moment, chosen = (torch.zeros_like(top) for _ in range(3))

@@ -1,13 +1,13 @@
-"""The small layers of a model with fewer passes over memory: the same formulas, exact up to rounding.
+"""RMSNorm, rotary positions and linear layers with LoRA. The formulas are the usual ones, with fewer memory accesses.
 
-On a CPU the layers of a small model wait for memory, not for arithmetic. So RMSNorm and the rotary positions have
-gradients of their own (of few passes over the states), and LoRA's scaled product is added in place or, in
-narrow layers, folded into the weight first: W + s B A is what the sampler holds, and by the chain rule the gradients
-of A and B come from that of the sum.
+On a CPU, reading and writing memory takes most of the time of a small model's layers. RMSNorm and the rotary positions
+therefore have hand-written gradients, which read the states fewer times. In narrow layers LoRA's product is first added
+to the weight, W + s B A, and the chain rule gives the gradients of A and B from that of the sum. In other layers it is
+added to the output in place. Results equal the plain formulas up to rounding.
 
-In half precision either would lose a small adapter: rounded to W's last digit in the sum of weights, to that of W x in
-the sum of outputs, and a LoRA update at a usual rate is far below both. So base and adapter are one product there,
-[W | s B] [x ; A x], summed in float32 and rounded once, on both sides: ``JointLinear`` is the sampler's layer.
+In half precision both sums would lose a small adapter, because they are rounded to the last digit of W or of W x, and
+a LoRA update at a usual learning rate is far smaller. There base and adapter are one product, [W | s B] [x ; A x],
+which is summed in float32 and rounded once. Learner and sampler both compute it (the sampler by ``JointLinear``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from torch.nn.functional import linear
 
 
 def projected(module: Any, states: Tensor) -> Tensor:
-    """A linear layer's output, with its adapter where it has one that is on. Other kinds of layers are called."""
+    """The output of a linear layer: states [..., in] -> [..., out]. An adapter that is switched on is included.
+
+    A module of another kind is simply called.
+    """
     if type(module) is nn.Linear:
         return linear(states, module.weight, module.bias)
     if type(module) is JointLinear:
@@ -32,7 +35,7 @@ def projected(module: Any, states: Tensor) -> Tensor:
 
 
 def rms_norm(module: Any, states: Tensor) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * w over the last dimension, the quotient in float32."""
+    """x / sqrt(mean(x^2) + eps) * w over the last dimension, [..., h] -> [..., h]. The quotient is in float32."""
     if not torch.is_grad_enabled():
         unit: Tensor = torch.rms_norm(states, (states.shape[-1],), None, module.variance_epsilon)
         return module.weight * unit  # type: ignore[no-any-return]
@@ -41,7 +44,7 @@ def rms_norm(module: Any, states: Tensor) -> Tensor:
 
 
 def normalised(states: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """RMSNorm without a gradient of its own, and 1 / sqrt(mean(x^2) + eps) [..., 1]."""
+    """RMSNorm by plain operations [..., h], and the factor 1 / sqrt(mean(x^2) + eps) [..., 1]."""
     exact = states.to(torch.promote_types(states.dtype, torch.float32))
     inverse = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     return weight * (exact * inverse).to(states.dtype), inverse
@@ -68,7 +71,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def turned(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary positions, heads [N, H, D] by cosine and sine [N, 1, D], whose halves are equal (Su et al. 2021)."""
+    """Rotary position embeddings (Su et al. 2021): heads [N, H, D] -> [N, H, D].
+
+    ``cosine`` and ``sine`` [N, 1, D] repeat in both halves of D.
+    """
     if not torch.is_grad_enabled():
         return _turn(heads, cosine, sine)
     made: Tensor = _Turn.apply(heads, cosine, sine)  # type: ignore[no-untyped-call]
@@ -93,7 +99,10 @@ class _Turn(torch.autograd.Function):
 
 
 class JointLinear(nn.Module):
-    """A frozen linear layer with an adapter beside it: weight [out, in + r] is W | s B, low [r, in] is A."""
+    """A frozen linear layer and its adapter as one product.
+
+    ``weight`` [out, in + r] is [W | s B], ``low`` [r, in] is A.
+    """
 
     def __init__(self, weight: Tensor, low: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -102,17 +111,17 @@ class JointLinear(nn.Module):
         self.bias = bias
 
     def forward(self, states: Tensor) -> Tensor:
-        """[..., in] -> [..., out]"""
+        """W x + s B A x + bias: [..., in] -> [..., out]."""
         return linear(beside(states, self.low), self.weight, self.bias)
 
 
 def beside(states: Tensor, low: Tensor) -> Tensor:
-    """[..., in] -> [..., in + r]: x, and A x after it."""
+    """x followed by A x: [..., in] -> [..., in + r]."""
     return torch.cat((states, linear(states, low)), -1)
 
 
 class _Joint(torch.autograd.Function):
-    """The same product with gradients for states, A and s B; that of the whole [W | s B] is never made."""
+    """The product of ``JointLinear`` with gradients for states, A and s B. No gradient of W is computed."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, low: Tensor, high: Tensor) -> Tensor:
@@ -134,20 +143,21 @@ class _Joint(torch.autograd.Function):
 
 
 def adapter(layer: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A [r, in] and s B [out, r] of peft's layer, each rounded to ``dtype`` once; differentiable."""
+    """A [r, in] and s B [out, r] of a peft layer, each rounded to ``dtype`` once. Differentiable."""
     low, high = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     return low.to(dtype), (layer.scaling["default"] * high).to(dtype)
 
 
 def is_half(dtype: torch.dtype) -> bool:
-    """Whether numbers of this type have so few digits that a small adapter is lost in a sum."""
+    """Whether this type is shorter than 32 bits, so that a small adapter would be lost in a sum."""
     return dtype.itemsize < 4
 
 
 def lora_linear(layer: Any, states: Tensor) -> Tensor:
-    """W x + s B A x + bias, as peft's layer has it: one adapter ``default``, no dropout.
+    """W x + s B A x + bias of a peft layer, [..., in] -> [..., out].
 
-    Adapters kept in float32 above a model in half precision are rounded to it for the products only.
+    The layer has one adapter, called ``default``, without dropout. Adapters in float32 of a model in half precision are
+    rounded for the products only.
     """
     base = layer.base_layer
     if layer.disable_adapters:
@@ -166,9 +176,9 @@ def lora_linear(layer: Any, states: Tensor) -> Tensor:
 
 
 def folds(num_out: int, num_in: int, rank: int) -> bool:
-    """Whether one more product with the whole weight, for its gradient, is faster than six thin ones with A and B.
+    """Whether adding s B A to the weight is faster than separate products with A and B.
 
-    2 n_out n_in FLOPs a token against 6 r (n_out + n_in), which run at some 3/8 of the rate.
-    Half precision never folds.
+    The sum costs one more product with the whole weight, for its gradient: 2 n_out n_in FLOPs a token. Separate
+    products cost 6 r (n_out + n_in) FLOPs a token, at some 3/8 of the rate. Half precision never adds to the weight.
     """
     return num_out * num_in <= 8 * rank * (num_out + num_in)

@@ -1,8 +1,8 @@
-"""Model folders in and out: every weight comes from the checkpoint, or the folder is refused.
+"""Loading and saving model folders.
 
-transformers fills what a checkpoint lacks with random numbers and says so in its log. Here a model is what its folder
-says, or a ValueError names what does not fit: tensors, adapters, tokens without an embedding, positions that the
-engine's cache cannot keep.
+Where a checkpoint lacks weights, transformers fills them with random numbers and only logs it. Here every weight must
+come from the checkpoint. A ValueError names what does not fit: missing tensors, adapters, tokens without an embedding,
+or rotary positions that the engine's cache cannot handle.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ import torch
 
 from turnwise.models.settings import DType
 
-# Model types whose layers are what the decoder computes.
+# Model types whose layers the decoder can compute.
 FAMILIES = ("qwen2", "qwen3", "llama")
 
-# Rotary positions whose angles depend on the place of a token alone; those of the second kind do so up to a length.
+# Rotary positions whose angles depend only on a token's position: at any length, and up to a certain length.
 _ROPES, _ROPES_TO_A_LENGTH = ("default", "linear", "yarn", "llama3"), ("dynamic", "longrope")
 
 
 def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") -> tuple[Any, Any]:
-    """Model and tokenizer of a folder or hub name. Raises ValueError where it cannot be found, is of an unknown kind,
-    or where checkpoint, configuration and tokenizer do not fit each other.
+    """The model and the tokenizer of a folder or hub name.
+
+    Raises ValueError where there is none, where its type is unknown, and where checkpoint, configuration and tokenizer
+    do not fit each other.
     """
     from transformers import AutoModelForCausalLM
 
@@ -52,7 +54,7 @@ def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") 
 
 
 def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a folder or hub name; ValueError where there is none."""
+    """The tokenizer of a folder or hub name. Raises ValueError where there is none."""
     from transformers import AutoTokenizer
 
     name = _place(path)
@@ -66,7 +68,7 @@ def load_tokenizer(path: str | Path) -> Any:
 
 
 def end_ids(model: Any) -> frozenset[int]:
-    """The tokens that end a reply by the model's generation_config (eos_token_id: one, a list, or none)."""
+    """The tokens that end a reply, by ``eos_token_id`` of the model's generation_config (an id, a list, or nothing)."""
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if listed is None:
         return frozenset()
@@ -76,9 +78,9 @@ def end_ids(model: Any) -> frozenset[int]:
 def check_length(config: Any, length: int) -> None:
     """Raises ValueError where contexts of ``length`` tokens would be computed wrongly.
 
-    The angles of dynamic and longrope positions change for the whole sequence once it is longer than a limit: keys that
-    a cache holds, and rows of different lengths, would no longer fit each other. Contexts that are right, but longer
-    than the model has learned to read, are warned of.
+    The angles of dynamic and longrope positions change for all tokens of a sequence that is longer than a limit. Keys
+    that a cache already holds would then be wrong. Warns of contexts that are computed correctly but are longer than
+    the model was trained to read.
     """
     kind, limit = _rope(config), _rope_limit(config)
     if limit is not None and length > limit:
@@ -96,7 +98,7 @@ def check_length(config: Any, length: int) -> None:
 
 
 def check_trainable(model: Any, name: str) -> None:
-    """Raises ValueError for weights in float16: small gradients vanish there, and nothing here scales the loss."""
+    """Raises ValueError for weights in float16, where small gradients become 0. (There is no loss scaling.)"""
     if next(model.parameters()).dtype == torch.float16:
         raise ValueError(
             f"{name} is stored in float16, in which small gradients vanish: set model.dtype=bfloat16 or "
@@ -118,13 +120,13 @@ def save_model(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Write an ordinary Hugging Face folder: safetensors, config, tokenizer, chat template."""
     head, inputs = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.tie_word_embeddings and head.weight.data_ptr() != inputs.weight.data_ptr():
-        model.config.tie_word_embeddings = False  # an adapter parted them; others would tie them again
+        model.config.tie_word_embeddings = False  # an adapter made them differ; loading must not tie them again
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 
 def _place(path: str | Path) -> str:
-    """What transformers is to open: a folder, or a name on the hub. Raises ValueError for a folder without a model."""
+    """The folder or hub name for transformers to open. Raises ValueError for a folder without a model."""
     name = str(path)
     folder = Path(name).expanduser()
     if (folder / "adapter_config.json").is_file():
@@ -168,7 +170,10 @@ def _check_kind(config: Any, name: str) -> None:
 
 
 def _check_tensors(found: dict[str, Any], name: str) -> None:
-    """``found`` is transformers' own report; weights that the configuration ties are not missing in it."""
+    """Raises ValueError for missing, unexpected and mismatched tensors.
+
+    ``found`` is transformers' own report, which does not list tied weights as missing.
+    """
     wrong = {
         "lacks": sorted(found["missing_keys"]),
         "holds what the model has no place for:": sorted(found["unexpected_keys"]),
@@ -186,9 +191,10 @@ def _check_tensors(found: dict[str, Any], name: str) -> None:
 
 
 def _check_tokens(tokenizer: Any, model: Any, name: str) -> None:
-    """A table longer than the vocabulary is ordinary (it is padded); a shorter one has no vector for some tokens.
+    """Raises ValueError for tokens without an embedding.
 
-    Those that transformers itself adds, as defaults of a class of tokenizers, never come out of a text.
+    An embedding table with more rows than the vocabulary is ordinary padding. Tokens that transformers adds itself, as
+    defaults of a tokenizer class, are not checked, because no text gives them.
     """
     rows = len(model.get_input_embeddings().weight)
     beyond = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number >= rows)
@@ -204,7 +210,10 @@ def _check_tokens(tokenizer: Any, model: Any, name: str) -> None:
 
 
 def _check_ends(model: Any, name: str) -> None:
-    """transformers takes a generation_config that it cannot read for none, and any ``eos_token_id`` as it stands."""
+    """Raises ValueError for a damaged generation_config.json, or an ``eos_token_id`` in it that is no token id.
+
+    transformers ignores a damaged file and accepts any ``eos_token_id``.
+    """
     path = Path(name) / "generation_config.json"
     if path.is_file():
         try:
@@ -226,7 +235,7 @@ def _check_ends(model: Any, name: str) -> None:
 
 
 def _tokenizer_files(name: str) -> str:
-    """What the model's own files say of its tokens."""
+    """The text of the model's own tokenizer files."""
     from transformers.utils import cached_file
 
     names = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json")
@@ -239,7 +248,7 @@ def _rope(config: Any) -> str:
 
 
 def _rope_limit(config: Any) -> int | None:
-    """The longest sequence of which the angles are those of every shorter one; None: all are."""
+    """The length in tokens up to which angles do not depend on the sequence's length; None: there is no limit."""
     if _rope(config) not in _ROPES_TO_A_LENGTH:
         return None
     parameters = config.rope_parameters
@@ -264,14 +273,14 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _unreported() -> Iterator[None]:
-    """Without transformers' table of keys, of which ``_check_tensors`` makes an error; other warnings are heard."""
+    """A context without transformers' log of missing keys, which ``_check_tensors`` reports as an error."""
 
-    def heard(record: logging.LogRecord) -> bool:
+    def is_other(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(heard)
+    logger.addFilter(is_other)
     try:
         yield
     finally:
-        logger.removeFilter(heard)
+        logger.removeFilter(is_other)

@@ -1,9 +1,9 @@
-"""What the sampler holds of adapted layers, and how much of the adapters a merged weight would hold.
+"""The sampler's copy of layers with LoRA adapters, and a measure of what merging would lose.
 
-In float32 the sampler's layer is the merged weight W + s B A. In half precision W's last digit is mostly larger than
-what adapters add to it (a weight of .05 in bfloat16 has steps of 2.4e-4), so W + s B A, rounded, is often W: what was
-learned would not be sampled with. There the sampler holds W | s B and A side by side (``layers.JointLinear``), as the
-learner multiplies them, and nothing is lost. ADR 17 says why it never merges there.
+In float32 the sampler holds the merged weight W + s B A. In half precision that would lose most of a small adapter: a
+weight of .05 in bfloat16 has steps of 2.4e-4, adapters often add less, and W + s B A is rounded back to W. The sampler
+would then not use what was learned. So in half precision it holds [W | s B] and A apart (``layers.JointLinear``) and
+multiplies them as the learner does. Nothing is lost (docs/adr/017-half-precision-never-merges.md).
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from turnwise.models.layers import JointLinear, adapter, is_half
 
-_ROWS = 64  # of each weight, evenly spaced, on which ``Survival`` is measured (to 127): enough for three digits
+_ROWS = 64  # ``Survival`` is measured on 64 to 127 evenly spaced rows of each weight: enough for three digits
 
 
 def own_layer(model: Any, name: str, layer: Any) -> Any:
-    """Give ``model`` a layer of its own in the place of ``name``, which has the adapted ``layer``; returns it."""
+    """Replace ``model``'s layer ``name`` by one with weights of its own, and return it.
+
+    ``layer`` is the learner's layer with the adapter, whose form (merged or joint) the new layer gets.
+    """
     parent, _, last = name.rpartition(".")
     holder = model.get_submodule(parent)
     plain = getattr(holder, last)
@@ -39,7 +42,7 @@ def _is_joint(layer: Any) -> bool:
 
 @torch.no_grad()
 def held(layer: Any) -> dict[str, Tensor]:
-    """By name, what the sampler's own layer holds of an adapted layer; the same every time, to the bit."""
+    """The tensors, by name, that the sampler's layer holds for an adapted layer. Equal weights give equal bits."""
     weight = layer.base_layer.weight
     if not _is_joint(layer):
         return {"weight": merged(layer)}
@@ -49,14 +52,17 @@ def held(layer: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merged(layer: Any) -> Tensor:
-    """W + s B A, rounded to W's type; adapters of a half-precision model are float32."""
+    """W + s B A [out, in], rounded to W's type. (Adapters of a model in half precision are float32.)"""
     base: Tensor = layer.base_layer.weight
     delta: Tensor = layer.get_delta_weight("default")
     return (base + delta).to(base.dtype)
 
 
 def unjoined(model: Any, layers: dict[str, Any]) -> None:
-    """Put plain layers with merged weights in the place of a model's joint ones, by the adapted layer's name."""
+    """Replace the joint layers of a model by plain ones with merged weights.
+
+    ``layers`` are the learner's adapted layers by name.
+    """
     for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
         joint = model.get_submodule(name)
@@ -68,7 +74,7 @@ def unjoined(model: Any, layers: dict[str, Any]) -> None:
 
 
 def join(model: Any, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Give a plain model on the meta device the joint layers that weights of these names and shapes belong to."""
+    """Give a model on the meta device joint layers wherever ``shapes`` (name -> shape) lists weights of one."""
     for name in [name.removesuffix(".low") for name in shapes if name.endswith(".low")]:
         parent, _, last = name.rpartition(".")
         weight, low = (torch.empty(shapes[f"{name}.{part}"], device="meta") for part in ("weight", "low"))
@@ -77,10 +83,11 @@ def join(model: Any, shapes: dict[str, tuple[int, ...]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Survival:
-    """How much of a change D of the weights W + s B A is left where they are rounded to W's type, in [0, 1] or so.
+    """The share of a change D of the weights that is left after W + s B A is rounded to W's type.
 
-    <D rounded, D> / <D, D>: 0 where no weight moves, 1 where rounding cancels out on the whole. ``update`` is of the
-    last update, ``adapter`` of all that the adapters add to W; None where that is nothing.
+    It is <D rounded, D> / <D, D>: 0 where no weight changes, 1 where rounding errors cancel out on average. Values are
+    about 0 to 1. For ``update`` D is the change by the last update, for ``adapter`` it is all that the adapters add to
+    W. Both are None where D is 0.
     """
 
     update: float | None = None
@@ -88,7 +95,10 @@ class Survival:
 
 
 class SurvivalMeter:
-    """Measures layers in half precision; what it saw last is what an update is measured against."""
+    """Measures ``Survival`` for the layers in half precision.
+
+    An update is the change since ``measure`` was last called.
+    """
 
     def __init__(self, layers: list[Any]) -> None:
         self._layers = [layer for layer in layers if _is_joint(layer)]
@@ -96,7 +106,7 @@ class SurvivalMeter:
 
     @torch.no_grad()
     def measure(self) -> Survival | None:
-        """None where nothing is in half precision."""
+        """The present ``Survival``; None where no layer is in half precision."""
         if not self._layers:
             return None
         update, adapter = _Share(), _Share()
@@ -110,7 +120,7 @@ class SurvivalMeter:
 
 
 class _Share:
-    """<D rounded, D> / <D, D> over many layers."""
+    """<D rounded, D> / <D, D>, summed over many layers."""
 
     def __init__(self) -> None:
         self._kept = self._whole = 0.0
@@ -125,7 +135,7 @@ class _Share:
 
 
 def _added(layer: Any) -> Tensor:
-    """Some rows of s B A, float32."""
+    """s B A for the measured rows, [rows, in] float32."""
     low, high = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
     return layer.scaling["default"] * (_some_rows(high).float() @ low.float())  # type: ignore[no-any-return]
 

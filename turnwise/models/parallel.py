@@ -1,7 +1,7 @@
-"""Several engines in processes, as one: while the replies of one are acted on, the others go on generating.
+"""Several engines in processes of their own, used as one engine.
 
-An episode stays with its engine; which one it gets, and whose replies come next, depends on counts alone, so runs
-repeat.
+While environments act on the replies of one engine, the others keep generating. An episode stays with its engine. Which
+engine it gets, and which engine's replies come next, depends on counts and not on time, so that runs repeat.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from turnwise.trajectory import IntArray
 
 
 class ParallelEngine:
-    """An ``Engine`` (engine.py) made of ``engines``, at least one, of the same model."""
+    """An ``Engine`` (engine.py) made of one or more ``engines`` of the same model."""
 
     def __init__(self, engines: Sequence[RemoteEngine]) -> None:
         self.engines = tuple(engines)
@@ -33,7 +33,7 @@ class ParallelEngine:
 
     @property
     def counts(self) -> EngineCounts:
-        """Work of all of them."""
+        """The work of all engines, summed."""
         counts = [engine.counts for engine in self.engines]
         return EngineCounts(
             sum(c.prefill_tokens for c in counts),
@@ -43,12 +43,12 @@ class ParallelEngine:
         )
 
     def open(self) -> int:
-        """A new empty context, with the engine that has most free slots; raises RuntimeError where none has."""
+        """Open an empty context in the engine with the most free slots. Raises RuntimeError where none is free."""
         number = self._freest()
         return self._named(number, self.engines[number].open())
 
     def fork(self, slot: int) -> int:
-        """A copy of a slot, with the same engine where it has room, else with another that computes it again."""
+        """Copy a slot: in the same engine where that has a free slot, else in another one, which computes it again."""
         number, own = self._places[slot]
         target = number if self.engines[number].num_free else self._freest()
         return self._named(target, self.engines[number].fork(own, self.engines[target]))
@@ -67,9 +67,12 @@ class ParallelEngine:
         self.engines[number].submit(own, ids, fresh=fresh, key=key, sampling=sampling)
 
     def step(self) -> list[Reply]:
-        """Let every engine that has something to do begin a step, and take the replies of the one whose turn it is."""
+        """Start a step in every engine that has work, and wait for the engine whose turn it is.
+
+        Returns the replies that this engine finished.
+        """
         if not any(engine.is_stepping for engine in self.engines):
-            self._next_engine = 0  # as after a resume: what comes next must not depend on what came long before
+            self._next_engine = 0  # as after a resume, so that the order does not depend on earlier updates
         for engine in self.engines:
             engine.begin_step()
         for _ in self.engines:

@@ -1,9 +1,12 @@
-"""The policy: a Hugging Face causal LM with LoRA adapters, seen from two sides.
+"""The policy: a Hugging Face causal LM with LoRA adapters, as learner and as sampler.
 
-The *learner's* side is the peft model: ``score`` gives differentiable log-probs and entropies of a TokenBatch.
-The *sampler's* side is a copy that shares every untouched weight and, where adapters sit, holds merged weights
-W + scale * B A (float32) or base and adapter beside each other (half precision: ``models/merging.py``); ``sync``
-refreshes it and names the weights by a hash. The reference policy is the same model with the adapters off.
+The learner is the peft model. ``score`` computes differentiable log-probabilities and entropies of a TokenBatch.
+
+The sampler is a copy for generation. It shares the memory of every weight without an adapter. Layers with an adapter
+hold merged weights W + scale * B A in float32; in half precision they hold base and adapter apart
+(``models/merging.py``). ``sync`` copies the learner's present weights to the sampler and computes their hash.
+
+The reference policy is the same model with the adapters switched off.
 """
 
 from __future__ import annotations
@@ -29,14 +32,14 @@ from turnwise.models.packing import Sharing, pack
 from turnwise.models.settings import DType, LoRAConfig
 
 MERGED_SHARE = 0.9
-"""Below this share of what adapters add to the weights, a merge loses what a run has learned, and is warned of."""
+"""``save_merged`` warns where the merged weights keep less than this share of what the adapters add."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Log-probs and entropies [B, T] (nats), zero off the action tokens; column t belongs to token t.
+    """Log-probabilities and entropies [B, T] in nats, 0 outside the action tokens. Column t belongs to token t.
 
-    ``hidden`` [M, h] float32: the states that predict the M action tokens, rows in order.
+    ``hidden`` [M, h] float32 are the states that predict the M action tokens, row by row.
     """
 
     logprobs: Tensor
@@ -45,7 +48,11 @@ class Scores:
 
 
 class Policy:
-    """``lora=None`` trains every weight. Sampling and scoring agree after each ``sync``."""
+    """A model that is trained and sampled from. ``lora=None`` trains every weight.
+
+    Sampler and learner have the same weights after each ``sync``. ``seed`` initialises the adapters. Raises ValueError
+    for a model that has PEFT adapters already.
+    """
 
     def __init__(
         self,
@@ -60,7 +67,7 @@ class Policy:
             raise ValueError("the model has PEFT adapters of its own: merge them first (merge_and_unload)")
         self.tokenizer, self.lora = tokenizer, lora
         self.version, self.temperature = 0, 1.0
-        self.sharing: Sharing = "auto"  # of equal beginnings: where it pays
+        self.sharing: Sharing = "auto"  # of common prefixes (packing.py)
         self.sampler = _sharing_copy(model)
         self.sampler.eval()
         self._adapted: dict[str, tuple[Any, Any]] = {}  # by name: the learner's layer, the sampler's
@@ -69,7 +76,7 @@ class Policy:
         self._decoder = Decoder(model, checkpointing=gradient_checkpointing)
         self.adapter_hash = ""
         self._meter = SurvivalMeter([layer for layer, _ in self._adapted.values()])
-        self.survival: Survival | None = None  # what merging the adapters would keep of them, in half precision
+        self.survival: Survival | None = None  # how much of the adapters a merge would keep; None in float32
         self.sync(version=0)
 
     @classmethod
@@ -83,7 +90,7 @@ class Policy:
         seed: int = 0,
         gradient_checkpointing: bool = False,
     ) -> Policy:
-        """A model folder or hub name. Raises ValueError where it cannot be found or is of an unknown kind."""
+        """The policy of a model folder or hub name. Raises ValueError as ``load_model`` does."""
         model, tokenizer = load_model(path, dtype=dtype, device=device)
         return cls(model, tokenizer, lora=lora, seed=seed, gradient_checkpointing=gradient_checkpointing)
 
@@ -113,19 +120,19 @@ class Policy:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the states that the head reads."""
+        """The width h of the hidden states."""
         return int(self._base.config.hidden_size)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What the optimizer may change."""
+        """The trainable parameters."""
         return (p for p in self.model.parameters() if p.requires_grad)
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """The trainable tensors by name, detached, on the CPU."""
+        """The trainable tensors by name, detached and on the CPU."""
         return {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad}
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of ``trainable_state``; raises ValueError where names or shapes differ."""
+        """Set the trainable tensors. Raises ValueError where names or shapes differ from the model's."""
         own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if own.keys() != state.keys():
             odd = sorted(own.keys() ^ state.keys())[:3]
@@ -141,7 +148,7 @@ class Policy:
 
     @torch.no_grad()
     def sync(self, version: int) -> None:
-        """Bring the sampler to the learner's present weights and name them."""
+        """Copy the learner's present weights to the sampler, and update ``version``, ``adapter_hash``, ``survival``."""
         self._copy()
         self.survival = self._meter.measure()
         self.adapter_hash = weights_hash(self.trainable_state())
@@ -153,7 +160,7 @@ class Policy:
                 target.get_parameter(name).copy_(weight)
 
     def unlike(self) -> str | None:
-        """The first adapted layer whose weights in the sampler are not, to the bit, what a sync would copy there."""
+        """The name of the first layer whose weights in the sampler differ from what ``sync`` would copy; None: none."""
         for name, (layer, target) in self._adapted.items():
             expected = held(layer)
             own = dict(target.named_parameters())
@@ -162,10 +169,10 @@ class Policy:
         return None
 
     def score(self, batch: Any, *, entropy: bool = False, reference: bool = False, hidden: bool = False) -> Scores:
-        """Log-probs (and entropies) of a TokenBatch's action tokens, [B, T]; differentiable under grad mode.
+        """Log-probabilities (and entropies) of a TokenBatch's action tokens, [B, T]. Differentiable under grad mode.
 
-        Logits are divided by ``temperature``, as they were when the tokens were drawn. ``reference`` switches the
-        adapters off; it needs LoRA (raises ValueError without).
+        Logits are divided by ``temperature``, as they were when the tokens were sampled. ``reference`` switches the
+        adapters off; without LoRA it raises ValueError.
         """
         if reference and self.lora is None:
             raise ValueError("a reference policy needs LoRA: with full fine-tuning there is no frozen copy")
@@ -184,7 +191,7 @@ class Policy:
         )
 
     def _head(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """States, weight and bias whose product are the logits: with the head's adapter where it has one that is on."""
+        """States, weight and bias whose product are the logits. An adapter of the head is included where it is on."""
         head = self._base.lm_head
         base = getattr(head, "base_layer", head)
         if base is head or head.disable_adapters:
@@ -195,9 +202,9 @@ class Policy:
         return states, base.weight + head.get_delta_weight("default"), base.bias
 
     def save_merged(self, folder: str | Path) -> None:
-        """An ordinary Hugging Face folder with the present weights, tokenizer and chat template.
+        """Write an ordinary Hugging Face folder with the merged weights, the tokenizer and the chat template.
 
-        Warns where the adapters are so small that merged weights, in the model's half precision, lose much of them.
+        Warns where the model is in half precision and rounding loses much of the adapters.
         """
         kept = self.survival.adapter if self.survival else None
         if kept is not None and kept < MERGED_SHARE:
@@ -210,13 +217,13 @@ class Policy:
         save_model(self.merged(), self.tokenizer, folder)
 
     def merged(self) -> Any:
-        """The sampler as a plain model: merged weights where it holds base and adapter beside each other."""
+        """The policy as a plain model with merged weights. All other weights share memory with the sampler."""
         plain = _sharing_copy(self.sampler)
         unjoined(plain, {name: layer for name, (layer, _) in self._adapted.items()})
         return plain
 
     def save_adapter(self, folder: str | Path) -> None:
-        """The peft adapter (safetensors) and the tokenizer. Raises ValueError without LoRA."""
+        """Write the peft adapter (safetensors) and the tokenizer. Raises ValueError without LoRA."""
         if self.lora is None:
             raise ValueError("this run trained all weights: there is no adapter, export the merged model")
         self.model.save_pretrained(str(folder))
@@ -228,7 +235,7 @@ def _is_same(own: Tensor | None, expected: Tensor) -> bool:
 
 
 def weights_hash(state: dict[str, Tensor]) -> str:
-    """16 hexadecimal digits that identify tensors and their names, to the bit."""
+    """A hash of tensors and their names: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
@@ -237,7 +244,7 @@ def weights_hash(state: dict[str, Tensor]) -> str:
 
 
 def _sharing_copy(model: Any) -> Any:
-    """A copy of the modules over the same memory, without gradients; what the optimizer writes, it reads."""
+    """A copy of the modules without gradients, whose weights are in the same memory as the model's."""
     shared: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, shared)

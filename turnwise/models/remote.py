@@ -1,7 +1,7 @@
-"""An engine in a process of its own, over weights that it shares with this one.
+"""An engine in a process of its own, which shares its weights with this process.
 
-The weights lie in one mapped file, so what a sync writes here is what the engine there reads. (In threads, engines of
-small models would wait for one another: Python runs between their small operations, one thread at a time.)
+The weights are in one memory-mapped file, so that the engine sees what ``Policy.sync`` writes. (Threads would not help:
+a small model's operations are short, and Python runs the code between them in one thread at a time.)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True, slots=True)
 class SharedModel:
-    """A mapped file, and where in it stands which weight: name -> (offset, shape, dtype)."""
+    """A mapped file of ``size`` bytes, and the place of each weight in it: name -> (offset in bytes, shape, dtype)."""
 
     path: str
     size: int
@@ -46,7 +46,7 @@ class SharedModel:
     places: dict[str, tuple[int, tuple[int, ...], torch.dtype]]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The weights, in the file."""
+        """The weights by name. Their memory is the file."""
         mapped = torch.from_file(self.path, shared=True, size=self.size, dtype=torch.uint8)
         return {
             name: mapped[offset : offset + prod(shape) * dtype.itemsize].view(dtype).view(shape)
@@ -54,7 +54,7 @@ class SharedModel:
         }
 
     def model(self) -> Any:
-        """A model over the weights in the file."""
+        """A model whose weights are in the file."""
         config = self.kind.config_class.from_dict(json.loads(self.config))
         with torch.device("meta"):
             model = self.kind(config)
@@ -66,9 +66,10 @@ class SharedModel:
 
 @contextmanager
 def shared_weights(sampler: Any, *others: nn.Module) -> Iterator[SharedModel]:
-    """Move a sampler's weights into a mapped file for the processes that are started meanwhile.
+    """A context that moves a sampler's weights into a mapped file, for the processes that are started in it.
 
-    Its name is removed then. Parameters of ``others`` over the same memory move with them. Once for a sampler.
+    Parameters of ``others`` that share memory with the sampler are moved as well. At the end the file's name is
+    removed; processes that have it open keep it. Raises RuntimeError where this sampler's weights were moved before.
     """
     if getattr(sampler, "lies_in_a_file", False):
         raise RuntimeError("these weights are shared already, with engines that would not see another move")
@@ -94,17 +95,17 @@ def shared_weights(sampler: Any, *others: nn.Module) -> Iterator[SharedModel]:
 
 
 def _folder(size: int) -> Path | None:
-    """Where a mapped file of ``size`` bytes may lie: in memory where there is room, else None, on the disk.
+    """The folder for a mapped file of ``size`` bytes: in memory where that has room; else None, which is on disk.
 
-    (Containers often have 64 MiB there, and who writes to a mapped page that has none is killed without a word.)
+    (Containers often have only 64 MiB of shared memory. A process that writes to a page beyond that is killed.)
     """
     return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 2 * size else None
 
 
 class RemoteEngine:
-    """Slots as an ``Engine`` (engine.py) has them; steps are begun here and done in another process.
+    """An engine in another process, with the slots of an ``Engine`` (engine.py).
 
-    What is asked between two steps, also while one is done, goes with the next.
+    A step is started by ``begin_step`` and ended by ``end_step``. Other calls are sent with the next step.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class RemoteEngine:
         return self._opened("open")
 
     def fork(self, slot: int, into: RemoteEngine | None = None) -> int:
-        """A copy of a slot. ``into`` another engine it brings the tokens along, to be computed again."""
+        """Copy a slot. A copy ``into`` another engine takes only the tokens, which that engine computes again."""
         if into is None or into is self:
             return self._opened("fork", slot, context=self._contexts[slot])
         handle = into._opened("open", context=self._contexts[slot])
@@ -159,12 +160,12 @@ class RemoteEngine:
         return len(self._contexts[slot])
 
     def submit(self, slot: int, ids: IntArray, *, fresh: bool, key: int, sampling: Sampling) -> None:
-        """As ``SlotEngine.submit``: ids [N] int32; raises ValueError beyond ``max_length`` tokens."""
+        """As ``SlotEngine.submit``: ids [P] int32. Raises ValueError where ``max_length`` could be exceeded."""
         context = ([] if fresh else self._contexts[slot]) + ids.tolist()
         if len(context) + sampling.max_tokens > self.max_length:
             raise ValueError(
                 f"context of {len(context) + sampling.max_tokens} tokens exceeds the engine's max_length "
-                f"{self.max_length}"
+                f"{self.max_length} ({sampling.max_tokens} tokens of the reply included)"
             )
         if slot in self._unfed and not fresh:
             ids, fresh = np.asarray(context, np.int32), True
@@ -174,7 +175,7 @@ class RemoteEngine:
         self._commands.append(("submit", (slot, ids, fresh, key, sampling)))
 
     def begin_step(self) -> None:
-        """Have a step done, where a reply is awaited and none is being done yet."""
+        """Start a step, unless one runs already or no slot waits for a reply."""
         if not self._active or self.is_stepping:
             return
         commands, self._commands = self._commands, []
@@ -183,9 +184,9 @@ class RemoteEngine:
         self.is_stepping = True
 
     def end_step(self) -> tuple[list[Reply], dict[str, int]]:
-        """Wait for the step: its replies, but those of slots closed meanwhile, and the tokens fed by stage.
+        """Wait for the step. Returns the finished replies, and the tokens computed by stage ("prefill", "decode").
 
-        Raises LogitsError as ``SlotEngine.step`` does.
+        Replies of slots that were closed meanwhile are left out. Raises LogitsError as ``SlotEngine.step`` does.
         """
         self.is_stepping = False
         with _explained():
@@ -202,7 +203,7 @@ class RemoteEngine:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Raises AgentError where the process has ended or failed."""
+    """A context that raises AgentError where the process has ended or failed."""
     try:
         yield
     except (EnvDiedError, EnvRaisedError, TimeoutError, ResetNeeded) as error:
@@ -210,11 +211,11 @@ def _explained() -> Iterator[None]:
 
 
 _Stepped = tuple[list[Reply], dict[str, int], EngineCounts, tuple[int, str] | None]
-"""Finished replies, tokens fed by stage, work in all, and where and how a LogitsError was raised."""
+"""Finished replies, tokens computed by stage, all work so far, and slot and message of a LogitsError."""
 
 
 class _Served:
-    """What the process holds."""
+    """The object in the other process, whose ``step`` is called through the pipe."""
 
     def __init__(
         self, model: SharedModel, num_slots: int, max_length: int, end_ids: frozenset[int], threads: int
@@ -223,7 +224,7 @@ class _Served:
         self._engine = SlotEngine(model.model(), num_slots=num_slots, max_length=max_length, end_ids=end_ids)
 
     def step(self, commands: list[tuple[str, tuple[Any, ...]]]) -> _Stepped:
-        """Do the commands, in order, then a step."""
+        """Execute the commands in order, then do a step."""
         for name, arguments in commands:
             if name == "submit":
                 slot, ids, fresh, key, sampling = arguments

@@ -1,6 +1,6 @@
-"""Models from nothing: a byte-level BPE tokenizer trained on a world's text, and a small Qwen3-type LM.
+"""New small models: a byte-level BPE tokenizer trained on an environment's text, and a Qwen3-type LM.
 
-The result is an ordinary Hugging Face folder; everything after it is the same path as a pretrained model.
+The result is an ordinary Hugging Face folder. Everything after it works as with a pretrained model.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, num_phrases: int = 0, *, split_digits: bool = False) -> Any:
-    """A byte-level BPE tokenizer (any text can be encoded) with the compact chat template.
+    """A byte-level BPE tokenizer, which can encode any text, with the compact chat template.
 
-    A world's text is largely set phrases; ``num_phrases`` of them become tokens of their own, which shortens
-    episodes by a third or more and leaves words that carry information as they are.
+    The text of an environment consists largely of set phrases. ``num_phrases`` of them become one token each, which
+    shortens episodes by a third or more. Words that carry information stay tokens of their own.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -64,11 +64,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, num_phrases: int = 0,
 
 
 def set_phrases(texts: list[str], num: int, *, certainty: float = 0.95, min_count: int = 50) -> list[str]:
-    """Up to ``num`` phrases whose words predict each other, longest savings first.
+    """Up to ``num`` phrases whose words predict each other. Those that save the most tokens come first.
 
-    Neighbouring pieces are joined, most frequent pair first, while one of the two foretells the other with
-    probability ``certainty`` ("You arrive" -> " at"; ". On" only ever follows a full stop). Numbers stay apart,
-    so a name like "drawer 2" is never swallowed.
+    For example, "You arrive" is nearly always followed by " at", so that "You arrive at" becomes a phrase. Neighbouring
+    pieces are joined, the most frequent pair first, as long as one of the two predicts the other with a probability of
+    at least ``certainty`` and the pair occurs at least ``min_count`` times. Numbers are never joined, so that a name
+    like "drawer 2" does not become one token.
     """
     lines = Counter(tuple(_WORD.findall(text)) for text in texts)
     for _ in range(4 * num):
@@ -113,7 +114,7 @@ def _joined(lines: Counter[tuple[str, ...]], pair: tuple[str, str]) -> Counter[t
 
 
 def new_model(config: ScratchModelConfig, tokenizer: Any, *, seed: int, max_length: int = 4096) -> Any:
-    """A Qwen3ForCausalLM with random weights drawn from ``seed``; float32."""
+    """A Qwen3ForCausalLM in float32 with random weights, drawn with ``seed``."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     qwen = Qwen3Config(

@@ -101,4 +101,4 @@ def check_mirrors(names: Sequence[MirrorName]) -> None:
     """Raises ValueError, with the command that installs it, where a package is missing."""
     for name in names:
         if find_spec(name) is None:
-            raise ValueError(f"mirrors names {name}, which is not installed: pip install 'turnwise[{name}]'")
+            raise ValueError(f"mirrors names {name}, which is not installed: pip install -e '.[{name}]'")

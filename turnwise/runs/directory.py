@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from turnwise import __version__
 from turnwise.config.files import dump_config, parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.models.drawing import DRAW, other_draw
@@ -38,7 +40,7 @@ from turnwise.runs.translating import translated
 FORMAT = 2
 """Of the run folder: 1 had rewards in the algorithm's section (``runs/translating.py`` reads it). docs/migration.md."""
 
-_PACKAGES = ("turnwise", "torch", "transformers", "peft", "gymnasium", "numpy")
+_PACKAGES = ("torch", "transformers", "peft", "gymnasium", "numpy")
 
 
 class RunDirectory:
@@ -202,6 +204,10 @@ class RunDirectory:
         """The newest sound checkpoint, or the best. Raises ValueError where there is none."""
         return self.checkpoints.newest() if name == "last" else self.checkpoints.best()
 
+    def sides(self) -> list[str]:
+        """The policies that its newest checkpoint holds, by role or player; ``[""]``: one for all."""
+        return list(self.load("last").state["sides"]) if self.has_checkpoint else [""]
+
     @property
     def has_checkpoint(self) -> bool:
         return bool(self.checkpoints.updates())
@@ -227,12 +233,22 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": typed_command(),
     }
 
 
+def typed_command() -> str:
+    """The command of this process as it was typed, quoted where a shell needs it: ``turnwise train 'a.b=c d'``,
+    ``python -m turnwise.cli demo``, ``python my/loop.py --seed 1``.
+    """
+    program = Path(sys.argv[0])
+    if program.suffix in ("", ".exe") and program.name not in ("", "-c"):
+        return shlex.join([program.stem, *sys.argv[1:]])  # an installed script: its folder was the shell's to find
+    return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+
+
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"turnwise": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

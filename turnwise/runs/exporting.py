@@ -193,7 +193,7 @@ def _package(name: str) -> Any:
     except ImportError:
         package = name.partition(".")[0]
         raise ValueError(
-            f'this kind of file needs {package}: pip install "turnwise[export]" (.jsonl needs nothing)'
+            f'this kind of file needs {package}: pip install -e ".[export]" (.jsonl needs nothing)'
         ) from None
 
 

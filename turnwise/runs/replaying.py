@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.actions import ActionFormat, parse_action
-from turnwise.agents.episode import CutShortError, Episode, Job, Said, Scripted, Seating, SuccessRule
+from turnwise.agents.episode import Episode, SuccessRule
+from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_out, scripted
+from turnwise.agents.seating import AgentReply, CutShortError, Scripted, Seating
 from turnwise.config.schema import GameConfig
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import close
@@ -79,11 +81,11 @@ class _Recorded:
     def begin(self, observation: str, info: Info) -> None:
         pass
 
-    def act(self, observation: str, info: Info) -> Said:
+    def act(self, observation: str, info: Info) -> AgentReply:
         turn = next(self._turns, None)
         if turn is None:
             raise CutShortError(self._reason)
-        return Said(turn.reply, turn.action, parse_action(turn.reply, self._style).valid)
+        return AgentReply(turn.reply, turn.action, parse_action(turn.reply, self._style).valid)
 
 
 class Replayer:
@@ -105,8 +107,8 @@ class Replayer:
         first = stored[0].trajectory
         if not any(t.turns for t in trajectories.values()) and first.end == "error":
             raise NotReplayableError("the world had failed before the first turn")
-        seating, chair = self._seating(trajectories)
-        job = _StoredJob(first.task, first.sample, stored[0].update, chair, first.seed)
+        seating, learner_seat = self._seating(trajectories)
+        job = _StoredJob(first.task, first.sample, stored[0].update, learner_seat, first.seed)
         played = self._played(job, seating)
         difference = _first_difference(trajectories, played) if isinstance(played, dict) else played
         num_turns = sum(len(t.turns) for t in trajectories.values())
@@ -144,8 +146,8 @@ class Replayer:
         other = scripted(opponent)
         if other is None:
             raise NotReplayableError(f"what {opponent} did as {', '.join(missing)} is not stored")
-        chair = next(number for number, player in enumerate(game.players) if player in recorded)
-        return Seating(recorded, {"": other}), chair
+        learner_seat = next(number for number, player in enumerate(game.players) if player in recorded)
+        return Seating(recorded, {"": other}), learner_seat
 
 
 def _first_difference(stored: dict[str, Trajectory], played: dict[str, Trajectory]) -> Difference | None:

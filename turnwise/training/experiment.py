@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from turnwise.agents.templates import dated
+from turnwise.algorithms.registry import base_chain
 from turnwise.assembly.players import AGENT_FILE, load_policies
 from turnwise.assembly.run import Assembly, fitted
 from turnwise.cloning.cloner import OnProgress
@@ -95,7 +96,7 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
     """
     began = _Clock()
     run = RunDirectory.open(path)
-    config = parse_config(changed(run.config().model_dump(mode="json"), settings)) if settings else run.config()
+    config = resumed_config(run, settings)
     _prepare(config)
     with storage(run.path), run.locked(), closing(Assembly(config)) as assembly:
         run.check_unchanged(assembly.panels.hashes())
@@ -116,6 +117,16 @@ def new_folder(config: RunConfig) -> Path:
     stem = f"{world}-{kind}-s{config.seed}"
     number = next(n for n in range(1, 10_000) if not (Path("runs") / f"{stem}-{n}").exists())
     return Path("runs") / f"{stem}-{number}"
+
+
+def resumed_config(run: RunDirectory, settings: Sequence[str]) -> RunConfig:
+    """The configuration that a run goes on with. Raises ValueError for settings that may not change."""
+    return parse_config(changed(run.config().model_dump(mode="json"), settings)) if settings else run.config()
+
+
+def title_of(config: RunConfig) -> str:
+    """What a display says of a run: world, algorithm with its bases, seed."""
+    return f"turnwise · {config.env.id} · {base_chain(config.algorithm)} · seed {config.seed}"
 
 
 def _prepare(config: RunConfig) -> None:
@@ -144,7 +155,7 @@ def _note(run: RunDirectory, config: RunConfig) -> None:
 
 def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
     if assembly.config.warmstart is not None:
-        observer.stage("clone")
+        observer.stage("cached" if assembly.is_cached else "clone")
     assembly.make_model(run, observer.cloning)
     with closing(assembly.trainer(run, observer)) as trainer:
         observer.stage("measure")
@@ -221,6 +232,12 @@ def warmstart(
     shutil.copytree(folder, to, dirs_exist_ok=True)
     (Path(to) / AGENT_FILE).write_text(config.agent.model_dump_json(indent=1))
     return Path(to)
+
+
+def has_warmstart(config: RunConfig) -> bool:
+    """Whether the cache holds the model that ``config`` asks for, so that ``warmstart`` need not clone."""
+    with closing(Assembly(config)) as assembly:
+        return assembly.is_cached
 
 
 def check_new(folder: Path, who: str) -> None:

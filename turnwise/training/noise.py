@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.agents.episode import ModelAgent
+from turnwise.agents.seating import ModelAgent
 from turnwise.learning.metrics import Agreement
 from turnwise.models.engine import Reply, Sampling
 from turnwise.models.layers import is_half

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from turnwise.agents.episode import ModelAgent
+from turnwise.agents.seating import ModelAgent
 from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Agreement
 from turnwise.models.loading import check_trainable

@@ -58,7 +58,7 @@ def plotly_script() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise ValueError(
-            'the view draws its charts with plotly, which is not installed: pip install "turnwise[view]"'
+            'the view draws its charts with plotly, which is not installed: pip install -e ".[view]"'
         ) from None
     return str(get_plotlyjs())
 

@@ -84,7 +84,7 @@ def classic(module: str, **settings: Any) -> Any:
     except ImportError as error:
         name = module.rsplit(".", 1)[-1]
         raise ValueError(
-            f'The game {name!r} needs PettingZoo\'s classic games ({error}): pip install "turnwise[envs]"'
+            f'The game {name!r} needs PettingZoo\'s classic games ({error}): pip install -e ".[games]"'
         ) from error
     return found.raw_env(**settings)
 

@@ -45,7 +45,7 @@ def official_texts() -> tuple[str, str]:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             "export_game needs alfred.pddl and alfred.twl2 from the alfworld package, which is not "
-            'installed: pip install "turnwise[official]", or pass domain= and grammar=.'
+            'installed: pip install -e ".[official]", or pass domain= and grammar=.'
         )
     data = Path(spec.origin).parent / "data"
     return (data / "alfred.pddl").read_text("utf-8"), (data / "alfred.twl2").read_text("utf-8")

@@ -165,9 +165,7 @@ def _launch(heap_mb: int, timeout_s: float, folder: str) -> tuple[Any, subproces
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
         from scienceworld.constants import JAR_PATH
     except ImportError as error:
-        raise ValueError(
-            f'ScienceWorld needs the scienceworld package: pip install "turnwise[envs]" ({error}).'
-        ) from error
+        raise ValueError(f'ScienceWorld needs the scienceworld package: pip install -e ".[envs]" ({error}).') from error
     logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what it reports, _ask raises
     options = [
         f"-Xmx{heap_mb}m",

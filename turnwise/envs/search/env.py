@@ -49,7 +49,7 @@ class SearchEnv(SnapshotEnv):
     With ``questions``, a file or {split: file} (``FileQuestions`` says how one file is divided), and ``corpus``, the
     files to search (not where ``retriever`` is a URL).
 
-    ``retriever``: "bm25" (in memory), "bm25s" (on disk, ``turnwise[envs]``), the URL of a server that
+    ``retriever``: "bm25" (in memory), "bm25s" (on disk, the extra ``[envs]``), the URL of a server that
     speaks Search-R1's /retrieve, or any ``Retriever``. ``topk``: documents a search. ``reward``: "em", "f1" or
     "sub_em", in [0, 1].
     ``protocol``: "plain" (default of the generated world) or "search_r1" (default of files).

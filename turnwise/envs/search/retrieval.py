@@ -108,7 +108,7 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f'retriever="bm25s" needs {name}: pip install "turnwise[envs]"') from error
+        raise ValueError(f'retriever="bm25s" needs {name}: pip install -e ".[envs]"') from error
 
 
 def open_retriever(engine: str, corpus: Corpus | None) -> Retriever:

@@ -89,7 +89,7 @@ class Game:
         try:
             import textworld
         except ImportError as error:
-            raise ValueError(f'TextWorld needs its engine: pip install "turnwise[envs]" ({error}).') from error
+            raise ValueError(f'TextWorld needs its engine: pip install -e ".[envs]" ({error}).') from error
         check_story(path)
         self.path, self.admissible, self.tracked = path, admissible, tracked
         known = path.with_suffix(".json").exists()

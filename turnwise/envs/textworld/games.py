@@ -212,4 +212,4 @@ def _version() -> str:
     try:
         return metadata.version("textworld")
     except metadata.PackageNotFoundError as error:
-        raise ValueError('TextWorld needs the textworld package: pip install "turnwise[envs]".') from error
+        raise ValueError('TextWorld needs the textworld package: pip install -e ".[envs]".') from error

@@ -35,7 +35,7 @@ class SpacyNouns:
 
             self._parse: Any = spacy.load(model)
         except ImportError as error:
-            raise ValueError('Tagging nouns as officially needs spaCy: pip install "turnwise[envs]"') from error
+            raise ValueError('Tagging nouns as officially needs spaCy: pip install -e ".[envs]"') from error
         except OSError as error:
             raise ValueError(f"There is no spaCy model {model!r} here: python -m spacy download {model}") from error
         self._nouns = lru_cache(maxsize=1 << 14)(self._tag)

@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.agents.test_engine import full_logprobs, prompt
-from tests.agents.test_policy import batch, moved
 from tests.models import scratch_folder, tiny_model, tokenizer
+from tests.models.test_engine import full_logprobs, prompt
+from tests.models.test_policy import batch, moved
 from turnwise.agents.prompts import AgentConfig
 from turnwise.assembly.players import model_agent
 from turnwise.models import merging

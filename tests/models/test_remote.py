@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from tests.agents.test_collector import HOUSE, SAMPLING, same, tasks
-from tests.agents.test_engine import check, full_logprobs, play, prompt
 from tests.models import tiny_model, tokenizer
+from tests.models.test_engine import check, full_logprobs, play, prompt
 from turnwise.agents.collector import Collector
-from turnwise.agents.episode import ModelAgent, jobs_for
+from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.agents.seating import ModelAgent
 from turnwise.assembly.players import model_agent
 from turnwise.envs.tasks import maker
 from turnwise.errors import AgentError
