@@ -1,4 +1,4 @@
-"""Controllers of trees, and the planner that grows them: on scripted rollouts, and on a real world and model."""
+"""Expanders of trees, and their planner: on scripted rollouts, and on a real world and model."""
 
 from __future__ import annotations
 
@@ -88,16 +88,16 @@ def always(rise: float, streak: int, draw: float) -> bool:
     return True
 
 
-@pytest.mark.parametrize("controller", [PathWise, LockStep])
-def test_a_branch_draws_the_uncertain_turn_anew(controller: type[PathWise] | type[LockStep]) -> None:
+@pytest.mark.parametrize("kind", [PathWise, LockStep])
+def test_a_branch_draws_the_uncertain_turn_anew(kind: type[PathWise] | type[LockStep]) -> None:
     """It starts before that turn, and no path is asked about its own first one, however ready it is."""
-    expander = controller(Shape(9, 1, always, "root", resamples=True), lambda: 0.0)
+    expander = kind(Shape(9, 1, always, "root", resamples=True), lambda: 0.0)
     expander.start([1])
     assert expander.expand(0, Segment(0, 1.0, True)) == []  # a copy would be an attempt from the root
     assert branches(expander.expand(0, Segment(1, 1.0, True))) == [(0, 0, 1)]
     found = [*expander.expand(1, Segment(1, 1.0, True)), *expander.expand(0, Segment(2, 1.0, True))]
     assert branches(found) == [(0, 0, 2)], "the copy's turn 1 was its parent's decision"
-    lone = controller(Shape(3, 1, rising, "root", resamples=True), lambda: 0.0)
+    lone = kind(Shape(3, 1, rising, "root", resamples=True), lambda: 0.0)
     lone.start([1])
     lone.expand(0, Segment(0, 1.0, True))
     assert branches(lone.expand(0, Segment(1, 2.0, False))) == [(0, 0, 1)], "it ended the episode, and is drawn anew"

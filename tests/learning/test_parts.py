@@ -15,7 +15,7 @@ def test_one_turn_is_its_own_mean() -> None:
     policy = BigramPolicy()
     ctx = context(Group(task(), (uneven(Sampler.of(policy, np.random.default_rng(2)), (3,), 0),)), policy, 0)
     assert ctx.entropy is not None
-    assert float(ctx.turn_mean(ctx.entropy)) == pytest.approx(float(ctx.entropy[ctx.mask].mean()))
+    assert ctx.turn_mean(ctx.entropy).item() == pytest.approx(ctx.entropy[ctx.mask].mean().item())
 
 
 def test_a_composer_that_drops_nothing_need_not_say_so() -> None:
