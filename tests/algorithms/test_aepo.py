@@ -14,9 +14,9 @@ import yaml
 from torch import Tensor
 
 from tests.algorithms.fakes import TEN, BigramPolicy, buffer_of, groups, learner
-from tests.algorithms.test_update import drifted, gradient
 from tests.algorithms.trees import ScriptedRollouts, task
 from tests.golden.vectors import batch_of, context_of
+from tests.learning.test_learner import drifted, gradient
 from turnwise.algorithms.aepo import AEPOConfig, BalancedClip, EntropyAdvantage, entropy_factor
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.common import FreshGroups, PPOClip
@@ -299,3 +299,50 @@ def test_a_composed_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.M
     whole = timeless(tmp_path / "whole")
     assert timeless(tmp_path / "broken") == whole
     assert sum(line.get("stream_rows/replay", 0) for line in whole) > 0
+
+
+def test_the_smallest_share_is_one_token() -> None:
+    batch = batch_of(torch.ones(1, 6, dtype=torch.bool))
+    entropies = torch.tensor([[0.1, 0.5, 0.3, 0.9, 0.2, 0.4]])
+    batch = batch.with_columns(behaviour_entropies=entropies)
+    part = BalancedClip(PPOClip(0.2, 0.2, None), share=0.01)
+    part.prepare(context_of(batch, torch.zeros(1, 6))[1])
+    assert part.chosen.tolist() == [[False, False, False, True, False, False]]
+
+
+def test_tokens_that_are_not_chosen_keep_the_plain_bound() -> None:
+    """Ratio 1.5 everywhere, bound 1.2, advantage 1: the loss is -1.2 on each token, chosen or not."""
+    batch = batch_of(torch.ones(1, 2, dtype=torch.bool), advantages=torch.ones(1, 2))
+    batch = batch.with_columns(behaviour_entropies=torch.tensor([[0.1, 0.5]]))
+    logprobs = torch.full((1, 2), math.log(1.5)).requires_grad_()
+    ctx, view = context_of(batch, logprobs)
+    part = BalancedClip(PPOClip(0.2, 0.2, None), share=0.5)
+    part.prepare(view)
+    found = part.surrogate(ctx)
+    assert torch.as_tensor(found.high).tolist() == [pytest.approx([1.2, 1.2])]
+
+
+def test_changed_signs_are_counted() -> None:
+    """Entropies 0, 1, 1, 2: z is -1.22, 0, 0, 1.22, so that a weight of 5 flips the first of four."""
+    batch = batch_of(torch.ones(1, 4, dtype=torch.bool), advantages=torch.ones(1, 4))
+    batch = batch.with_columns(behaviour_entropies=torch.tensor([[0.0, 1.0, 1.0, 2.0]]))
+    part = EntropyAdvantage(5.0)
+    part.modify(Stream(Samples((), raw_rewards(())), batch))
+    assert part.acted() == {"flipped_share": 0.25}
+
+
+def test_trunks_of_unequal_episodes_are_shared() -> None:
+    """The child left after one of the parent's three turns and took one more."""
+    (group,) = groups(BigramPolicy(), num_groups=1, size=2, num_turns=3)
+    parent, other = group.trajectories
+    child = replace(other, turns=(parent.turns[0], other.turns[1]), fork=Fork(parent.episode, 1))
+    made = Group(group.task, (child, parent))
+    batch = layout((made,))
+    own = torch.tensor([3.0, -1.0])
+    batch = batch.with_columns(advantages=own[batch.trajectory].unsqueeze(1) * batch.action_mask)
+    found = SharedTrunks("hard").modify(Stream(Samples((made,), raw_rewards(made.trajectories)), batch))
+    per_turn = [
+        [float(found[row][batch.turn_index[row] == turn].unique()) for turn in range(turns)]
+        for row, turns in enumerate((2, 3))
+    ]
+    assert per_turn == [[1.0, 3.0], [1.0, -1.0, -1.0]]

@@ -1,4 +1,4 @@
-"""Controllers of trees, and the planner that grows them: on scripted rollouts, and on a real world and model."""
+"""Expanders of trees, and their planner: on scripted rollouts, and on a real world and model."""
 
 from __future__ import annotations
 
@@ -88,16 +88,16 @@ def always(rise: float, streak: int, draw: float) -> bool:
     return True
 
 
-@pytest.mark.parametrize("controller", [PathWise, LockStep])
-def test_a_branch_draws_the_uncertain_turn_anew(controller: type[PathWise] | type[LockStep]) -> None:
+@pytest.mark.parametrize("kind", [PathWise, LockStep])
+def test_a_branch_draws_the_uncertain_turn_anew(kind: type[PathWise] | type[LockStep]) -> None:
     """It starts before that turn, and no path is asked about its own first one, however ready it is."""
-    expander = controller(Shape(9, 1, always, "root", resamples=True), lambda: 0.0)
+    expander = kind(Shape(9, 1, always, "root", resamples=True), lambda: 0.0)
     expander.start([1])
     assert expander.expand(0, Segment(0, 1.0, True)) == []  # a copy would be an attempt from the root
     assert branches(expander.expand(0, Segment(1, 1.0, True))) == [(0, 0, 1)]
     found = [*expander.expand(1, Segment(1, 1.0, True)), *expander.expand(0, Segment(2, 1.0, True))]
     assert branches(found) == [(0, 0, 2)], "the copy's turn 1 was its parent's decision"
-    lone = controller(Shape(3, 1, rising, "root", resamples=True), lambda: 0.0)
+    lone = kind(Shape(3, 1, rising, "root", resamples=True), lambda: 0.0)
     lone.start([1])
     lone.expand(0, Segment(0, 1.0, True))
     assert branches(lone.expand(0, Segment(1, 2.0, False))) == [(0, 0, 1)], "it ended the episode, and is drawn anew"
@@ -541,3 +541,40 @@ def test_settings_that_contradict_each_other(config: type[Settings], values: dic
 def test_more_attempts_from_the_root_than_there_are() -> None:
     with pytest.raises(ValueError, match="initial=7"):
         build(ARPOConfig(initial=7), RUN)
+
+
+@pytest.mark.parametrize(("rise", "branches"), [(0.5, True), (0.49, False), (2.0, True), (-1.0, False)])
+def test_readiness_grows_with_the_rise(rise: float, branches: bool) -> None:
+    """alpha + gamma rise > tau with .2 + .5 rise > .449: from a rise of .498 on."""
+    assert arpo_paper(rise, 0, 0.0, bias=0.2, weight=0.5, threshold=0.449) is branches
+    assert aepo_paper(rise, 0, 0.0, bias=0.2, weight=0.5, threshold=0.449, penalty=0.0) is branches
+
+
+def test_the_released_readiness_is_a_probability() -> None:
+    """A fall of entropy makes it 1 at most, so that a threshold of 1 lets every path branch."""
+    assert arpo_released(-10.0, 0, 0.9, weight=0.2, threshold=1.0)
+    assert not arpo_released(-10.0, 0, 0.9, weight=0.2, threshold=0.99)
+    assert arpo_released(10.0, 0, 0.9, weight=0.2, threshold=0.0)
+
+
+def test_a_path_that_ends_without_a_turn_is_not_asked() -> None:
+    """Its context was full after two turns: nothing is branched off, and what is left starts from the root."""
+    shape = Shape(budget=3, branches=1, rule=lambda rise, streak, draw: True, origin="root", resamples=True)
+    expander = PathWise(shape, lambda: 0.0)
+    (root,) = expander.start([1])
+    assert expander.expand(root.path, Segment(0, 1.0, True)) == []
+    assert expander.paths[root.path].turns == 1
+    assert [branch.parent for branch in expander.expand(root.path, Segment(1, None, False))] == [None, None]
+
+
+def test_branches_are_counted_among_what_is_trained_on() -> None:
+    """Two attempts from the root, one beside them that is only looked at, and the branches: a share, and no more."""
+    planner = build(AEPOConfig(), RunInfo(10, 4)).planner
+    assert isinstance(planner, TreePlanner)
+    found = planner.plan([task(1)], ScriptedRollouts(lambda key, attempt, turn: 1.0 + turn))
+    acted = planner.acted()
+    trained = [trajectory for trajectory in found if not trajectory.only_looked_at]
+    forks = sum(trajectory.fork is not None for trajectory in trained)
+    assert (len(trained), len(found)) == (4, 5)
+    assert acted["branch_share"] == pytest.approx(forks / 4)
+    assert forks > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.algorithms.fakes import BigramPolicy, buffer_of, groups, learner
-from tests.algorithms.test_update import drifted
+from tests.learning.test_learner import drifted
 from turnwise.algorithms.clip_cov import ClipCovConfig, CovarianceFilter
 from turnwise.algorithms.covariance import draw, top_share
 from turnwise.algorithms.grpo import GRPOConfig

@@ -159,3 +159,8 @@ def test_the_length_penalty_is_the_episodes_or_each_turns() -> None:
     assert each.shape([made], rewards, BigramPolicy()).own == ((-0.2, -0.2, -0.2),)
     empty = replace(made, turns=())
     assert OverlongPenalty(limits).shape([empty], RewardTable(((),), ((),)), BigramPolicy()).earned == ((),)
+
+
+def test_two_tries_are_tries() -> None:
+    with pytest.raises(ValueError, match="max_tries replaces uniform groups"):
+        GRPOConfig(drop_uniform_groups=False, max_tries=2)

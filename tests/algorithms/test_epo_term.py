@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, groups, learner, task
-from tests.algorithms.test_update import drifted
 from tests.golden.builders import context_of
-from turnwise.algorithms.epo import EPOConfig
+from tests.learning.test_learner import drifted
+from turnwise.algorithms.epo import EntropyCorridor, EPOConfig
+from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.learning.parts import Regularizer, Samples, Stream, Streams, UpdateContext
@@ -124,3 +125,33 @@ def test_rows_of_one_trajectory_count_as_their_share_of_it(weighting: str) -> No
         weigh = shares if weighting == "trajectories" else [1.0] * len(rows)
         expected = -np.average([means[row] for row in rows], weights=weigh)
         assert float(part.term(ctx)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_turn_is_held_against_its_own_history() -> None:
+    """The first turn's is far away, the others' where they are: only the first turn's tokens pay."""
+    policy = BigramPolicy()
+    sampler = Sampler.of(policy, np.random.default_rng(0))
+    ctx = context(Group(task(), (uneven(sampler, (2, 3, 1), 0),)), policy, 0)
+    assert ctx.entropy is not None
+    part = EntropyIndicator((0.5, 1.5), 1.0, lambda update: 1.0, ReleasedSettings(gate_turn=0, history_turns=3))
+    part.gate_open, part.past_updates = True, 1
+    own = float(ctx.entropy[ctx.mask].mean())
+    for turn, tokens in enumerate((2, 3, 1)):
+        part.past_sum = np.array([own] * 3)
+        part.past_sum[turn] = 100.0
+        bonus = float(ctx.token_mean(ctx.entropy))
+        inside = ((ctx.entropy > 0.5 * own) & (ctx.entropy < 1.5 * own))[ctx.mask]
+        assert bool(inside.all()), "else the arithmetic below is not the turn's alone"
+        assert float(part.term(ctx)) == pytest.approx(tokens / 6 - bonus, rel=1e-5)
+
+
+def test_what_lies_on_a_border_is_not_outside() -> None:
+    policy = BigramPolicy()
+    ctx = context(Group(task(), (uneven(Sampler.of(policy, np.random.default_rng(0)), (2, 2), 0),)), policy, 0)
+    assert ctx.entropy is not None
+    part = EntropyCorridor((0.0, 1.0), 1.0, lambda update: 1.0)
+    highest = ctx.entropy[ctx.mask].topk(2).values
+    part.past_sum, part.past_updates = float(highest.mean()), 1
+    part.prepare(context_of(ctx.batch, ctx.logprobs)[1])
+    part.term(ctx)
+    assert part.acted() == {"outside_share": 0.25}

@@ -184,3 +184,12 @@ def test_ppo_trains_a_real_policy() -> None:
     assert policy.adapter_hash != before
     saved = [name for name in made.state_dict()[1] if name.startswith("parts.")]
     assert [name.partition(".ValueLoss.")[2] for name in saved] == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_the_value_head_gives_a_number_a_token() -> None:
+    policy = BigramPolicy()
+    made = learner(build(PPOConfig(), RUN), policy, RUN)
+    critic = made.recipe["fresh"].critic
+    assert critic is not None
+    assert critic.module is not None
+    assert critic.module(torch.zeros(5, policy.hidden_size)).shape == (5, 1)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
-from tests.algorithms.test_update import drifted, gradient
 from tests.algorithms.variants import NAMED, VARIANTS
+from tests.learning.test_learner import drifted, gradient
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.description import describe

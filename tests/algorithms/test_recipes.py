@@ -26,6 +26,7 @@ from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
+from turnwise.algorithms.spear import SPEARConfig
 from turnwise.learning.parts import Aggregation, MinibatchView, Samples, Stream, Streams, UpdateContext
 from turnwise.learning.planning import GroupPlanner, RolloutFinished, Rollouts, Scorer, TurnFinished
 from turnwise.learning.primitives import Counts, trajectory_weights
@@ -375,3 +376,10 @@ def test_group_planner_returns_trajectories_in_the_order_of_tasks() -> None:
 def test_the_fake_policy_is_a_scorer() -> None:
     scorer: Scorer = BigramPolicy()
     assert list(scorer.parameters())
+
+
+def test_settings_are_taken_as_they_are() -> None:
+    made = SPEARConfig(tolerance=3)
+    assert SPEARConfig.model_validate(made) is made
+    with pytest.raises(ValueError, match="input_value='long'"):
+        DAPOConfig(overlong="long")  # type: ignore[arg-type]

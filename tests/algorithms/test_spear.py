@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, episode, groups, learner, task
-from tests.algorithms.test_update import success
+from tests.learning.test_learner import success
 from turnwise.algorithms.clip_cov import ClipCovConfig
-from turnwise.algorithms.common import PPOClip
+from turnwise.algorithms.common import FreshGroups, PPOClip
 from turnwise.algorithms.drbot import DrBoTConfig, ReplyFilter, WidestGroups
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.epo import EPOConfig
@@ -29,6 +29,7 @@ from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.parts import Samples, Stream
 from turnwise.learning.rewards import RewardTable, raw_rewards
+from turnwise.learning.schedules import constant_weight
 from turnwise.learning.settings import RewardSettings, RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
@@ -470,3 +471,32 @@ def test_the_widest_groups_are_kept_in_order() -> None:
     streams = recipe.composer.compose(0, samples, TrajectoryBuffer())
     assert [g.task.index for g in streams["fresh"].samples.groups] == [1, 3]
     assert build(DrBoTConfig(group_share=1.0), RUN).composer.streams == ("fresh",)
+
+
+def test_the_buffer_keeps_what_a_replay_may_draw() -> None:
+    assert build(SPEARConfig(tolerance=3), RUN).keep_updates == 3
+    assert build(SPEARConfig(tolerance=3, age_from="newest"), RUN).keep_updates == RUN.num_updates
+    with pytest.raises(ValueError, match="advantage_decay"):
+        SPEARConfig(recalibrate=False, advantage_decay=1.5)
+
+
+def test_the_replay_filters_replies_and_keeps_no_fresh_groups_for_others() -> None:
+    assert [type(part) for part in build(SPEARConfig(), RUN)["replay"].modifiers] == [ReplyFilter]
+    assert build(SPEARConfig(base=GRPOConfig()), RUN)["replay"].modifiers == ()
+    assert SelfImitation(FreshGroups(), SPEARConfig(), constant_weight, 0).fresh_age == 0
+
+
+def test_the_replay_reports_how_many_it_took_and_trims_nothing_else() -> None:
+    """One unit fits: of two good ones the older goes. What others keep in the buffer stays."""
+    policy = BigramPolicy()
+    settings = SPEARConfig(**{**PLAIN, "buffer_size": 1, "warmup_share": 0.2})
+    made, buffer = made_by(settings, policy, lr=1e-9)
+    kept = memory(made)
+    kept.fresh_age = 5
+    buffer.max_age = 5
+    for update in range(3):
+        buffer.add([group_of(4, 0, 0, 0, version=update)], update)
+        metrics = made.update(buffer, update)
+    assert metrics.mechanisms["SelfImitation/replayed"] == 1.0
+    assert len(list(units(buffer))) == 1
+    assert [entry.update for entry in buffer.entries("fresh")] == [0, 1, 2]

@@ -127,3 +127,12 @@ def test_units_stay_whole(seed: int, units: list[int], num: int) -> None:
     assert sum(map(len, held)) == len(set(units)), "no unit is in two parts"
     assert len(parts) == min(num, len(set(units)))
     assert max(map(len, held)) - min(map(len, held)) <= 1
+
+
+def test_every_sampled_token_needs_its_entropy() -> None:
+    (group,) = groups(BigramPolicy(), num_groups=1, size=1)
+    (whole,) = group.trajectories
+    short = replace(whole.turns[0], entropies=whole.turns[0].entropies[:-1])
+    broken = replace(group, trajectories=(replace(whole, turns=(short, *whole.turns[1:])),))
+    with pytest.raises(ValueError, match="need as many log-probs and entropies"):
+        layout((broken,))

@@ -35,9 +35,9 @@ class DynamicSampling:
         while wave and tries < self.max_tries:
             tries += 1
             found += self.inner.plan(wave, rollouts)
-            telling = {group.task.key for group in group_by_task(found) if _tells(group)}
-            wave = list(islice(further, max(len(tasks) - len(telling), 0)))
-        uniform = [not _tells(group) for group in group_by_task(found)]
+            kept = {group.task.key for group in group_by_task(found) if _is_kept(group)}
+            wave = list(islice(further, max(len(tasks) - len(kept), 0)))
+        uniform = [not _is_kept(group) for group in group_by_task(found)]
         self.occurred.count("tries", tries)
         self.occurred.count("discarded_share", sum(uniform), len(uniform))
         return found
@@ -46,6 +46,6 @@ class DynamicSampling:
         return self.occurred.take()
 
 
-def _tells(group: Group) -> bool:
+def _is_kept(group: Group) -> bool:
     """Whether the composer will keep the group."""
     return not is_uniform([t for t in group.trajectories if not t.only_looked_at])

@@ -551,3 +551,82 @@ def test_without_credit_nothing_is_learnt() -> None:
         ]  # fmt: skip
         made.update(buffer_of(noise, update), update)
     assert success(policy) < 0.4
+
+
+def test_where_the_dual_clip_decides_is_counted() -> None:
+    policy = drifted(BigramPolicy())
+    config = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False, dual_clip=1.01)
+    metrics = learner(build(config, RUN), policy, RUN).update(buffer_of(groups(BigramPolicy())), 0)
+    assert 0.0 < metrics.dual_clip_share < 1.0
+
+
+class _BesideSilence(Composer):
+    """What was sampled, and a second stream of episodes without an action token."""
+
+    streams = ("fresh", "silent")
+
+    def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
+        sampler = Sampler.of(BigramPolicy(), np.random.default_rng(0))
+        silent = Group(task(9), (episode(sampler, index=9, num_actions=0),))
+        rewards = raw_rewards(silent.trajectories)
+        fresh = [samples.rewards.turns(n) for n in range(len(samples.trajectories))]
+        return Streams(
+            (
+                Stream(samples, layout(samples.groups, rewards=fresh, version=update)),
+                Stream(Samples((silent,), rewards), layout((silent,), rewards=rewards.earned, stream="silent")),
+            )
+        )
+
+
+def test_a_step_of_several_streams_is_proved_if_any_of_them_learns() -> None:
+    policy = BigramPolicy()
+    recipe = build(GRPOConfig(kl_coef=0.0, drop_uniform_groups=False), RUN)
+    both = (recipe["fresh"], replace(recipe["fresh"], name="silent"))
+    recipe = replace(recipe, composer=_BesideSilence(), streams=both)
+    heard: list[Agreement] = []
+    learner(recipe, policy, RUN).update(buffer_of(groups(policy)), 0, heard.append)
+    assert [found.num_tokens > 0 for found in heard] == [True]
+
+
+def test_a_streams_loss_counts_once() -> None:
+    policy = BigramPolicy()
+    config = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
+    metrics = learner(build(config, RUN), policy, RUN).update(buffer_of(groups(policy, seed=3)), 0)
+    assert metrics.policy_loss != 0.0
+    assert metrics.loss == pytest.approx(metrics.policy_loss)
+
+
+def test_a_skipped_step_has_no_part_in_the_norms() -> None:
+    """The first of two optimizer steps blows up; the other's norm is what is reported."""
+    policy = BigramPolicy()
+    steps: list[int] = []
+
+    def explode(gradient: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        return gradient * (math.inf if len(steps) == 1 else 1.0)
+
+    policy.table.register_hook(explode)
+    config = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
+    made = learner(build(config, RUN), policy, RUN, num_minibatches=2, microbatch_tokens=100_000)
+    metrics = made.update(buffer_of(groups(policy)), 0)
+    assert (metrics.optimizer_steps, metrics.skipped_steps) == (1, 1)
+    assert 0.0 < metrics.grad_norm < math.inf
+
+
+def test_an_update_of_nothing_counts_nothing() -> None:
+    metrics = learner(build(GRPOConfig(), RUN), BigramPolicy(), RUN).update(TrajectoryBuffer(), 0)
+    assert (metrics.grad_norm, metrics.return_mean, metrics.loss) == (0.0, 0.0, 0.0)
+    assert (metrics.advantage_mean, metrics.advantage_std, metrics.ratio_max) == (0.0, 0.0, 0.0)
+    assert (metrics.clip_share, metrics.dual_clip_share, metrics.ratio_mean, metrics.kl_behaviour) == (0.0,) * 4
+    assert (metrics.policy_entropy, metrics.kl_reference, metrics.entropy) == (None, None, None)
+    assert all(map(math.isfinite, metrics.as_dict().values()))
+
+
+@pytest.mark.parametrize("config", VARIANTS)
+def test_an_update_of_nothing(config: Settings) -> None:
+    policy = BigramPolicy()
+    before = policy.table.detach().clone()
+    metrics = learner(build(config, RUN), policy).update(TrajectoryBuffer(), 0)
+    assert all(math.isfinite(value) for value in metrics.as_dict().values())
+    assert (metrics.optimizer_steps, metrics.num_rows, metrics.num_trajectories) == (0, 0, 0)
+    assert torch.equal(policy.table.detach(), before)

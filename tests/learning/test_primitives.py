@@ -10,16 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turnwise.learning import credit, schedules
+from tests.golden.builders import batch_of
 from turnwise.learning.primitives import (
     Counts,
     aggregate,
     clipped_surrogate,
     denominator,
+    importance_ratio,
     masked_mean,
     masked_whiten,
     per_turn_mean,
+    per_turn_sum,
+    turn_lengths,
     turn_mean,
+    turn_starts,
 )
 
 MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
@@ -99,48 +103,34 @@ def test_surrogate_by_hand() -> None:
     assert high.grad.tolist() == [-1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), std=st.booleans())
-def test_group_advantages_follow_a_permutation(seed: int, std: bool) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(0, 3, (9,), generator=generator).float()
-    group = torch.randint(0, 4, (9,), generator=generator)
-    order = torch.randperm(9, generator=generator)
-    found = credit.group_advantages(values, group, normalize_std=std)
-    permuted = credit.group_advantages(values[order], group[order], normalize_std=std)
-    torch.testing.assert_close(permuted, found[order])
-    for number in set(group.tolist()):
-        members = found[group == number]
-        assert abs(float(members.sum())) < 1e-5
-        if std and len(members) > 1 and members.any():
-            assert float(members.std()) == pytest.approx(1.0, abs=1e-4)
+def test_ratios_are_bounded_at_twenty_nats() -> None:
+    found = importance_ratio(torch.tensor([25.0, -25.0, 3.0]), torch.zeros(3))
+    torch.testing.assert_close(found.log(), torch.tensor([20.0, -20.0, 3.0]))
 
 
-def test_equal_rewards_and_groups_of_one() -> None:
-    values, group = torch.tensor([0.1, 0.1, 0.1, 7.3]), torch.tensor([0, 0, 0, 1])
-    assert credit.group_advantages(values, group).tolist() == [
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    ]  # exactly, in spite of rounding
-    released = credit.group_advantages(values, group, singleton="reward")
-    assert released.tolist() == pytest.approx([0.0, 0.0, 0.0, 7.3])
-    binary = credit.group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.long))
-    # mean 1/4, unbiased std 1/2: (3/4) / (1/2) and (-1/4) / (1/2)
-    assert binary.tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
-    loo = credit.leave_one_out_advantages(torch.tensor([3.0, 1.0, 2.0]), torch.zeros(3, dtype=torch.long))
-    assert loo.tolist() == pytest.approx([1.5, -1.5, 0.0])
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (2, 0)])
+def test_turns_of_nothing(shape: tuple[int, int]) -> None:
+    mask, turns = torch.zeros(shape, dtype=torch.bool), torch.full(shape, -1)
+    for found in (
+        turn_starts(mask, turns), turn_lengths(mask, turns), per_turn_sum(torch.zeros(shape), mask, turns),
+        per_turn_mean(torch.zeros(shape), mask, turns),
+    ):  # fmt: skip
+        assert found.shape == shape
+    assert Counts.of(mask, turns) == Counts(rows=0, turns=0, action_tokens=0, width=shape[1])
 
 
-def test_schedules() -> None:
-    assert schedules.epo_paper_weight(0, 150) == 2.0
-    assert schedules.epo_paper_weight(75, 150) == pytest.approx(1 + math.exp(-3))
-    assert schedules.epo_paper_weight(0, 1) == 2.0
-    share = [schedules.learning_rate_share(u, 20, shape="cosine", warmup_share=0.1, floor=0.2) for u in range(20)]
-    assert share[:3] == [0.5, 1.0, 1.0]
-    assert share[2:] == sorted(share[2:], reverse=True)
-    assert share[11] == pytest.approx(0.6)  # half of what follows the warm-up has passed: the middle of 1 and 0.2
-    assert min(share) > 0.2
-    assert schedules.learning_rate_share(15, 20, shape="linear") == 0.25
-    assert schedules.learning_rate_share(15, 20) == 1.0
+def test_turns_are_told_apart_within_a_row() -> None:
+    """Three turns, the second of one token, the third interrupted by a token of the world; a row without any."""
+    turns = torch.tensor([[0, 0, -1, 1, 3, -1, 3], [-1, -1, -1, -1, -1, -1, -1]])
+    mask = turns >= 0
+    values = torch.tensor([[1.0, 2.0, 99.0, 4.0, 8.0, 99.0, 16.0], [99.0] * 7])
+    assert turn_starts(mask, turns)[0].tolist() == [True, False, False, True, True, False, False]
+    assert turn_lengths(mask, turns).tolist() == [[2, 2, 1, 1, 2, 1, 2], [1] * 7]
+    assert per_turn_sum(values, mask, turns).tolist() == [[3.0, 3.0, 0.0, 4.0, 24.0, 0.0, 24.0], [0.0] * 7]
+    assert per_turn_mean(values, mask, turns).tolist() == [[1.5, 1.5, 0.0, 4.0, 12.0, 0.0, 12.0], [0.0] * 7]
+    assert Counts.of(mask, turns) == Counts(rows=1, turns=3, action_tokens=5, width=7)
+
+
+def test_a_row_without_tokens_is_no_row() -> None:
+    batch = batch_of(torch.tensor([[True, True], [False, False]]))
+    assert Counts.of(batch.action_mask, batch.turn_index).rows == 1
