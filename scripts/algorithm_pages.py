@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Write the table of settings into every page of docs/algorithms, and their index, as the code has them (tests hold them).
+"""Write the table of settings into every page of docs/algorithms, and their index, as the code has them.
+
+Tests hold the pages and the code together.
 
 python scripts/algorithm_pages.py
 """
@@ -15,10 +17,10 @@ from turnwise.algorithms.registry import ALGORITHMS, describe
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "algorithms"
 INDEX = """# Algorithms
 
-`turnwise train --algorithm NAME` trains an algorithm with its documented defaults, and `turnwise algorithms NAME` prints its
-equations, its settings, and where it differs from the paper and from the released code. An algorithm *with a base* is put on top of
-another one: `algorithm.base.type=gspo`. What each one reached is on its page and in the [benchmarks](../benchmarks.md). To write one
-of your own, see [a how-to page](../cookbook/own_algorithm.md).
+`turnwise train --algorithm NAME` trains an algorithm with its documented defaults. `turnwise algorithms NAME` prints
+its equations, its settings, and where it differs from the paper and from the released code. An algorithm *with a base*
+is put on top of another one, which you may choose: `algorithm.base.type=gspo`. What each one reached is on its page and
+in the [benchmarks](../benchmarks.md). To write one of your own, see [a how-to page](../cookbook/own_algorithm.md).
 """
 HEADING = "## Every setting, as it is by default"
 
