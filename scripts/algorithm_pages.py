@@ -18,9 +18,10 @@ PAGES = Path(__file__).resolve().parent.parent / "docs" / "algorithms"
 INDEX = """# Algorithms
 
 `turnwise train --algorithm NAME` trains an algorithm with its documented defaults. `turnwise algorithms NAME` prints
-its equations, its settings, and where it differs from the paper and from the released code. An algorithm *with a base*
-is put on top of another one, which you may choose: `algorithm.base.type=gspo`. What each one reached is on its page and
-in the [benchmarks](../benchmarks.md). To write one of your own, see [a how-to page](../cookbook/own_algorithm.md).
+its equations, its settings, and where it differs from the paper and from the released code. What each one reached
+is on its page and in the [benchmarks](../benchmarks.md). To write one of your own, see
+[a how-to page](../cookbook/own_algorithm.md). An algorithm that is put on top of another one has a default for that
+one, which you may change: `algorithm.base.type=gspo`.
 """
 HEADING = "## Every setting, as it is by default"
 
@@ -45,12 +46,13 @@ def plain(value: object) -> str:
 
 
 def index() -> str:
-    """The page that lists the algorithms: each with its page, its summary, and what it is put on."""
-    lines = [INDEX, "| name | what it is | |", "| --- | --- | --- |"]
-    for name in ALGORITHMS:
-        found = describe(name)
-        lines.append(f"| [`{name}`]({name}.md) | {found.summary} | {'with a base' if found.is_modifier else ''} |")
-    return "\n".join(lines) + "\n"
+    """The page that lists the algorithms, each with its page and its summary: whole ones, then those put on another."""
+    lines = [INDEX]
+    for title, on_a_base in (("Whole algorithms", False), ("On top of another algorithm", True)):
+        lines += [f"## {title}", "", "| name | what it is |", "| --- | --- |"]
+        found = [describe(name) for name in ALGORITHMS]
+        lines += [f"| [`{a.name}`]({a.name}.md) | {a.summary} |" for a in found if a.is_modifier == on_a_base] + [""]
+    return "\n".join(lines)
 
 
 def main() -> None:
