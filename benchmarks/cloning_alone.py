@@ -13,15 +13,16 @@ import time
 import torch
 
 from turnwise.agents.collector import Collector
-from turnwise.agents.engine import SlotEngine
-from turnwise.agents.episode import ModelAgent
-from turnwise.agents.policy import Policy
 from turnwise.agents.prompts import ChatFormat
-from turnwise.configfile import load_config
+from turnwise.agents.seating import ModelAgent
+from turnwise.assembly.run import Assembly
+from turnwise.cloning.cloner import Progress, clone
+from turnwise.cloning.warmstart import begin_model
+from turnwise.config.files import load_config
 from turnwise.envs.tasks import make_env, maker, panel
 from turnwise.evaluation.report import evaluate_policy
-from turnwise.training.cloning import Progress, clone
-from turnwise.training.warmstart import start_model
+from turnwise.models.engine import SlotEngine
+from turnwise.models.policy import Policy
 
 
 class _TimeIsUpError(Exception):
@@ -39,7 +40,7 @@ def main() -> None:
     config = load_config("household", [f"seed={words.seed}", "warmstart.max_tokens=1000000000"])
     torch.set_num_threads(config.threads)
     env = make_env(config.env.id, **config.env.kwargs)
-    model, tokenizer = start_model(config, env)
+    model, tokenizer = begin_model(Assembly(config).cloning, env)
     seen = 0
 
     def watch(progress: Progress) -> None:

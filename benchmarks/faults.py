@@ -25,9 +25,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from turnwise.records.rundir import RunDirectory
 from turnwise.replay.codec import to_record
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 
 ALGORITHMS = {
     "epo": "{type: epo, base: {type: grpo, drop_uniform_groups: false}}",

@@ -29,9 +29,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import BENCH_MODEL, floor_s, run_engine, scripts
+from turnwise.models.scratch import new_model, train_tokenizer
+from turnwise.models.settings import ScratchModelConfig
 from turnwise.svg import Line, Panel, small_multiples
 
 TURNS = (10, 20, 40, 70, 100)

@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.agents.drawing import Sampling, draw, position_seeds
-from turnwise.agents.engine import SlotEngine
-from turnwise.agents.scratch import ScratchModelConfig, new_model
+from turnwise.models.drawing import Sampling, draw, position_seeds
+from turnwise.models.engine import SlotEngine
+from turnwise.models.scratch import new_model
+from turnwise.models.settings import ScratchModelConfig
 from turnwise.training.plan import Vocabulary
 
 SHAPES = {

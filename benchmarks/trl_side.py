@@ -35,7 +35,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from turnwise.agents.actions import parse_action
 from turnwise.agents.prompts import ChatFormat
-from turnwise.config import RunConfig
+from turnwise.config.schema import RunConfig
 from turnwise.envs.tasks import TextEnv, start
 from turnwise.trajectory import Task
 

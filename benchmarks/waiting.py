@@ -19,12 +19,14 @@ import gymnasium
 import torch
 
 from turnwise.agents.collector import Collector
-from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.episode import ModelAgent, jobs_for
+from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
-from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
+from turnwise.agents.seating import ModelAgent
 from turnwise.agents.worldwork import Order, WorldThreads
 from turnwise.envs.tasks import make_env, panel
+from turnwise.models.engine import Sampling, SlotEngine
+from turnwise.models.scratch import new_model, train_tokenizer
+from turnwise.models.settings import ScratchModelConfig
 
 WORLD = "turnwise/Household-v0"
 WAYS: tuple[tuple[str, int, Order], ...] = (

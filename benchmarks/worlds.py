@@ -53,8 +53,8 @@ ENTRIES = [
 
 def measure(entry: Entry) -> dict[str, Any]:
     """One row; runs in its own process."""
-    from turnwise.agents.episode import Seating
     from turnwise.agents.scripted import scripted
+    from turnwise.agents.seating import Seating
     from turnwise.envs.bench import bench
     from turnwise.envs.interface import HasPlayers, capability
     from turnwise.envs.tasks import make_env, maker, panel

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import yaml
 
-from turnwise.algorithms.registry import ALGORITHMS, describe
+from turnwise.algorithms.description import describe
+from turnwise.algorithms.registry import ALGORITHMS
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "algorithms"
 INDEX = """# Algorithms
 
 `turnwise train --algorithm NAME` trains an algorithm with its documented defaults. `turnwise algorithms NAME` prints
-its equations, its settings, and where it differs from the paper and from the released code. What each one reached
-is on its page and in the [benchmarks](../benchmarks.md). To write one of your own, see
-[a how-to page](../cookbook/own_algorithm.md). An algorithm that is put on top of another one has a default for that
-one, which you may change: `algorithm.base.type=gspo`.
+its equations, its settings, and where it differs from the paper and the released code. What each one reached is on its
+page and in the [benchmarks](../benchmarks.md). A [how-to page](../cookbook/own_algorithm.md) shows how to write one of
+your own. An algorithm that is put on top of another one has a default for that one, which you may change:
+`algorithm.base.type=gspo`.
 """
 HEADING = "## Every setting, as it is by default"
 
@@ -45,6 +46,13 @@ def plain(value: object) -> str:
     return str(value)
 
 
+def with_table(text: str, section: str) -> str:
+    """The page with its section of settings replaced, or added at the end; the sections after it stay."""
+    before, _, rest = text.partition(HEADING)
+    _, following, after = rest.partition("\n## ")
+    return before.rstrip("\n") + "\n\n" + section + following + after
+
+
 def index() -> str:
     """The page that lists the algorithms, each with its page and its summary: whole ones, then those put on another."""
     lines = [INDEX]
@@ -59,8 +67,7 @@ def main() -> None:
     (PAGES / "index.md").write_text(index())
     for name in ALGORITHMS:
         page = PAGES / f"{name}.md"
-        text = page.read_text().partition(HEADING)[0].rstrip("\n")
-        page.write_text(f"{text}\n\n{table(name)}")
+        page.write_text(with_table(page.read_text(), table(name)))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.engine import Sampling
-from turnwise.agents.episode import ModelAgent
+from turnwise.agents.seating import ModelAgent
+from turnwise.models.engine import Sampling
 
 
 @dataclass(frozen=True)

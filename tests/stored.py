@@ -7,15 +7,17 @@ from typing import Any
 
 from tests.models import scratch_folder, tiny_model, tokenizer
 from turnwise.agents.collector import Collector, Rollouts
-from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.episode import ModelAgent, Scripted, Seating, SuccessRule, jobs_for
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.scripted import scripted
-from turnwise.config import RunConfig
-from turnwise.configfile import parse_config
+from turnwise.agents.seating import ModelAgent, Scripted, Seating
+from turnwise.config.files import parse_config
+from turnwise.config.schema import RunConfig
 from turnwise.envs.tasks import panel
-from turnwise.records.rundir import RunDirectory
+from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.replay.store import TrajectoryWriter
+from turnwise.runs.directory import RunDirectory
 from turnwise.trajectory import RolloutFinished, TurnFinished
 
 HOUSE, ECHO, NIM = "turnwise/Household-v0", "tests.worlds:tests/Echo-v0", "tests.worlds:tests/Nim-v0"

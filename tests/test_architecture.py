@@ -62,10 +62,10 @@ def test_every_import_is_allowed_by_the_table() -> None:
 
 
 def test_a_planted_violation_is_caught() -> None:
-    assert violations("algorithms", "from turnwise.agents.policy import Policy") == {"agents"}
+    assert violations("algorithms", "from turnwise.models.policy import Policy") == {"agents"}
     assert violations("algorithms", "def f():\n    from turnwise import envs") == {"envs"}
     assert violations("algorithms", "import torch\ntorch.save(1, 'x')") == {"torch.save"}
     assert violations("agents", "import turnwise.replay.batch as b") == {"replay"}
     assert violations("envs", "import torch.nn") == {"torch"}
     assert violations("train", "from scripts import train") == {"scripts"}
-    assert violations("train", "from turnwise.algorithms.update import Learner") == set()
+    assert violations("train", "from turnwise.learning.learner import Learner") == set()

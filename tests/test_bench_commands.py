@@ -18,14 +18,14 @@ from rich.console import Console
 from tests.models import TINY as TINY_MODEL
 from tests.models import scratch_folder, tiny_model
 from turnwise import cli
-from turnwise.agents.engine import torch_threads
 from turnwise.bench import floor, gpu
 from turnwise.bench.floor import Load, Machine
 from turnwise.bench.own import own_bench
 from turnwise.bench.rollout import Script, run_engine, run_generate, scripts
 from turnwise.clock import Clock, time_line
 from turnwise.commands import bench as cli_bench
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
+from turnwise.models.engine import torch_threads
 from turnwise.trajectory import Task, Trajectory, Turn
 
 ROOT = Path(__file__).parent.parent

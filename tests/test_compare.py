@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
 from turnwise.evaluation.compare import compare, plain
 from turnwise.evaluation.comparison_view import comparison_table, curves_svg, markdown
 from turnwise.evaluation.contenders import Curve, read_run
 from turnwise.evaluation.report import Report
-from turnwise.records.rundir import RunDirectory
+from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate, bootstrap_mean, crossed_bootstrap, detectable, more_to_resolve, wilson
 from turnwise.svg import Panel, small_multiples, ticks
 

@@ -11,18 +11,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.agents.scratch import ORIGIN_FILE, ScratchModelConfig
 from turnwise.algorithms.drbot import DrBoTConfig
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.optimizer import OptimizerConfig
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
-from turnwise.config import EvalConfig, PretrainedModelConfig
-from turnwise.configfile import (
+from turnwise.cloning.settings import WarmstartConfig
+from turnwise.config.files import (
     config_folder,
     dump_config,
     load_config,
@@ -32,7 +29,9 @@ from turnwise.configfile import (
     shipped_configs,
     with_algorithm,
 )
-from turnwise.training.cloning import WarmstartConfig
+from turnwise.config.schema import EvalConfig, PretrainedModelConfig
+from turnwise.learning.settings import OptimizerConfig, RunInfo
+from turnwise.models.settings import ORIGIN_FILE, ScratchModelConfig
 
 BASE: dict[str, Any] = {"warmstart": {}}
 

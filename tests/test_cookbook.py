@@ -16,8 +16,8 @@ from rich.console import Console
 
 from turnwise import cli
 from turnwise.envs.tasks import expert_of, make_env
-from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 
 BOOK = Path(__file__).parent.parent / "docs" / "cookbook"
 PAGES = ("own_environment", "own_algorithm", "own_reward_shaper", "own_context")

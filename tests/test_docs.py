@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from turnwise.cli import app
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

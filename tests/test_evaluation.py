@@ -139,7 +139,7 @@ def test_the_display_follows_a_run(terminal: bool) -> None:
     text = console.export_text()
     assert "2/4" in text
     assert "500 sampled tokens/s" in text
-    assert "0.25" in text
+    assert "validation 25.0 %" in text
 
 
 def test_what_is_no_success_is_not_called_one() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.models import scratch_folder
-from turnwise.config import EnvConfig, RunConfig
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
+from turnwise.config.schema import EnvConfig, RunConfig
 from turnwise.evaluation.evaluate import evaluate
-from turnwise.records.rundir import RunDirectory
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import train
 from turnwise.training.trainer import CollectionError
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.test_training import StopAfter, StopError, timeless
-from turnwise.config import RunConfig
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
+from turnwise.config.schema import RunConfig
 from turnwise.evaluation.evaluate import evaluate
-from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import export, resume, train
 
 NIM = "tests.worlds:tests/Nim-v0"

@@ -11,13 +11,13 @@ import torch
 
 from tests.test_compare import make_run
 from tests.test_lora_proof import TINY
-from turnwise.algorithms.metrics import Occurrences
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build, resolve
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import markdown
-from turnwise.records.rundir import RunDirectory
+from turnwise.learning.metrics import Occurrences
+from turnwise.learning.settings import RunInfo
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import resume, train
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.test_watchdog import levers
-from turnwise.records.rundir import RunDirectory
-from turnwise.training import mirrors
+from turnwise.monitoring import mirrors
+from turnwise.monitoring.mirrors import Mirrors, WandB, scalars
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import train
-from turnwise.training.mirrors import Mirrors, WandB, scalars
 
 RECORD = {
     "update": 3,

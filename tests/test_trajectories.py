@@ -16,11 +16,11 @@ from tests.models import tokenizer
 from tests.stored import ECHO, HOUSE, NIM, forked, run_config, stored_run
 from turnwise import cli
 from turnwise.commands import runs as cli_runs
-from turnwise.config import RunConfig
-from turnwise.records.exporting import export_trajectories, trajectory_row
-from turnwise.records.replaying import NotReplayableError, replay, replay_many
-from turnwise.records.trajectories import Selection, find, parse_updates, select
+from turnwise.config.schema import RunConfig
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
+from turnwise.runs.exporting import export_trajectories, trajectory_row
+from turnwise.runs.replaying import NotReplayableError, replay, replay_many
+from turnwise.runs.trajectories import Selection, find, parse_updates, select
 from turnwise.trajectory import Trajectory
 
 

@@ -10,9 +10,9 @@ import yaml
 
 from turnwise.algorithms.aepo import AEPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.configfile import dump_config, load_config, parse_config
-from turnwise.records.rundir import RunDirectory
-from turnwise.records.translating import translated
+from turnwise.config.files import dump_config, load_config, parse_config
+from turnwise.runs.directory import RunDirectory
+from turnwise.runs.translating import translated
 
 SURROGATE = {"kl_coef": 0.02, "kl_estimator": "k3", "ratio_denominator": "behaviour", "importance_cap": 2.0}
 REWARDS = {"reward_scale": 10.0, "invalid_action_penalty": 0.1}

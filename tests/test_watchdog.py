@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from turnwise.commands.display import LiveDisplay
-from turnwise.config import RunConfig
-from turnwise.configfile import load_config
-from turnwise.records.rundir import RunDirectory
+from turnwise.config.files import load_config
+from turnwise.config.schema import RunConfig
+from turnwise.monitoring.watchdog import CHECKS, UnhealthyRunError, Watchdog, WatchdogConfig, signs
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import resume, train
-from turnwise.training.watchdog import CHECKS, UnhealthyRunError, Watchdog, WatchdogConfig, signs
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 
 PAGE = (Path(__file__).parent.parent / "docs" / "watchdog.md").read_text()

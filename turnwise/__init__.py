@@ -11,8 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turnwise.config import RunConfig
-    from turnwise.configfile import load_config
+    from turnwise.config.files import load_config
+    from turnwise.config.schema import RunConfig
     from turnwise.evaluation.evaluate import evaluate
     from turnwise.training.experiment import resume, train
 
@@ -20,8 +20,8 @@ __version__ = "0.1.0"
 __all__ = ["RunConfig", "__version__", "evaluate", "load_config", "resume", "train"]
 
 _HOMES = {
-    "RunConfig": "turnwise.config",
-    "load_config": "turnwise.configfile",
+    "RunConfig": "turnwise.config.schema",
+    "load_config": "turnwise.config.files",
     "evaluate": "turnwise.evaluation.evaluate",
     "resume": "turnwise.training.experiment",
     "train": "turnwise.training.experiment",

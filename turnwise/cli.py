@@ -22,8 +22,9 @@ from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 
 if TYPE_CHECKING:
-    from turnwise.config import RunConfig
-    from turnwise.records.checkpoints import CheckpointName
+    from turnwise.commands.ending import Ending
+    from turnwise.config.schema import RunConfig
+    from turnwise.runs.checkpoints import CheckpointName
     from turnwise.training.experiment import Result
 
 app = typer.Typer(
@@ -81,17 +82,23 @@ def train(
         return
     config = _config(settings, env, algorithm, [f"seed={seed}"] if seed is not None else [])
     if print_config:
-        from turnwise.configfile import dump_config
+        from turnwise.config.files import dump_config
 
         typer.echo(dump_config(config), nl=False)
         return
     _run(config, out or _new_folder(config))
 
 
+# By whether it is a smoke run, which wins nothing: that its groups are rewarded alike is no warning there.
+_DEMOS = {False: ["household"], True: ["smoke", "watchdog.uniform_groups=null"]}
+
+
 @app.command()
 def demo(
     seed: Annotated[int | None, typer.Option(help="Shorthand for seed=N.")] = None,
-    smoke: Annotated[bool, typer.Option("--smoke", help="Under a minute: every part runs, little is learned.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Under a minute: every part runs, nothing is learned.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.")] = None,
     settings: SettingsArg = None,
 ) -> None:
@@ -100,8 +107,12 @@ def demo(
     Ends with exit code 1 where the 95 % interval of the gain includes 0 (not with --smoke).
     """
     more = [f"seed={seed}"] if seed is not None else []
-    config = _config(["smoke" if smoke else "household", *(settings or [])], None, None, more)
-    result = _run(config, out or _new_folder(config))
+    config = _config([*_DEMOS[smoke], *(settings or [])], None, None, more)
+    from turnwise.commands.ending import SMOKE, demo_closing, smoke_closing
+
+    if smoke:
+        console.print(SMOKE, highlight=False)
+    result = _run(config, out or _new_folder(config), ending=smoke_closing if smoke else demo_closing)
     if not smoke and (result.gain is None or result.gain.low <= 0):
         console.print("[red]The gain is not distinguishable from 0.[/red]")
         raise typer.Exit(1)
@@ -152,7 +163,7 @@ def evaluate(
     import torch
     from rich.progress import Progress
 
-    from turnwise.configfile import override, parse_section
+    from turnwise.config.files import override, parse_section
     from turnwise.evaluation.evaluate import evaluate_all
     from turnwise.evaluation.subjects import Asked, Overrides
     from turnwise.evaluation.tables import evaluation_table
@@ -248,7 +259,7 @@ def compare(
 @app.command()
 def configs() -> None:
     """List the shipped configurations."""
-    from turnwise.configfile import config_folder, shipped_configs
+    from turnwise.config.files import config_folder, shipped_configs
 
     for name in shipped_configs():
         first = (config_folder() / f"{name}.yaml").read_text().splitlines()[0].lstrip("# ")
@@ -284,9 +295,10 @@ def warmstart(
     to: Annotated[Path | None, typer.Option("--to", help="A new folder for it, beside the cache.")] = None,
 ) -> None:
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
-    from turnwise.agents.loading import check_device
     from turnwise.commands.display import LiveDisplay
-    from turnwise.training.warmstart import warmstart as run_warmstart
+    from turnwise.models.loading import check_device
+    from turnwise.training.experiment import has_warmstart
+    from turnwise.training.experiment import warmstart as run_warmstart
 
     config = _config(settings, env, None, [])
     check_device(config.device)
@@ -294,9 +306,13 @@ def warmstart(
     import torch
 
     torch.set_num_threads(config.threads)
-    with LiveDisplay(console, 0, "turnwise warmstart") as display:
-        display.stage("clone")
-        folder = run_warmstart(config, display.cloning, fresh=fresh, to=to)
+    try:
+        with LiveDisplay(console, 0, "turnwise warmstart") as display:
+            display.stage("clone" if fresh or not has_warmstart(config) else "cached")
+            folder = run_warmstart(config, display.cloning, fresh=fresh, to=to)
+    except KeyboardInterrupt:
+        console.print("stopped: nothing was kept, the same command clones anew", highlight=False)
+        raise typer.Exit(130) from None
     console.print(f"model: {folder}", highlight=False)
 
 
@@ -318,7 +334,7 @@ def export(
 
 def _config(given: list[str] | None, env: str | None, algorithm: str | None, more: list[str]) -> RunConfig:
     """The first word without ``=`` names the configuration; the rest are settings."""
-    from turnwise.configfile import load_config
+    from turnwise.config.files import load_config
 
     words = list(given or [])
     name = words.pop(0) if words and "=" not in words[0] else None
@@ -333,35 +349,31 @@ def _new_folder(config: RunConfig) -> Path:
     return Path("runs") / f"{stem}-{number}"
 
 
-def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = ()) -> Result:
-    """Train (or, without a configuration, resume with ``changes``) under the display; the closing table."""
+def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = (), ending: Ending | None = None) -> Result:
+    """Train (or, without a configuration, resume with ``changes``) under the display; then the closing lines."""
     from turnwise.algorithms.registry import base_chain
-    from turnwise.clock import time_line
-    from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
-    from turnwise.records.rundir import RunDirectory
+    from turnwise.commands.display import LiveDisplay
+    from turnwise.commands.ending import closing, stopped_line
+    from turnwise.config.files import parse_config
+    from turnwise.runs.directory import RunDirectory
     from turnwise.training.changes import changed
     from turnwise.training.experiment import resume, train
+    from turnwise.training.faults import InterruptedRunError
 
     quiet()
-    shown = config or changed(RunDirectory.open(folder).config(), changes)
+    before = config or RunDirectory.open(folder).config()
+    shown = before if not changes else parse_config(changed(before.model_dump(mode="json"), changes))
     title = f"turnwise · {shown.env.id} · {base_chain(shown.algorithm)} · seed {shown.seed}"
     try:
         with LiveDisplay(console, shown.num_updates, title) as display:
             result = train(config, folder, display) if config is not None else resume(folder, display, changes)
+    except InterruptedRunError as stopped:
+        console.print(str(stopped), highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:
-        console.print(f"stopped at once; `turnwise train --resume {folder}` goes on", highlight=False, soft_wrap=True)
+        console.print(stopped_line(folder), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    if result.after:
-        console.print(result_table(result))
-    lines = RunDirectory.open(folder).metrics()
-    if spent := time_line(lines):
-        console.print(f"time  {spent}", highlight=False)
-    curve = [line["success"] for line in lines if line["success"] is not None]
-    if curve:
-        console.print(f"training success  {sparkline(curve)}  {curve[0]:.2f} → {curve[-1]:.2f}", highlight=False)
-    if result.gain is not None:
-        console.print(gain_line(result.gain, result.after["sampled"]), highlight=False)
-    console.print(f"run: {folder}   ({result.seconds:.0f} s, {result.cpu_seconds:.0f} CPU s)", highlight=False)
+    (ending or closing)(console, result, display)
     return result
 
 

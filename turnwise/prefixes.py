@@ -1,6 +1,8 @@
-"""Sequences that begin alike, each beginning once: members of a group share the prompt, branches their trunk.
+"""Common prefixes of token sequences.
 
-Found by comparing tokens, which needs no record of who shares what, and misses nothing.
+The attempts of a group begin with the same prompt, and branches of a tree begin with the turns of their parent. Such a
+prefix has to be computed only once. The functions here find common prefixes by comparing the tokens, so that no record
+of which sequences belong together is needed.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ Tokens = NDArray[np.integer[Any]]
 
 
 def prefix_order(rows: Sequence[Tokens]) -> tuple[Ints, Ints]:
-    """Row numbers in an order that brings equal beginnings together, and what each shares with the one before it.
+    """Sort rows so that common prefixes are adjacent. Returns the order and the lengths of the prefixes, [B] each.
 
-    ``rows`` are token ids [L]; of a row's tokens the first ``shared`` stand in the row before, and no earlier row has
-    more of them. So the distinct prefixes have ``sum(L) - sum(shared)`` tokens.
+    ``rows`` are B arrays of token ids, [L] each. ``order`` holds row numbers. ``shared[i]`` is the number of leading
+    tokens that row ``order[i]`` has in common with row ``order[i - 1]`` (0 for i = 0); no earlier row has more in
+    common with it. For example, the rows [1, 2, 3], [5], [1, 2, 4, 4] may come in the order 0, 2, 1 with shared
+    0, 2, 0. The distinct tokens number ``sum(L) - sum(shared)``, here 6.
     """
     keys = [np.ascontiguousarray(row, dtype=np.int64).tobytes() for row in rows]
     order = sorted(range(len(rows)), key=keys.__getitem__)
@@ -30,7 +34,7 @@ def prefix_order(rows: Sequence[Tokens]) -> tuple[Ints, Ints]:
 
 
 def common_prefix(left: Tokens, right: Tokens) -> int:
-    """How many leading tokens two sequences share."""
+    """The number of leading tokens that two sequences [L] have in common."""
     size = min(len(left), len(right))
     different = np.flatnonzero(left[:size] != right[:size])
     return int(different[0]) if len(different) else size
@@ -38,24 +42,29 @@ def common_prefix(left: Tokens, right: Tokens) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Loan:
-    """``length`` tokens that a row need not compute: row number ``lender`` of those held has them."""
+    """The first ``length`` tokens of a row can be copied from row number ``lender``; 0 where there is none."""
 
     lender: int = -1
     length: int = 0
 
 
 def loans(held: Sequence[Tokens], asked: Sequence[Tokens], least: int) -> list[Loan | None]:
-    """What each of the rows ``asked`` for can take from those ``held``, so that no beginning is computed twice.
+    """What each of the rows ``asked`` can copy from the rows ``held``, so that no common prefix is computed twice.
 
-    Rows are token ids [L]. None: the row shares more (by ``least`` tokens or more) with another one that is asked for
-    now, and should be asked for again when that is held. Of rows that begin alike the first, in the order of their
-    tokens, does not wait. A row's last token is always its own to compute (its logits are wanted), and beginnings
-    shorter than ``least`` are not lent.
+    Rows are token ids, [L] each. ``held`` rows are computed already, ``asked`` rows are to be computed now. Returns one
+    entry for each asked row: a ``Loan`` that says how many tokens to copy and from where, or None: wait.
+
+    For example, two asked rows begin with the same 100 tokens and no held row does. The first of them (in the order of
+    their tokens) gets ``Loan()`` and is computed. The other one gets None: it should be asked for again once the first
+    is held, and then copies 100 tokens.
+
+    A row waits where waiting saves at least ``least`` tokens. Prefixes shorter than ``least`` are not copied. The last
+    token of a row is never copied, because its logits are needed.
     """
     num = len(held)
     order, shared = prefix_order([*held, *(row[:-1] for row in asked)])
     best = [Loan() for _ in asked]
-    # In this order the held row that shares most with another is the nearest one on its left or on its right.
+    # In sorted order, the held row with the longest common prefix is the nearest one on the left or on the right.
     leftwards = zip(order[::-1], [0, *shared[:0:-1]], strict=True)
     for neighbours in (zip(order, shared, strict=True), leftwards):
         loan = Loan()
@@ -66,7 +75,7 @@ def loans(held: Sequence[Tokens], asked: Sequence[Tokens], least: int) -> list[L
             elif loan.length > best[row - num].length:
                 best[row - num] = loan
     found: list[Loan | None] = [loan if loan.length >= least else Loan() for loan in best]
-    near = 0  # shared with the last row that does not wait
+    near = 0  # tokens in common with the last row that does not wait
     for place, row in enumerate(order.tolist()):
         near = min(near, int(shared[place]))
         if row < num:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from turnwise.algorithms.registry import ALGORITHMS
-from turnwise.config import RunConfig
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
+from turnwise.config.schema import RunConfig
 from turnwise.evaluation.contenders import read_run
-from turnwise.records.rundir import RunDirectory
+from turnwise.runs.directory import RunDirectory
 
 BASELINE = "grpo"
 TUNING_SEED = 1000

@@ -8,10 +8,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from turnwise.config import RunConfig
-from turnwise.records.rundir import RunDirectory
+from turnwise.config.schema import RunConfig
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import resume, train
-from turnwise.training.trainer import Observer
+from turnwise.training.observing import Observer
 
 
 def run_cell(config: RunConfig, path: Path, observer: Observer) -> None:

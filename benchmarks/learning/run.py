@@ -31,7 +31,7 @@ from driver import run_cell
 from rich.console import Console
 
 from turnwise.commands.display import LiveDisplay
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from turnwise.agents.actions import MAX_ACTION_CHARS, parse_action, unsent
-from turnwise.records.trajectories import Stored
-from turnwise.records.trajectory_tables import episode_page
+from turnwise.runs.trajectories import Stored
+from turnwise.runs.trajectory_tables import episode_page
 from turnwise.trajectory import Task, Trajectory, Turn
 from turnwise.view.episodes import _turn
 

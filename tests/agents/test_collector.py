@@ -11,12 +11,15 @@ import torch
 from tests.models import tiny_model, tokenizer
 from tests.worlds import Faults
 from turnwise.agents.collector import Collector, Rollouts
-from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.episode import AgentError, ModelAgent, SuccessRule, jobs_for
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.agents.seating import ModelAgent
 from turnwise.agents.worldwork import WorldThreads
-from turnwise.algorithms.planning import GroupPlanner
 from turnwise.envs.tasks import make_env, maker, panel
+from turnwise.errors import AgentError
+from turnwise.learning.planning import GroupPlanner
+from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, RolloutFinished, Trajectory, TurnFinished, group_by_task
 

@@ -16,15 +16,16 @@ from tests.models import tiny_model, tokenizer
 from turnwise.agents.chat_client import ChatClient, ContextFullError, EndpointConfig, EndpointError, Usage
 from turnwise.agents.collector import Collector
 from turnwise.agents.endpoint import Endpoint, endpoint
-from turnwise.agents.engine import Sampling
-from turnwise.agents.episode import Job, ModelAgent, Scripted, Seating
-from turnwise.agents.policy import Policy
+from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scripted import play_episode, scripted
+from turnwise.agents.seating import ModelAgent, Scripted, Seating
 from turnwise.agents.textplay import play_jobs
+from turnwise.assembly.players import model_agent, players
 from turnwise.envs.tasks import make_env, maker, panel
 from turnwise.evaluation.report import evaluate_policy, evaluate_scripted
-from turnwise.players import model_agent, players
+from turnwise.models.engine import Sampling
+from turnwise.models.policy import Policy
 
 torch.set_num_threads(1)  # the server samples in a thread of its own
 

@@ -7,8 +7,9 @@ from typing import Any
 import gymnasium
 from gymnasium.spaces import Text
 
-from turnwise.agents.episode import Job, Scripted, Seating
+from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_episode
+from turnwise.agents.seating import Scripted, Seating
 from turnwise.trajectory import Task
 
 

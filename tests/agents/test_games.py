@@ -9,13 +9,14 @@ import pytest
 
 from tests.models import tiny_model, tokenizer
 from turnwise.agents.collector import Collector, Rollouts
-from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.episode import ModelAgent, Seating, jobs_for
+from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import play_episode, scripted
-from turnwise.algorithms.planning import GroupPlanner
+from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.envs.tasks import make_env, maker, panel
 from turnwise.evaluation.report import evaluate_policy, evaluate_scripted
+from turnwise.learning.planning import GroupPlanner
+from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.trajectory import Trajectory, TurnFinished, group_by_task
 
 NIM = "tests.worlds:tests/Nim-v0"
@@ -63,14 +64,14 @@ def test_self_play_does_not_depend_on_the_number_of_slots() -> None:
         collect(Seating({"": model(1)}))
 
 
-def test_against_an_opponent_only_the_learner_is_recorded_and_it_changes_chairs() -> None:
+def test_against_an_opponent_only_the_learner_is_recorded_and_it_changes_seats() -> None:
     played = collect(Seating({"": model()}, {"": EXPERT}), num=6, samples=2)
     assert len(played) == 12
     assert [t.player for t in played] == [("first", "second")[(t.task.index + t.sample) % 2] for t in played]
     trained = GroupPlanner(3).plan(
         tasks(4), Rollouts(Collector(maker(NIM), Seating({"": model()}, {"": RANDOM})), SAMPLING)
     )
-    assert all(len({t.player for t in g.trajectories}) == 1 for g in group_by_task(trained)), "a group has one chair"
+    assert all(len({t.player for t in g.trajectories}) == 1 for g in group_by_task(trained)), "a group has one seat"
 
 
 def test_roles_may_have_their_own_models_and_a_model_may_be_the_opponent() -> None:

@@ -20,12 +20,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests.models import TEXTS, tiny_model, tokenizer
 from tests.stored import ECHO, run_config, stored_run
 from turnwise.agents.actions import parse_action
-from turnwise.agents.policy import LoRAConfig, Policy
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.templates import dated
-from turnwise.records.exporting import export_trajectories
-from turnwise.records.rundir import RunDirectory
-from turnwise.records.trajectories import Selection
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
+from turnwise.runs.directory import RunDirectory
+from turnwise.runs.exporting import export_trajectories
+from turnwise.runs.trajectories import Selection
 from turnwise.training.experiment import export
 
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|eot|>"]

@@ -114,9 +114,9 @@ def test_the_model_generates_while_a_world_works(order: Order) -> None:
             assert stepped.wait(timeout=30)
 
     engine.step = counted  # type: ignore[method-assign]
-    for env in [source.take() for _ in range(4)]:
+    for env in [source.take_env() for _ in range(4)]:
         env.wait = wait  # type: ignore[attr-defined]
-        source.give_back(env)
+        source.return_env(env)
     found, _ = played(source)
     assert asked
     assert [t.end for t in found] == ["terminated"] * 12

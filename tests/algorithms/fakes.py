@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from turnwise.algorithms.optimizer import OptimizerConfig
-from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo
-from turnwise.algorithms.update import Learner
+from turnwise.learning.learner import Learner
+from turnwise.learning.recipe import Recipe
+from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo
 from turnwise.replay.batch import TokenBatch
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Task, Trajectory, Turn

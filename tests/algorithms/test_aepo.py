@@ -27,17 +27,17 @@ from turnwise.algorithms.gigpo import GiGPOConfig, StepAdvantage
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
-from turnwise.algorithms.metrics import Tally
-from turnwise.algorithms.parts import Aggregation, Samples, Stream
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.recipe import RunInfo, Settings
 from turnwise.algorithms.registry import build, resolve
-from turnwise.algorithms.rewards import raw_rewards
 from turnwise.algorithms.selfimitation import STREAM, SelfImitation, units
 from turnwise.algorithms.spear import SPEARConfig
 from turnwise.algorithms.tree import MONITOR, TreePlanner
 from turnwise.algorithms.trunks import SharedTrunks, turn_owners
-from turnwise.algorithms.update import stream_loss
+from turnwise.learning.learner import stream_loss
+from turnwise.learning.metrics import Tally
+from turnwise.learning.parts import Aggregation, Samples, Stream
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Fork, Group, Trajectory, group_by_task
@@ -267,9 +267,7 @@ def test_bases_without_an_upper_clip_are_refused() -> None:
 def in_docs(name: str) -> list[dict[str, Any]]:
     """The settings that a page of docs/algorithms writes out."""
     page = (Path(__file__).parents[2] / "docs" / "algorithms" / f"{name}.md").read_text()
-    return [
-        yaml.safe_load(block) for block in re.findall(r"^ {4}(\{type.*?\})$\n\n", page + "\n", re.DOTALL | re.MULTILINE)
-    ]
+    return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(\{type.*?)```", page, re.DOTALL | re.MULTILINE)]
 
 
 def test_released_forms_are_as_the_docs_write_them() -> None:
@@ -288,7 +286,7 @@ def test_released_forms_are_as_the_docs_write_them() -> None:
 def test_a_composed_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trees, replay and EPO on GiGPO in Household: six updates are four, a crash, and two."""
     from tests.test_training import StopAfter, StopError, timeless
-    from turnwise.configfile import load_config
+    from turnwise.config.files import load_config
     from turnwise.training.experiment import resume, train
 
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))

@@ -13,15 +13,16 @@ from turnwise.algorithms.common import FreshGroups
 from turnwise.algorithms.composing import ComposerAround
 from turnwise.algorithms.drbot import WidestGroups
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Metrics
-from turnwise.algorithms.optimizer import OptimizerConfig, Parameters, make_optimizer
-from turnwise.algorithms.parts import Composer, Samples, Streams
-from turnwise.algorithms.planning import Scorer
-from turnwise.algorithms.recipe import RunInfo, StreamRecipe
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
 from turnwise.algorithms.selfimitation import SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
+from turnwise.learning.metrics import Metrics
+from turnwise.learning.optimizer import Parameters, make_optimizer
+from turnwise.learning.parts import Composer, Samples, Streams
+from turnwise.learning.planning import Scorer
+from turnwise.learning.recipe import StreamRecipe
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.replay.buffer import TrajectoryBuffer
 
 RUN = RunInfo(num_updates=10, group_size=4)
@@ -67,8 +68,8 @@ def test_the_inner_composer_hears_everything_and_keeps_its_state(kind: str) -> N
     witness = Witness()
     composer = around(kind, around("plain", witness))
     base = build(GRPOConfig(kl_coef=0.0), RUN)
-    plans = tuple(StreamRecipe(base["fresh"].estimator, clip=base["fresh"].clip, name=n) for n in composer.streams)
-    made = learner(type(base)("witnessed", composer, plans), BigramPolicy())
+    recipes = tuple(StreamRecipe(base["fresh"].estimator, clip=base["fresh"].clip, name=n) for n in composer.streams)
+    made = learner(type(base)("witnessed", composer, recipes), BigramPolicy())
     made.update(buffer_of(groups(BigramPolicy())), 0)
     assert witness.heard == ["attach", "compose 0", "before 0 1", "after 0 12"]
     state = json.loads(json.dumps(composer.state_dict()))

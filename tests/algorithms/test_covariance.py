@@ -9,10 +9,10 @@ from tests.algorithms.test_update import drifted
 from turnwise.algorithms.clip_cov import ClipCovConfig, CovarianceFilter
 from turnwise.algorithms.covariance import draw, top_share
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.parts import Aggregation, UpdateContext
-from turnwise.algorithms.primitives import Counts
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
+from turnwise.learning.parts import Aggregation, UpdateContext
+from turnwise.learning.primitives import Counts
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.batch import layout
 
 MASK = torch.tensor([[True, True, False, True], [False, True, True, True]])

@@ -11,13 +11,13 @@ from torch import Tensor
 from tests.algorithms.fakes import BigramPolicy, learner
 from tests.algorithms.variants import VARIANTS
 from tests.golden.builders import batch_of, stream_of
-from turnwise.algorithms.metrics import Agreement, Occurrences, Tally
-from turnwise.algorithms.parts import Samples, Stream
-from turnwise.algorithms.primitives import Counts, per_turn_mean, per_turn_sum, turn_lengths, turn_starts
-from turnwise.algorithms.recipe import RunInfo, Settings
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
 from turnwise.algorithms.sequences import GeneralizedAdvantage, ReturnsToGo
+from turnwise.learning.metrics import Agreement, Occurrences, Tally
+from turnwise.learning.parts import Samples, Stream
+from turnwise.learning.primitives import Counts, per_turn_mean, per_turn_sum, turn_lengths, turn_starts
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 

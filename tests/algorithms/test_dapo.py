@@ -15,10 +15,10 @@ from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.planning import GroupPlanner, Planner, Rollouts
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import RewardTable, raw_rewards
+from turnwise.learning.planning import GroupPlanner, Planner, Rollouts
+from turnwise.learning.rewards import RewardTable, raw_rewards
+from turnwise.learning.settings import RunInfo
 from turnwise.trajectory import Group, RolloutFinished, Task, Trajectory, TurnFinished, group_by_task
 
 RUN = RunInfo(num_updates=10, group_size=2)

@@ -7,13 +7,15 @@ from types import ModuleType
 
 import pytest
 
-from turnwise.algorithms.registry import ALGORITHMS, describe, resolve
+from turnwise.algorithms.description import describe
+from turnwise.algorithms.registry import ALGORITHMS, resolve
 
 SETTINGS = """
 from typing import Literal
 from pydantic import Field
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.recipe import Recipe, RunInfo, Settings
+from turnwise.learning.recipe import Recipe
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.algorithms.registry import build
 
 class Inner(Settings):

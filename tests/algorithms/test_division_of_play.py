@@ -14,9 +14,9 @@ from tests.algorithms.test_branching import CONFIGS, level, of_task
 from tests.algorithms.test_dapo import played
 from tests.algorithms.trees import ScriptedRollouts, task
 from turnwise.algorithms.aepo import AEPOConfig
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR
+from turnwise.learning.settings import RunInfo
 from turnwise.trajectory import RolloutFinished, TurnFinished
 
 

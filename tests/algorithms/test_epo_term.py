@@ -14,10 +14,11 @@ from tests.algorithms.test_update import drifted
 from tests.golden.builders import context_of
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.parts import Regularizer, Samples, Stream, Streams, UpdateContext
-from turnwise.algorithms.recipe import Recipe, RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
+from turnwise.learning.parts import Regularizer, Samples, Stream, Streams, UpdateContext
+from turnwise.learning.recipe import Recipe
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, Trajectory
 

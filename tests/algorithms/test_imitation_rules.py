@@ -9,12 +9,12 @@ import pytest
 
 from tests.algorithms.fakes import BigramPolicy, groups, learner
 from tests.algorithms.test_spear import PLAIN, group_of, won
-from turnwise.algorithms.parts import Samples
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
 from turnwise.algorithms.selfimitation import STREAM, SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
+from turnwise.learning.parts import Samples
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group
 

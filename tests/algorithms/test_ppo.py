@@ -12,13 +12,14 @@ from torch import Tensor
 from tests.algorithms.fakes import TEN, BigramPolicy, buffer_of, episode, groups, learner, task
 from tests.algorithms.fakes import Sampler as FakeSampler
 from tests.models import tiny_model, tokenizer
-from turnwise.agents.policy import LoRAConfig, Policy
-from turnwise.algorithms.parts import Samples, Stream
 from turnwise.algorithms.ppo import PPOConfig, ValueLoss
-from turnwise.algorithms.recipe import RewardSettings, RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import RewardTable
 from turnwise.algorithms.sequences import GeneralizedAdvantage, ReturnsToGo
+from turnwise.learning.parts import Samples, Stream
+from turnwise.learning.rewards import RewardTable
+from turnwise.learning.settings import RewardSettings, RunInfo
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group
 
@@ -124,8 +125,8 @@ def test_the_value_loss_reaches_the_policys_states_where_it_may(shared: bool) ->
         )
         for g in groups(policy, version=1)
     ]
-    stream_plan = made.recipe["fresh"]
-    made.recipe = replace(made.recipe, streams=(replace(stream_plan, clip=None),))
+    recipe = made.recipe["fresh"]
+    made.recipe = replace(made.recipe, streams=(replace(recipe, clip=None),))
     made.update(buffer_of(equal, 1), 1)
     assert (not torch.equal(policy.table.detach(), before)) == shared
 

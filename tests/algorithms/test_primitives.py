@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turnwise.algorithms import credit, schedules
-from turnwise.algorithms.primitives import (
+from turnwise.learning import credit, schedules
+from turnwise.learning.primitives import (
     Counts,
     aggregate,
     clipped_surrogate,

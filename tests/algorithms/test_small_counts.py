@@ -24,18 +24,18 @@ from turnwise.algorithms.drbot import ReplyFilter
 from turnwise.algorithms.epo import EntropyCorridor
 from turnwise.algorithms.epo_released import EntropyIndicator, ReleasedSettings
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Agreement, Occurrences
-from turnwise.algorithms.parts import Composer, Samples, Stream, Streams
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.primitives import importance_ratio
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
-from turnwise.algorithms.schedules import constant_weight, epo_released_weight, learning_rate_share
 from turnwise.algorithms.selfimitation import SelfImitation, units
 from turnwise.algorithms.spear import SPEARConfig
 from turnwise.algorithms.tree import TreePlanner
 from turnwise.algorithms.trunks import SharedTrunks
+from turnwise.learning.metrics import Agreement, Occurrences
+from turnwise.learning.parts import Composer, Samples, Stream, Streams
+from turnwise.learning.primitives import importance_ratio
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.schedules import constant_weight, epo_released_weight, learning_rate_share
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Fork, Group
@@ -214,11 +214,11 @@ def test_the_value_head_gives_a_number_a_token() -> None:
 def test_a_path_that_ends_without_a_turn_is_not_asked() -> None:
     """Its context was full after two turns: nothing is branched off, and what is left starts from the root."""
     shape = Shape(budget=3, branches=1, rule=lambda rise, streak, draw: True, origin="root", resamples=True)
-    grower = PathWise(shape, lambda: 0.0)
-    (root,) = grower.plant([1])
-    assert grower.hear(root.path, Segment(0, 1.0, True)) == []
-    assert grower.paths[root.path].turns == 1
-    assert [shoot.parent for shoot in grower.hear(root.path, Segment(1, None, False))] == [None, None]
+    expander = PathWise(shape, lambda: 0.0)
+    (root,) = expander.start([1])
+    assert expander.expand(root.path, Segment(0, 1.0, True)) == []
+    assert expander.paths[root.path].turns == 1
+    assert [branch.parent for branch in expander.expand(root.path, Segment(1, None, False))] == [None, None]
 
 
 @pytest.mark.parametrize("shape", ["constant", "cosine", "linear"])

@@ -21,15 +21,15 @@ from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Metrics
-from turnwise.algorithms.parts import Samples, Stream
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.recipe import RewardSettings, RunInfo, Settings
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import RewardTable, raw_rewards
 from turnwise.algorithms.selfimitation import STREAM, RecentReturns, SelfImitation, Unit, rows_of, units
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig, StepBonus, on_behaviour
-from turnwise.algorithms.update import Learner
+from turnwise.learning.learner import Learner
+from turnwise.learning.metrics import Metrics
+from turnwise.learning.parts import Samples, Stream
+from turnwise.learning.rewards import RewardTable, raw_rewards
+from turnwise.learning.settings import RewardSettings, RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory

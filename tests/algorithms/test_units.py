@@ -20,13 +20,13 @@ from turnwise.algorithms.empg import EMPGConfig, EntropyModulation
 from turnwise.algorithms.gigpo import GiGPOConfig, StepAdvantage, anchor_groups
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.recipe import RewardSettings, RunInfo, Settings
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
-from turnwise.algorithms.rewards import raw_rewards
-from turnwise.algorithms.schedules import constant_weight
 from turnwise.algorithms.selfimitation import STREAM, RecentReturns, StoredAdvantage, units
 from turnwise.algorithms.spear import SPEARConfig, StepBonus
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.schedules import constant_weight
+from turnwise.learning.settings import RewardSettings, RunInfo, Settings
 from turnwise.trajectory import Group, Task
 
 ONE, TEN = (RunInfo(10, 4, rewards=RewardSettings(scale=scale)) for scale in (1.0, 10.0))
@@ -48,7 +48,7 @@ ONE, TEN = (RunInfo(10, 4, rewards=RewardSettings(scale=scale)) for scale in (1.
 def test_what_advantages_are_counted_in(config: Settings, unit: str) -> None:
     stream = build(config, ONE)["fresh"]
     assert stream.unit == unit
-    assert (ONE.unit(stream), TEN.unit(stream)) == (1.0, 10.0 if unit == "reward" else 1.0)
+    assert (stream.success(ONE.rewards), stream.success(TEN.rewards)) == (1.0, 10.0 if unit == "reward" else 1.0)
 
 
 @pytest.mark.parametrize("base", [DrGRPOConfig(), GRPOConfig(kl_coef=0.0)], ids=["successes", "deviations"])
@@ -121,7 +121,7 @@ def test_replayed_advantages_are_in_the_unit_of_the_bases(base: Settings, divide
 
 
 def _samples() -> Any:
-    from turnwise.algorithms.parts import Samples
+    from turnwise.learning.parts import Samples
 
     fresh = group_of(0, 0, 1, 0, version=1)
     return Samples((fresh,), raw_rewards(fresh.trajectories))

@@ -26,14 +26,15 @@ from tests.algorithms.fakes import (
 from tests.algorithms.variants import NAMED, VARIANTS
 from turnwise.algorithms.epo import EntropyCorridor, EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.metrics import Agreement, Metrics, Tally, deviations
-from turnwise.algorithms.parts import Composer, MinibatchView, Objective, Samples, Stream, Streams, UpdateContext
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.primitives import Counts
-from turnwise.algorithms.recipe import Recipe, RewardSettings, RunInfo, Settings, StreamRecipe
 from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import raw_rewards
-from turnwise.algorithms.update import stream_loss
+from turnwise.learning.learner import stream_loss
+from turnwise.learning.metrics import Agreement, Metrics, Tally, deviations
+from turnwise.learning.parts import Composer, MinibatchView, Objective, Samples, Stream, Streams, UpdateContext
+from turnwise.learning.primitives import Counts
+from turnwise.learning.recipe import Recipe, StreamRecipe
+from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RewardSettings, RunInfo, Settings
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
@@ -180,14 +181,14 @@ def test_every_loss_term_has_gradient_when_active() -> None:
     """Each term alone, through the policy's table; the corridor's two sides and the bonus apart."""
     policy = BigramPolicy(seed=3)
     recipe, batch, scores = prepared(EPOConfig(), policy)
-    plan = recipe["fresh"]
+    fresh = recipe["fresh"]
     counts = Counts.of(batch.action_mask, batch.turn_index)
-    ctx = UpdateContext(0, batch, scores.logprobs, scores.entropies, counts, plan.aggregation)
-    (kl, _), (corridor, _) = plan.regularizers
+    ctx = UpdateContext(0, batch, scores.logprobs, scores.entropies, counts, fresh.aggregation)
+    (kl, _), (corridor, _) = fresh.regularizers
     assert isinstance(corridor, EntropyCorridor)
     view = MinibatchView(0, batch, counts, lambda: scores.logprobs)
     corridor.prepare(view)
-    bare = replace(plan, regularizers=())
+    bare = replace(fresh, regularizers=())
     terms: dict[str, Tensor] = {
         "surrogate": stream_loss(bare, ctx, Tally()),
         "kl": kl.term(ctx),

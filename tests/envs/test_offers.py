@@ -10,9 +10,10 @@ from typing import Any
 import gymnasium
 import pytest
 
-from turnwise.agents.episode import Job, Scripted, Seating
+from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_episode
-from turnwise.envs.child import EnvRaisedError
+from turnwise.agents.seating import Scripted, Seating
+from turnwise.childprocess import EnvRaisedError
 from turnwise.envs.interface import (
     AnyText,
     HasExpert,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from turnwise.records.checkpoints import Checkpoint, CheckpointFolder, write_text
+from turnwise.runs.checkpoints import Checkpoint, CheckpointFolder, write_text
 
 
 @pytest.fixture

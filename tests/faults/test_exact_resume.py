@@ -11,8 +11,8 @@ import pytest
 from tests.faults.runs import assert_same, config, timeless, trainer
 from tests.models import scratch_folder
 from turnwise.algorithms.registry import ALGORITHMS
-from turnwise.config import RunConfig
-from turnwise.records.rundir import RunDirectory
+from turnwise.config.schema import RunConfig
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.trainer import Trainer
 
 FORMS = {

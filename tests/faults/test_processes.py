@@ -14,7 +14,7 @@ import pytest
 from benchmarks.faults import Bench
 from tests.faults.runs import SETTINGS
 from tests.models import scratch_folder
-from turnwise.records.rundir import RunDirectory
+from turnwise.runs.directory import RunDirectory
 
 pytestmark = pytest.mark.slow
 

@@ -20,12 +20,12 @@ import torch
 
 from tests.faults.runs import assert_same, config, timeless
 from tests.models import scratch_folder
-from turnwise.agents.drawing import DRAW
-from turnwise.agents.episode import AgentError
-from turnwise.agents.policy import Policy
-from turnwise.algorithms import update
+from turnwise.errors import AgentError
 from turnwise.evaluation.evaluate import evaluate
-from turnwise.records.rundir import RunDirectory
+from turnwise.learning import learner as update
+from turnwise.models.drawing import DRAW
+from turnwise.models.policy import Policy
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import export, resume, train
 from turnwise.training.faults import (
     DivergedError,
@@ -35,7 +35,7 @@ from turnwise.training.faults import (
     is_out_of_memory,
     storage,
 )
-from turnwise.training.trainer import Silent
+from turnwise.training.observing import Callback
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory
     return RunDirectory.open(path)
 
 
-class After(Silent):
+class After(Callback):
     """Does something once an update is logged."""
 
     def __init__(self, update: int, action: Callable[[], object]) -> None:

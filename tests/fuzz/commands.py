@@ -24,7 +24,7 @@ from tests.fuzz.texts import damaged, text, value
 from tests.models import scratch_folder
 from tests.stored import ECHO
 from turnwise import cli
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
 from turnwise.training.experiment import train
 
 _BAD_SETTINGS = ["optimizr.lr=1", "num_updates=x", "eval.tasks=-1", "device=gpu", "env.id=a/B-v0"]

@@ -13,9 +13,15 @@ import yaml
 
 from tests.fuzz.harness import clear
 from tests.fuzz.texts import damaged, text, value
-from turnwise.config import RunConfig
-from turnwise.configfile import config_folder, dump_config, load_config, parse_config, shipped_configs
-from turnwise.settingnames import all_settings
+from turnwise.config.files import (
+    all_settings,
+    config_folder,
+    dump_config,
+    load_config,
+    parse_config,
+    shipped_configs,
+)
+from turnwise.config.schema import RunConfig
 
 
 def configuration_file(rng: random.Random, folder: Path) -> str:

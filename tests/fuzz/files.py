@@ -15,14 +15,14 @@ from rich.console import Console
 from tests.fuzz.harness import clear
 from tests.fuzz.texts import damaged, text, value
 from tests.stored import HOUSE, collector_of, run_config
-from turnwise.agents.engine import Sampling
-from turnwise.agents.episode import jobs_for
+from turnwise.agents.jobs import jobs_for
 from turnwise.envs.tasks import panel
-from turnwise.records.exporting import trajectory_row
-from turnwise.records.trajectories import Stored
-from turnwise.records.trajectory_tables import Listing, episode_page
+from turnwise.models.engine import Sampling
 from turnwise.replay.codec import to_record
 from turnwise.replay.store import FORMAT, TrajectoryReader, TrajectoryWriter, truncate_after
+from turnwise.runs.exporting import trajectory_row
+from turnwise.runs.trajectories import Stored
+from turnwise.runs.trajectory_tables import Listing, episode_page
 from turnwise.trajectory import Trajectory
 
 

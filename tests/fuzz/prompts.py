@@ -96,7 +96,7 @@ def chats() -> list[ChatFormat]:
     from transformers import PreTrainedTokenizerFast
 
     from tests.models import TINY
-    from turnwise.agents.scratch import train_tokenizer
+    from turnwise.models.scratch import train_tokenizer
 
     inner = train_tokenizer(TEXTS, TINY.vocab_size).backend_tokenizer
     chatml = PreTrainedTokenizerFast(

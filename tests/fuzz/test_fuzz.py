@@ -20,7 +20,7 @@ from tests.models import tokenizer
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.spelling import encodable
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
 from turnwise.envs.returned import check_seen, check_step
 from turnwise.jsonfile import read_object
 

@@ -15,13 +15,15 @@ from tests.fuzz.texts import text, value
 from tests.models import tiny_model, tokenizer
 from turnwise.agents.actions import parse_action
 from turnwise.agents.collector import Collector
-from turnwise.agents.engine import Sampling, SlotEngine
-from turnwise.agents.episode import ModelAgent, SuccessRule, jobs_for
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.agents.seating import ModelAgent
 from turnwise.envs.interface import AnyText
-from turnwise.records.exporting import trajectory_row
-from turnwise.records.trajectories import Stored
+from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.replay.codec import from_record, to_record
+from turnwise.runs.exporting import trajectory_row
+from turnwise.runs.trajectories import Stored
 from turnwise.trajectory import Task, Trajectory
 
 _KEYS = ["success", "score", "valid", "admissible_actions", "anchor", "player", "rewards", "successes", "scores", "x"]

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.metrics import Tally
-from turnwise.algorithms.parts import (
+from turnwise.algorithms.registry import build
+from turnwise.learning.learner import stream_loss
+from turnwise.learning.metrics import Tally
+from turnwise.learning.parts import (
     AdvantageEstimator,
     Aggregation,
     MinibatchView,
@@ -22,11 +24,10 @@ from turnwise.algorithms.parts import (
     UpdateContext,
     required,
 )
-from turnwise.algorithms.primitives import Counts
-from turnwise.algorithms.recipe import RunInfo, Settings, StreamRecipe
-from turnwise.algorithms.registry import build
-from turnwise.algorithms.rewards import RewardTable
-from turnwise.algorithms.update import stream_loss
+from turnwise.learning.primitives import Counts
+from turnwise.learning.recipe import StreamRecipe
+from turnwise.learning.rewards import RewardTable
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import TokenBatch
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 
@@ -75,24 +76,24 @@ def context_of(
     return UpdateContext(update, batch, logprobs, entropy, size, aggregation, hidden), view
 
 
-def loss_of(plan: StreamRecipe, ctx: UpdateContext, view: MinibatchView) -> tuple[Tensor, Tally]:
+def loss_of(recipe: StreamRecipe, ctx: UpdateContext, view: MinibatchView) -> tuple[Tensor, Tally]:
     """The product's loss of a minibatch, and what it counted."""
-    for part in plan.parts():
+    for part in recipe.parts():
         part.prepare(view)
     tally = Tally()
-    return stream_loss(plan, ctx, tally), tally
+    return stream_loss(recipe, ctx, tally), tally
 
 
-def plan_of(config: Settings, num_updates: int = 10, group_size: int = 8) -> StreamRecipe:
+def recipe_of(config: Settings, num_updates: int = 10, group_size: int = 8) -> StreamRecipe:
     """How a configuration trains its fresh stream."""
     return build(config, RunInfo(num_updates=num_updates, group_size=group_size))["fresh"]
 
 
-def credit_of(plan: StreamRecipe, stream: Stream) -> Tensor:
+def credit_of(recipe: StreamRecipe, stream: Stream) -> Tensor:
     """Advantages as the learner fills them in: the estimator's, then every modifier's, [B, T]."""
-    assert plan.estimator is not None
-    found = stream.with_columns(advantages=plan.estimator.estimate(stream))
-    for modifier in plan.modifiers:
+    assert recipe.estimator is not None
+    found = stream.with_columns(advantages=recipe.estimator.estimate(stream))
+    for modifier in recipe.modifiers:
         found = found.with_columns(advantages=modifier.modify(found))
     return required(found.batch.advantages, "advantages")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tests.models import scratch_folder, tiny_model
-from turnwise.agents.drawing import draw, numbers, position_seeds, sample
-from turnwise.agents.engine import Sampling, SlotEngine, torch_threads
 from turnwise.bench.rollout import max_logprob_error, run_engine, scripts
-from turnwise.configfile import load_config
-from turnwise.records.rundir import RunDirectory
+from turnwise.config.files import load_config
+from turnwise.models.drawing import draw, numbers, position_seeds, sample
+from turnwise.models.engine import Sampling, SlotEngine, torch_threads
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import train
 from turnwise.trajectory import IntArray
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tests.models import scratch_folder, tokenizer
-from turnwise.configfile import load_config
+from turnwise.config.files import load_config
 from turnwise.evaluation.report import Report
-from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryWriter
+from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import wilson
 from turnwise.trajectory import Fork, Task, Trajectory, Turn
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.view.chromium import Tab, chromium, find_chromium
 from tests.view.runs import EVENT, EVIL, attempt, episode, forked_group, make_run, task, turn
+from turnwise.trajectory import Fork
 from turnwise.view.page import write_view
 
 BINARY = find_chromium()
@@ -53,6 +55,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (folder / "view.html").as_uri()
 
 
+FIRST = "trajectories/0/0"  # behind the address: the first trajectory is open
+NAMED = "document.querySelector('.heading code').textContent"
+WIDER = (  # what would have to be scrolled sideways
+    "[document.documentElement, ...document.querySelectorAll('main *')].filter((n) => n.clientWidth && "
+    "n.scrollWidth > n.clientWidth + 1 && !['visible', 'hidden'].includes(getComputedStyle(n).overflowX))"
+    ".map((n) => n.className || n.id || n.tagName)"
+)
+
+
 def labels(tab: Tab) -> list[str]:
     found: list[str] = tab.run("[...document.querySelectorAll('.row .label')].map((node) => node.textContent)")
     return found
@@ -66,7 +77,7 @@ def choose(tab: Tab, name: str, value: str) -> None:
 
 
 def test_the_overview_draws_its_charts_and_says_what_the_watchdog_said(fresh: Tab, page: str) -> None:
-    fresh.open(page)
+    fresh.open(page, "overview")
     fresh.until("document.querySelectorAll('.plot .main-svg').length >= 7")
     assert fresh.run("document.querySelectorAll('.event.grave').length") == 2
     assert "nearly deterministic" in fresh.run("document.querySelector('.events').textContent")
@@ -111,8 +122,7 @@ def test_filters_and_search(fresh: Tab, page: str) -> None:
 
 
 def test_keys_walk_through_trajectories_and_turns(fresh: Tab, page: str) -> None:
-    fresh.open(page, "trajectories")
-    fresh.key("j")
+    fresh.open(page, FIRST)
     fresh.until(OPENED)
     fresh.key("ArrowRight", "ArrowRight")
     assert fresh.run("document.querySelector('.turn-card.selected').id") == "turn-1"
@@ -132,8 +142,7 @@ def test_keys_walk_through_trajectories_and_turns(fresh: Tab, page: str) -> None
 
 
 def test_colourings(fresh: Tab, page: str) -> None:
-    fresh.open(page, "trajectories")
-    fresh.key("j")
+    fresh.open(page, FIRST)
     fresh.until(OPENED)
     seen = {}
     for key, name in zip("1234", ("entropy", "logprob", "advantage", "mask"), strict=True):
@@ -154,8 +163,7 @@ def test_colourings(fresh: Tab, page: str) -> None:
 
 
 def test_a_tree_and_the_numbers_that_made_it_branch(fresh: Tab, page: str) -> None:
-    fresh.open(page, "trajectories")
-    fresh.key("j")
+    fresh.open(page, FIRST)
     fresh.until(OPENED)
     assert fresh.run("document.querySelectorAll('.tree .lane').length") == 3
     assert fresh.run("document.querySelectorAll('.tree .fork').length") == 2
@@ -206,9 +214,122 @@ def test_several_runs(fresh: Tab, tmp_path: Path) -> None:
     fresh.key("b")
     fresh.run("document.getElementById('run').value = 1")
     fresh.run("document.getElementById('run').dispatchEvent(new Event('change'))")
-    fresh.key("j")
+    fresh.until(f"{NAMED} === 'train-2-0-0'")
+    assert fresh.run("document.getElementById('reached').textContent") == "", "each run's card says what it reached"
+
+
+# --- what a reader sees first
+
+
+def test_it_opens_on_a_telling_trajectory_beside_what_training_reached(fresh: Tab, page: str) -> None:
+    fresh.open(page)
     fresh.until(OPENED)
-    assert fresh.run("document.querySelector('.heading code').textContent") == "train-2-0-0"
+    assert fresh.run(NAMED) == "train-9-1-1"  # the only win of the last update
+    assert fresh.run("document.querySelector('.row[aria-selected=true] .dot').className") == "dot success"
+    assert fresh.run("document.querySelectorAll('.reply .by-entropy').length") > 0
+    assert fresh.run("document.getElementById('reached').textContent").startswith("25.0 → 75.0 %")
+
+
+def test_a_run_without_trajectories_opens_on_its_overview(fresh: Tab, tmp_path: Path) -> None:
+    write_view([make_run(tmp_path / "run", [])], tmp_path / "view.html")
+    fresh.open((tmp_path / "view.html").as_uri())
+    assert fresh.run("document.body.dataset.tab") == "overview"
+    fresh.key("b")
+    assert "no trajectories yet" in fresh.run("document.getElementById('episode').textContent")
+
+
+def test_the_headline_says_before_and_after_with_intervals(fresh: Tab, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [[attempt(0, task(1), 0, True)]])
+    measured = json.loads((run / "evaluation.json").read_text())
+    gain = {"value": 0.5, "low": 0.25, "high": 0.75, "num": 4}
+    (run / "evaluation.json").write_text(json.dumps({**measured, "gain": gain}))
+    write_view([run], tmp_path / "view.html")
+    fresh.open((tmp_path / "view.html").as_uri(), "overview")
+    told = fresh.run("document.querySelector('.headline').textContent")
+    assert told.startswith("25.0 → 75.0 % success on 4 unseen tasks, before and after training")
+    assert "before 25.0 % [4.6, 69.9]; after 75.0 % [30.1, 95.4]; gain +50.0 points [+25.0, +75.0]" in told
+    brief = "25.0 → 75.0 %+50.0 points [+25.0, +75.0] on 4 unseen tasks"
+    assert fresh.run("document.getElementById('reached').textContent") == brief
+
+
+def test_columns_and_marks_explain_themselves(fresh: Tab, page: str) -> None:
+    fresh.open(page, FIRST)
+    fresh.until(OPENED)
+    marks = fresh.run("[...document.querySelectorAll('.row')].map((node) => node.textContent)")
+    assert "update 0attempt 1" in marks[1]
+    assert "branch" in marks[1]
+    assert not any(code in mark for mark in marks for code in ("u0", "R 1", "@"))
+    titles = "[...document.querySelectorAll('.scroll th.explained')].every((node) => node.title.length > 10)"
+    assert fresh.run(titles)
+    told = fresh.run("document.querySelector('.meanings').textContent")
+    assert "rise" in told
+    assert "e less e first" in told
+    fresh.key("e")
+    table = fresh.run("document.querySelector('#evaluation table').textContent")
+    assert "share of turns whose reply held no valid action" in table
+
+
+def test_rates_are_in_percent(fresh: Tab, page: str) -> None:
+    fresh.open(page, FIRST)
+    fresh.until(OPENED)
+    fresh.run("document.querySelector('.reply .token').dispatchEvent(new PointerEvent('pointerenter'))")
+    assert "probability 90.5 %" in fresh.run("document.getElementById('token').textContent")  # e^-0.1
+    fresh.key("o")
+    fresh.until("document.querySelectorAll('.plot .main-svg').length >= 7")
+    traces = "[...document.querySelectorAll('.plot')].flatMap((plot) => plot.data ?? [])"
+    hovers = fresh.run(f"{traces}.flatMap((trace) => [trace.hovertemplate, ...(trace.customdata ?? []).map(String)])")
+    assert "33.3 % [33.3, 33.3] · update 1" in hovers
+    assert sum(".1%" in (hover or "") for hover in hovers) >= 2  # validation, invalid actions
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page with everything that is wide: two methods that can be compared, pass@k, greedy, long trees and texts."""
+    folder = tmp_path_factory.mktemp("full")
+    runs = [folder / name for name in ("aepo", "gigpo")]
+    turns = [turn(f"On the cabinet {n}, you see a mug {n}. " * 9, "go to drawer 1", first=n == 0) for n in range(40)]
+    long = [episode(0, task(1), 0, turns), episode(0, task(1), 1, turns, fork=Fork("train-1-0-0", 2))]
+    for run in runs:
+        make_run(run, [[*long, attempt(0, task(1), 2, True)]], algorithm=run.name, events=[EVENT])
+        measured = json.loads((run / "evaluation.json").read_text())
+        for reports in measured.values():
+            reports["sampled"]["pass_at"] = {1: 0.25, 2: 0.5, 4: 0.75}
+            reports["greedy"] = reports["sampled"]
+        (run / "evaluation.json").write_text(json.dumps(measured))
+        origin = json.loads((run / "run.json").read_text())
+        origin["command"] = f"turnwise train {'agent.system=long ' * 30}"
+        (run / "run.json").write_text(json.dumps(origin))
+    write_view(runs, folder / "view.html")
+    return (folder / "view.html").as_uri()
+
+
+@pytest.mark.parametrize("place", ["", "trajectories/0/1", "overview", "evaluation"])
+def test_nothing_is_scrolled_sideways(fresh: Tab, full: str, place: str) -> None:
+    fresh.open(full, place)
+    fresh.until(OPENED if place in ("", "trajectories/0/1") else "true")
+    assert fresh.run(WIDER) == []
+    fresh.resize(500, 900)
+    fresh.run("new Promise((done) => setTimeout(done, 100))")
+    assert [name for name in fresh.run(WIDER) if name != "scroll"] == []  # a table may, within its card
+
+
+def test_on_a_narrow_page_list_and_trajectory_take_turns(fresh: Tab, full: str) -> None:
+    seen = "[document.querySelector('aside'), document.getElementById('episode')].map((n) => n.offsetParent !== null)"
+    fresh.resize(500, 900)
+    fresh.open(full, FIRST)
+    fresh.until(OPENED)
+    assert fresh.run(seen) == [False, True]
+    assert fresh.run("document.getElementById('episode').clientWidth") == 500
+    fresh.run("document.getElementById('open-list').click()")
+    assert fresh.run(seen) == [True, False]
+    fresh.until("document.querySelectorAll('.row').length === 3")
+    fresh.run("document.querySelectorAll('.row')[2].click()")
+    fresh.until(f"{NAMED} === 'train-1-0-2'")
+    assert fresh.run(seen) == [False, True]
+    fresh.run(
+        "[...document.querySelectorAll('.stepper button')].find((b) => b.textContent.includes('Previous')).click()"
+    )
+    fresh.until(f"{NAMED} === 'train-1-0-1'")
 
 
 @pytest.mark.slow
@@ -229,9 +350,10 @@ def test_ten_thousand_trajectories_stay_light(fresh: Tab, tmp_path: Path) -> Non
         fresh.run("new Promise(requestAnimationFrame)")
         assert 0 < fresh.run("document.querySelectorAll('.row').length") < 40
     assert fresh.run("document.querySelectorAll('#trajectories *').length") < 500
-    assert fresh.run("window.inflated") == 0  # nothing is unpacked before it is looked at
+    assert fresh.run("window.inflated") == 1  # of the trajectory that it opens on: the others wait to be looked at
     choose(fresh, "outcome", "success")
     assert "2,500 of 10,000" in fresh.run("document.getElementById('count').textContent")
+    first = fresh.run(NAMED)
     fresh.key(*"jjj")
-    fresh.until(OPENED)
-    assert fresh.run("window.inflated") == 1
+    fresh.until(f"{NAMED} !== '{first}'")
+    assert fresh.run("window.inflated") == 1  # the same block

@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ from turnwise.algorithms.aepo import AEPOConfig
 from turnwise.algorithms.aepo import branch_rule as aepo_rule
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.arpo import branch_rule as arpo_rule
-from turnwise.algorithms.recipe import RunInfo
 from turnwise.algorithms.registry import build
-from turnwise.records.rundir import RunDirectory
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import wilson
-from turnwise.trajectory import group_by_task
+from turnwise.trajectory import Trajectory, group_by_task
 from turnwise.view.credit import Recipes
 from turnwise.view.episodes import Episodes, outcome, pack, read_episodes
-from turnwise.view.runs import columns, comparison, evaluation, events, validation
+from turnwise.view.runs import columns, comparison, describe, evaluation, events, validation
 from turnwise.view.tokens import token_texts
 from turnwise.view.tree import Tree, readiness, tree_planner
 
@@ -112,7 +113,7 @@ def test_replays_have_their_age(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", ["spear", "aepo", "gigpo", "reinforce_pp", "drbot"])
 def test_recomputed_credit_is_what_training_logged(algorithm: str, tmp_path: Path) -> None:
     """A real run: mean and std of advantages and the number of rows, in every update; replayed rows; branchings."""
-    from turnwise.configfile import load_config
+    from turnwise.config.files import load_config
     from turnwise.training.experiment import train
 
     small = ("num_updates=4", "eval.tasks=4", "eval.test_tasks=4")
@@ -120,7 +121,7 @@ def test_recomputed_credit_is_what_training_logged(algorithm: str, tmp_path: Pat
     train(config, tmp_path / "run")
     run = RunDirectory.open(tmp_path / "run")
     logged = {line["update"]: line for line in run.metrics()}
-    recipes, agreed = Recipes(run.config()), []
+    recipes, agreed = Recipes(run), []
     for flush in TrajectoryReader(run.trajectories_path).flushes():
         found = recipes.credit(flush.update, flush.trajectories, logged[flush.update])
         agreed.append(found.agrees)
@@ -259,6 +260,63 @@ def test_runs_that_cannot_be_compared_say_why(tmp_path: Path) -> None:
     found = comparison([a, b])
     assert found is not None
     assert "different test panels" in found["why_not"]
+
+
+# --- what the page opens on ---
+
+
+def opens_on(folder: Path, *updates: list[Trajectory]) -> str:
+    found = read(make_run(folder, updates))
+    return str(column(found, "episode")[found.index["telling"]])
+
+
+def test_it_opens_on_a_task_that_was_lost_at_first_and_won_later(tmp_path: Path) -> None:
+    lost = [attempt(0, task(1), s, False) for s in (0, 1)]
+    mixed = [attempt(0, task(2), s, s == 0) for s in (0, 1)]
+    won = [attempt(1, task(1), s, s == 1) for s in (0, 1)]
+    later = [attempt(2, task(3), s, s == 0) for s in (0, 1)]
+    assert opens_on(tmp_path / "run", [*lost, *mixed], won, later) == "train-1-1-1"
+
+
+def test_where_no_task_came_back_it_opens_on_the_latest_win_beside_a_loss(tmp_path: Path) -> None:
+    mixed = [[attempt(u, task(u), s, s == 1) for s in (0, 1)] for u in range(2)]
+    easy = [attempt(2, task(9), s, True) for s in (0, 1)]
+    assert opens_on(tmp_path / "run", *mixed, easy) == "train-1-1-1"
+    assert opens_on(tmp_path / "easy", easy) == "train-9-2-0"
+
+
+def test_without_a_win_it_opens_on_the_first(tmp_path: Path) -> None:
+    assert opens_on(tmp_path / "run", [attempt(0, task(n), 0, False) for n in range(3)]) == "train-0-0-0"
+    assert read(make_run(tmp_path / "empty", [])).index["telling"] is None
+
+
+# --- commands ---
+
+
+@pytest.mark.parametrize(
+    ("argv", "original", "typed"),
+    [
+        (["/opt/venv/bin/turnwise", "train", "a.b=c d"], [], "turnwise train 'a.b=c d'"),
+        (["/src/turnwise/cli.py", "demo"], ["/usr/bin/python3", "-m", "turnwise.cli", "demo"], None),
+        (["my/loop.py", "--seed", "1"], ["python", "-O", "my/loop.py", "--seed", "1"], None),
+        ([""], ["python"], "python"),
+    ],
+)
+def test_a_command_is_kept_as_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], original: list[str], typed: str | None
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    shown = describe(RunDirectory.open(make_run(tmp_path / "run", [])), "run")["command"]
+    assert shown == (typed or " ".join([Path(original[0]).name, *original[1:]]))
+
+
+def test_a_run_of_an_older_version_shows_what_it_has(tmp_path: Path) -> None:
+    run = RunDirectory.open(make_run(tmp_path / "run", []))
+    (run.path / "run.json").write_text('{"command": "cli.py demo", "versions": {}, "panels": {}}')
+    assert describe(run, "run")["command"] == "cli.py demo"
+    (run.path / "run.json").unlink()
+    assert describe(run, "run")["command"] == ""
 
 
 # --- packing ---

@@ -18,7 +18,7 @@ import pytest
 
 from tests.view.runs import EVIL, attempt, make_run, task
 from turnwise import cli
-from turnwise.records.rundir import RunDirectory
+from turnwise.runs.directory import RunDirectory
 from turnwise.view.page import SCRIPTS, plotly_script, render
 from turnwise.view.serve import Page, make_server
 

@@ -28,7 +28,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from turnwise.agents.episode import AgentError
+from turnwise.errors import AgentError
 
 KEY_VARIABLES = ("TURNWISE_API_KEY", "OPENAI_API_KEY")
 

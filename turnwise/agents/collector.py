@@ -1,8 +1,28 @@
-"""Playing episodes with engines: many at once, each at its own pace, recorded token by token.
+"""Many episodes at once, played by language models and recorded token by token.
 
-``Collector`` owns the worlds; ``Rollouts`` is one act of collecting, whose events a planner can react to. What an
-episode does depends on seed, task, sample and key alone: not on its neighbours, the number of slots or time (beyond
-the rounding of batched arithmetic).
+``Collector`` holds the environments and the agents. ``Rollouts`` runs episodes and reports events, to which a planner
+can react by starting, forking or stopping others. The life of one episode (a rollout) of one player, for example:
+
+1. ``Rollouts.start`` queues it. It is *queued* until every engine has a free slot.
+2. It gets a slot and an environment, and the environment is reset. It is *stepping* as long as the environment works.
+3. Its prompt is submitted to the engine. It is *generating* until the engine has finished the reply.
+4. The action is read from the reply and the environment takes it: the rollout is stepping again. Then ``TurnFinished``
+   is reported. Steps 3 and 4 repeat.
+5. The environment ends the episode, the context is full, or the turns are used up: the rollout is *finished*. Slot and
+   environment become free, and ``RolloutFinished`` is reported with the trajectory.
+
+    state        kept in         waits for                          what happens then
+    queued       _queued         a free slot for every player       _begin
+    stepping     _stepping       its environment's reset or step    _after_environment
+    generating   _generating     its reply                          _act
+    finished     nowhere         nothing
+
+A rollout that is stepping or generating is also in ``_running``: it has slots and an environment. When an environment
+raises, its rollout is queued once more, with a fresh environment. After a second failure it is finished with the end
+"error". A rollout that the planner has stopped leaves at its next change of state, without a trajectory.
+
+What an episode does depends on seed, task, sample and key alone. Other episodes, the number of slots and the time that
+anything takes change nothing (beyond the rounding of batched arithmetic).
 """
 
 from __future__ import annotations
@@ -14,42 +34,35 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from turnwise.agents.actions import parse_action
-from turnwise.agents.drawing import LogitsError
-from turnwise.agents.engine import Engine, Reply, Sampling
-from turnwise.agents.episode import (
-    AgentError,
-    CutShortError,
-    Episode,
-    Job,
-    ModelAgent,
-    Point,
-    Seat,
-    Seating,
-    SuccessRule,
-    TextEnv,
-    mix,
-)
+from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
+from turnwise.agents.jobs import Job
+from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import close
+from turnwise.errors import AgentError
+from turnwise.models.drawing import LogitsError
+from turnwise.models.engine import Engine, Reply, Sampling
+from turnwise.seeds import mix
 from turnwise.trajectory import End, Fork, RolloutFinished, Task, Trajectory, TurnFinished
 
 OnEpisode = Callable[[Trajectory], None]
 
 
 class Collector:
-    """Environments (made on demand, one for each episode in play, reused), and who plays in them.
+    """Plays jobs with the agents that ``agents`` names: one model, or a ``Seating``.
 
-    ``seed`` is the run's: with task, sample, key and turn it decides every draw. ``failures`` counts the faults of
-    environments, those that a retry made good included. ``threads`` are where environments (and scripted players) do
-    their work, by default this one.
+    Environments are made by ``make_env`` when they are needed, one for each episode that runs, and used again. ``seed``
+    is the run's; with task, sample, key and turn it decides every draw. ``failures`` counts the failures of
+    environments, including those after which a retry succeeded. ``threads`` run the environments (and the agents
+    without a model); by default that is the calling thread.
     """
 
     def __init__(
         self,
         make_env: Callable[[], TextEnv],
-        players: ModelAgent | Seating,
+        agents: ModelAgent | Seating,
         *,
         seed: int = 0,
         success: SuccessRule | None = None,
@@ -57,7 +70,7 @@ class Collector:
     ) -> None:
         self.make_env = make_env
         self.threads = threads or WorldThreads()
-        self.seating = players if isinstance(players, Seating) else Seating({"": players})
+        self.seating = agents if isinstance(agents, Seating) else Seating({"": agents})
         self.seed, self.success = seed, success or SuccessRule()
         self.engines: list[Engine] = list({id(m.engine): m.engine for m in self.seating.models}.values())
         self.failures = 0
@@ -66,9 +79,9 @@ class Collector:
         self._num_players = 0
 
     def collect(self, jobs: Sequence[Job], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Trajectory]:
-        """Play every job; trajectories in the order of ``jobs`` (and of the seats of a game).
+        """Play every job. Returns the trajectories in the order of ``jobs``, and of the seats in a game.
 
-        ``on_episode`` hears each as it ends.
+        ``on_episode`` is called with each trajectory as its episode ends.
         """
         rollouts = Rollouts(self, sampling, on_episode=on_episode)
         order = [rollouts.add(job) for job in jobs]
@@ -78,15 +91,16 @@ class Collector:
                 finished[event.rollout].append(event.trajectory)
         return [trajectory for rollout in order for trajectory in finished[rollout]]
 
-    def take(self) -> TextEnv:
-        """An environment nobody plays in."""
+    def take_env(self) -> TextEnv:
+        """An environment in which no episode runs, made where there is none."""
         return self._idle.pop() if self._idle else self.make_env()
 
-    def give_back(self, env: TextEnv) -> None:
+    def return_env(self, env: TextEnv) -> None:
+        """Keep an environment for the next episode."""
         self._idle.append(env)
 
-    def discard(self, env: TextEnv | None) -> None:
-        """A world that raised is not used again."""
+    def discard_env(self, env: TextEnv | None) -> None:
+        """Count a failure, and close the environment that raised (None: it could not even be made)."""
         self.failures += 1
         if env is None:
             return
@@ -94,30 +108,37 @@ class Collector:
             env.close()
 
     def close(self) -> None:
-        """Close the threads and the idle environments, all of them: one that cannot be closed is logged."""
+        """Close the threads and all idle environments. One that cannot be closed is logged."""
         self.threads.close()
         while self._idle:
             close(self._idle.pop())
 
-    def has_room(self) -> bool:
-        """Whether every engine has a slot for each player. Raises ValueError where it never can."""
+    def has_free_slots(self) -> bool:
+        """Whether every engine has a free slot for each player.
+
+        Raises ValueError where an engine has fewer slots than the game has players.
+        """
         if not self._num_players:
             self._idle.append(self.make_env())
             game = capability(self._idle[-1], HasPlayers)
             self._num_players = len(game.players) if game else 1
         if any(engine.num_slots < self._num_players for engine in self.engines):
-            raise ValueError(f"a game of {self._num_players} players needs as many slots: raise rollout.num_slots")
+            slots = min(engine.num_slots for engine in self.engines)
+            raise ValueError(
+                f"a game of {self._num_players} players needs as many slots, and an engine has {slots}: set "
+                f"rollout.num_slots={self._num_players} or more"
+            )
         return all(engine.num_free >= self._num_players for engine in self.engines)
 
 
 @dataclass(slots=True)
 class _Rollout:
-    """An episode and where it stands; a fork leaves its ``parent`` at a point."""
+    """An episode that is to be played. A fork continues from ``point``, a moment of its ``parent``."""
 
     job: Job
     number: int
     parent: _Rollout | None = None
-    point: Point | None = None
+    point: ForkPoint | None = None
     fork: Fork | None = None
     attempts: int = 0
     env: TextEnv | None = None
@@ -126,8 +147,8 @@ class _Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class _Move:
-    """What a rollout's world was asked for: its beginning, or an answer to the ``reply`` of a ``seat``."""
+class _EnvCall:
+    """What a rollout's environment is doing: a reset, or a step with the action in the ``reply`` of ``seat``."""
 
     rollout: _Rollout
     reply: Reply | None = None
@@ -135,22 +156,22 @@ class _Move:
 
 
 class Rollouts:
-    """Running episodes, steered by a planner (turnwise.algorithms.planning.Rollouts).
+    """Episodes that run, and that a planner steers (turnwise.learning.planning.Rollouts).
 
-    An environment that raises is replaced and its episode retried once with the same seed; a second failure is
-    recorded as a trajectory that ended in ``error``, never as a reward of 0. ``on_episode`` hears each that ends. A
-    game of several players ends with an event for each recorded seat.
+    An environment that raises is replaced, and its episode is retried once with the same seed. A second failure gives
+    a trajectory whose end is "error", never a reward of 0. ``on_episode`` is called with each trajectory as its episode
+    ends. A game of several players ends with one event for each recorded seat.
     """
 
     def __init__(
         self, collector: Collector, sampling: Sampling, key: int = 0, on_episode: OnEpisode | None = None
     ) -> None:
-        self._c, self._sampling, self._key, self._on_episode = collector, sampling, key, on_episode
+        self._collector, self._sampling, self._key, self._on_episode = collector, sampling, key, on_episode
         self._all: list[_Rollout] = []
-        self._waiting: deque[_Rollout] = deque()
-        self._open: dict[int, _Rollout] = {}
-        self._playing: dict[tuple[int, int], _Rollout] = {}  # (engine, slot) that a reply is awaited from
-        self._work: WorldWork[_Move] = WorldWork(collector.threads, collector.clock)
+        self._queued: deque[_Rollout] = deque()
+        self._running: dict[int, _Rollout] = {}
+        self._generating: dict[tuple[int, int], _Rollout] = {}  # by (number of the engine, slot)
+        self._stepping: WorldWork[_EnvCall] = WorldWork(collector.threads, collector.clock)
         self._stopped: set[int] = set()
 
     def start(self, task: Task, sample: int) -> int:
@@ -158,59 +179,63 @@ class Rollouts:
         return self.add(Job(task, sample, self._key, task.index))
 
     def add(self, job: Job) -> int:
+        """Queue a job. Returns the rollout's number, counted from 0."""
         return self._queue(_Rollout(job, len(self._all)))
 
     def fork(self, rollout: int, turn: int) -> int:
-        """Queue a copy of a rollout as it stood after ``turn`` turns; its sample number is its own number.
+        """Queue a copy of a rollout as it was after ``turn`` turns. Its sample number is its own rollout number.
 
-        The copy goes on in an environment restored from a snapshot where the world offers them and this is the
-        rollout's present turn. Elsewhere it takes the same actions again and compares every observation, which works
-        in any world that repeats itself; a difference fails the copy as an error of the environment would. Cached
-        keys and values are shared as long as the parent runs. Raises ValueError for a turn that was not played, after
-        the end, and in games of several players.
+        Where the environment offers snapshots and ``turn`` is the rollout's present turn, the copy continues from a
+        snapshot. Elsewhere it takes the same actions again and compares every observation. An observation that differs
+        counts as a failure of the environment. While the parent runs, the copy's slot starts with the parent's cached
+        keys and values. Raises ValueError for a turn that was not played, after the end of the parent, and in a game of
+        several players.
         """
         parent = self._all[rollout]
-        self._work.wait_for(lambda move: move.rollout is parent)
+        self._stepping.wait_for(lambda call: call.rollout is parent)
         if parent.episode is None:
-            raise ValueError(f"rollout {rollout} is not running yet: it cannot be forked")
-        point = parent.episode.point(turn)
+            raise ValueError(f"rollout {rollout} cannot be forked yet: its environment has not been reset")
+        point = parent.episode.fork_point(turn)
         job = replace(parent.job, sample=len(self._all))
         fork = Fork(parent.job.episode, turn)
         return self._queue(_Rollout(job, len(self._all), parent, point, fork))
 
     def stop(self, rollout: int) -> None:
-        """Abandon a rollout; it gives no trajectory."""
+        """Abandon a rollout. It gives no trajectory."""
         self._stopped.add(rollout)
 
     def _queue(self, rollout: _Rollout) -> int:
         self._all.append(rollout)
-        self._waiting.append(rollout)
+        self._queued.append(rollout)
         return rollout.number
 
     def events(self) -> Iterator[TurnFinished | RolloutFinished]:
-        """Run until nothing is queued or running; what is started meanwhile joins."""
+        """Run until every rollout is finished, and yield the events. Rollouts may be added meanwhile."""
         try:
-            while self._waiting or self._playing or len(self._work):
-                while self._waiting and self._c.has_room():
-                    self._admit(self._waiting.popleft())
-                    yield from self._settled()
-                yield from self._settled()
-                for number in range(len(self._c.engines)):
+            while self._queued or self._generating or len(self._stepping):
+                while self._queued and self._collector.has_free_slots():
+                    self._begin(self._queued.popleft())
+                    yield from self._environment_results()
+                yield from self._environment_results()
+                for number in range(len(self._collector.engines)):
                     for reply in self._replies(number):
-                        self._advance(self._playing.pop((number, reply.slot)), reply)
-                        yield from self._settled()
-        finally:  # also where the planner walks away or fails
-            self._work.finish()
-            for rollout in list(self._open.values()):
+                        self._act(self._generating.pop((number, reply.slot)), reply)
+                        yield from self._environment_results()
+        finally:  # also where the planner stops asking for events, or raises
+            self._stepping.finish()
+            for rollout in list(self._running.values()):
                 self._release(rollout)
-            self._playing.clear()
+            self._generating.clear()
 
     def _replies(self, number: int) -> list[Reply]:
-        """What an engine finishes in a step. Raises AgentError that names model, episode and turn of unsound logits."""
+        """One step of an engine: the replies that it finished.
+
+        Raises AgentError, which names model, episode and turn, where logits are nan or infinite.
+        """
         try:
-            return self._c.engines[number].step()
+            return self._collector.engines[number].step()
         except LogitsError as error:
-            rollout = self._playing[number, error.slot]
+            rollout = self._generating[number, error.slot]
             assert rollout.episode is not None
             seat = rollout.episode.to_move
             assert seat.model is not None
@@ -218,68 +243,73 @@ class Rollouts:
             where = f"episode {rollout.job.episode}, turn {len(seat.turns) + 1}"
             raise AgentError(f"{who} cannot go on in {where}: {error}") from None
 
-    def _settled(self) -> Iterator[TurnFinished | RolloutFinished]:
-        """Go on with the rollouts whose worlds have answered."""
-        for move, error in self._work.admitted(lambda: len(self._playing)):
-            yield from self._heard(self._answered(move, error))
+    def _environment_results(self) -> Iterator[TurnFinished | RolloutFinished]:
+        """Continue the rollouts whose environments have finished a reset or a step, and report what happened."""
+        for call, error in self._stepping.admitted(lambda: len(self._generating)):
+            yield from self._reported(self._after_environment(call, error))
 
-    def _heard(self, events: Iterator[TurnFinished | RolloutFinished]) -> Iterator[TurnFinished | RolloutFinished]:
+    def _reported(self, events: Iterator[TurnFinished | RolloutFinished]) -> Iterator[TurnFinished | RolloutFinished]:
+        """The events, after ``on_episode`` was called with each finished trajectory."""
         for event in events:
             if self._on_episode is not None and isinstance(event, RolloutFinished):
                 self._on_episode(event.trajectory)
             yield event
 
-    def _admit(self, rollout: _Rollout) -> None:
-        """Give every model a slot, and have a world reset and played to the first reply that is needed."""
+    def _begin(self, rollout: _Rollout) -> None:
+        """From queued to stepping: give every model a slot, and start the environment's reset."""
         if rollout.number in self._stopped:
             return
         env = None
         try:
-            env = self._c.take()
-            seats = self._c.seating.seats(env, rollout.job, self._c.seed)
+            env = self._collector.take_env()
+            seats = self._collector.seating.seats(env, rollout.job, self._collector.seed)
         except AgentError:
             if env is not None:
-                self._c.give_back(env)
+                self._collector.return_env(env)
             raise
         except (Exception, SystemExit) as error:  # whatever a third party's world raises, also where it would leave
-            self._c.discard(env)
-            self._work.begin(_Move(rollout), partial(_raise, error))
+            self._collector.discard_env(env)
+            self._stepping.begin(_EnvCall(rollout), partial(_raise, error))
             return
         for seat in seats:
             if seat.model is not None:
                 seat.slot = self._slot(rollout, seat.model.engine)
-        self._open[rollout.number] = rollout
+        self._running[rollout.number] = rollout
         rollout.env, rollout.seats = env, seats
 
-        def begin() -> None:
+        def reset() -> None:
             if rollout.point is None:
-                rollout.episode = Episode(env, rollout.job, self._c.seed, seats)
+                rollout.episode = Episode(env, rollout.job, self._collector.seed, seats)
             else:
-                rollout.episode = Episode.at(rollout.point, env, rollout.job, self._c.seed, seats[0])
+                rollout.episode = Episode.from_fork_point(
+                    rollout.point, env, rollout.job, self._collector.seed, seats[0]
+                )
             rollout.episode.act_while_scripted()
 
-        self._work.begin(_Move(rollout), begin)
+        self._stepping.begin(_EnvCall(rollout), reset)
 
     def _slot(self, rollout: _Rollout, engine: Engine) -> int:
-        """A fresh slot; a fork's starts as a copy of its parent's, where that is still open."""
+        """A new slot. That of a fork starts as a copy of its parent's, where the parent still runs."""
         parent = rollout.parent
-        if parent is None or parent.number not in self._open or parent.episode is None:
+        if parent is None or parent.number not in self._running or parent.episode is None:
             return engine.open()
         return engine.fork(parent.episode.to_move.slot)
 
-    def _answered(self, move: _Move, error: Failure | None) -> Iterator[TurnFinished | RolloutFinished]:
-        """A world has answered: report the turn, then ask a model for the next, or end the episode."""
-        rollout, seat = move.rollout, move.seat
+    def _after_environment(self, call: _EnvCall, error: Failure | None) -> Iterator[TurnFinished | RolloutFinished]:
+        """From stepping to generating or finished: report the turn, then ask for the next reply, or end the episode."""
+        rollout, seat = call.rollout, call.seat
         if isinstance(error, AgentError):
             raise error
         if error is not None and not isinstance(error, CutShortError):
-            yield from self._broken(rollout, error)
+            yield from self._environment_failed(rollout, error)
             return
         episode = rollout.episode
         assert episode is not None
-        self._c.clock.add("environment", 0.0 if self._c.threads.beside else episode.taken_s(), int(seat is not None))
-        if seat is not None and move.reply is not None:
-            yield TurnFinished(rollout.number, len(seat.turns) - 1, move.reply.entropies)
+        # With threads only the time that the engines wait counts, and ``WorldWork`` measures that.
+        env_s = 0.0 if self._collector.threads.concurrent else episode.take_env_s()
+        self._collector.clock.add("environment", env_s, int(seat is not None))
+        if seat is not None and call.reply is not None:
+            yield TurnFinished(rollout.number, len(seat.turns) - 1, call.reply.entropies)
             if rollout.number in self._stopped:
                 self._release(rollout)
                 return
@@ -288,10 +318,10 @@ class Rollouts:
         elif episode.end is not None:
             yield from self._finish(rollout, episode.end, "turns" if episode.end == "truncated" else "")
         else:
-            yield from self._ask(rollout, episode.to_move, episode)
+            yield from self._request_reply(rollout, episode.to_move, episode)
 
-    def _ask(self, rollout: _Rollout, seat: Seat, episode: Episode) -> Iterator[RolloutFinished]:
-        """Submit the prompt, or end the episode where the context is full or the turns are used up."""
+    def _request_reply(self, rollout: _Rollout, seat: Seat, episode: Episode) -> Iterator[RolloutFinished]:
+        """Submit the prompt to the engine, or end the episode where the context is full or the turns are used up."""
         assert seat.model is not None
         assert seat.context is not None
         engine, config, job = seat.model.engine, seat.model.config, rollout.job
@@ -301,7 +331,10 @@ class Rollouts:
         limit = min(config.max_context_tokens, engine.max_length) - self._sampling.max_tokens
         fresh, ids = not seat.continues, seat.prompt
         if seat.continues and rollout.point is not None and len(seat.turns) == len(rollout.point.turns):
-            fresh, ids = True, seat.context_ids()  # a fork's first reply: its slot holds what it shares at most
+            fresh, ids = (
+                True,
+                seat.context_ids(),
+            )  # a fork begins: its slot may hold less than its context
         if len(ids) + (0 if fresh else engine.length(seat.slot)) > limit and config.on_overflow == "restart":
             seat.prompt = ids = seat.context.restart()
             seat.continues, fresh = False, True
@@ -309,12 +342,12 @@ class Rollouts:
             yield from self._finish(rollout, "truncated", "context")
             return
         place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
-        key = mix("reply", self._c.seed, *place)
+        key = mix("reply", self._collector.seed, *place)
         engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=self._sampling)
-        self._playing[self._c.engines.index(engine), seat.slot] = rollout
+        self._generating[self._collector.engines.index(engine), seat.slot] = rollout
 
-    def _advance(self, rollout: _Rollout, reply: Reply) -> None:
-        """Have a world act on a reply."""
+    def _act(self, rollout: _Rollout, reply: Reply) -> None:
+        """From generating to stepping: start the environment's step with the action in the reply."""
         if rollout.number in self._stopped:
             self._release(rollout)
             return
@@ -329,50 +362,51 @@ class Rollouts:
             episode.step(parsed.text, reply, text, parsed.valid)
             episode.act_while_scripted()
 
-        self._work.begin(_Move(rollout, reply, seat), act)
+        self._stepping.begin(_EnvCall(rollout, reply, seat), act)
 
-    def _broken(self, rollout: _Rollout, error: Failure) -> Iterator[RolloutFinished]:
-        """An environment failed, at the beginning or in the middle of an episode."""
-        if rollout.number in self._open:
-            self._close(rollout)
-            self._c.discard(rollout.env)
-        yield from self._failed(rollout, error)
+    def _environment_failed(self, rollout: _Rollout, error: Failure) -> Iterator[RolloutFinished]:
+        """An environment raised, in a reset or a step: close it, then retry the episode or record the failure."""
+        if rollout.number in self._running:
+            self._free_slots(rollout)
+            self._collector.discard_env(rollout.env)
+        yield from self._retry_or_record(rollout, error)
 
-    def _failed(self, rollout: _Rollout, error: Failure) -> Iterator[RolloutFinished]:
-        """Retry once, in a fresh environment; then record the failure."""
+    def _retry_or_record(self, rollout: _Rollout, error: Failure) -> Iterator[RolloutFinished]:
+        """After the first failure queue the rollout again, before all others. After the second one finish it."""
         rollout.attempts += 1
         if rollout.attempts == 1:
-            self._waiting.appendleft(rollout)
+            self._queued.appendleft(rollout)
             return
         reason = f"{type(error).__name__}: {error}"[:200]
         if rollout.episode is not None:
-            yield from self._record(rollout, "error", reason)
+            yield from self._finished(rollout, "error", reason)
             return
-        job = rollout.job  # it never began: there is no seat to tell of
+        job = rollout.job  # the environment was never reset: there is no episode to take a trajectory from
         nothing = Trajectory(
-            job.episode, job.task, job.env_seed(self._c.seed), job.sample, (), "error", None, None, reason
+            job.episode, job.task, job.env_seed(self._collector.seed), job.sample, (), "error", None, None, reason
         )
         yield RolloutFinished(rollout.number, replace(nothing, fork=rollout.fork))
 
     def _finish(self, rollout: _Rollout, end: End, reason: str) -> Iterator[RolloutFinished]:
+        """Release slots and environment of a rollout, and report its trajectories."""
         self._release(rollout)
-        yield from self._record(rollout, end, reason)
+        yield from self._finished(rollout, end, reason)
 
-    def _record(self, rollout: _Rollout, end: End, reason: str) -> Iterator[RolloutFinished]:
+    def _finished(self, rollout: _Rollout, end: End, reason: str) -> Iterator[RolloutFinished]:
         assert rollout.episode is not None
-        for trajectory in rollout.episode.trajectories(end, reason, self._c.success, rollout.fork):
+        for trajectory in rollout.episode.trajectories(end, reason, self._collector.success, rollout.fork):
             yield RolloutFinished(rollout.number, trajectory)
 
-    def _close(self, rollout: _Rollout) -> None:
-        del self._open[rollout.number]
+    def _free_slots(self, rollout: _Rollout) -> None:
+        del self._running[rollout.number]
         for seat in rollout.seats:
             if seat.model is not None:
                 seat.model.engine.close(seat.slot)
 
     def _release(self, rollout: _Rollout) -> None:
-        self._close(rollout)
+        self._free_slots(rollout)
         assert rollout.env is not None
-        self._c.give_back(rollout.env)
+        self._collector.return_env(rollout.env)
 
 
 def _raise(error: Failure) -> None:

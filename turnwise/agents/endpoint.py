@@ -16,10 +16,11 @@ import numpy as np
 
 from turnwise.agents.actions import parse_action
 from turnwise.agents.chat_client import ChatClient, ContextFullError, EndpointConfig, Usage
-from turnwise.agents.engine import Sampling
-from turnwise.agents.episode import CutShortError, Said, Scripted, TextEnv, mix
 from turnwise.agents.prompts import AgentConfig, Context, new_context
+from turnwise.agents.seating import AgentReply, CutShortError, Scripted, TextEnv
 from turnwise.envs.interface import Info, instructions_of
+from turnwise.models.engine import Sampling
+from turnwise.seeds import mix
 from turnwise.trajectory import IntArray
 
 PREFIX = "openai:"
@@ -49,8 +50,8 @@ class Endpoint:
     settings: AgentConfig
     sampling: Sampling = field(default_factory=Sampling)
 
-    def __call__(self, env: TextEnv, seed: int) -> ChatPlayer:
-        return ChatPlayer(self, instructions_of(env), seed)
+    def __call__(self, env: TextEnv, seed: int) -> ChatAgent:
+        return ChatAgent(self, instructions_of(env), seed)
 
     def fields(self, seed: int) -> dict[str, Any]:
         """The request's fields beside model and messages."""
@@ -62,7 +63,7 @@ class Endpoint:
         return drawn
 
 
-class ChatPlayer:
+class ChatAgent:
     """One episode of an endpoint's model; ``usage`` is what it took so far."""
 
     def __init__(self, endpoint: Endpoint, instructions: str, seed: int) -> None:
@@ -72,13 +73,13 @@ class ChatPlayer:
         self._context: Context = new_context(self._chat, self._settings, instructions)
         self._messages: list[dict[str, str]] = []
         self._prompt, self._continues = "", False
-        self._last: Said | None = None
+        self._last: AgentReply | None = None
         self._turn = 0
 
     def begin(self, observation: str, info: Info) -> None:
         pass
 
-    def act(self, observation: str, info: Info) -> Said:
+    def act(self, observation: str, info: Info) -> AgentReply:
         """Raises CutShortError where the turns are used up or the context is full."""
         if self._turn >= self._settings.max_turns:
             raise CutShortError("max_turns")
@@ -86,7 +87,7 @@ class ChatPlayer:
         reply = self._reply()
         self._messages.append({"role": "assistant", "content": reply})
         parsed = parse_action(reply, self._settings.action_format)
-        self._last = Said(reply, parsed.text, parsed.valid)
+        self._last = AgentReply(reply, parsed.text, parsed.valid)
         self._turn += 1
         return self._last
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from turnwise.agents.actions import ActionFormat
 from turnwise.agents.spelling import Opening, Spelling
 from turnwise.agents.templates import DATE, take_apart
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 from turnwise.trajectory import IntArray
 
 TAG_INSTRUCTIONS = (

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from turnwise.agents.episode import CutShortError, Episode, Job, Scripted, Seating, SuccessRule, TextEnv
+from turnwise.agents.episode import Episode, SuccessRule
+from turnwise.agents.jobs import Job
+from turnwise.agents.seating import CutShortError, Scripted, Seating, TextEnv
 from turnwise.envs.interface import Info
 from turnwise.envs.tasks import expert_of
 from turnwise.trajectory import End, Trajectory

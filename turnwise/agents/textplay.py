@@ -1,7 +1,10 @@
-"""Many episodes of agents that answer by themselves, several at once while they wait for a server.
+"""Many episodes of agents without a model of ours: scripted agents, and models behind a chat API.
 
-An episode is a thread's from beginning to end, but worlds never run beside each other: what they share stays theirs.
-As with engines, a world that raises is replaced and its episode retried once; a second failure is an ``error``.
+Several episodes run at once, so that one can wait for a server while others play. Each episode runs in one thread from
+beginning to end, but only one environment works at a time: environments of one process may share state.
+
+As in the collector, an environment that raises is replaced and its episode is retried once. A second failure gives a
+trajectory whose end is "error".
 """
 
 from __future__ import annotations
@@ -16,23 +19,27 @@ from typing import Any
 import gymnasium
 
 from turnwise.agents.chat_client import Usage
-from turnwise.agents.endpoint import ChatPlayer
-from turnwise.agents.episode import AgentError, Episode, Job, Seating, SuccessRule, TextEnv, mix
+from turnwise.agents.endpoint import ChatAgent
+from turnwise.agents.episode import Episode, SuccessRule
+from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_out
+from turnwise.agents.seating import Seating, TextEnv
+from turnwise.errors import AgentError
+from turnwise.seeds import mix
 from turnwise.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A job's trajectories, one for each recorded seat, and what endpoints were asked for them."""
+    """The trajectories of a job, one for each recorded seat, and the requests that they took at endpoints."""
 
     job: Job
     trajectories: tuple[Trajectory, ...]
     usage: Usage = field(default_factory=Usage)
 
 
-class _InTurn(gymnasium.Wrapper[str, str, str, str]):
-    """A world that waits until no other one runs."""
+class _OneAtATime(gymnasium.Wrapper[str, str, str, str]):
+    """An environment whose ``reset`` and ``step`` wait until no other environment is working."""
 
     def __init__(self, env: TextEnv, lock: threading.Lock) -> None:
         super().__init__(env)
@@ -48,8 +55,8 @@ class _InTurn(gymnasium.Wrapper[str, str, str, str]):
 
 
 @dataclass
-class _Player:
-    """One worker: plays job after job in a world of its own."""
+class _Worker:
+    """Plays one job after the other, in an environment of its own."""
 
     make_env: Callable[[], TextEnv]
     seating: Seating
@@ -59,7 +66,7 @@ class _Player:
     env: TextEnv | None = None
 
     def play(self, number: int, job: Job) -> Played:
-        """Job ``number`` of all: it feeds the agents' own draws."""
+        """Play a job. ``number`` is its place among all jobs; it seeds the agents' own random choices."""
         found = self._once(number, job)
         if isinstance(found, Played):
             return found
@@ -68,15 +75,15 @@ class _Player:
             return found
         nothing = Trajectory(
             job.episode, job.task, job.env_seed(self.seed), job.sample, (), "error", None, None, found
-        )  # what was played of it tells nothing
+        )  # the turns before the failure are dropped
         return Played(job, (nothing,))
 
     def _once(self, number: int, job: Job) -> Played | str:
-        """The episode, or what its world raised."""
+        """The played episode, or what its environment raised, as one line."""
         try:
             if self.env is None:
                 with self.lock:
-                    self.env = _InTurn(self.make_env(), self.lock)
+                    self.env = _OneAtATime(self.make_env(), self.lock)
             seats = self.seating.seats(self.env, job, mix("agent", self.seed, number) if self.seed else number)
             episode = Episode(self.env, job, self.seed, seats)
             end, reason = play_out(episode)
@@ -85,7 +92,7 @@ class _Player:
         except (Exception, SystemExit) as error:  # whatever a third party's world raises, also where it would leave
             self.close()
             return f"{type(error).__name__}: {error}"[:200]
-        usage = sum((seat.agent.usage for seat in seats if isinstance(seat.agent, ChatPlayer)), Usage())
+        usage = sum((seat.agent.usage for seat in seats if isinstance(seat.agent, ChatAgent)), Usage())
         return Played(job, tuple(episode.trajectories(end, reason, self.success)), usage)
 
     def close(self) -> None:
@@ -104,41 +111,44 @@ def play_jobs(
     success: SuccessRule | None = None,
     workers: int = 1,
 ) -> Iterator[Played]:
-    """Play numbered jobs, ``workers`` at once, and yield each as it ends (with one worker: in order).
+    """Play numbered jobs, ``workers`` at once, and yield each as it ends. With one worker that is in order.
 
-    What an episode does depends on seed, number and job alone, as far as its agents repeat themselves. Raises what an
-    agent raises (AgentError); the other workers then stop after what they are at.
+    What an episode does depends on seed, number and job alone, as far as its agents are deterministic. Raises the
+    AgentError of an agent; the other workers then stop after their present job.
     """
     lock = threading.Lock()
-    crew = [_Player(make_env, seating, seed, success or SuccessRule(), lock) for _ in range(min(workers, len(jobs)))]
-    if len(crew) > 1:
-        yield from _together(crew, jobs)
+    team = [_Worker(make_env, seating, seed, success or SuccessRule(), lock) for _ in range(min(workers, len(jobs)))]
+    if len(team) > 1:
+        yield from _together(team, jobs)
         return
-    for player in crew:
-        with contextlib.closing(player):
+    for worker in team:
+        with contextlib.closing(worker):
             for number, job in jobs:
-                yield player.play(number, job)
+                yield worker.play(number, job)
 
 
-def _together(crew: Sequence[_Player], jobs: Sequence[tuple[int, Job]]) -> Iterator[Played]:
-    """Threads that nobody waits for: an interrupted evaluation ends although a server still owes it an answer."""
+def _together(team: Sequence[_Worker], jobs: Sequence[tuple[int, Job]]) -> Iterator[Played]:
+    """Several workers, in daemon threads.
+
+    Nobody waits for such threads, so that an interrupted evaluation ends at once although a server has not answered.
+    """
     waiting: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
     ended: queue.SimpleQueue[Played | BaseException] = queue.SimpleQueue()
     stopped = threading.Event()
-    for numbered in (*jobs, *(None for _ in crew)):
+    for numbered in (*jobs, *(None for _ in team)):
         waiting.put(numbered)
 
-    def work(player: _Player) -> None:
-        with contextlib.closing(player):
+    def work(worker: _Worker) -> None:
+        with contextlib.closing(worker):
             while not stopped.is_set() and (numbered := waiting.get()) is not None:
                 try:
-                    ended.put(player.play(*numbered))
+                    ended.put(worker.play(*numbered))
                 except BaseException as error:  # it is raised where the results are read
                     ended.put(error)
                     return
 
-    for player in crew:
-        threading.Thread(target=work, args=(player,), daemon=True).start()
+    for worker in team:
+        threading.Thread(target=work, args=(worker,), daemon=True).start()
     try:
         for _ in jobs:
             result = ended.get()

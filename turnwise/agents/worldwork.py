@@ -1,9 +1,14 @@
-"""Where worlds do their work: in between the steps of generation, or beside it in threads.
+"""Where environments are reset and stepped: in the calling thread, or in threads of their own.
 
-Threads serve worlds that wait: for a process of their own, a simulator, a server. What is admitted when must not
-depend on how long anything took, or runs would not repeat: the rounding of batched arithmetic depends on who is in the
-batch. So with ``order="fixed"`` work is admitted in the order in which it was begun, and at moments that counts alone
-decide: as long as fewer episodes generate than wait for their worlds.
+With ``WorldThreads(0)`` an environment's step runs at once, between two steps of the engine. With ``WorldThreads(8)``
+up to eight environments step in threads while the engine generates. That helps environments that wait: for a process
+of their own, a simulator, a server.
+
+The order in which results are processed must not depend on time. It decides which episodes share a batch, batched
+arithmetic is rounded differently in another batch, and so a run would not repeat. With ``order="fixed"`` results are
+therefore processed ("admitted") in the order in which the work was begun, and only while fewer episodes are generating
+than are waiting for their environments. Both are counts. With ``order="free"`` results are processed as they come, and
+runs do not repeat (docs/adr/011-answers-are-admitted-by-counts.md).
 """
 
 from __future__ import annotations
@@ -28,14 +33,17 @@ class _Begun(Generic[_T]):
 
 
 class WorldThreads:
-    """``threads`` that worlds share; 0: their work is done at once, by whoever asks for it."""
+    """``threads`` threads that all environments share. With 0 their work runs at once, in the calling thread.
+
+    ``order`` is "fixed" (runs repeat) or "free" (see above).
+    """
 
     def __init__(self, threads: int = 0, order: Order = "fixed") -> None:
         self.order = order
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="world") if threads else None
 
     def run(self, work: Callable[[], None]) -> Future[Failure | None]:
-        """What ``work`` raises is the future's result."""
+        """Start ``work``. The future's result is the exception that it raised, or None. It is not raised here."""
         if self._pool is not None:
             return self._pool.submit(_outcome, work)
         done: Future[Failure | None] = Future()
@@ -43,17 +51,22 @@ class WorldThreads:
         return done
 
     @property
-    def beside(self) -> bool:
+    def concurrent(self) -> bool:
+        """Whether there are threads."""
         return self._pool is not None
 
     def close(self) -> None:
-        """Wait for what runs, forget what does not yet."""
+        """Wait for the work that runs, and cancel what has not begun to run."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
 
 class WorldWork(Generic[_T]):
-    """Work that was begun and not yet admitted; a ``tag`` says whose it is. Waiting is charged to ``clock``."""
+    """Work of environments that was begun and whose results were not yet processed.
+
+    A ``tag`` names each piece of work. The seconds in which the caller waits for results count as "environment" in
+    ``clock``.
+    """
 
     def __init__(self, threads: WorldThreads, clock: Clock) -> None:
         self._threads, self._clock = threads, clock
@@ -63,12 +76,16 @@ class WorldWork(Generic[_T]):
         return len(self._begun)
 
     def begin(self, tag: _T, work: Callable[[], None]) -> None:
+        """Start ``work`` under this tag."""
         self._begun.append(_Begun(tag, self._threads.run(work)))
 
     def admitted(self, generating: Callable[[], int]) -> Iterator[tuple[_T, Failure | None]]:
-        """What may go on now, with what it raised; ``generating`` counts the episodes that a reply is awaited for."""
+        """The results to process now: the tag of each, and the exception that its work raised (or None).
+
+        ``generating()`` is the number of episodes that wait for a reply of a model. It is asked anew for each result.
+        """
         while self._begun:
-            if self._threads.order == "free" and self._threads.beside:
+            if self._threads.order == "free" and self._threads.concurrent:
                 found = self._first_done(block=not generating())
             else:
                 found = self._begun.popleft() if self._due(generating()) else None
@@ -79,18 +96,18 @@ class WorldWork(Generic[_T]):
             yield found.tag, error
 
     def finish(self) -> None:
-        """Wait until no work runs, and forget it all."""
+        """Wait until no work runs, and drop all results."""
         for begun in self._begun:
             begun.future.cancel()
         wait([begun.future for begun in self._begun if not begun.future.cancelled()])
         self._begun.clear()
 
     def wait_for(self, is_meant: Callable[[_T], bool]) -> None:
-        """Return once no work of this tag runs; it is not admitted yet."""
+        """Wait until no work runs whose tag satisfies ``is_meant``. Its results are not processed yet."""
         wait([begun.future for begun in self._begun if is_meant(begun.tag)])
 
     def _due(self, generating: int) -> bool:
-        return not self._threads.beside or generating < len(self._begun)
+        return not self._threads.concurrent or generating < len(self._begun)
 
     def _first_done(self, block: bool) -> _Begun[_T] | None:
         if block:

@@ -27,7 +27,15 @@ from turnwise.algorithms.branching import Rule
 from turnwise.algorithms.common import PPOClip
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.parts import (
+from turnwise.algorithms.tree import (
+    FirstEntropies,
+    PreMonitoring,
+    Remembering,
+    TreeSettings,
+    make_planner,
+)
+from turnwise.algorithms.trunks import SharedCredit, SharedTrunks
+from turnwise.learning.parts import (
     AdvantageModifier,
     ClipPolicy,
     MinibatchView,
@@ -36,15 +44,8 @@ from turnwise.algorithms.parts import (
     UpdateContext,
     required,
 )
-from turnwise.algorithms.recipe import About, Recipe, RunInfo
-from turnwise.algorithms.tree import (
-    FirstEntropies,
-    PreMonitoring,
-    Remembering,
-    TreeSettings,
-    planner_of,
-)
-from turnwise.algorithms.trunks import SharedCredit, SharedTrunks
+from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Agentic Entropy-Balanced Policy Optimization",
@@ -192,7 +193,7 @@ def recipe(config: AEPOConfig, run: RunInfo) -> Recipe:
     made = base_recipe(config.base, run).named("aepo")
     first = FirstEntropies(remembered=not config.forget)
     monitoring = PreMonitoring(config.beta, config.monitor == "keep") if config.balance else None
-    made = made.with_planner(planner_of(config, branch_rule(config), run, monitoring, first))
+    made = made.with_planner(make_planner(config, branch_rule(config), run, monitoring, first))
     if first.remembered:
         made = replace(made, composer=Remembering(made.composer, first))
     if config.balanced_clip:

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.credit import Singleton, group_advantages
-from turnwise.algorithms.parts import (
+from turnwise.learning.credit import Singleton, group_advantages
+from turnwise.learning.parts import (
     AdvantageEstimator,
     AdvantageModifier,
     ClipPolicy,
@@ -28,7 +28,7 @@ from turnwise.algorithms.parts import (
     UpdateContext,
     required,
 )
-from turnwise.algorithms.primitives import KLEstimator, importance_ratio, kl_estimate, masked_whiten
+from turnwise.learning.primitives import KLEstimator, importance_ratio, kl_estimate, masked_whiten
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Trajectory

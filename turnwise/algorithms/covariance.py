@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.algorithms.parts import MinibatchView, required
-from turnwise.algorithms.primitives import token_covariance
+from turnwise.learning.parts import MinibatchView, required
+from turnwise.learning.primitives import token_covariance
 
 
 def covariance(view: MinibatchView, logprobs: Tensor) -> Tensor:

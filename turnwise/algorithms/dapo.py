@@ -19,10 +19,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from turnwise.algorithms.planning import Scorer
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings, StreamRecipe
-from turnwise.algorithms.rewards import RewardTable
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
+from turnwise.learning.planning import Scorer
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.rewards import RewardTable
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.trajectory import Trajectory
 
 ABOUT = About(

@@ -15,9 +15,10 @@ from typing import Literal
 from pydantic import Field
 
 from turnwise.algorithms.common import GroupAdvantage
-from turnwise.algorithms.primitives import AggregationMode
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, StreamRecipe
 from turnwise.algorithms.settings import ClipSettings, GroupSettings
+from turnwise.learning.primitives import AggregationMode
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Understanding R1-Zero-Like Training: A Critical Perspective",

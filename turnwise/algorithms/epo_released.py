@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from turnwise.algorithms.parts import (
+from turnwise.learning.parts import (
     MinibatchView,
     Need,
     Regularizer,
@@ -36,8 +36,8 @@ from turnwise.algorithms.parts import (
     UpdateContext,
     required,
 )
-from turnwise.algorithms.primitives import per_turn_mean
-from turnwise.algorithms.recipe import Settings
+from turnwise.learning.primitives import per_turn_mean
+from turnwise.learning.settings import Settings
 from turnwise.replay.batch import TokenBatch
 
 

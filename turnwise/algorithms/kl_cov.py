@@ -20,9 +20,10 @@ from turnwise.algorithms.common import PPOClip
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.covariance import covariance, top_share
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.parts import MinibatchView, Regularizer, UpdateContext
-from turnwise.algorithms.primitives import kl_estimate
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings
+from turnwise.learning.parts import MinibatchView, Regularizer, UpdateContext
+from turnwise.learning.primitives import kl_estimate
+from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.settings import RunInfo, Settings
 
 ABOUT = About(
     title="The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",

@@ -21,12 +21,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from turnwise.algorithms.common import FreshGroups, Whiten
-from turnwise.algorithms.parts import Critic, Need, UpdateContext, required
-from turnwise.algorithms.planning import Scorer
-from turnwise.algorithms.primitives import clipped_value_loss, turn_starts
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, StreamRecipe
 from turnwise.algorithms.sequences import Along, GeneralizedAdvantage, Level
 from turnwise.algorithms.settings import ClipSettings
+from turnwise.learning.parts import Critic, Need, UpdateContext, required
+from turnwise.learning.planning import Scorer
+from turnwise.learning.primitives import clipped_value_loss, turn_starts
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Proximal Policy Optimization Algorithms",

@@ -16,10 +16,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from turnwise.algorithms.common import FreshGroups, GroupAdvantage, GroupStats, Whiten
-from turnwise.algorithms.parts import AdvantageEstimator
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, StreamRecipe, UnusedSettingError
 from turnwise.algorithms.sequences import Along, ReturnsToGo
 from turnwise.algorithms.settings import ClipSettings
+from turnwise.learning.parts import AdvantageEstimator
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo, UnusedSettingError
 
 ABOUT = About(
     title="REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization",

@@ -18,12 +18,13 @@ from turnwise.algorithms.common import (
     ReferenceKL,
     TruncatedImportance,
 )
-from turnwise.algorithms.credit import Singleton
 from turnwise.algorithms.dynamic_sampling import DynamicSampling
-from turnwise.algorithms.parts import Aggregation, Composer
-from turnwise.algorithms.planning import GroupPlanner, Planner
-from turnwise.algorithms.primitives import AggregationMode, KLEstimator
-from turnwise.algorithms.recipe import Recipe, RunInfo, Settings, StreamRecipe, UnusedSettingError
+from turnwise.learning.credit import Singleton
+from turnwise.learning.parts import Aggregation, Composer
+from turnwise.learning.planning import GroupPlanner, Planner
+from turnwise.learning.primitives import AggregationMode, KLEstimator
+from turnwise.learning.recipe import Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo, Settings, UnusedSettingError
 
 
 class SurrogateSettings(Settings):

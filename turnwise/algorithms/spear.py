@@ -26,12 +26,13 @@ from pydantic import Field, model_validator
 from turnwise.algorithms.clip_cov import CovarianceFilter
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.drbot import DrBoTConfig, ReplyFilter
-from turnwise.algorithms.parts import ClipPolicy, Schedule
-from turnwise.algorithms.planning import Scorer
-from turnwise.algorithms.recipe import About, Recipe, RunInfo, Settings, StreamRecipe, UnusedSettingError
-from turnwise.algorithms.rewards import RewardTable
-from turnwise.algorithms.schedules import constant_weight, cosine_fall, cosine_rise
 from turnwise.algorithms.selfimitation import STREAM, Recalibrated, ReplaySettings, SelfImitation, StoredAdvantage
+from turnwise.learning.parts import ClipPolicy, Schedule
+from turnwise.learning.planning import Scorer
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.rewards import RewardTable
+from turnwise.learning.schedules import constant_weight, cosine_fall, cosine_rise
+from turnwise.learning.settings import RunInfo, Settings, UnusedSettingError
 from turnwise.trajectory import Trajectory
 
 ABOUT = About(

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnwise.agents.engine import EngineCounts, Sampling, SlotEngine, torch_threads
-from turnwise.agents.scratch import ScratchModelConfig, new_model, train_tokenizer
 from turnwise.bench.floor import Load, Machine, Stopwatch
+from turnwise.models.engine import EngineCounts, Sampling, SlotEngine, torch_threads
+from turnwise.models.scratch import new_model, train_tokenizer
+from turnwise.models.settings import ScratchModelConfig
 from turnwise.trajectory import IntArray, Trajectory
 
 BENCH_MODEL = ScratchModelConfig(

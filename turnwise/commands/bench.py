@@ -74,7 +74,7 @@ def _own(target: list[str] | None, env: str | None, shown: tuple[str, ...], as_j
     import json
 
     from turnwise.bench.own import own_bench
-    from turnwise.configfile import config_for_env
+    from turnwise.config.files import config_for_env
 
     words = list(target or [])
     default = config_for_env(env) if env else "household"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -22,9 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.clock import time_line
+from turnwise.cloning.cloner import Progress as Cloning
 from turnwise.evaluation.report import Report
 from turnwise.statistics import Estimate
-from turnwise.training.cloning import Progress as Cloning
 from turnwise.training.experiment import Result
 from turnwise.trajectory import Trajectory
 
@@ -32,6 +33,7 @@ UNKNOWN = "–"
 _BARS = "▁▂▃▄▅▆▇█"
 _STAGES = {
     "clone": "Warm start: cloning the expert",
+    "cached": "Warm start: from the cache, cloned earlier",
     "measure": "Measuring on the test panel",
     "train": "Training",
     "stop": "Stopping after this update (once more: at once)",
@@ -65,6 +67,7 @@ class LiveDisplay:
         self.latest: dict[str, Any] = {}
         self.warnings: list[tuple[int, str]] = []  # (update, name) of the watchdog's events
         self.episodes = 0
+        self.won: dict[str, Trajectory] = {}  # by task key: the first success of each task in the latest measurement
         self._cloning: Cloning | None = None
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -94,6 +97,8 @@ class LiveDisplay:
 
     def stage(self, name: str) -> None:
         self.stage_name = name
+        if name == "measure":
+            self.won = {}
         if name == "train":
             self._progress.start_task(self._bar)
         self._say(f"[bold]{_STAGES.get(name, name)}[/bold]")
@@ -102,12 +107,13 @@ class LiveDisplay:
         fresh = self._cloning is None or progress.success != self._cloning.success
         self._cloning = progress
         if fresh and progress.success is not None:
-            self._say(
-                f"  {progress.tokens:>9,} tokens  loss {progress.loss:.3f}  sampled success {progress.success:.2f}"
-            )
+            success = share_text(progress.success)
+            self._say(f"  {progress.tokens:>9,} tokens  loss {progress.loss:.3f}  sampled success {success}")
 
     def episode(self, trajectory: Trajectory) -> None:
         self.episodes += 1
+        if self.stage_name == "measure" and trajectory.success:
+            self.won.setdefault(trajectory.task.key, trajectory)
 
     def update(self, record: dict[str, Any]) -> None:
         self.latest = record
@@ -128,22 +134,19 @@ class LiveDisplay:
     def render(self) -> RenderableType:
         """The live panel as it is now."""
         if self.stage_name == "clone" and self._cloning is not None:
-            return Panel(self._cloning_text(self._cloning), title=self.title, border_style="cyan")
+            return self._panel(self._cloning_text(self._cloning))
         if not self.latest:
-            return Panel(
-                Text(f"{_STAGES.get(self.stage_name, 'Starting')} …  {self.episodes} episodes"),
-                title=self.title,
-            )
+            return self._panel(Text(f"{_STAGES.get(self.stage_name, 'Starting')} …  {self.episodes} episodes"))
         record, seconds = self.latest, self.latest["seconds"]
         rate = record["sampled_tokens"] / max(seconds["collect"], 1e-9)
         table = Table.grid(padding=(0, 3))
         for _ in range(4):
             table.add_column(justify="left")
         table.add_row(
-            _cell("success", record["success"]),
+            _share_cell("success", record["success"]),
             _cell("reward", record["reward"]),
             _cell("entropy", record["entropy"], "nats"),
-            _cell("invalid", record["invalid_share"]),
+            _share_cell("invalid", record["invalid_share"]),
         )
         table.add_row(
             _cell("turns", record["turns"], digits=1),
@@ -151,7 +154,8 @@ class LiveDisplay:
             _cell("KL", record["kl_behaviour"], "nats", digits=4),
             Text(f"{rate:,.0f} sampled tokens/s"),
         )
-        evaluations = "  ".join(f"{n}: {value:.2f}" for n, value in self.evaluations[-6:])
+        goal = number_text if record["success"] is None else share_text
+        evaluations = "  ".join(f"{n}: {goal(value)}" for n, value in self.evaluations[-6:])
         parts: list[RenderableType] = [
             self._progress,
             table,
@@ -160,10 +164,15 @@ class LiveDisplay:
         ]
         if evaluations:
             parts.append(Text(f"validation  {evaluations}", style="cyan"))
-        return Panel(Group(*parts), title=self.title, border_style="cyan")
+        return self._panel(Group(*parts))
+
+    def _panel(self, content: RenderableType) -> Panel:
+        """Narrower than the terminal, which writes ^C behind it: on a line of its own it would not be cleared away."""
+        width = max(self.console.width - len("^C^C"), 20)
+        return Panel(content, title=self.title, border_style="cyan", width=width)
 
     def _cloning_text(self, progress: Cloning) -> RenderableType:
-        success = "–" if progress.success is None else f"{progress.success:.2f}"
+        success = UNKNOWN if progress.success is None else share_text(progress.success)
         return Text(
             f"cloning the expert   {progress.tokens:,} tokens   loss {progress.loss:.3f} nats   "
             f"sampled success {success}   {progress.cpu_s:.0f} CPU s"
@@ -171,11 +180,12 @@ class LiveDisplay:
 
     def _line(self, record: dict[str, Any]) -> str:
         goal = "reward" if record["success"] is None else "success"  # not every world says what success is
-        entropy = "–" if record["entropy"] is None else f"{record['entropy']:.3f}"
+        told = partial(number_text, digits=2) if goal == "reward" else share_text
+        entropy = UNKNOWN if record["entropy"] is None else f"{record['entropy']:.3f}"
         return (
-            f"  update {record['update'] + 1:>4}/{self.num_updates}  {goal} {record[goal]:.2f}  "
-            f"validation {record['eval_success']:.2f}  entropy {entropy}  "
-            f"invalid {record['invalid_share']:.2f}  {self.clock() - self.started:.0f} s"
+            f"  update {record['update'] + 1:>4}/{self.num_updates}  {goal} {told(record[goal])}  "
+            f"validation {told(record['eval_success'])}  entropy {entropy}  "
+            f"invalid {share_text(record['invalid_share'])}  {self.clock() - self.started:.0f} s"
         )
 
     def _say(self, line: str) -> None:
@@ -183,8 +193,12 @@ class LiveDisplay:
 
 
 def _cell(name: str, value: float | None, unit: str = "", digits: int = 3) -> Text:
-    shown = "–" if value is None else f"{value:.{digits}f}"
+    shown = UNKNOWN if value is None else f"{value:.{digits}f}"
     return Text.assemble((f"{name} ", "dim"), (shown, "bold"), (f" {unit}" if unit else "", "dim"))
+
+
+def _share_cell(name: str, value: float | None) -> Text:
+    return Text.assemble((f"{name} ", "dim"), (UNKNOWN if value is None else share_text(value), "bold"))
 
 
 def estimate_text(estimate: Estimate) -> str:

@@ -40,9 +40,9 @@ def trajectories(
     """
     import json
 
-    from turnwise.records.exporting import export_trajectories
-    from turnwise.records.trajectories import Selection, find, parse_updates, select
-    from turnwise.records.trajectory_tables import Listing, episode_page, summary_row
+    from turnwise.runs.exporting import export_trajectories
+    from turnwise.runs.trajectories import Selection, find, parse_updates, select
+    from turnwise.runs.trajectory_tables import Listing, episode_page, summary_row
 
     if show is not None:
         console.print(episode_page(find(run, show)))
@@ -71,8 +71,8 @@ def replay(
 
     Every observation, validity, reward, the end and the success are compared.
     """
-    from turnwise.records import replaying
-    from turnwise.records.trajectory_tables import printable
+    from turnwise.runs import replaying
+    from turnwise.runs.trajectory_tables import printable
 
     if sum((episode is not None, everything, sample is not None)) != 1:
         raise ValueError("say which: an EPISODE (`turnwise trajectories RUN` lists them), --sample N, or --all")

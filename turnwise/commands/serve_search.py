@@ -17,7 +17,7 @@ from typing import Any
 from turnwise.envs.search.corpus import Corpus, Paths, open_corpus
 from turnwise.envs.search.facts import GeneratedQuestions
 from turnwise.envs.search.retrieval import ENGINES, Retriever, as_json, open_retriever
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 MAX_BODY = 16 * 2**20
 MAX_TOPK = 1000

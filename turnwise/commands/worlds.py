@@ -118,6 +118,6 @@ def print_numbers(to: Console, numbers: dict[str, Any], as_json: bool) -> None:
 
 
 def _kwargs(settings: list[str] | None) -> dict[str, Any]:
-    from turnwise.configfile import override
+    from turnwise.config.files import override
 
     return override({}, settings or [])

@@ -15,7 +15,7 @@ import gymnasium
 
 from turnwise.envs.interface import HasTasks, capability
 from turnwise.envs.tasks import make_env
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 
 @dataclass(frozen=True, slots=True)

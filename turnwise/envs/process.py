@@ -3,7 +3,7 @@
 Everything passes through a pipe by value: actions, observations, ``info``, snapshots and short panels are pickled.
 Long panels that generate their tasks stay in the process and are asked for tasks; so do experts, which may look into
 the world. ``info["admissible_actions"]`` arrives as a list whatever it was; other values in ``info`` must be
-picklable. How processes begin and end: ``turnwise.envs.child``.
+picklable. How processes begin and end: ``turnwise.childprocess``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from turnwise.envs.child import START_METHODS, Child, EnvDiedError, EnvRaisedError, EnvTimeoutError, Limit
+from turnwise.childprocess import START_METHODS, Child, EnvDiedError, EnvRaisedError, EnvTimeoutError, Limit
 from turnwise.envs.interface import (
     CanBeOverruled,
     Expert,
@@ -39,7 +39,7 @@ from turnwise.envs.interface import (
     world_name,
 )
 from turnwise.envs.tasks import expert_of, make_env, panel
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 from turnwise.trajectory import Task
 
 __all__ = ["EnvDiedError", "EnvRaisedError", "EnvTimeoutError", "ProcessEnv"]

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from turnwise.errors import unknown
 from turnwise.evaluation.contenders import AXES, Run, read
 from turnwise.evaluation.pooling import cells, panels_differ, pooled_rate
 from turnwise.evaluation.report import without_nan
-from turnwise.naming import unknown
 from turnwise.statistics import Estimate, crossed_bootstrap, detectable, more_to_resolve
 
 _SHARES = ("clip_share", "dual_clip_share", "dropped_groups", "skipped_steps")

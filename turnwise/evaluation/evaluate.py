@@ -12,18 +12,18 @@ from typing import Any
 from turnwise.agents.chat_client import EndpointConfig, Usage
 from turnwise.agents.collector import Collector, OnEpisode
 from turnwise.agents.endpoint import Endpoint
-from turnwise.agents.engine import Sampling
-from turnwise.agents.episode import Seating, SuccessRule
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.seating import Seating
 from turnwise.agents.textplay import Played
 from turnwise.agents.worldwork import WorldThreads
-from turnwise.config import GameConfig
+from turnwise.assembly.players import WhichCheckpoint, opponents, players
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, closed_after
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report, evaluate_policy, evaluate_scripted
 from turnwise.evaluation.subjects import Asked, Subject, check_seeds
-from turnwise.players import WhichCheckpoint, opponents, players
+from turnwise.models.engine import Sampling
 from turnwise.training.trainer import TEST_KEY
 from turnwise.trajectory import Trajectory
 
@@ -183,8 +183,7 @@ class _Sitting:
                     f"an opponent ({asked.opponent}) needs a game of several players; this is a world of one"
                 )
             return Seating(learners), 1
-        usual = (subject.config.game if subject.config is not None and subject.same_env else None) or GameConfig()
-        others = opponents(asked.opponent or usual.eval_opponent, world, **made)
+        others = opponents(asked.opponent or subject.game.eval_opponent, world, **made)
         return Seating(learners, others), len(game.players) if others is None else 1
 
     def _check_decodings(self, seating: Seating, endpoints: Sequence[Endpoint]) -> None:

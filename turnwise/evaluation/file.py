@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.chat_client import Usage
-from turnwise.agents.drawing import other_draw
 from turnwise.agents.textplay import Played
 from turnwise.evaluation.pooling import Pooled
 from turnwise.evaluation.report import Report, without_nan, write_json
-from turnwise.records.lock import locked
-from turnwise.records.rundir import provenance
+from turnwise.models.drawing import other_draw
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
+from turnwise.runs.directory import provenance
+from turnwise.runs.lock import locked
 from turnwise.trajectory import Task, Trajectory
 
 FORMAT, VERSION = "turnwise-evaluation", 1

@@ -15,10 +15,12 @@ import numpy as np
 
 from turnwise.agents.chat_client import Usage
 from turnwise.agents.collector import Collector, OnEpisode
-from turnwise.agents.engine import Sampling
-from turnwise.agents.episode import Job, Seating, SuccessRule, TextEnv, jobs_for
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.jobs import Job, jobs_for
+from turnwise.agents.seating import Seating, TextEnv
 from turnwise.agents.textplay import Played, play_jobs
 from turnwise.envs.interface import Panel
+from turnwise.models.engine import Sampling
 from turnwise.statistics import Estimate, bootstrap_mean, pass_at_k, wilson
 from turnwise.trajectory import Task, Trajectory
 

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnwise.agents.engine import Reply, Sampling
-from turnwise.agents.episode import ModelAgent
-from turnwise.agents.layers import is_half
-from turnwise.agents.policy import Policy
-from turnwise.algorithms.metrics import Agreement
+from turnwise.agents.seating import ModelAgent
+from turnwise.learning.metrics import Agreement
+from turnwise.models.engine import Reply, Sampling
+from turnwise.models.layers import is_half
+from turnwise.models.policy import Policy
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group, IntArray, Task, Trajectory, Turn
 

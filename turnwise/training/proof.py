@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from turnwise.agents.episode import ModelAgent
-from turnwise.agents.policy import Policy, weights_hash
-from turnwise.algorithms.metrics import Agreement
+from turnwise.agents.seating import ModelAgent
+from turnwise.learning.metrics import Agreement
+from turnwise.models.policy import Policy, weights_hash
 from turnwise.training.noise import Limits
 
 

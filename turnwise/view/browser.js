@@ -5,6 +5,7 @@ const ROW = 58;  // pixels; also in view.css
 const SPARE = 6;  // rows above and below the visible ones
 
 let browser = null;
+let wanted = null;  // [run, row] that the address names
 
 /** A run's index with its columns decoded; `rows` are those that pass the filter, in the chosen order. */
 class Browser {
@@ -70,42 +71,48 @@ function outcomeOf(table, row) {
 
 function showTrajectories(content) {
   const page = $("trajectories");
+  // On a narrow page the list and the trajectory take turns: `listing` says which one is shown.
   const list = el("div", { class: "list", id: "list", role: "listbox", tabindex: 0, "aria-label": "Trajectories", scroll: renderList }, el("div", { id: "rows" }));
   page.append(
     el("aside", {}, el("form", { id: "filter", submit: (event) => event.preventDefault() }), el("p", { id: "count", class: "note" }), list),
     el("div", { id: "episode", tabindex: -1 }),
   );
-  chooseRun(content, 0);
+  chooseRun(content, ...(wanted ?? [0, content.runs[0].episodes.telling]));
   new ResizeObserver(renderList).observe(list);
 }
 
-function chooseRun(content, place) {
+/** Show a run's list, and one of its trajectories. */
+function chooseRun(content, place, row) {
   browser = new Browser(content.runs[place], place);
   shown.row = shown.detail = null;
   $("filter").replaceChildren(...filterFields(content, place));
-  $("episode").replaceChildren(el("p", { class: "note page", text: "Choose a trajectory: j and k, or the pointer." }));
   applyFilter();
+  if (known(row)) openRow(row);
+  else $("episode").replaceChildren(el("p", { class: "note page", text: "This run has no trajectories yet." }));
 }
+
+const listing = (isListed) => $("trajectories").classList.toggle("listing", isListed);
 
 function filterFields(content, place) {
   const { table, index } = browser;
   const present = (values) => [...new Set(values)].sort();
-  const field = (name, label, options) =>
-    el("label", {}, label, el("select", { name, change: applyFilter }, options.map(([value, text]) => el("option", { value, text }))));
+  const field = (name, label, options, title) =>
+    el("label", { title }, label, el("select", { name, change: applyFilter }, options.map(([value, text]) => el("option", { value, text }))));
   const types = present(index.tasks.map((task) => task.type)).filter(Boolean);
   const streams = present(table.stream ?? []);
   const numbers = table.update?.length ? [table.update[0], table.update[table.update.length - 1]] : [0, 0];
   const bound = (name, label, value) =>
     el("label", {}, label, el("input", { type: "number", name, min: numbers[0], max: numbers[1], placeholder: String(value), input: applyFilter }));
   return [
-    content.runs.length > 1 && el("label", { class: "wide" }, "run", el("select", { id: "run", change: (event) => chooseRun(content, Number(event.target.value)) },
+    content.runs.length > 1 && el("label", { class: "wide" }, "run", el("select", { id: "run", change: (event) => chooseRun(content, Number(event.target.value), content.runs[event.target.value].episodes.telling) },
       content.runs.map((run, i) => el("option", { value: i, selected: i === place, text: run.name })))),
     el("label", { class: "wide" }, "search", el("input", { type: "search", name: "words", id: "search", placeholder: "task, type, episode, how it ended   /", autocomplete: "off", input: applyFilter })),
     types.length > 1 && field("type", "task type", [["", "all"], ...types.map((type) => [type, words(type)])]),
     field("outcome", "outcome", [["", "all"], ...present((table.update ?? []).map((_, row) => outcomeOf(table, row))).map((x) => [x, x])]),
     bound("from", "from update", numbers[0]), bound("to", "to update", numbers[1]),
-    field("stream", "training", [["", "all"], ...streams.map((x) => [x, x]), ...(Object.keys(index.replays ?? {}).length ? [["replayed", "replayed later"]] : []), ...((table.fork ?? []).some(known) ? [["branched", "branched"]] : [])]),
-    field("order", "order", [["first", "as played"], ["latest", "latest first"], ["reward", "reward"], ["entropy", "entropy"], ["turns", "turns"], ["tokens", "tokens"]]),
+    field("stream", "training", [["", "all"], ...streams.map((x) => [x, x]), ...(Object.keys(index.replays ?? {}).length ? [["replayed", "replayed later"]] : []), ...((table.fork ?? []).some(known) ? [["branched", "branched"]] : [])], "what became of it in training"),
+    field("order", "order", [["first", "as played"], ["latest", "latest first"], ["reward", "highest reward"], ["entropy", "highest entropy"], ["turns", "most turns"], ["tokens", "most tokens"]]),
+    el("button", { type: "button", class: "wide narrow-only", click: () => listing(false) }, "Back to the trajectory"),
   ].filter(Boolean);
 }
 
@@ -139,21 +146,28 @@ function listRow(row, place) {
   const node = el("div", { class: "row", role: "option", id: `row-${row}`, "aria-selected": String(row === shown.row), click: () => openRow(row) },
     el("span", { class: `dot ${outcomeOf(table, row)}`, title: outcomeOf(table, row) }),
     el("span", { class: "label", text: task.label.slice(browser.prefix) || table.episode[row] }),
+    el("span", { class: "tags" },
+      known(table.fork[row]) && el("span", { class: "tag", text: "branch", title: `its first ${plural(table.fork[row], "turn")} are another attempt's` }),
+      UNTRAINED[table.stream[row]] && el("span", { class: "tag", text: table.stream[row], title: UNTRAINED[table.stream[row]] }),
+      uses && el("span", { class: "tag replay", text: `replayed ${uses}×`, title: "trained on again in later updates" }),
+    ),
     el("span", { class: "meta" },
-      el("span", { text: `u${table.update[row]} #${table.sample[row] < 0 ? "look" : table.sample[row]}` }), el("span", { text: plural(table.turns[row], "turn") }),
-      el("span", { text: `R ${number(table.reward[row], 2)}` }), table.player[row] && el("span", { text: table.player[row] }),
-      known(table.fork[row]) && el("span", { class: "tag", text: `branch @${table.fork[row]}` }),
-      ["left out", "looked at"].includes(table.stream[row]) && el("span", { class: "tag", text: table.stream[row] }),
-      uses && el("span", { class: "tag replay", text: `replayed ${uses}×` }),
+      el("span", { text: `update ${table.update[row]}`, title: "played for this update of the policy, counted from 0" }),
+      el("span", { text: attemptName(table, row), title: "which attempt at its task" }),
+      el("span", { text: plural(table.turns[row], "turn") }),
+      el("span", { text: `reward ${number(table.reward[row], 2)}`, title: "sum of its rewards" }), table.player[row] && el("span", { text: table.player[row] }),
     ),
   );
   node.style.transform = `translateY(${place * ROW}px)`;
   return node;
 }
 
+const attemptName = (table, row) => (table.sample[row] < 0 ? "look" : `attempt ${table.sample[row]}`);
+
 /** Open a trajectory; `move` brings it into the list's view. */
 async function openRow(row, move = true) {
   shown.row = row;
+  listing(false);
   history.replaceState(null, "", `#trajectories/${browser.place}/${row}`);
   const place = browser.rows.indexOf(row);
   const list = $("list");

@@ -45,7 +45,6 @@ function showOverview(content) {
 
 function runCard(run, place) {
   const done = (run.metrics.update ?? []).length;
-  const gain = run.evaluation?.gain;
   const facts = [
     ["world", run.env],
     ["algorithm", run.algorithm],
@@ -54,16 +53,40 @@ function runCard(run, place) {
     ["updates", `${number(done)} of ${number(run.num_updates)}`],
     ["trajectories", number(run.episodes.num)],
     ["commit", run.commit ? run.commit.slice(0, 10) : "unknown"],
-    ["command", run.command],
-  ];
+    ["command", run.command && el("code", { text: run.command })],
+  ].filter(([, value]) => value !== "");
   return el("article", { class: `card run ${runColour(place)}` },
     el("h3", {}, el("span", { class: "swatch" }), run.name),
-    gain && el("p", { class: "headline" },
-      el("strong", { text: `${signed(100 * gain.value, 1)} points` }),
-      ` [${signed(100 * gain.low, 1)}, ${signed(100 * gain.high, 1)}] on ${number(gain.num)} unseen tasks, after against before`),
-    el("dl", { class: "facts" }, facts.map(([name, text]) => el("div", { class: name }, el("dt", { text: name }), el("dd", { text })))),
+    headline(run),
+    el("dl", { class: "facts" }, facts.map(([name, value]) => el("div", { class: name }, el("dt", { text: name }), el("dd", {}, String(value) === value ? value : [value])))),
     el("details", {}, el("summary", { text: "All settings" }), el("pre", { class: "settings", text: run.settings })),
   );
+}
+
+/** "32.8 → 66.4 %" on the test panel, then both intervals and the gain's; null of a run that was not measured. */
+function headline(run) {
+  const found = reached(run);
+  if (!found) return null;
+  return el("div", { class: "headline" },
+    el("p", {}, el("strong", { text: found.short }), ` ${found.what}`),
+    el("p", { class: "note", text: found.intervals }));
+}
+
+/** Success (mean return where that is unknown) before and after training, in words. */
+function reached(run) {
+  const [before, after] = ["before", "after"].map((when) => run.evaluation?.[when]?.sampled);
+  const gain = run.evaluation?.gain;
+  if (!before || !after) return null;
+  const isRate = before.success && after.success;
+  const [told, unit] = isRate ? [points, " points"] : [signed, ""];
+  const change = gain ? `${told(gain.value)}${unit} [${told(gain.low)}, ${told(gain.high)}]` : "";
+  const tasks = plural(after.num_tasks, "unseen task");
+  return {
+    short: isRate ? `${(100 * before.success.value).toFixed(1)} → ${percent(after.success.value)}` : `${number(before.mean_return)} → ${number(after.mean_return)}`,
+    brief: `${change || (isRate ? "success" : "mean return")} on ${tasks}`,
+    what: `${isRate ? "success" : "mean return"} on ${tasks}, before and after training`,
+    intervals: [isRate && `before ${rate(before.success)}`, isRate && `after ${rate(after.success)}`, change && `gain ${change}`, "95 % intervals"].filter(Boolean).join("; "),
+  };
 }
 
 function notes(runs) {
@@ -82,11 +105,14 @@ function watchdog(runs) {
       el("strong", { text: words(event.name ?? "") }),
       el("span", { text: event.diagnosis ?? "" }),
       el("span", { class: "advice", text: event.advice ?? "" }),
-      known(event.value) && el("span", { class: "mono", text: `${number(event.value)} (threshold ${number(event.threshold)})` }),
+      known(event.value) && el("span", { class: "mono", text: `${checked(event.name, event.value)} (threshold ${checked(event.name, event.threshold)})` }),
     );
   });
   return card(`Watchdog: ${plural(found.length, "event")}`, null, el("ul", { class: "events" }, rows));
 }
+
+const SHARE_CHECKS = ["uniform_groups", "repeated_actions", "invalid_actions", "invalid_rise", "clip_share", "skipped_steps", "cut_replies", "full_contexts"];
+const checked = (check, value) => (SHARE_CHECKS.includes(check) ? percent(value) : number(value));
 
 // --- curves ---
 
@@ -112,22 +138,23 @@ function line(run, place, values, options = {}) {
   return {
     type: "scatter", mode: "lines", name: plain(options.name ?? run.name), x: positions(run, updates), y: values ?? [],
     customdata: updates, line: { color: colour(runColour(place)), width: 2, ...options.line },
-    hovertemplate: `%{y:.4~g}<extra>${plain(options.name ?? run.name)} · update %{customdata}</extra>`, ...options.more,
+    hovertemplate: `%{y:${options.format ?? ".4~g"}}<extra>${plain(options.name ?? run.name)} · update %{customdata}</extra>`, ...options.more,
   };
 }
 
 /** A line with its interval as a band behind it. */
-function banded(run, place, found, name) {
+function banded(run, place, found, name, isRate) {
   const x = positions(run, found.map((point) => point.update));
   const tint = colour(runColour(place));
   const edge = { type: "scatter", mode: "lines", x, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
-  const spans = found.map((point) => `[${number(point.low)}, ${number(point.high)}] · update ${point.update}`);
+  const told = (point) => (isRate ? rate(point) : `${number(point.value)} [${number(point.low)}, ${number(point.high)}]`);
+  const spans = found.map((point) => `${told(point)} · update ${point.update}`);
   return [
     { ...edge, y: found.map((point) => point.low) },
     { ...edge, y: found.map((point) => point.high), fill: "tonexty", fillcolor: faded(tint, 0.16) },
     {
       type: "scatter", mode: "lines", name: plain(name), x, y: found.map((point) => point.value), customdata: spans,
-      line: { color: tint, width: 2 }, hovertemplate: `%{y:.3f} %{customdata}<extra>${plain(name)}</extra>`,
+      line: { color: tint, width: 2 }, hovertemplate: `%{customdata}<extra>${plain(name)}</extra>`,
     },
   ];
 }
@@ -138,7 +165,7 @@ function faded(tint, share) {
   return `rgba(${red}, ${green}, ${blue}, ${share})`;
 }
 
-function measured(run, place) {
+function measured(run, place, isRate) {
   const found = run.validation;
   return {
     type: "scatter", mode: "markers", name: plain(`${run.name}: validation`), x: positions(run, found.map((p) => p.update)),
@@ -149,7 +176,7 @@ function measured(run, place) {
       arrayminus: found.map((p) => (known(p.low) ? p.value - p.low : 0)),
     },
     marker: { color: colour("card"), size: 7, line: { color: colour(runColour(place)), width: 2 } },
-    hovertemplate: "validation %{y:.3f}<extra></extra>",
+    hovertemplate: `validation %{y:${isRate ? ".1%" : ".3f"}}<extra></extra>`,
   };
 }
 
@@ -174,7 +201,7 @@ function chartsOf(runs) {
     {
       title: bySuccess ? "Success while training" : "Return while training",
       note: "Line: mean over the update's tasks; band: 95 % over tasks. Rings: validation panel, sampled, 95 %.",
-      traces: () => each(runs, (run, place) => [...banded(run, place, run.outcomes, run.name), measured(run, place)]),
+      traces: () => each(runs, (run, place) => [...banded(run, place, run.outcomes, run.name, bySuccess), measured(run, place, bySuccess)]),
       layout: bySuccess ? { yaxis: { range: [0, 1], tickformat: ".0%" } } : {},
     },
     {
@@ -201,7 +228,7 @@ function chartsOf(runs) {
     },
     {
       title: "Invalid actions", note: "Share of turns whose reply held no valid action.",
-      traces: () => each(runs, (run, place) => [line(run, place, column(run, "invalid_share"))]),
+      traces: () => each(runs, (run, place) => [line(run, place, column(run, "invalid_share"), { format: ".1%" })]),
       layout: { yaxis: { rangemode: "tozero", tickformat: ".0%" } },
     },
   ];
@@ -261,12 +288,13 @@ function replayChart(runs) {
 function anyMetric(runs) {
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))].filter((name) => name !== "update").sort();
   let chosen = names.includes("grad_norm") ? "grad_norm" : names[0];
+  const isRate = () => /(success|share)$/.test(chosen ?? "");
   return {
     title: "Any metric", note: null,
     control: (changed) => el("select", { "aria-label": "Metric", change: (event) => { chosen = event.target.value; changed(); } },
       names.map((name) => el("option", { value: name, selected: name === chosen, text: words(name) }))),
-    traces: () => each(runs, (run, place) => [line(run, place, column(run, chosen))]),
-    layout: {},
+    traces: () => each(runs, (run, place) => [line(run, place, column(run, chosen), isRate() ? { format: ".1%" } : {})]),
+    get layout() { return isRate() ? { yaxis: { tickformat: ".0%" } } : {}; },
   };
 }
 

@@ -65,6 +65,10 @@ function number(value, digits = 3) {
 
 const signed = (value, digits = 3) => (known(value) && value > 0 ? "+" : "") + number(value, digits).replace("-", "−");
 const percent = (value) => (known(value) ? `${(100 * value).toFixed(1)} %` : "–");
+/** "66.4 %" and "[60.4, 71.9]" of an estimate of a rate. */
+const rateParts = (found) => [percent(found.value), known(found.low) ? `[${(100 * found.low).toFixed(1)}, ${(100 * found.high).toFixed(1)}]` : ""];
+const rate = (found) => rateParts(found).join(" ");
+const points = (value) => (value > 0 ? "+" : "") + (100 * value).toFixed(1).replace("-", "−");
 const words = (text) => text.replaceAll("_", " ");
 const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 

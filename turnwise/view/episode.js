@@ -2,6 +2,16 @@
 // One trajectory: its turns, with tokens coloured by what the model was sure of, or what it was taught.
 
 const COLOURINGS = [["entropy", "Entropy", "1"], ["logprob", "Log-prob", "2"], ["advantage", "Advantage", "3"], ["mask", "Mask", "4"]];
+const COLOURS_MEAN = {
+  entropy: "how unsure the model was before a token",
+  logprob: "how likely it thought the token",
+  advantage: "how much better or worse training took the token to be",
+  mask: "what the loss sees",
+};
+const UNTRAINED = {
+  "left out": "Left out of training: its recipe dropped the group (equal returns, or too few) or the episode failed.",
+  "looked at": "Only looked at: its entropies divided the budget of the group; it was not trained on.",
+};
 const MOST = { entropy: 2, logprob: 5 };  // nats of the strongest colour; shades go with the square root
 
 // `row` is the one asked for; `detail` and `trained` are of the one on the page, which unpacking may still delay.
@@ -44,16 +54,25 @@ function heading(browser, row) {
   const { table, index } = browser;
   const task = index.tasks[table.task[row]];
   const facts = [
-    `update ${table.update[row]}`, `policy after ${plural(table.version[row], "update")}`, table.player[row] && `player ${table.player[row]}`,
-    `task ${task.split} ${task.index} (${task.key.slice(0, 12)})`, `attempt ${table.sample[row]}`,
-    plural(table.turns[row], "turn"), plural(table.tokens[row], "token"), `reward ${number(table.reward[row])}`,
-    known(table.shaped[row]) && `shaped return ${number(table.shaped[row])}`, known(table.score[row]) && `score ${number(table.score[row])}`,
-    table.adapter[row] && `weights ${table.adapter[row].slice(0, 8)}`,
+    [`update ${table.update[row]}`, "played for this update, counted from 0"],
+    [`policy after ${plural(table.version[row], "update")}`, "how much the policy had been trained when it played"],
+    table.player[row] && [`player ${table.player[row]}`],
+    [`task ${task.split} ${task.index} (${task.key.slice(0, 12)})`, "split, place in it, and the hash of its content"],
+    [attemptName(table, row), "which attempt at this task"],
+    [plural(table.turns[row], "turn")], [plural(table.tokens[row], "token"), "that the model said"],
+    [`reward ${number(table.reward[row])}`, "sum of the world's rewards"],
+    known(table.shaped[row]) && [`shaped return ${number(table.shaped[row])}`, "what training made of the rewards: scaled, with penalties"],
+    known(table.score[row]) && [`score ${number(table.score[row])}`, "how well the world says the task was done, from 0 to 1"],
+    table.adapter[row] && [`weights ${table.adapter[row].slice(0, 8)}`, "hash of the adapter that played"],
   ];
   return el("header", { class: "heading" },
+    el("div", { class: "stepper narrow-only" },
+      el("button", { id: "open-list", click: () => { listing(true); renderList(); } }, "List"),
+      el("button", { click: () => step(-1), "aria-label": "Previous trajectory" }, "‹ Previous"),
+      el("button", { click: () => step(1), "aria-label": "Next trajectory" }, "Next ›")),
     el("p", { class: "note", text: words(task.type || task.env) }),
     el("h2", {}, el("span", { class: `pill ${outcomeOf(table, row)}`, text: outcomeOf(table, row) }), " ", task.label || table.episode[row]),
-    el("p", { class: "facts-line" }, facts.filter(Boolean).map((text) => el("span", { text })), el("code", { text: table.episode[row] })),
+    el("p", { class: "facts-line" }, facts.filter(Boolean).map(([text, title]) => el("span", { text, title })), el("code", { text: table.episode[row], title: "name of the episode" })),
     trainingLine(browser, row),
   );
 }
@@ -62,11 +81,7 @@ function heading(browser, row) {
 function trainingLine(browser, row) {
   const stream = browser.table.stream[row];
   const uses = browser.index.replays[row] ?? [];
-  const said = {
-    "left out": "Left out of training: its recipe dropped the group (equal returns, or too few) or the episode failed.",
-    "looked at": "Only looked at: its entropies divided the budget of the group; it was not trained on.",
-    unknown: "Whether it was trained on cannot be recomputed for this algorithm.",
-  };
+  const said = { ...UNTRAINED, unknown: "Whether it was trained on cannot be recomputed for this algorithm." };
   const lines = [said[stream] && el("p", { class: "note", text: said[stream] })];
   if (uses.length) {
     const each = uses.map(([update, age, advantage]) => `update ${update} (age ${age}, advantage ${signed(advantage)})`);
@@ -86,7 +101,7 @@ function toolbar(browser, row) {
   const choice = segmented("Colour tokens by", COLOURINGS, shown.colouring, setColouring);
   choice.id = "colouring";
   return el("div", { class: "toolbar" }, choice,
-    el("label", { class: "check" }, el("input", { type: "checkbox", id: "context", checked: shown.context, change: toggleContext }), "model input", el("kbd", { text: "c" })),
+    el("label", { class: "check", title: "show the tokens that the model was given instead of the observation" }, el("input", { type: "checkbox", id: "context", checked: shown.context, change: toggleContext }), "model input", el("kbd", { text: "c" })),
     el("div", { id: "legend", class: "legend" }),
     el("output", { id: "token", class: "mono", text: "Point at a token" }),
   );
@@ -113,8 +128,8 @@ function turnCard(browser, row, turn, place) {
     !turn.continues && place > 0 && el("span", { text: "new context" }),
     trunk && el("span", { text: "shared with its parent" }),
     turn.action !== turn.reply && el("span", {}, "action ", el("code", { text: turn.action })),
-    el("span", { text: `entropy ${number(mean(turn.entropies.filter(known)))}` }),
-    known(advantageOf(turn)) && el("span", { text: `advantage ${signed(advantageOf(turn))}` }),
+    el("span", { text: `entropy ${number(mean(turn.entropies.filter(known)))}`, title: "mean over the reply's tokens, nats" }),
+    known(advantageOf(turn)) && el("span", { text: `advantage ${signed(advantageOf(turn))}`, title: "mean over the reply's tokens" }),
   ];
   return el("li", { class: `turn-card${trunk ? " trunk" : ""}`, id: `turn-${place}`, click: () => selectTurn(place, false) },
     el("span", { class: "place", text: String(place + 1) }),
@@ -162,7 +177,7 @@ function token(turn, i, id, text) {
   span.style.setProperty("--v", (100 * Math.max(strength, 0)).toFixed(0));
   span.dataset.id = id;
   span.addEventListener("pointerenter", () => {
-    const odds = known(turn.logprobs[i]) ? `p ${number(Math.exp(turn.logprobs[i]))}  log-prob ${number(turn.logprobs[i])}` : "";
+    const odds = known(turn.logprobs[i]) ? `probability ${percent(Math.exp(turn.logprobs[i]))}  log-prob ${number(turn.logprobs[i])}` : "";
     $("token").textContent = `${JSON.stringify(text)} (${id})  ${odds}  entropy ${number(turn.entropies[i])}  advantage ${known(advantage) ? signed(advantage) : "not available"}`;
   });
   return span;
@@ -172,12 +187,12 @@ function legend() {
   const available = shown.detail.turns.some((turn) => known(turn.advantages));
   const steps = {
     entropy: [["0", 0], ["0.1", 0.1], ["0.5", 0.5], ["1", 1], ["2 nats", 2]].map(([text, x]) => [text, Math.sqrt(x / MOST.entropy)]),
-    logprob: [["p = 1", 1], ["0.9", 0.9], ["0.5", 0.5], ["0.1", 0.1], ["0.01", 0.01]].map(([text, p]) => [text, Math.sqrt(Math.min(-Math.log(p) / MOST.logprob, 1))]),
+    logprob: [["100 %", 1], ["90 %", 0.9], ["50 %", 0.5], ["10 %", 0.1], ["1 %", 0.01]].map(([text, p]) => [text, Math.sqrt(Math.min(-Math.log(p) / MOST.logprob, 1))]),
     advantage: [[-1, "negative"], [-0.5, "negative"], [0, ""], [0.5, ""], [1, ""]].map(([x, sign]) => [signed(x * shown.scale, 2), Math.abs(x), sign]),
     mask: [["model input: no loss", 0, "given"], ["sampled: trained on", 1, ""]],
   }[shown.colouring];
   const isMissing = shown.colouring === "advantage" && !available;
-  $("legend").replaceChildren(...(isMissing
+  $("legend").replaceChildren(el("span", { class: "what", text: COLOURS_MEAN[shown.colouring] }), ...(isMissing
     ? [el("span", { text: browser.table.stream[shown.row] === "unknown" ? "Advantages are not available for this algorithm" : "Not trained on: it has no advantages" })]
     : steps.map(([text, value, kind]) => {
       const step = el("span", { class: `token by-${shown.colouring} ${kind ?? ""}`, text });

@@ -17,8 +17,8 @@ import numpy as np
 from turnwise.agents.actions import unsent
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR
-from turnwise.records.rundir import RunDirectory
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate, bootstrap_mean, wilson
 from turnwise.trajectory import Group, Trajectory, Turn, group_by_task
 from turnwise.view.credit import Credited, Recipes, Trained, name_of
@@ -47,7 +47,7 @@ def read_episodes(run: RunDirectory, metrics: Sequence[Mapping[str, Any]], limit
     """All of a run's trajectories, or those of updates spread evenly over it, about ``limit`` in number."""
     config, notes = run.config(), list[str]()
     logged = {int(line["update"]): line for line in metrics}
-    recipes = Recipes(config)
+    recipes = Recipes(run)
     vocabulary = vocabulary_of(run)
     info = replace(config.run_info, vocabulary=vocabulary)
     planner = tree_planner(build(config.algorithm, info).planner)

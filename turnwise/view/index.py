@@ -61,7 +61,32 @@ def index_of(updates: Sequence[Update], texts: Mapping[int, str], planner: TreeP
         "replays": _replays(updates, numbers),
         "texts": {str(number): text for number, text in texts.items()},
         "tree": _tree(planner) if planner is not None else None,
+        "telling": telling(rows),
     }
+
+
+def telling(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """The row that the page opens on: a late win of a task whose attempts in an earlier update were all lost.
+
+    Where there is none: a win beside a loss of the same group, then any win, then the first row; None of no rows.
+    """
+    outcomes: dict[tuple[int, int, int], set[int]] = {}
+    for row in rows:
+        if row["success"] is not None and not row["error"]:
+            outcomes.setdefault((row["task"], row["update"], row["group"]), set()).add(row["success"])
+    lost: dict[int, int] = {}  # task -> the first update in which every attempt lost
+    for (task, update, _), found in outcomes.items():
+        if found == {0}:
+            lost[task] = min(lost.get(task, update), update)
+
+    def worth(place: int) -> tuple[bool, bool, bool, int, int]:
+        row = rows[place]
+        group = outcomes.get((row["task"], row["update"], row["group"]), set())
+        learned = lost.get(row["task"], row["update"]) < row["update"]
+        return learned, group == {0, 1}, row["stream"] not in ("left out", "looked at"), row["update"], -place
+
+    won = [place for place, row in enumerate(rows) if row["success"] == 1 and not row["error"]]
+    return max(won, key=worth) if won else 0 if rows else None
 
 
 def _tree(planner: TreePlanner) -> dict[str, Any]:

@@ -86,12 +86,18 @@ async function start() {
   document.addEventListener("keydown", onKey);
   content = JSON.parse(await unpackText("content"));
   $("wait").remove();
+  showReached(content.runs);
   const [tab, place, row] = location.hash.slice(1).split("/");
-  openTab(tab in BUILD ? tab : "overview");
-  if (tab === "trajectories" && Number(place) < content.runs.length && Number(row) < content.runs[place].episodes.num) {
-    chooseRun(content, Number(place));
-    openRow(Number(row));
-  }
+  const isNamed = tab === "trajectories" && Number(place) < content.runs.length && Number(row) < content.runs[place].episodes.num;
+  if (isNamed) wanted = [Number(place), Number(row)];
+  openTab(tab in BUILD ? tab : content.runs[0].episodes.num ? "trajectories" : "overview");
+}
+
+/** What training reached, beside the tabs; of several runs each one's card says it. */
+function showReached(runs) {
+  const found = runs.length === 1 ? reached(runs[0]) : null;
+  if (found) $("reached").replaceChildren(el("strong", { text: found.short }), el("span", { text: found.brief }));
+  if (found) $("reached").title = `${found.what}: ${found.intervals}`;
 }
 
 start();

@@ -15,11 +15,37 @@ function comparisonCard(found) {
   );
 }
 
+// What a column's heading does not say by itself; also shown under the table, for those who cannot point.
+const MEANINGS = {
+  "seeds": "the random seeds whose runs are taken together",
+  "detectable": "the smallest true difference that this many episodes would find with 80 % power",
+  "more episodes": "how many more episodes of each method would resolve a difference of this size",
+  "wall s": "wall-clock seconds, without evaluations",
+  "entropy start / middle / end": "how unsure the policy was while sampling: nats per token",
+  "acted in updates": "share of the updates in which this part of the algorithm changed something",
+  "mechanisms: mean (in updates)": "what the parts of the algorithm counted, and in which share of the updates",
+  "left": "the attempt that it branched off from",
+  "after turn": "how many turns it shares with that attempt",
+  "e first": "entropy of the path's first reply, over ln of the model's vocabulary",
+  "e": "entropy of the reply in question, in the same unit",
+  "rise": "e less e first",
+  "branchings before": "how many turns in a row before this one had branched",
+  "P": "the planner's tendency to branch here, from the rise and the branchings before",
+  "rule": "whether the run's rule, asked again, branches here",
+  "mean entropy of that turn": "nats per token",
+};
+const meaning = (heading) => MEANINGS[heading] ?? (heading.startsWith("P > ") ? MEANINGS.rule : undefined);
+
 function plainTable(header, rows) {
-  return scrolling(el("table", {},
-    el("thead", {}, el("tr", {}, header.map((text) => el("th", { text })))),
-    el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell) => (cell instanceof Node ? el("td", {}, cell) : el("td", { text: cell })))))),
-  ));
+  const explained = header.filter((heading) => meaning(heading));
+  return [
+    scrolling(el("table", {},
+      el("thead", {}, el("tr", {}, header.map((text) => el("th", { text, title: meaning(text), class: meaning(text) && "explained" })))),
+      el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell) => (cell instanceof Node ? el("td", {}, cell) : el("td", { text: cell })))))),
+    )),
+    explained.length > 0 && el("details", { class: "meanings" }, el("summary", { text: "What the columns mean" }),
+      el("dl", {}, explained.map((heading) => [el("dt", { text: heading }), el("dd", { text: meaning(heading) })]))),
+  ];
 }
 
 const scrolling = (table) => el("div", { class: "scroll" }, table);
@@ -41,22 +67,33 @@ function evaluationOf(run, place) {
   ].filter(Boolean);
 }
 
+/** A row for each measure, said in words; a column for each decoding, before and after. */
 function summaryTable(found, decodings) {
   const reports = decodings.flatMap((decoding) =>
     ["before", "after"].filter((when) => found[when][decoding]).map((when) => [decoding, when, found[when][decoding]]));
   const powers = [...new Set(reports.flatMap(([, , report]) => Object.keys(report.pass_at)))].filter((k) => k !== "1");
-  const header = ["decoding", "", "success", ...powers.map((k) => `pass@${k}`), "score", "mean return", "turns", "tokens", "invalid", "entropy", "full context", "faults"];
-  const rows = reports.map(([decoding, when, report]) => [
-    `${decoding} (T = ${report.temperature})`, when, span(report.success, when),
-    ...powers.map((k) => percent(report.pass_at[k])),
-    report.score ? span(report.score, when) : "–",
-    number(report.mean_return), number(report.mean_turns, 1), number(report.mean_action_tokens, 1),
-    percent(report.invalid_share), number(report.entropy), percent(report.context_share), number(report.errors),
-  ]);
   const isScored = reports.some(([, , report]) => report.score && report.score.value !== report.success?.value);
-  const kept = header.map((_, i) => i).filter((i) => header[i] !== "score" || isScored);
-  return plainTable(kept.map((i) => header[i]), rows.map((row) => kept.map((i) => row[i])));
+  const measures = [
+    ["success", "share of the tasks that were solved", (report, when) => span(report.success, when)],
+    ...powers.map((k) => [`pass@${k}`, `solved in at least one of ${k} attempts`, (report) => percent(report.pass_at[k])]),
+    isScored && ["score", "how well the world says a task was done, from 0 to 1", (report) => scored(report.score)],
+    ["return", "mean sum of an episode's rewards", (report) => number(report.mean_return)],
+    ["turns", "mean turns of an episode", (report) => number(report.mean_turns, 1)],
+    ["tokens", "mean tokens that the model said in an episode", (report) => number(report.mean_action_tokens, 1)],
+    ["invalid actions", "share of turns whose reply held no valid action", (report) => percent(report.invalid_share)],
+    ["entropy", "how unsure the model was, nats per token", (report) => number(report.entropy)],
+    ["full context", "share of episodes that ended because the context was full", (report) => percent(report.context_share)],
+    ["faults", "episodes that failed in their environment; they are left out", (report) => number(report.errors)],
+    ["temperature", "of the draws; 0 is the likeliest token every time", (report) => number(report.temperature)],
+  ].filter(Boolean);
+  const header = ["", ...reports.map(([decoding, when]) => `${decoding}, ${when}`)];
+  const rows = measures.map(([name, what, value]) => [
+    el("div", {}, name, el("div", { class: "note", text: what })), ...reports.map(([, when, report]) => value(report, when)),
+  ]);
+  return plainTable(header, rows);
 }
+
+const scored = (found) => (found ? `${number(found.value)} [${number(found.low)}, ${number(found.high)}]` : "–");
 
 function kinds(found, decoding, key, title) {
   const [before, after] = [found.before[decoding]?.[key] ?? {}, found.after[decoding]?.[key] ?? {}];
@@ -77,6 +114,5 @@ function span(estimate, when) {
     svg("line", { class: "scale", x1: 4, x2: width - 4, y1: 8, y2: 8 }),
     svg("line", { class: "reach", x1: across(estimate.low), x2: across(estimate.high), y1: 8, y2: 8 }),
     svg("circle", { cx: across(estimate.value), cy: 8, r: 4.5 }));
-  const text = `${percent(estimate.value)} [${(100 * estimate.low).toFixed(1)}, ${(100 * estimate.high).toFixed(1)}]`;
-  return el("span", { class: "estimate" }, drawing, el("span", { text }));
+  return el("span", { class: "estimate" }, drawing, el("span", {}, rateParts(estimate).flatMap((part) => [el("span", { text: part }), " "])));
 }

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from turnwise.config import PretrainedModelConfig
-from turnwise.records.rundir import RunDirectory
+from turnwise.config.schema import PretrainedModelConfig
+from turnwise.runs.directory import RunDirectory
 
 
 def open_tokenizer(run: RunDirectory) -> Any | None:

@@ -1,7 +1,8 @@
 "use strict";
 // A group's attempts as a tree: a lane for each, along its turns; a fork leaves its parent's lane where they part.
 
-const [TURN, LANE, LEFT, TOP] = [30, 34, 64, 26];  // pixels
+const [LANE, LEFT, TOP] = [34, 64, 26];  // pixels
+let TURN = 30;  // pixels from turn to turn: fewer where a tree would not fit the page
 
 /** Rows of the group in the order in which their lanes do not cross: a path, then what branched off it, latest first. */
 function lanes(rows, parent, fork) {
@@ -20,10 +21,11 @@ function treeCard(table, rows, details, current, settings) {
   if (!rows.some((row) => known(fork[row]))) return null;
   const order = lanes(rows, parent, fork);
   const longest = Math.max(...order.map((row) => table.turns[row]), 1);
+  TURN = Math.min(30, Math.max(13, Math.floor(($("episode").clientWidth - LEFT - 130) / (longest + 1))));
   const most = Math.max(...order.flatMap((row) => entropiesOf(details.get(row))), 1e-9);
   const place = new Map(order.map((row, i) => [row, TOP + i * LANE]));
   const drawing = svg("svg", { class: "tree", width: LEFT + (longest + 1) * TURN + 30, height: TOP + order.length * LANE, role: "group", "aria-label": "Branch tree" });
-  for (let turn = 0; turn < longest; turn += longest > 20 ? 5 : 1) {
+  for (let turn = 0; turn < longest; turn += longest > 20 || TURN < 22 ? 5 : 1) {
     drawing.append(svg("text", { class: "scale", x: LEFT + turn * TURN, y: 10, "text-anchor": "middle" }, String(turn + 1)));
   }
   for (const row of order) drawing.append(lane(table, row, details.get(row), place, most, row === current));
@@ -65,7 +67,7 @@ function lane(table, row, detail, place, most, isCurrent) {
 }
 
 function node(x, y, turn, entropy, most) {
-  const circle = svg("circle", { class: "turn", cx: x, cy: y, r: 6 }, svg("title", {}, `turn ${turn + 1}: e = ${number(entropy)}`));
+  const circle = svg("circle", { class: "turn", cx: x, cy: y, r: Math.min(6, TURN / 2 - 1) }, svg("title", {}, `turn ${turn + 1}: e = ${number(entropy)}`));
   circle.style.setProperty("--v", (100 * Math.sqrt(entropy / most)).toFixed(0));
   return circle;
 }

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from turnwise.algorithms.planning import Planner, PlannerAround
 from turnwise.algorithms.tree import TreePlanner, TreeSettings
+from turnwise.learning.planning import Planner, PlannerAround
 from turnwise.trajectory import Trajectory
 
 

@@ -15,7 +15,7 @@ from gymnasium.error import ResetNeeded
 
 from turnwise.envs.adapters.generators import OwnGenerators
 from turnwise.envs.interface import AnyText, Info
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 _WON = 1.0 - 1e-6
 """Rewards come in parts (one for each cell of a Sudoku) that add up to 1."""

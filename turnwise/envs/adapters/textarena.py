@@ -19,7 +19,7 @@ from gymnasium.error import ResetNeeded
 
 from turnwise.envs.adapters.generators import OwnGenerators
 from turnwise.envs.interface import AnyText, Info
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 _GAME = -1  # who speaks when the game does
 

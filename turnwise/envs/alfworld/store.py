@@ -25,7 +25,7 @@ from turnwise.envs.alfworld.pddl import GameText, parse_game
 from turnwise.envs.cache import cache_dir, made_once
 from turnwise.envs.interface import Panel
 from turnwise.envs.panels import mixed
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 from turnwise.trajectory import Task
 
 ENV_ID = "turnwise/ALFWorld-v0"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
+from turnwise.childprocess import EnvRaisedError, EnvTimeoutError
 from turnwise.envs.check.probe import (
     Finding,
     Frame,
@@ -24,7 +25,6 @@ from turnwise.envs.check.probe import (
     skipped,
     step,
 )
-from turnwise.envs.child import EnvRaisedError, EnvTimeoutError
 from turnwise.envs.interface import HasExpert, HasPlayers, HasSnapshots, HasTasks, capability, instructions_of
 
 OFFERED = ("tasks", "snapshot", "restore", "expert", "players", "role")

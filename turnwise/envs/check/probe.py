@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import gymnasium
 
-from turnwise.envs.child import EnvRaisedError
+from turnwise.childprocess import EnvRaisedError
 from turnwise.envs.interface import Expert, HasExpert, HasTasks, Info, are_names, capability
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, expert_of, maker, panel, start

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import Any
 
+from turnwise.childprocess import EnvRaisedError
 from turnwise.envs.check.probe import (
     Episode,
     Finding,
@@ -18,7 +19,6 @@ from turnwise.envs.check.probe import (
     skipped,
     step,
 )
-from turnwise.envs.child import EnvRaisedError
 from turnwise.envs.interface import HasSnapshots, capability
 
 _OWN_RANDOMNESS = "draw from self.np_random alone, and sort what comes from sets"

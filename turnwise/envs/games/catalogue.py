@@ -16,7 +16,7 @@ from turnwise.envs.games.adapter import NumbersView, TextGame, sequential
 from turnwise.envs.games.experts import Policy
 from turnwise.envs.games.negotiation import Negotiation
 from turnwise.envs.panels import SIZES
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 Sizes = tuple[int, int]  # of the panels validation and test
 Game = Any  # a PettingZoo AEC environment of texts

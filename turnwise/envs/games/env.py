@@ -14,7 +14,7 @@ from turnwise.envs.games.experts import PolicyExpert
 from turnwise.envs.games.starts import Start, starts
 from turnwise.envs.interface import Expert, Info, Panel
 from turnwise.envs.world import SnapshotEnv
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 
 @dataclass(frozen=True, slots=True)

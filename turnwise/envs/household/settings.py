@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from turnwise.envs.household.rooms import ROOMS, RoomName, Vocabulary
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from turnwise.envs.scienceworld.admissible import LazyActions
 from turnwise.envs.scienceworld.gold import GoldExpert
 from turnwise.envs.scienceworld.simulator import NOT_UNDERSTOOD, Outcome, Simulator
 from turnwise.envs.world import TaskEnv
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 INSTRUCTIONS = """\
 An action is one command; OBJ is an object or place as the observations name it:

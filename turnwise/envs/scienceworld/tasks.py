@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from turnwise.envs.interface import Panel
 from turnwise.envs.panels import content_key
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 from turnwise.trajectory import Task
 
 ENV_ID = "turnwise/ScienceWorld-v0"

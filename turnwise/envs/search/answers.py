@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 Measure = Callable[[str, Sequence[str]], float]
 """(answer, golden answers) -> [0, 1]; the best over the golden ones."""

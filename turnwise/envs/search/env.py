@@ -17,7 +17,7 @@ from turnwise.envs.search.protocol import SearchProtocol, protocol_named
 from turnwise.envs.search.questions import FileQuestions, Question, Questions
 from turnwise.envs.search.retrieval import Hit, Retriever, open_retriever
 from turnwise.envs.world import SnapshotEnv
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 
 @dataclass(frozen=True, slots=True)

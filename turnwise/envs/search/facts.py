@@ -16,7 +16,7 @@ from turnwise.envs.panels import GeneratedTasks, content_key
 from turnwise.envs.search.questions import ENV_ID, Choices, Question
 from turnwise.envs.search.wording import RELATIONS, Elder, Hop, Name, Phrase, ask
 from turnwise.envs.search.world import Size, World, world_of
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 VERSION = 1
 """Raise whenever the same seed may give another world or question."""

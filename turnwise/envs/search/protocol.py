@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol
 
 from turnwise.envs.search.retrieval import Hit
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from turnwise.envs.interface import Panel
 from turnwise.envs.panels import content_key
 from turnwise.envs.search.corpus import Row, read_rows, stamp
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 from turnwise.trajectory import Task
 
 ENV_ID = "turnwise/Search-v0"

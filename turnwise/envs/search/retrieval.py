@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from turnwise.envs.cache import cache_dir, made_once
 from turnwise.envs.search.bm25 import BM25
 from turnwise.envs.search.corpus import Corpus, Document
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 ENGINES = ("bm25", "bm25s")
 MEMORY_LIMIT = 300_000

@@ -17,7 +17,7 @@ from turnwise.envs.interface import Panel
 from turnwise.envs.panels import content_key
 from turnwise.envs.textworld.game import check_story
 from turnwise.envs.textworld.generation import ENV_ID, ERROR_FILE, GAME_FILE, KEY_FILE, checked_settings
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 from turnwise.trajectory import Task
 
 SPLITS = ("train", "validation", "test")

@@ -14,7 +14,7 @@ from typing import Any
 
 from turnwise.envs.cache import made_once
 from turnwise.envs.panels import content_key
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 ENV_ID = "turnwise/TextWorld-v0"
 KINDS: Mapping[str, Mapping[str, Any]] = {

@@ -9,7 +9,7 @@ from gymnasium.error import ResetNeeded
 
 from turnwise.envs.interface import Info, Panel
 from turnwise.envs.world import SnapshotEnv
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 State = TypeVar("State")
 Start = TypeVar("Start", covariant=True)

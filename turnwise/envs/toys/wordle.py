@@ -13,7 +13,7 @@ from turnwise.envs.interface import Expert, Info, Panel
 from turnwise.envs.panels import content_key
 from turnwise.envs.toys.toy import ToyEnv, check_expert, level_of, report
 from turnwise.envs.toys.words import WORDS
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 from turnwise.trajectory import Task
 
 ENV_ID = "turnwise/Wordle-v0"

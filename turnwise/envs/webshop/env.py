@@ -20,7 +20,7 @@ from turnwise.envs.webshop.simulator import Simulator, State
 from turnwise.envs.webshop.splits import Splits
 from turnwise.envs.webshop.store import open_shelves
 from turnwise.envs.world import SnapshotEnv
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 MODES = ("text", "text_rich", "html", "url", "compact")
 REWARDS = ("raw", "verl_agent")

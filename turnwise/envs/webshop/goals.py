@@ -19,7 +19,7 @@ from typing import Any
 from turnwise.envs.panels import content_key
 from turnwise.envs.webshop.data import Product, Request
 from turnwise.envs.webshop.store import Shelves
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 
 KINDS = ("synthetic", "human")
 PRICE_SEED, SHUFFLE_SEED = 42, 233

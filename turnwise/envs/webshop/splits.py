@@ -8,7 +8,7 @@ from itertools import islice
 
 from turnwise.envs.interface import Panel
 from turnwise.envs.webshop.goals import Goal, Goals
-from turnwise.naming import unknown
+from turnwise.errors import unknown
 from turnwise.trajectory import Task
 
 SCHEMES = ("leak_free", "verl_agent", "original")

@@ -1,0 +1,47 @@
+"""Which episodes to play.
+
+A job is one attempt at one task. ``jobs_for(tasks, samples=4, key=12)`` makes four jobs for each task, in update 12 of
+a run. The four attempts at a task start from the same state and differ in the tokens that are sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from turnwise.seeds import mix
+from turnwise.trajectory import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One episode to play: attempt number ``sample`` at ``task``.
+
+    ``key`` distinguishes repeated visits to a task; a trainer passes the number of the update. ``learner_seat`` is used
+    in games with opponents only. It is the number of the seat that the learner fills, modulo the number of seats.
+    """
+
+    task: Task
+    sample: int = 0
+    key: int = 0
+    learner_seat: int = 0
+
+    def env_seed(self, seed: int) -> int:
+        """The seed of the environment's reset, in [0, 2**31). ``seed`` is the run's.
+
+        All attempts at a task with the same ``key`` get the same seed.
+        """
+        return mix("env", seed, self.task.key, self.key) >> 33
+
+    @property
+    def episode(self) -> str:
+        """The episode's id, as it is stored with its trajectories."""
+        return f"{self.task.split}-{self.task.index}-{self.key}-{self.sample}"
+
+
+def jobs_for(tasks: Iterable[Task], samples: int, key: int) -> list[Job]:
+    """``samples`` attempts at each task, grouped by task.
+
+    In a game with opponents the learner moves on by one seat from each attempt to the next.
+    """
+    return [Job(task, sample, key, task.index + sample) for task in tasks for sample in range(samples)]

@@ -1,0 +1,196 @@
+"""Who plays in an episode.
+
+Three words have one meaning each.
+
+    player   who acts, in the environment's own terms: "adversary_0" (PettingZoo calls it an agent). The name is empty
+             in an environment of one player.
+    seat     the place of one player in one episode. An agent fills it: a language model, or an agent without a model.
+    role     what kind of player it is. "adversary_0" and "adversary_1" have the role "adversary", and one policy may
+             play both.
+
+Examples, for a game of two players: ``Seating({"": model})`` is self-play. The model fills both seats, and both give a
+trajectory. ``Seating({"": model}, opponents={"": scripted("random")})`` gives one seat to the model and the other to an
+agent that plays at random. Only the model's seat gives a trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import gymnasium
+import numpy as np
+
+from turnwise.agents.jobs import Job
+from turnwise.agents.prompts import AgentConfig, ChatFormat, Context, new_context
+from turnwise.envs.interface import HasPlayers, Info, capability
+from turnwise.models.engine import Engine
+from turnwise.seeds import mix
+from turnwise.trajectory import IntArray, Turn
+
+TextEnv = gymnasium.Env[str, str]
+
+NO_IDS = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReply:
+    """What an agent answered: its whole reply, the action read from it, and whether the reply held an action."""
+
+    reply: str
+    action: str
+    valid: bool
+
+
+class CutShortError(Exception):
+    """An agent cannot continue its episode, which is then truncated for ``reason``: "context" where that is full."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Agent(Protocol):
+    """Chooses the actions of one episode.
+
+    ``begin`` gets the first observation. ``act`` gets each observation, the first one again, and returns the action, or
+    an ``AgentReply`` where more was said than the action.
+    """
+
+    def begin(self, observation: str, info: Info) -> None: ...
+    def act(self, observation: str, info: Info) -> str | AgentReply: ...
+
+
+@dataclass(slots=True)
+class ModelAgent:
+    """A language model that plays.
+
+    ``engine`` generates its replies, ``chat`` and ``config`` say how it is shown the environment. ``name``, ``version``
+    (the number of updates) and ``adapter_hash`` identify its weights in trajectories.
+    """
+
+    engine: Engine
+    chat: ChatFormat
+    config: AgentConfig
+    name: str = ""
+    version: int = 0
+    adapter_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scripted:
+    """An agent without a model of ours. ``make(env, seed)`` returns a fresh one for each episode."""
+
+    name: str
+    make: Callable[[TextEnv, int], Agent]
+
+
+AnyAgent = ModelAgent | Scripted
+"""Whatever may fill a seat."""
+
+
+@dataclass(slots=True)
+class Seat:
+    """The place of one player in one episode: what it was shown, what it did, and what it earned.
+
+    Either ``model`` or ``agent`` fills it. ``recorded`` says whether the seat gives a trajectory. ``slot`` is the
+    model's context in its engine.
+    """
+
+    player: str = ""
+    role: str = ""
+    policy: str = ""
+    model: ModelAgent | None = None
+    agent: Agent | None = None
+    recorded: bool = True
+    slot: int = -1
+    turns: list[Turn] = field(default_factory=list)
+    observation: str = ""
+    context: Context | None = None
+    prompt: IntArray = field(default_factory=lambda: NO_IDS)
+    continues: bool = False
+    begun: bool = False
+    early_reward: float = 0.0  # what the player earned before its first turn
+
+    def observe(self, observation: str, info: Info, instructions: str) -> None:
+        """It is this player's turn. Add the observation to the model's context, as the next ``prompt``."""
+        self.observation = observation
+        first, self.begun = not self.begun, True
+        if self.model is None:
+            if first and self.agent is not None:
+                self.agent.begin(observation, info)
+            return
+        admissible = info.get("admissible_actions")
+        if self.context is None:
+            self.context = new_context(self.model.chat, self.model.config, instructions)
+            self.prompt, self.continues = self.context.begin(observation, admissible), False
+        else:
+            last = self.turns[-1]
+            self.prompt, self.continues = self.context.extend(last.action_ids, last.action, observation, admissible)
+
+    def add_turn(self, turn: Turn) -> None:
+        """Append a turn of this player. The first one gets the reward that was earned before it."""
+        self.turns.append(turn)
+        self.early_reward, early = 0.0, self.early_reward
+        self.add_reward(early)
+
+    def add_reward(self, reward: float) -> None:
+        """Add a reward to the player's last turn, or keep it for its first turn where there is none yet."""
+        if not self.turns:
+            self.early_reward += reward
+        elif reward:
+            self.turns[-1] = replace(self.turns[-1], reward=self.turns[-1].reward + reward)
+
+    @property
+    def total_reward(self) -> float:
+        return float(sum(turn.reward for turn in self.turns))
+
+    def context_ids(self) -> IntArray:
+        """All token ids of the present context, [N]: everything since it was last opened afresh, then the prompt."""
+        parts = [self.prompt]
+        for turn in reversed(self.turns if self.continues else []):
+            parts += [turn.action_ids, turn.prompt_ids]
+            if not turn.continues:
+                break
+        return np.concatenate(parts[::-1])
+
+
+@dataclass(frozen=True)
+class Seating:
+    """Which agent fills which seat.
+
+    The keys of both mappings are names of players or roles; ``""`` stands for every player that is not named. Without
+    ``opponents`` the learners fill every seat. With them a learner fills the seat ``Job.learner_seat``, opponents fill
+    the others, and only the learner's seat is recorded. An environment of one player has one seat, the learner's.
+    """
+
+    learners: Mapping[str, AnyAgent]
+    opponents: Mapping[str, AnyAgent] | None = None
+
+    @property
+    def models(self) -> list[ModelAgent]:
+        """The language models among the agents."""
+        found = [*self.learners.values(), *(self.opponents or {}).values()]
+        return [agent for agent in found if isinstance(agent, ModelAgent)]
+
+    def seats(self, env: TextEnv, job: Job, seed: int) -> list[Seat]:
+        """A filled seat for every player, in the order of the players. ``seed`` feeds agents without a model."""
+        game = capability(env, HasPlayers)
+        if game is None:
+            return [self._seat(env, "", "", self.learners[""], True, seed)]
+        seats = []
+        for number, player in enumerate(game.players):
+            role = game.role(player)
+            learns = self.opponents is None or number == job.learner_seat % len(game.players)
+            agents = self.learners if learns or self.opponents is None else self.opponents
+            agent = next(agents[name] for name in (player, role, "") if name in agents)
+            own_seed = mix("seat", seed, job.task.key, job.key, job.sample, player)
+            seats.append(self._seat(env, player, role, agent, learns, own_seed))
+        return seats
+
+    @staticmethod
+    def _seat(env: TextEnv, player: str, role: str, agent: AnyAgent, recorded: bool, seed: int) -> Seat:
+        if isinstance(agent, ModelAgent):
+            return Seat(player, role, agent.name, model=agent, recorded=recorded)
+        return Seat(player, role, agent.name, agent=agent.make(env, seed), recorded=recorded)

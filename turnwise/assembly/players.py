@@ -1,0 +1,204 @@
+"""From a name to whoever plays: a scripted agent, a run (as one of its checkpoints left it), a model folder, an
+endpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.chat_client import EndpointConfig
+from turnwise.agents.endpoint import UNTRAINED, endpoint, is_endpoint
+from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.agents.scripted import scripted
+from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted
+from turnwise.config.files import parse_section
+from turnwise.config.schema import GameConfig, PretrainedModelConfig
+from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.tasks import TextEnv
+from turnwise.jsonfile import read_object
+from turnwise.models.engine import Engine, SlotEngine
+from turnwise.models.loading import check_length, end_ids, load_model
+from turnwise.models.parallel import ParallelEngine
+from turnwise.models.policy import Policy
+from turnwise.models.remote import RemoteEngine, shared_weights
+from turnwise.models.settings import made_from_scratch
+from turnwise.runs.checkpoints import CheckpointName
+from turnwise.runs.directory import RunDirectory
+
+AGENT_FILE = "agent.json"
+
+PRETRAINED: Mapping[str, Any] = {**UNTRAINED, "action_format": "tags", "max_context_tokens": 8192}
+"""Agent settings of a model folder or hub name that says nothing of its own, as in ``configs/default.yaml``."""
+
+WhichCheckpoint = CheckpointName | int
+"""The last, the best, or the one after so many updates."""
+
+
+def sides_of(env: TextEnv, settings: GameConfig | None, env_id: str) -> list[str]:
+    """The policies of a run, by the role or player that each plays; ``[""]`` where one plays everything.
+
+    Raises ValueError for settings of games in a world of one player.
+    """
+    game = capability(env, HasPlayers)
+    if game is None:
+        if settings is not None:
+            raise ValueError(f"{env_id} is a world of one player: leave the game settings out")
+        return [""]
+    kind = (settings or GameConfig()).policies
+    if kind == "shared":
+        return [""]
+    return list(dict.fromkeys(player if kind == "per_player" else game.role(player) for player in game.players))
+
+
+def opponents(
+    name: str,
+    env: TextEnv,
+    *,
+    num_slots: int,
+    threads: int | None = None,
+    device: str = "cpu",
+    asked: EndpointConfig | None = None,
+) -> dict[str, AnyAgent] | None:
+    """Who has the seats of a game that learners leave; None for ``self``, and in a world of one player."""
+    if name == "self" or capability(env, HasPlayers) is None:
+        return None
+    return players(name, env, num_slots=num_slots, threads=threads, device=device, asked=asked)
+
+
+def load_policies(
+    run: RunDirectory, sides: list[str], checkpoint: WhichCheckpoint | None = None, device: str | None = None
+) -> dict[str, Policy]:
+    """The policies of a run: its base model with fresh adapters for each side, or as a checkpoint left them.
+
+    ``device`` None is the run's own. Sides share the weights that are not trained.
+    """
+    config = run.config()
+    pretrained = config.model if isinstance(config.model, PretrainedModelConfig) else None
+    if run.model_path.exists():
+        path: str | Path = run.model_path
+    elif pretrained is not None:
+        path = pretrained.path
+    else:
+        raise ValueError(f"{run.path} has no model folder: its warm start did not finish; start a new run")
+    model, tokenizer = load_model(
+        path, dtype=pretrained.dtype if pretrained else "float32", device=device or config.device
+    )
+    shared = {id(p): p for p in model.parameters()} if config.lora else {}
+    models = [model, *(copy.deepcopy(model, dict(shared)) for _ in sides[1:])]
+    policies = {
+        side: Policy(
+            own,
+            tokenizer,
+            lora=config.lora,
+            seed=config.seed,
+            gradient_checkpointing=pretrained.gradient_checkpointing if pretrained else False,
+        )
+        for side, own in zip(sides, models, strict=True)
+    }
+    if checkpoint is not None:
+        known = run.checkpoints.updates()
+        if isinstance(checkpoint, int) and checkpoint not in known:
+            told = ", ".join(map(str, known)) or "none"
+            raise ValueError(f"{run.path} has no checkpoint of update {checkpoint}: there is one of {told}")
+        saved = run.checkpoints.load(checkpoint) if isinstance(checkpoint, int) else run.load(checkpoint)
+        for side, policy in policies.items():
+            policy.load_trainable_state(saved.policy_tensors(side))
+            policy.sync(saved.update)
+    return policies
+
+
+def model_agent(
+    policy: Policy,
+    settings: AgentConfig,
+    *,
+    num_slots: int,
+    threads: int | None = None,
+    engines: int = 1,
+    name: str = "",
+) -> ModelAgent:
+    """A policy, ready to play; on a CPU its slots may be divided among ``engines`` in processes."""
+    check_length(policy.sampler.config, settings.max_context_tokens)
+    chat = ChatFormat(policy.tokenizer, settings.system, date=settings.date, end_ids=end_ids(policy.sampler))
+    limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
+    engine: Engine
+    if engines == 1:
+        engine = SlotEngine(policy.sampler, num_slots=num_slots, **limits)
+    else:
+        with shared_weights(policy.sampler, policy.model) as shared:
+            shares = [len(range(number, num_slots, engines)) for number in range(min(engines, num_slots))]
+            engine = ParallelEngine([RemoteEngine(shared, num_slots=share, **limits) for share in shares])
+    return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash)
+
+
+def open_run(target: str | Path) -> RunDirectory | None:
+    """The run at ``target``, if there is one."""
+    return RunDirectory.open(target) if (Path(target) / "config.yaml").is_file() else None
+
+
+def players(
+    target: str | Path,
+    env: TextEnv,
+    *,
+    num_slots: int,
+    checkpoint: WhichCheckpoint | None = None,
+    agent: Mapping[str, Any] | None = None,
+    threads: int | None = None,
+    engines: int = 1,
+    device: str = "cpu",
+    asked: EndpointConfig | None = None,
+) -> dict[str, AnyAgent]:
+    """Who plays, by role or player (``""``: every one).
+
+    ``target`` is ``random``, ``expert[:KIND]``, a run folder, a model folder or hub name, or ``openai:MODEL[@URL]``,
+    which is asked as ``asked`` says. A run brings its agent settings and the checkpoint that it names best or last, an
+    exported folder its agent settings; ``agent`` changes some of them. Raises ValueError for a target that is not
+    there.
+    """
+    found = scripted(str(target))
+    if found is not None:
+        if agent or checkpoint is not None:
+            raise ValueError(f"{target} plays without a model: agent settings and checkpoints do not apply")
+        return {"": found}
+    if is_endpoint(str(target)):
+        return {"": _remote(str(target), agent or {}, checkpoint, asked or EndpointConfig())}
+    run = open_run(target)
+    if run is None and checkpoint is not None:
+        raise ValueError(f"{target} is not a run: there is no checkpoint to choose")
+    settings = agent_settings(target, run.config().agent if run else None, agent or {})
+    if run is None:
+        policies = {"": Policy.load(target, lora=None, device=device)}
+    else:
+        config = run.config()
+        chosen = config.keep_checkpoint if checkpoint is None else checkpoint
+        policies = load_policies(run, sides_of(env, config.game, config.env.id), chosen, device)
+    made: dict[str, AnyAgent] = {}
+    for side, policy in policies.items():
+        name = f"{target}#{side}" if side else str(target)
+        made[side] = model_agent(policy, settings, num_slots=num_slots, threads=threads, engines=engines, name=name)
+    return made
+
+
+def _remote(name: str, agent: Mapping[str, Any], checkpoint: WhichCheckpoint | None, asked: EndpointConfig) -> Scripted:
+    if checkpoint is not None:
+        raise ValueError(f"{name} is an endpoint: there is no checkpoint to choose")
+    if "max_context_tokens" in agent:
+        raise ValueError("agent.max_context_tokens: how long a context may be is for the endpoint's server to say")
+    return endpoint(name, parse_section(AgentConfig, {**UNTRAINED, **agent}, "agent"), asked)
+
+
+def agent_settings(target: str | Path, trained: AgentConfig | None, changes: Mapping[str, Any]) -> AgentConfig:
+    """A run's, an exported folder's, or those of an untrained model, with ``changes``; ValueError for unknown ones.
+
+    A model from elsewhere has not been trained on the world: it is told what to do, as an endpoint's is. A small model
+    of ours knows nothing but its demonstrations, which have no instructions.
+    """
+    saved = Path(target) / AGENT_FILE
+    known: dict[str, Any] = {} if made_from_scratch(target) else dict(PRETRAINED)
+    if trained is not None:
+        known = trained.model_dump()
+    elif saved.is_file():
+        known = read_object(saved)
+    return parse_section(AgentConfig, {**known, **changes}, "agent")

@@ -1,0 +1,387 @@
+"""Configuration files: one YAML file and ``key.path=value`` overrides, read and checked at the edge.
+
+Unknown keys, wrong types, impossible combinations and settings that the run would not use are errors of one line
+each, with the nearest right name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from turnwise.config.names import DEFAULT_ALGORITHM, explained, names_of, settings_of
+from turnwise.config.schema import EnvConfig, PretrainedModelConfig, RunConfig
+from turnwise.learning.settings import UnusedSettingError, laid_over
+from turnwise.models.settings import made_from_scratch
+
+Section = TypeVar("Section", bound=BaseModel)
+
+CONFIG_SUFFIXES = (".yaml", ".yml")
+
+
+def config_folder() -> Path:
+    """The folder of the configuration files that come with turnwise."""
+    shipped = Path(str(files("turnwise"))) / "configs"
+    return shipped if shipped.is_dir() else Path(__file__).parent.parent.parent / "configs"
+
+
+def shipped_configs() -> list[str]:
+    """Names of the shipped configurations, such as ``household``."""
+    root = config_folder()
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
+
+
+def read_config(name: str | Path, *, scratch: bool = True) -> dict[str, Any]:
+    """A configuration file by path, or a shipped one by name, as one mapping; ValueError that names the nearest.
+
+    ``extends: NAME`` in a file takes that configuration and lays the file's own settings over it. Its sections
+    ``scratch:`` and ``pretrained:`` hold settings for a model made from nothing, or for one that is brought; the
+    argument ``scratch`` says which of the two are taken.
+    """
+    return _settled(_layers(name), scratch)[0]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One file's own settings; ``shipped`` files come with turnwise, so that nobody set what they say by hand."""
+
+    settings: dict[str, Any]
+    shipped: bool
+
+
+def _layers(name: str | Path, above: tuple[str, ...] = ()) -> list[_Layer]:
+    """A file with those that it extends, the lowest first. ``above`` are the names that lead here."""
+    read, shipped = _read_yaml(name)
+    below = read.pop("extends", None)
+    own = _Layer(read, shipped)
+    if below is None:
+        return [own]
+    if not isinstance(below, str) or below in (*above, str(name)):
+        raise ValueError(f"{name}: extends should name another configuration, and not lead back; got {below!r}")
+    return [*_layers(below, (*above, str(name))), own]
+
+
+def _settled(layers: Sequence[_Layer], scratch: bool) -> tuple[dict[str, Any], set[str]]:
+    """Layers as one mapping for that kind of model, and the dotted names that files of the user's own set."""
+    made: dict[str, Any] = {}
+    own: set[str] = set()
+    for layer in layers:
+        settings = _deep_copy(layer.settings)
+        kinds = {kind: settings.pop(kind, None) or {} for kind in ("scratch", "pretrained")}
+        for kind, found in kinds.items():
+            if not isinstance(found, Mapping):
+                raise ValueError(f"{kind}: expected a section of settings for that kind of model; got {found!r}")
+        for section in (settings, taken := kinds["scratch" if scratch else "pretrained"]):
+            _open_names(section, "algorithm")
+        settings = laid_over(settings, taken)
+        made = laid_over(made, settings)
+        if isinstance(chosen := made.get("algorithm"), dict):  # also for the next layer to be laid over
+            made["algorithm"] = _typed(chosen, DEFAULT_ALGORITHM)
+        if not layer.shipped:
+            own |= set(_leaves(settings))
+    return made, own
+
+
+def _open_names(settings: dict[str, Any], place: str) -> None:
+    """An algorithm given by its name alone as a section that says no more, and its bases likewise."""
+    if isinstance(settings.get(place), str):
+        settings[place] = {"type": settings[place]}
+    if isinstance(settings.get(place), dict):
+        _open_names(settings[place], "base")
+
+
+def _typed(section: Mapping[str, Any], default: str) -> dict[str, Any]:
+    """An algorithm's section that names it, and each base that is described in it: what stands in it is of that one."""
+    made = {"type": default, **section}
+    if isinstance(made.get("base"), Mapping):
+        from turnwise.algorithms.registry import resolve
+
+        try:
+            field = resolve(str(made["type"])).config.model_fields.get("base")
+        except ValueError:  # an unknown name is told of where the whole is read
+            return made
+        made["base"] = _typed(made["base"], str(getattr(field and field.default, "type", "grpo")))
+    return made
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of what a mapping sets, sections opened."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:
+    """What a file says, and whether it comes with turnwise."""
+    path = Path(name)
+    if path.suffix not in CONFIG_SUFFIXES and not _is_file(path):
+        path = config_folder() / f"{name}.yaml"
+    if not _is_file(path):
+        near = difflib.get_close_matches(str(name), shipped_configs(), n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"no configuration {str(name)!r}.{hint} Shipped: {', '.join(shipped_configs())}; or a path to a YAML file"
+        )
+    try:
+        read = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or 2020-99-99 as a date
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{path} should hold `key: value` lines; got {type(read).__name__}")
+    return read, path.resolve().is_relative_to(config_folder().resolve())
+
+
+def _is_file(path: Path) -> bool:
+    """Also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """``key.path=value`` settings laid over a configuration; values are YAML (``true``, ``0.1``, ``[1, 2]``).
+
+    The later of two wins. Another ``type`` of a section takes out what described the old one, but what is given here.
+    """
+    made: dict[str, Any] = _deep_copy(config)
+    given: list[str] = []
+    for key, value in map(_setting, settings):
+        if isinstance(value, str) and _chooses_a_type(key):
+            key = f"{key}.type"
+        section, leaf = _place(made, key)
+        if isinstance(value, Mapping) and _chooses_a_type(key) and "type" not in value:  # settings of the present one
+            present = section.get(leaf)
+            present = present.get("type") if isinstance(present, Mapping) else present
+            value = value if present is None else {"type": present, **value}
+        if leaf == "type" and section.get("type", value) != value:
+            above = key.removesuffix("type")
+            _keep(section, [name.removeprefix(above).split(".") for name in given if name.startswith(above)])
+        section[leaf] = value
+        given.append(key)
+        if key == "model.path":  # another kind of model: what described the old one goes
+            known = set(PretrainedModelConfig.model_fields) - {"type"}
+            made["model"] = {k: v for k, v in section.items() if k in known or f"model.{k}" in given}
+            made["model"].pop("type", None)
+    return made
+
+
+def set_by(settings: Sequence[str]) -> set[str]:
+    """Dotted names of what ``key.path=value`` settings set."""
+    return set(_leaves(override({}, settings)))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """The two sides of ``key.path=value``."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{text!r} is not of the form key.path=value, such as optimizer.lr=1e-3")
+    return key, _yaml_value(value)
+
+
+def _chooses_a_type(key: str) -> bool:
+    """Whether a word given for ``key`` is the name of an algorithm: ``algorithm=spear``, ``algorithm.base=drbot``."""
+    return key == "algorithm" or (key.startswith("algorithm.") and set(key.split(".")[1:]) == {"base"})
+
+
+def _keep(section: dict[str, Any], places: Sequence[Sequence[str]]) -> None:
+    """Take everything out of a section but what stands at some places in it."""
+    kept = [(place, _at(section, place)) for place in places]
+    section.clear()
+    for place, value in kept:
+        inner, leaf = _place(section, ".".join(place))
+        inner[leaf] = value
+
+
+def _at(section: Any, place: Sequence[str]) -> Any:
+    for part in place:
+        section = section[part] if isinstance(section, Mapping) and part in section else None
+    return section
+
+
+def _place(made: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The section that a dotted key leads to, made where it is missing, and the key's last part."""
+    *parents, leaf = key.split(".")
+    section, above = made, ""
+    for parent in parents:
+        below = section.setdefault(parent, {})
+        if isinstance(below, str) and parent in ("algorithm", "base"):  # a base in a file, by its name
+            below = section[parent] = {"type": below}
+        if below is None:
+            below = section[parent] = {}
+        if not isinstance(below, dict):
+            raise ValueError(f"'{key}=...': {above + parent!r} is a value, not a section")
+        section, above = below, f"{above}{parent}."
+    return section, leaf
+
+
+def with_algorithm(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The configuration with an algorithm, whole: a section for that one is kept, one for another is dropped."""
+    made: dict[str, Any] = _deep_copy(config)
+    present = made.get("algorithm", DEFAULT_ALGORITHM)
+    if (present.get("type", DEFAULT_ALGORITHM) if isinstance(present, Mapping) else present) != name:
+        made["algorithm"] = {"type": name}
+    return made
+
+
+def config_for_env(env_id: str) -> str:
+    """The shipped configuration that fits an environment: its own, else ``default``."""
+    name = env_id.rpartition("/")[2].rpartition("-v")[0].lower()
+    return name if name in shipped_configs() else "default"
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2020-99-99 looks like a date
+        raise ValueError(f"{text!r} is not a YAML value (an open bracket or quote?)") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _deep_copy(v) for k, v in value.items()}
+    return list(value) if isinstance(value, list) else value
+
+
+def parse_config(raw: Mapping[str, Any]) -> RunConfig:
+    """Validate; a ValueError with one line per problem, each with the nearest right name."""
+    return parse_section(RunConfig, raw)
+
+
+def parse_section(
+    section: type[Section], raw: Mapping[str, Any], prefix: str = "", own: Collection[str] | None = None
+) -> Section:
+    """The same for a part of the configuration that stands alone; ``prefix`` is its name.
+
+    ``own`` are the dotted names that the user set (None: all). What others set and this run does not use goes back to
+    its default; what the user set and it does not use is an error.
+    """
+    place = (prefix,) if prefix else ()
+    left: dict[str, Any] = _deep_copy(raw)
+    while True:
+        try:
+            made = section.model_validate(left)
+            break
+        except ValidationError as error:
+            problems = error.errors()
+            if own is None or not _drop_unused(left, problems, own):
+                whole = RunConfig if prefix else section
+                chosen = left.get("algorithm", DEFAULT_ALGORITHM) if whole is RunConfig else None
+                found = [{**problem, "loc": (*place, *problem["loc"])} for problem in problems]
+                lines = [explained(problem, whole, chosen) for problem in found]
+                raise ValueError("\n".join(dict.fromkeys(lines))) from None
+    if infinite := [".".join((*place, *name)) for name in _not_finite(made.model_dump())]:
+        raise ValueError(f"{', '.join(infinite)}: expected a finite number (what can be switched off is so by null)")
+    return made
+
+
+def _drop_unused(raw: dict[str, Any], problems: Sequence[Any], own: Collection[str]) -> bool:
+    """Take out what is not used and was not set by the user; whether anything was."""
+    found = False
+    for problem in problems:
+        error = (problem.get("ctx") or {}).get("error")
+        for name in error.names if isinstance(error, UnusedSettingError) else ():
+            path = [*names_of(problem["loc"]), *name.split(".")]
+            if ".".join(path) in own:
+                continue
+            section: Any = raw
+            for part in path[:-1]:
+                section = section.get(part) if isinstance(section, dict) else None
+            if isinstance(section, dict) and path[-1] in section:
+                del section[path[-1]]
+                found = True
+    return found
+
+
+def _not_finite(found: Any) -> Iterator[tuple[str, ...]]:
+    """Where nan and infinite numbers are, but for what a world is given."""
+    if isinstance(found, float) and not math.isfinite(found):
+        yield ()
+    named = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list | tuple) else ()
+    for name, inner in named:
+        if name != "kwargs":
+            yield from ((str(name), *below) for below in _not_finite(inner))
+
+
+def load_config(
+    name: str | Path | None = None,
+    settings: Sequence[str] = (),
+    *,
+    env: str | None = None,
+    algorithm: str | None = None,
+) -> RunConfig:
+    """Read, override, validate. Without ``name`` the shipped configuration that fits ``env`` is taken."""
+    layers = _layers(name if name is not None else config_for_env(env or EnvConfig().id))
+    raw, own = _settled(layers, scratch=True)
+    if not _is_from_scratch(override(raw, settings)):
+        raw, own = _settled(layers, scratch=False)
+    if env is not None and raw.get("env", {}).get("id") != env:
+        raw["env"] = {"id": env}
+    if algorithm is not None:
+        raw = with_algorithm(raw, algorithm)
+    resolved = override(raw, settings)
+    chosen = resolved.get("algorithm")
+    if algorithm is not None and isinstance(chosen, Mapping) and chosen.get("type", algorithm) != algorithm:
+        raise ValueError(
+            f"two algorithms are asked for, {algorithm!r} by name and {chosen['type']!r} by a setting: keep one"
+        )
+    return parse_section(RunConfig, resolved, own={*own, *set_by(settings)})
+
+
+def target_config(target: str, settings: Sequence[str] = (), *, env: str | None = None) -> RunConfig:
+    """The configuration that a word names: a configuration (a path or a shipped name), or a model folder or hub name,
+    which is taken as it is. Raises ValueError for a misspelt name of a shipped one, and as ``load_config`` does.
+    """
+    shipped = shipped_configs()
+    if target in shipped or Path(target).suffix in CONFIG_SUFFIXES:
+        return load_config(target, settings, env=env)
+    if near := difflib.get_close_matches(target, shipped, n=1, cutoff=0.8):
+        raise ValueError(f"no run, model or configuration {target!r}. Did you mean {near[0]!r}?")
+    return load_config(None, ["model={}", f"model.path={target}", "warmstart=null", *settings], env=env)
+
+
+def _is_from_scratch(raw: Mapping[str, Any]) -> bool:
+    """Whether the model is one made from nothing: by this run, or before, into the folder of ``model.path``."""
+    model = raw.get("model")
+    path = model.get("path") if isinstance(model, Mapping) else None
+    return path is None or made_from_scratch(str(path))
+
+
+def resolved(raw: Mapping[str, Any], own: Collection[str] | None = None) -> dict[str, Any]:
+    """A configuration as plain JSON values, with the defaults of what it leaves open. Raises as ``parse_config``."""
+    return parse_section(RunConfig, raw, own=own).model_dump(mode="json")
+
+
+def all_settings() -> Iterator[tuple[str, Any]]:
+    """(dotted name, field) of every setting there is, those of each algorithm included."""
+    from turnwise.algorithms.registry import ALGORITHMS, resolve
+
+    yield from run_settings()
+    for name in ALGORITHMS:
+        yield from settings_of(resolve(name).config, "algorithm.")
+
+
+def run_settings() -> Iterator[tuple[str, Any]]:
+    """(dotted name, field) of every setting of a run but its algorithm's."""
+    return settings_of(RunConfig)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML; ``parse_config`` of it gives the same configuration."""
+    return str(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=False), sort_keys=False))

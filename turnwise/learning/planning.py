@@ -1,0 +1,128 @@
+"""Planners, which decide what is played, and the two protocols through which algorithms use the rest of the system.
+
+- ``Scorer``: the policy, which gives log-probs of tokens. The policy of ``turnwise.models`` satisfies it.
+- ``Rollouts``: running episodes, which a planner starts, forks and stops. ``turnwise.agents.collector`` satisfies it.
+
+So algorithms import neither models nor agents, and these do not import algorithms. An example of a planner is
+``GroupPlanner``, at the end of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from turnwise.replay.batch import TokenBatch
+from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
+
+
+class Scores(Protocol):
+    """A policy's scores of a batch's tokens.
+
+    ``logprobs`` and ``entropies`` are [B, T] in nats and 0 outside the action mask. ``hidden`` [M, h] holds the states
+    that predict the M action tokens, in the order of the mask's True positions. All three are differentiable if
+    gradients are enabled, except for the reference policy's.
+    """
+
+    @property
+    def logprobs(self) -> Tensor: ...
+
+    @property
+    def entropies(self) -> Tensor | None: ...
+
+    @property
+    def hidden(self) -> Tensor | None: ...
+
+
+class Scorer(Protocol):
+    """The policy in training. It scores at the rollouts' sampling temperature, so that ratios start at 1."""
+
+    def score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False, hidden: bool = False) -> Scores:
+        """Score the action tokens; with ``reference``, by the frozen policy (adapters off)."""
+        ...
+
+    def parameters(self) -> Iterable[Parameter]:
+        """The trained parameters, always in the same order."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Width h of the hidden states, for parts that build on them."""
+        ...
+
+
+class Rollouts(Protocol):
+    """Running episodes. Each has the number that ``start`` or ``fork`` returned."""
+
+    def start(self, task: Task, sample: int) -> int:
+        """Queue attempt number ``sample`` at a task; returns the rollout's number."""
+        ...
+
+    def fork(self, rollout: int, turn: int) -> int:
+        """Queue a copy of a rollout, context and environment, as it stood after ``turn`` turns; returns its number.
+
+        Raises ValueError where it cannot be forked.
+        """
+        ...
+
+    def stop(self, rollout: int) -> None:
+        """Abandon a rollout. It gives no trajectory."""
+        ...
+
+    def events(self) -> Iterator[TurnFinished | RolloutFinished]:
+        """Run until nothing is queued or running, rollouts that are started meanwhile included."""
+        ...
+
+
+class Planner(Protocol):
+    """Decides which episodes are played for an update. It does so while they run, by reacting to their events."""
+
+    def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
+        """Play, and return every trajectory that was played. The composer decides which of them are trained on.
+
+        ``spare`` gives further tasks, none of them among ``tasks``, for planners that want more.
+        """
+        ...
+
+
+@runtime_checkable
+class PlannerAround(Planner, Protocol):
+    """A planner that calls another one, ``inner``, to play. Dynamic sampling is an example."""
+
+    @property
+    def inner(self) -> Planner: ...
+
+    def around(self, inner: Planner) -> Planner:
+        """The same planner around another inner one."""
+        ...
+
+
+@runtime_checkable
+class Acting(Protocol):
+    """An object that counts how often its mechanism acted. Every part does; a planner may."""
+
+    def acted(self) -> Mapping[str, float]:
+        """The counts since the last call, by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlanner:
+    """Plays ``group_size`` independent attempts at every task, and returns them in the order of tasks and attempts.
+
+    In a game of several players an attempt gives a trajectory for each seat of a learner.
+    """
+
+    group_size: int
+
+    def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
+        order = [rollouts.start(task, sample) for task in tasks for sample in range(self.group_size)]
+        finished: dict[int, list[Trajectory]] = {rollout: [] for rollout in order}
+        for event in rollouts.events():
+            if isinstance(event, RolloutFinished):
+                finished[event.rollout].append(event.trajectory)
+        return [trajectory for rollout in order for trajectory in finished[rollout]]

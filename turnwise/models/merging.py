@@ -1,0 +1,144 @@
+"""The sampler's copy of layers with LoRA adapters, and a measure of what merging would lose.
+
+In float32 the sampler holds the merged weight W + s B A. In half precision that would lose most of a small adapter: a
+weight of .05 in bfloat16 has steps of 2.4e-4, adapters often add less, and W + s B A is rounded back to W. The sampler
+would then not use what was learned. So in half precision it holds [W | s B] and A apart (``layers.JointLinear``) and
+multiplies them as the learner does. Nothing is lost (docs/adr/017-half-precision-never-merges.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turnwise.models.layers import JointLinear, adapter, is_half
+
+_ROWS = 64  # ``Survival`` is measured on 64 to 127 evenly spaced rows of each weight: enough for three digits
+
+
+def own_layer(model: Any, name: str, layer: Any) -> Any:
+    """Replace ``model``'s layer ``name`` by one with weights of its own, and return it.
+
+    ``layer`` is the learner's layer with the adapter, whose form (merged or joint) the new layer gets.
+    """
+    parent, _, last = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    plain = getattr(holder, last)
+    if _is_joint(layer):
+        joint = JointLinear(**held(layer), bias=plain.bias)
+        setattr(holder, last, joint)
+        return joint
+    plain.weight = nn.Parameter(plain.weight.detach().clone(), requires_grad=False)
+    return plain
+
+
+def _is_joint(layer: Any) -> bool:
+    base = layer.base_layer
+    return type(base) is nn.Linear and is_half(base.weight.dtype)
+
+
+@torch.no_grad()
+def held(layer: Any) -> dict[str, Tensor]:
+    """The tensors, by name, that the sampler's layer holds for an adapted layer. Equal weights give equal bits."""
+    weight = layer.base_layer.weight
+    if not _is_joint(layer):
+        return {"weight": merged(layer)}
+    low, high = adapter(layer, weight.dtype)
+    return {"weight": torch.cat((weight, high), 1), "low": low}
+
+
+@torch.no_grad()
+def merged(layer: Any) -> Tensor:
+    """W + s B A [out, in], rounded to W's type. (Adapters of a model in half precision are float32.)"""
+    base: Tensor = layer.base_layer.weight
+    delta: Tensor = layer.get_delta_weight("default")
+    return (base + delta).to(base.dtype)
+
+
+def unjoined(model: Any, layers: dict[str, Any]) -> None:
+    """Replace the joint layers of a model by plain ones with merged weights.
+
+    ``layers`` are the learner's adapted layers by name.
+    """
+    for name, layer in layers.items():
+        parent, _, last = name.rpartition(".")
+        joint = model.get_submodule(name)
+        if isinstance(joint, JointLinear):
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            plain.weight = nn.Parameter(merged(layer), requires_grad=False)
+            plain.register_parameter("bias", joint.bias)
+            setattr(model.get_submodule(parent), last, plain)
+
+
+def join(model: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Give a model on the meta device joint layers wherever ``shapes`` (name -> shape) lists weights of one."""
+    for name in [name.removesuffix(".low") for name in shapes if name.endswith(".low")]:
+        parent, _, last = name.rpartition(".")
+        weight, low = (torch.empty(shapes[f"{name}.{part}"], device="meta") for part in ("weight", "low"))
+        setattr(model.get_submodule(parent), last, JointLinear(weight, low, model.get_submodule(name).bias))
+
+
+@dataclass(frozen=True, slots=True)
+class Survival:
+    """The share of a change D of the weights that is left after W + s B A is rounded to W's type.
+
+    It is <D rounded, D> / <D, D>: 0 where no weight changes, 1 where rounding errors cancel out on average. Values are
+    about 0 to 1. For ``update`` D is the change by the last update, for ``adapter`` it is all that the adapters add to
+    W. Both are None where D is 0.
+    """
+
+    update: float | None = None
+    adapter: float | None = None
+
+
+class SurvivalMeter:
+    """Measures ``Survival`` for the layers in half precision.
+
+    An update is the change since ``measure`` was last called.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        self._layers = [layer for layer in layers if _is_joint(layer)]
+        self._before = [torch.zeros_like(_added(layer)) for layer in self._layers]
+
+    @torch.no_grad()
+    def measure(self) -> Survival | None:
+        """The present ``Survival``; None where no layer is in half precision."""
+        if not self._layers:
+            return None
+        update, adapter = _Share(), _Share()
+        for place, layer in enumerate(self._layers):
+            weight, old, new = _some_rows(layer.base_layer.weight), self._before[place], _added(layer)
+            before, after = ((weight.float() + added).to(weight.dtype).float() for added in (old, new))
+            update.add(after - before, new - old)
+            adapter.add(after - weight.float(), new)
+            self._before[place] = new
+        return Survival(update.value, adapter.value)
+
+
+class _Share:
+    """<D rounded, D> / <D, D>, summed over many layers."""
+
+    def __init__(self) -> None:
+        self._kept = self._whole = 0.0
+
+    def add(self, rounded: Tensor, exact: Tensor) -> None:
+        self._kept += float((rounded * exact).sum(dtype=torch.float64))
+        self._whole += float(exact.square().sum(dtype=torch.float64))
+
+    @property
+    def value(self) -> float | None:
+        return self._kept / self._whole if self._whole else None
+
+
+def _added(layer: Any) -> Tensor:
+    """s B A for the measured rows, [rows, in] float32."""
+    low, high = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+    return layer.scaling["default"] * (_some_rows(high).float() @ low.float())  # type: ignore[no-any-return]
+
+
+def _some_rows(weight: Tensor) -> Tensor:
+    return weight[:: max(1, len(weight) // _ROWS)]

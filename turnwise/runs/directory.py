@@ -1,0 +1,263 @@
+"""A run on disk: configuration, metrics, trajectories, checkpoints. safetensors and JSON; nothing executes on load.
+
+config.yaml        the resolved configuration
+run.json           versions, commit, hashes of the panels, command, how tokens are drawn; locked while somebody trains
+model/             the base model (scratch models; a pretrained one stays where it is)
+metrics.jsonl      one line per update, on the disk before the next begins
+trajectories.jsonl.gz   every training episode
+checkpoints/       turnwise.runs.checkpoints
+evaluation.json    measurements before and after
+changes.jsonl      what was changed when the run went on, and after which update (if anything was)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from turnwise import __version__
+from turnwise.config.files import dump_config, parse_config
+from turnwise.config.schema import RunConfig
+from turnwise.models.drawing import DRAW, other_draw
+from turnwise.replay.store import truncate_after
+from turnwise.runs.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
+from turnwise.runs.lock import locked
+from turnwise.runs.translating import translated
+
+FORMAT = 2
+"""Of the run folder: 1 had rewards in the algorithm's section (``runs/translating.py`` reads it). docs/migration.md."""
+
+_PACKAGES = ("torch", "transformers", "peft", "gymnasium", "numpy")
+
+
+class RunDirectory:
+    """Paths and formats of one run; knows nothing of training."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+        self._config: RunConfig | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig, panels: Mapping[str, str]) -> RunDirectory:
+        """Make the folder; write where the numbers come from (``panels``: their hashes), and the configuration.
+
+        Raises ValueError where something is already there, or the folder cannot be made.
+        """
+        run = cls(path)
+        if (run.path / "config.yaml").exists():
+            raise ValueError(
+                f"{run.path} already holds a run: continue it with `turnwise train --resume {run.path}`, "
+                "or choose another --out"
+            )
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            raise ValueError(f"{run.path} is not an empty folder: choose another --out")
+        try:
+            run.checkpoints.path.mkdir(parents=True)
+            made = {"format": FORMAT, **provenance(), "panels": dict(panels), "draw": DRAW}
+            write_text(run.path / "run.json", json.dumps(made, indent=1))
+            write_text(run.path / "config.yaml", dump_config(config))
+        except OSError as error:
+            raise ValueError(f"no run can be made at {run.path} ({error.strerror}): choose another --out") from error
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """An existing run; ValueError where there is none."""
+        run = cls(path)
+        if not (run.path / "config.yaml").is_file():
+            raise ValueError(f"no run at {run.path}: expected a folder with config.yaml, as `turnwise train` makes it")
+        return run
+
+    def config(self) -> RunConfig:
+        """The run's configuration, read once. Raises ValueError where it cannot be read."""
+        if self._config is None:
+            self._config = self._read_config()
+        return self._config
+
+    def _read_config(self) -> RunConfig:
+        _check_format(self.path / "run.json")
+        try:
+            return parse_config(translated(yaml.safe_load((self.path / "config.yaml").read_text())))
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"{self.path / 'config.yaml'} cannot be read: {error}") from None
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def trajectories_path(self) -> Path:
+        return self.path / "trajectories.jsonl.gz"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation_path(self) -> Path:
+        return self.path / "evaluation.json"
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Nobody else trains here meanwhile; ValueError where somebody does."""
+        return locked(
+            self.path / "run.json",
+            f"another process is training in {self.path}: wait for it or end it, or choose another --out",
+        )
+
+    def check_unchanged(self, panels: Mapping[str, str]) -> None:
+        """ValueError where tasks or the draw of tokens are not those that the run began with; else a warning about
+        other versions.
+        """
+        try:
+            made = json.loads((self.path / "run.json").read_text())
+            before, versions, draw = dict(made["panels"]), dict(made["versions"]), made.get("draw", 1)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path / 'run.json'} cannot be read: {error}") from None
+        if told := other_draw(draw):
+            raise ValueError(
+                f"{self.path} cannot go on: {told}, and a run keeps to one way. It can still be evaluated, exported "
+                f"and compared. To train on, start a new run from its model: `turnwise export {self.path} --to MODEL`, "
+                "then `turnwise train model.path=MODEL warmstart=null` with its other settings"
+            )
+        changed = [name for name, value in panels.items() if value != before.get(name, value)]
+        if changed:
+            raise ValueError(
+                f"{self.path} cannot go on: the tasks of {', '.join(changed)} are not those that it began with. "
+                "Bring its data back, or start a new run"
+            )
+        others = [f"{name} {versions[name]} → {now}" for name, now in _versions().items() if versions.get(name) != now]
+        if others:
+            warnings.warn(f"{self.path} goes on with other versions ({', '.join(others)})", stacklevel=2)
+
+    def change(self, config: RunConfig, note: Mapping[str, Any]) -> None:
+        """Go on with other settings: a line in changes.jsonl that says so, then config.yaml."""
+        with (self.path / "changes.jsonl").open("a") as file:
+            file.write(json.dumps({**note, "command": provenance()["command"]}) + "\n")
+        write_text(self.path / "config.yaml", dump_config(config))
+        self._config = config
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl, down to the disk."""
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All complete lines of metrics.jsonl. Raises ValueError that names a damaged one."""
+        return [line for line, _ in self._lines()]
+
+    def _lines(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each complete line, and the byte after it."""
+        if not self.metrics_path.exists():
+            return
+        end = 0
+        for number, raw in enumerate(self.metrics_path.read_bytes().splitlines(keepends=True), start=1):
+            if not raw.endswith(b"\n"):
+                return
+            end += len(raw)
+            try:
+                line: dict[str, Any] = json.loads(raw)
+            except ValueError as error:
+                raise ValueError(f"{self.metrics_path} is damaged: line {number} is not JSON: {error}") from None
+            yield line, end
+
+    def cut(self, finished: int) -> None:
+        """Drop what was saved and logged after ``finished`` updates, to be repeated; a crash here does no harm."""
+        self.checkpoints.drop_after(finished)
+        if self.trajectories_path.exists():
+            truncate_after(self.trajectories_path, finished - 1)
+        if self.metrics_path.exists():
+            ends = [end for line, end in self._lines() if line["update"] < finished]
+            os.truncate(self.metrics_path, ends[-1] if ends else 0)
+            if len(ends) < finished:
+                warnings.warn(f"{self.metrics_path} holds {len(ends)} of {finished} updates", stacklevel=2)
+
+    def restart(self) -> None:
+        """Drop what a run left that stopped before its first checkpoint.
+
+        Raises ValueError where its updates have begun: then there was one, and more than time would be lost.
+        """
+        if self.metrics_path.exists() or self.trajectories_path.exists():
+            raise ValueError(f"{self.path} has trained and holds no checkpoint: it cannot go on; start a new run")
+        shutil.rmtree(self.model_path, ignore_errors=True)
+        self.evaluation_path.unlink(missing_ok=True)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        self.checkpoints.save(checkpoint)
+
+    def load(self, name: CheckpointName) -> Checkpoint:
+        """The newest sound checkpoint, or the best. Raises ValueError where there is none."""
+        return self.checkpoints.newest() if name == "last" else self.checkpoints.best()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return bool(self.checkpoints.updates())
+
+
+def _check_format(made: Path) -> None:
+    """Raises ValueError for a run of a later version. A file that is missing or damaged is left to who needs it."""
+    try:
+        number = json.loads(made.read_text()).get("format", 1)
+    except (OSError, ValueError, AttributeError):
+        return
+    if isinstance(number, int) and number > FORMAT:
+        raise ValueError(
+            f"{made.parent} is a run of format {number}; this version of turnwise reads formats 1 to {FORMAT}: "
+            "read it with the version that made it, or a later one"
+        )
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, platform, commit (where this is a checkout) and command."""
+    return {
+        "versions": _versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": _commit(),
+        "command": typed_command(),
+    }
+
+
+def typed_command() -> str:
+    """The command of this process as it was typed, quoted where a shell needs it: ``turnwise train 'a.b=c d'``,
+    ``python -m turnwise.cli demo``, ``python my/loop.py --seed 1``.
+    """
+    program = Path(sys.argv[0])
+    if program.suffix in ("", ".exe") and program.name not in ("", "-c"):
+        return shlex.join([program.stem, *sys.argv[1:]])  # an installed script: its folder was the shell's to find
+    return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+
+
+def _versions() -> dict[str, str]:
+    found = {"turnwise": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _commit() -> str | None:
+    asked = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() or None if asked.returncode == 0 else None

@@ -1,0 +1,222 @@
+"""Stored episodes as files of other tools: JSON lines, Parquet, a Hugging Face ``datasets`` folder.
+
+Three kinds of row. ``trajectories``: everything, with token ids and log-probs as lists. ``sft``: chat messages, as
+TRL's SFTTrainer and most others read them. ``tokens``: the exact ids with the action mask, which SFTTrainer reads
+without tokenizing anything. The last two have a row for each context: one an episode, or one a turn where the agent
+saw a window.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from turnwise.agents.prompts import ChatFormat
+from turnwise.agents.spelling import encodable
+from turnwise.config.schema import PretrainedModelConfig
+from turnwise.errors import unknown
+from turnwise.runs.trajectories import Selection, Stored, run_of, select
+from turnwise.trajectory import Fork, Task, Trajectory, Turn
+
+Row = dict[str, Any]
+
+FORMS = ("trajectories", "sft", "tokens")
+_CHUNK = 512  # rows held at once as Python objects
+
+
+def export_trajectories(target: str | Path, selection: Selection, out: str | Path, form: str = "trajectories") -> int:
+    """Write what is selected; the number of rows. ``sft`` and ``tokens`` take won episodes unless told otherwise.
+
+    The name of ``out`` says the kind of file: ``.jsonl``, ``.parquet``, or none for a ``datasets`` folder. Raises
+    ValueError where it exists, where nothing is selected, and where a package is missing.
+    """
+    if form not in FORMS:
+        raise unknown("format", form, FORMS)
+    path = Path(out)
+    if path.suffix not in _WRITERS:
+        raise ValueError(f"{path}: expected a name that ends in .jsonl or .parquet, or a folder's without a suffix")
+    if path.exists():
+        raise ValueError(f"{path} is already there: export writes a new one")
+    rows = _rows(target, selection, form)
+    first = next(rows, None)
+    if first is None:
+        won = "" if form == "trajectories" else f"; --format {form} takes won episodes unless --success says otherwise"
+        raise ValueError(f"nothing of {target} is selected, so nothing was written{won}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.tmp")
+    try:
+        num = _WRITERS[path.suffix](chain([first], rows), form, partial)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+    return num
+
+
+def _rows(target: str | Path, selection: Selection, form: str) -> Iterator[Row]:
+    if form == "trajectories":
+        return map(trajectory_row, select(target, selection))
+    if not selection.success and selection.returns == (None, None):
+        selection = replace(selection, success="yes")
+    make = _messages(*_chat(target)) if form == "sft" else _tokens
+    return (
+        {**make(context), **_origin(stored)}
+        for stored in select(target, selection)
+        for context in contexts(stored.trajectory)
+    )
+
+
+def trajectory_row(stored: Stored) -> Row:
+    """Every field of a trajectory; what is not finite becomes None."""
+    trajectory = stored.trajectory
+    row: Row = {"update": stored.update, "total_reward": trajectory.total_reward, **asdict(trajectory)}
+    return dict(_plain(row))
+
+
+def contexts(trajectory: Trajectory) -> list[list[Turn]]:
+    """The turns by the context they were sampled in: each opens with a turn that does not continue."""
+    found: list[list[Turn]] = []
+    for turn in trajectory.turns:
+        if not turn.continues or not found:
+            found.append([])
+        found[-1].append(turn)
+    return found
+
+
+def _origin(stored: Stored) -> Row:
+    trajectory = stored.trajectory
+    return {
+        "episode": encodable(trajectory.episode),
+        "update": stored.update,
+        "task": trajectory.task.key,
+        "task_type": encodable(trajectory.task.type),
+        "success": trajectory.success,
+        "total_reward": _plain(trajectory.total_reward),
+    }
+
+
+def _tokens(context: list[Turn]) -> Row:
+    """Mask: 1 on sampled tokens."""
+    ids: list[int] = []
+    mask: list[int] = []
+    for turn in context:
+        ids += [*turn.prompt_ids.tolist(), *turn.action_ids.tolist()]
+        mask += [0] * len(turn.prompt_ids) + [1] * len(turn.action_ids)
+    return {"input_ids": ids, "assistant_masks": mask}
+
+
+def _messages(chat: ChatFormat, system: str | None) -> Callable[[list[Turn]], Row]:
+    def make(context: list[Turn]) -> Row:
+        said = [("system", system)] if system else []
+        for number, turn in enumerate(context):
+            said += [("user", chat.message(turn.prompt_ids, fresh=number == 0)), ("assistant", turn.reply)]
+        return {"messages": [{"role": role, "content": encodable(text)} for role, text in said]}
+
+    return make
+
+
+def _chat(target: str | Path) -> tuple[ChatFormat, str | None]:
+    """How the run's agent was shown the world: its tokenizer's template, and its system message."""
+    from turnwise.models.loading import load_tokenizer
+
+    run = run_of(target)
+    config = run.config()
+    pretrained = config.model.path if isinstance(config.model, PretrainedModelConfig) else ""
+    tokenizer = load_tokenizer(run.model_path if run.model_path.exists() else pretrained)
+    return ChatFormat(tokenizer, config.agent.system, date=config.agent.date), config.agent.system
+
+
+def _plain(value: Any) -> Any:
+    """JSON's values, of which all are finite and all text is UTF-8. A float32 is the shortest number that reads back
+    as the same.
+    """
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype.kind == "i" else [_plain(float(str(inner))) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return encodable(value) if isinstance(value, str) else value
+
+
+def _write_jsonl(rows: Iterator[Row], form: str, path: Path) -> int:
+    num = 0
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            num += 1
+    return num
+
+
+def _write_parquet(rows: Iterator[Row], form: str, path: Path) -> int:
+    arrow = _package("pyarrow")
+    parquet = _package("pyarrow.parquet")
+    schema, num = _schema(form), 0
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        while chunk := list(islice(rows, _CHUNK)):
+            writer.write_table(arrow.Table.from_pylist(chunk, schema=schema))
+            num += len(chunk)
+    return num
+
+
+def _write_dataset(rows: Iterator[Row], form: str, path: Path) -> int:
+    datasets = _package("datasets")
+    features, parts = datasets.Features.from_arrow_schema(_schema(form)), []
+    while chunk := list(islice(rows, _CHUNK)):
+        parts.append(datasets.Dataset.from_list(chunk, features=features))
+    made = datasets.concatenate_datasets(parts)
+    made.save_to_disk(str(path))
+    return len(made)
+
+
+_WRITERS: dict[str, Callable[[Iterator[Row], str, Path], int]] = {
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+    "": _write_dataset,
+}
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise ValueError(
+            f'this kind of file needs {package}: pip install -e ".[export]" (.jsonl needs nothing)'
+        ) from None
+
+
+def _schema(form: str) -> Any:
+    """Arrow's, stated: what is None in every row still has its type."""
+    arrow = _package("pyarrow")
+    text, whole, number, truth = arrow.string(), arrow.int64(), arrow.float64(), arrow.bool_()
+    ids, nats = arrow.list_(arrow.int32()), arrow.list_(arrow.float32())
+    origin = {"episode": text, "update": whole, "task": text, "task_type": text, "success": truth}
+    origin["total_reward"] = number
+    if form == "sft":
+        said = arrow.list_(arrow.struct({"role": text, "content": text}))
+        return arrow.schema({"messages": said, **origin})
+    if form == "tokens":
+        return arrow.schema({"input_ids": ids, "assistant_masks": arrow.list_(arrow.int8()), **origin})
+    kinds = {"str": text, "int": whole, "float": number, "bool": truth, "IntArray": ids, "FloatArray": nats}
+
+    def columns(noun: type) -> dict[str, Any]:
+        """By the annotation of each field; those of other nouns are added below."""
+        named = {f.name: str(f.type).removesuffix(" | None") for f in fields(noun)}
+        return {name: kinds["str" if kind == "End" else kind] for name, kind in named.items() if name not in nested}
+
+    nested = {"task": Task, "turns": Turn, "fork": Fork}
+    inner = {name: arrow.struct(columns(noun)) for name, noun in nested.items() if name != "turns"}
+    turns = arrow.list_(arrow.struct(columns(Turn)))
+    return arrow.schema({"update": whole, "total_reward": number, **columns(Trajectory), **inner, "turns": turns})

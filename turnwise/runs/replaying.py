@@ -1,0 +1,247 @@
+"""Stored episodes played again in their environment, and compared with what was stored.
+
+The world is made from the run's configuration and reset to the stored task with the stored seed; every recorded seat
+takes its stored actions. Scripted opponents of a game are seated again with the run's seeds. What a model did at a
+seat that was not recorded is lost, and such an episode cannot be played again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turnwise.agents.actions import ActionFormat, parse_action
+from turnwise.agents.episode import Episode, SuccessRule
+from turnwise.agents.jobs import Job
+from turnwise.agents.scripted import play_out, scripted
+from turnwise.agents.seating import AgentReply, CutShortError, Scripted, Seating
+from turnwise.config.schema import GameConfig
+from turnwise.envs.interface import HasPlayers, Info, capability
+from turnwise.envs.tasks import close
+from turnwise.runs.directory import RunDirectory
+from turnwise.runs.trajectories import Selection, Stored, episode_of, find, run_of, select
+from turnwise.trajectory import Trajectory
+
+_TURN = ("observation", "action", "valid", "reward", "anchor")
+_EPISODE = ("end", "end_reason", "success", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """``turn`` counts those of the player; None: the episode as a whole."""
+
+    player: str
+    turn: int | None
+    what: str
+    stored: Any
+    played: Any
+
+    def __str__(self) -> str:
+        where = "the episode" if self.turn is None else f"turn {self.turn}"
+        seat = f" of {self.player}" if self.player else ""
+        return f"{where}{seat}: {self.what} was {self.stored!r}, is now {self.played!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """``difference`` None: the same. ``partial``: the world had failed, so there is no end to compare."""
+
+    episode: str
+    num_turns: int
+    difference: Difference | None = None
+    partial: bool = False
+
+
+class NotReplayableError(ValueError):
+    """What is stored of an episode is not all that was done in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredJob(Job):
+    stored_seed: int = 0
+
+    def env_seed(self, seed: int) -> int:
+        return self.stored_seed
+
+
+class _Recorded:
+    """Does what a trajectory's player did. After its last turn the episode is cut, for the reason that it was then,
+    unless it was the world that ended it.
+    """
+
+    def __init__(self, trajectory: Trajectory, style: ActionFormat) -> None:
+        self._turns, self._style = iter(trajectory.turns), style
+        by_world = trajectory.end == "terminated" or trajectory.end_reason == "turns"
+        self._reason = "it goes on" if by_world else trajectory.end_reason
+
+    def begin(self, observation: str, info: Info) -> None:
+        pass
+
+    def act(self, observation: str, info: Info) -> AgentReply:
+        turn = next(self._turns, None)
+        if turn is None:
+            raise CutShortError(self._reason)
+        return AgentReply(turn.reply, turn.action, parse_action(turn.reply, self._style).valid)
+
+
+class Replayer:
+    """Plays episodes of a run again. A context manager: the world is closed at the end."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.config = run.config()
+        self._env = self.config.env.make()
+
+    def __enter__(self) -> Replayer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close(self._env)
+
+    def play(self, stored: Sequence[Stored]) -> Replayed:
+        """``stored`` are all trajectories of one episode. Raises NotReplayableError where they do not suffice."""
+        trajectories = {s.trajectory.player: s.trajectory for s in stored}
+        first = stored[0].trajectory
+        if not any(t.turns for t in trajectories.values()) and first.end == "error":
+            raise NotReplayableError("the world had failed before the first turn")
+        seating, learner_seat = self._seating(trajectories)
+        job = _StoredJob(first.task, first.sample, stored[0].update, learner_seat, first.seed)
+        played = self._played(job, seating)
+        difference = _first_difference(trajectories, played) if isinstance(played, dict) else played
+        num_turns = sum(len(t.turns) for t in trajectories.values())
+        return Replayed(episode_of(first), num_turns, difference, partial=first.end == "error")
+
+    def _played(self, job: Job, seating: Seating) -> dict[str, Trajectory] | Difference:
+        """The episode as it goes now; a difference where it does not begin. A world that raises is not used again."""
+        episode = None
+        try:
+            seats = seating.seats(self._env, job, self.config.seed)
+            episode = Episode(self._env, job, self.config.seed, seats)
+            end, reason = play_out(episode)
+        except (Exception, SystemExit) as error:  # whatever a third party's world raises
+            end, reason = "error", f"{type(error).__name__}: {error}"[:200]
+            close(self._env)
+            self._env = self.config.env.make()
+        if episode is None:
+            return Difference("", None, "reset", "an observation", reason)
+        rule = SuccessRule(self.config.env.success_threshold)
+        return {t.player: t for t in episode.trajectories(end, reason, rule)}
+
+    def _seating(self, trajectories: dict[str, Trajectory]) -> tuple[Seating, int]:
+        """Recorded players at their seats, the run's opponents at the others; and the number of a recorded seat."""
+        style = self.config.agent.action_format
+        recorded = {
+            player: Scripted("recorded", lambda env, seed, t=t: _Recorded(t, style))  # type: ignore[misc]
+            for player, t in trajectories.items()
+        }
+        game = capability(self._env, HasPlayers)
+        missing = [player for player in game.players if player not in recorded] if game else []
+        if not missing:
+            return Seating(recorded), 0
+        assert game is not None
+        opponent = (self.config.game or GameConfig()).opponent
+        other = scripted(opponent)
+        if other is None:
+            raise NotReplayableError(f"what {opponent} did as {', '.join(missing)} is not stored")
+        learner_seat = next(number for number, player in enumerate(game.players) if player in recorded)
+        return Seating(recorded, {"": other}), learner_seat
+
+
+def _first_difference(stored: dict[str, Trajectory], played: dict[str, Trajectory]) -> Difference | None:
+    """Turn by turn over the players, then what the episode came to. Of an episode whose world failed only the turns."""
+    for number in range(max(len(t.turns) for t in stored.values())):
+        for player, then in stored.items():
+            now = played[player]
+            if number >= len(then.turns):
+                continue
+            if number >= len(now.turns):
+                return Difference(player, number, "turn", then.turns[number].action, f"{now.end}: {now.end_reason}")
+            if found := _differing(player, number, _TURN, then.turns[number], now.turns[number]):
+                return found
+    for player, then in stored.items():
+        if then.end != "error" and (found := _differing(player, None, _EPISODE, then, played[player])):
+            return found
+    return None
+
+
+def _differing(
+    player: str, turn: int | None, names: Sequence[str], stored: object, played: object
+) -> Difference | None:
+    for name in names:
+        then, now = getattr(stored, name), getattr(played, name)
+        if then != now:
+            return Difference(player, turn, name, then, now)
+    return None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What many episodes came to; ``differing`` are the first few that differ, ``refused`` counts by reason."""
+
+    same: int = 0
+    partial: int = 0
+    different: int = 0
+    num_turns: int = 0
+    differing: list[Replayed] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def add(self, replayed: Replayed) -> None:
+        self.num_turns += replayed.num_turns
+        if replayed.difference is not None:
+            self.different += 1
+            if len(self.differing) < 10:
+                self.differing.append(replayed)
+        elif replayed.partial:
+            self.partial += 1
+        else:
+            self.same += 1
+
+    def summary(self) -> str:
+        total = self.same + self.partial + self.different
+        parts = [f"{total:,} episodes with {self.num_turns:,} turns played again: {self.same:,} the same"]
+        parts += [f"{self.partial:,} the same as far as their world had worked"] if self.partial else []
+        parts += [f"{self.different:,} different"]
+        parts += [f"{num:,} cannot be played again: {reason}" for reason, num in self.refused.items()]
+        return "; ".join(parts)
+
+
+def episodes(target: str | Path) -> Iterator[list[Stored]]:
+    """The stored trajectories, those of one episode together."""
+    update, groups = -1, dict[str, list[Stored]]()
+    for stored in select(target, Selection()):
+        if stored.update != update:
+            yield from groups.values()
+            update, groups = stored.update, {}
+        groups.setdefault(episode_of(stored.trajectory), []).append(stored)
+    yield from groups.values()
+
+
+def replay(target: str | Path, episode: str) -> Replayed:
+    """One episode of a run, named as such or by one of its seats; ValueError where there is none."""
+    named = find(target, episode)
+    with Replayer(run_of(target)) as replayer:
+        return replayer.play(find(target, episode_of(named[0].trajectory)))
+
+
+def replay_many(target: str | Path, num: int | None = None, seed: int = 0) -> Tally:
+    """All episodes of a run, or ``num`` of them drawn with ``seed``. Raises ValueError where none can be."""
+    chosen = None
+    if num is not None:
+        total = sum(1 for _ in episodes(target))
+        chosen = set(random.Random(seed).sample(range(total), min(num, total)))
+    tally = Tally()
+    with Replayer(run_of(target)) as replayer:
+        for number, stored in enumerate(episodes(target)):
+            if chosen is None or number in chosen:
+                try:
+                    tally.add(replayer.play(stored))
+                except NotReplayableError as error:
+                    tally.refused[str(error)] += 1
+    if not tally.same + tally.partial + tally.different:
+        if tally.refused:
+            raise NotReplayableError(f"no episode of {target} can be played again: {next(iter(tally.refused))}")
+        raise ValueError(f"{target} has no episodes to play again")
+    return tally

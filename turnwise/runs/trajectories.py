@@ -1,0 +1,143 @@
+"""The stored episodes of a run, found by what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from turnwise.errors import unknown
+from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
+from turnwise.trajectory import End, Trajectory
+
+SUCCESSES: dict[str, bool | None] = {"yes": True, "no": False, "unknown": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A trajectory and the update that it was collected in."""
+
+    update: int
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is asked for; None and ``""`` ask nothing.
+
+    ``task`` is an index in its split or a content key, ``success`` one of ``SUCCESSES``, ``returns`` the lowest and the
+    highest total reward, ``text`` a string in an observation, a reply or an action, in any case of letters.
+    """
+
+    updates: range | None = None
+    episode: str = ""
+    task: str = ""
+    type: str = ""
+    split: str = ""
+    success: str = ""
+    returns: tuple[float | None, float | None] = (None, None)
+    end: str = ""
+    player: str = ""
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.success and self.success not in SUCCESSES:
+            raise unknown("success", self.success, SUCCESSES)
+        if self.end and self.end not in get_args(End):
+            raise unknown("end", self.end, get_args(End))
+
+    def keeps(self, trajectory: Trajectory) -> bool:
+        """Whether a trajectory, of one of the updates, is asked for."""
+        low, high = self.returns
+        return (
+            all(not wanted or wanted in had for wanted, had in self._words(trajectory))
+            and (not self.success or trajectory.success is SUCCESSES[self.success])
+            and (low is None or trajectory.total_reward >= low)
+            and (high is None or trajectory.total_reward <= high)
+            and (not self.text or _mentions(trajectory, self.text.lower()))
+        )
+
+    def _words(self, trajectory: Trajectory) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """What is asked, and what a trajectory answers to."""
+        task = trajectory.task
+        return (
+            (self.episode, (trajectory.episode, episode_of(trajectory))),
+            (self.task, (str(task.index), task.key)),
+            (self.type, (task.type,)),
+            (self.split, (task.split,)),
+            (self.end, (trajectory.end,)),
+            (self.player, (trajectory.player,)),
+        )
+
+
+def episode_of(trajectory: Trajectory) -> str:
+    """The episode, which the trajectories of a game's seats share: their name without the player."""
+    return trajectory.episode.removesuffix(f"-{trajectory.player}") if trajectory.player else trajectory.episode
+
+
+def _mentions(trajectory: Trajectory, text: str) -> bool:
+    return any(
+        text in part.lower() for turn in trajectory.turns for part in (turn.observation, turn.reply, turn.action)
+    )
+
+
+def parse_updates(given: str) -> range | None:
+    """``"7"``, ``"10:20"`` (20 is left out), ``"10:"``, ``":20"``; ``""``: None. ValueError for anything else."""
+    if not given:
+        return None
+    first, colon, end = given.partition(":")
+    try:
+        start = int(first) if first else 0
+        stop = (int(end) if end else 1 << 62) if colon else start + 1
+    except ValueError:
+        start = stop = -1
+    if not 0 <= start < stop:
+        raise ValueError(f"--updates {given!r}: expected one number, or first:end as in 10:20, 10: or :20")
+    return range(start, stop)
+
+
+def trajectory_file(target: str | Path) -> Path:
+    """The file of a run's training episodes, or the file itself; ValueError where there is none."""
+    path = Path(target)
+    found = path if path.is_file() else RunDirectory.open(path).trajectories_path
+    if not found.is_file():
+        raise ValueError(f"{target} has no trajectories yet: {found.name} is written with the first update")
+    return found
+
+
+def run_of(target: str | Path) -> RunDirectory:
+    """The run at ``target``, or that a trajectory file is of; ValueError where there is none."""
+    path = Path(target)
+    return RunDirectory.open(path.parent if path.is_file() else path)
+
+
+def select(target: str | Path, selection: Selection) -> Iterator[Stored]:
+    """The stored trajectories that are asked for, in the order of the file.
+
+    Raises ValueError for what is no run, for a damaged file, and where nothing is found and a word of the selection is
+    in no trajectory at all: the nearest that is.
+    """
+    seen: dict[str, set[str]] = {name: set() for name in ("type", "split", "player")}
+    found = 0
+    for flush in TrajectoryReader(trajectory_file(target)).flushes(selection.updates, selection.episode):
+        for trajectory in flush.trajectories:
+            for name, names in seen.items():
+                names.add(trajectory.player if name == "player" else getattr(trajectory.task, name))
+            if selection.keeps(trajectory):
+                found += 1
+                yield Stored(flush.update, trajectory)
+    for name, names in seen.items():
+        if not found and names and (wanted := getattr(selection, name)) and wanted not in names:
+            raise unknown(name, wanted, sorted(names - {""}), str(target))
+
+
+def find(target: str | Path, episode: str) -> list[Stored]:
+    """The trajectories of one episode, one for each recorded seat; ValueError where there is none."""
+    found = list(select(target, Selection(episode=episode)))
+    if not found:
+        first = next(select(target, Selection()), None)
+        example = f", such as {first.trajectory.episode}" if first else ""
+        raise ValueError(f"no episode {episode!r} in {target}: `turnwise trajectories {target}` lists them{example}")
+    return found

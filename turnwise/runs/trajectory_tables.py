@@ -1,0 +1,141 @@
+"""Stored episodes on a terminal: a list of them, and one in full."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from turnwise.agents.actions import unsent
+from turnwise.runs.trajectories import Stored
+from turnwise.trajectory import Trajectory, Turn
+
+_COLUMNS = ("episode", "update", "type", "end", "success", "return", "turns", "tokens", "forked from")
+_NUMBERS = ("update", "return", "turns", "tokens")
+_VERDICTS = {True: "yes", False: "no", None: "?"}
+_STYLES = {True: "green", False: "red", None: "dim"}
+
+
+@dataclass(slots=True)
+class Listing:
+    """The first ``limit`` of some trajectories (0: all), and what all of them come to."""
+
+    limit: int
+    rows: list[Stored] = field(default_factory=list)
+    num: int = 0
+    known: int = 0
+    won: int = 0
+    returns: float = 0.0
+
+    @classmethod
+    def of(cls, found: Iterable[Stored], limit: int) -> Listing:
+        made = cls(limit)
+        for stored in found:
+            trajectory = stored.trajectory
+            made.num += 1
+            made.known += trajectory.success is not None
+            made.won += bool(trajectory.success)
+            made.returns += trajectory.total_reward
+            if not limit or len(made.rows) < limit:
+                made.rows.append(stored)
+        return made
+
+    def summary(self) -> str:
+        parts = [f"{self.num:,} trajectories"]
+        if self.known:
+            parts.append(f"success {self.won:,} of {self.known:,}")
+        if self.num:
+            parts.append(f"mean return {self.returns / self.num:.3g}")
+        if len(self.rows) < self.num:
+            parts.append(f"the first {len(self.rows)} shown: --limit 0 shows all")
+        return " · ".join(parts)
+
+    def table(self) -> RenderableType:
+        rows = [(summary_row(stored), stored.trajectory.success) for stored in self.rows]
+        columns = [column for column in _COLUMNS if any(row[column] != "" for row, _ in rows)]
+        table = Table(title="Trajectories", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in columns:
+            justify: Any = "right" if column in _NUMBERS else "left"
+            table.add_column(
+                column, overflow="fold", justify=justify, no_wrap=column in ("episode", "success", *_NUMBERS)
+            )
+        for row, success in rows:
+            cells = {**row, "success": _VERDICTS[success], "return": f"{row['return']:.3g}"}
+            styles = {"success": _STYLES[success]}
+            table.add_row(*(Text(printable(str(cells[c])), styles.get(c, "")) for c in columns))
+        return Group(table, Text(self.summary()))
+
+
+def summary_row(stored: Stored) -> dict[str, Any]:
+    """One line about a trajectory, JSON-able. ``tokens`` are sampled ones."""
+    trajectory = stored.trajectory
+    fork = trajectory.fork
+    return {
+        "episode": trajectory.episode,
+        "update": stored.update,
+        "task": trajectory.task.index,
+        "type": trajectory.task.type,
+        "end": f"{trajectory.end}: {trajectory.end_reason}" if trajectory.end_reason else trajectory.end,
+        "success": trajectory.success,
+        "return": trajectory.total_reward,
+        "turns": len(trajectory.turns),
+        "tokens": trajectory.num_sampled_tokens,
+        "forked from": f"{fork.parent} after {fork.turn}" if fork else "",
+    }
+
+
+def episode_page(seats: Sequence[Stored]) -> RenderableType:
+    """One episode in full: what each recorded seat saw, replied and earned, in the order of its turns."""
+    return Group(*(part for stored in seats for part in _page(stored)))
+
+
+def _page(stored: Stored) -> Iterable[RenderableType]:
+    trajectory = stored.trajectory
+    row = summary_row(stored)
+    lines = [f"task {trajectory.task.key} ({trajectory.task.env}, {trajectory.task.split} {trajectory.task.index})"]
+    lines += [f"{trajectory.task.type}"] if trajectory.task.type else []
+    lines += [f"update {stored.update}, environment seed {trajectory.seed}, attempt {trajectory.sample}"]
+    lines += [f"policy version {trajectory.policy_version}, adapter {trajectory.adapter_hash or '-'}"]
+    lines += [f"player {trajectory.player}, role {trajectory.role}"] if trajectory.player else []
+    lines += [f"forked from {row['forked from']} turns"] if trajectory.fork else []
+    lines += [f"{row['end']}; success {_VERDICTS[trajectory.success]}; return {trajectory.total_reward:.6g}"]
+    lines += [f"score {trajectory.score:.6g}"] if trajectory.score is not None else []
+    yield Panel(Text(printable("\n".join(lines))), title=Text(printable(trajectory.episode)), title_align="left")
+    for number, turn in enumerate(trajectory.turns):
+        yield from _turn(trajectory, number, turn)
+
+
+def _turn(trajectory: Trajectory, number: int, turn: Turn) -> Iterable[RenderableType]:
+    fresh = "" if turn.continues or number == 0 else " · fresh context"
+    yield Text(f"[{number}]{fresh}", "dim")
+    yield Text(printable(turn.observation))
+    if turn.reply.strip() != turn.action:
+        yield Text(printable(turn.reply), "italic")
+    yield Text.assemble(("> ", "bold cyan"), (printable(turn.action), "bold"), (_numbers(turn), "dim"))
+
+
+def _numbers(turn: Turn) -> str:
+    parts = [] if turn.valid else ["not valid" if turn.action else f"not valid: {unsent(turn.reply)}"]
+    parts += [f"reward {turn.reward:g}"] if turn.reward else []
+    if len(turn.action_ids):
+        entropy, logprob = float(np.mean(turn.entropies)), float(np.sum(turn.logprobs))
+        parts.append(f"{len(turn.action_ids)} tokens, entropy {entropy:.3f}, log-prob {logprob:.2f}")
+    return "   " + " · ".join(parts) if parts else ""
+
+
+def printable(text: str) -> str:
+    """Text from models and worlds as a terminal may be given it: control characters and lone surrogates are shown,
+    not sent.
+    """
+    return "".join(
+        repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs", "Cf") and char not in "\n\t" else char
+        for char in text
+    )
