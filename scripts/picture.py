@@ -29,19 +29,20 @@ def main(folder: str, out: str) -> None:
     display = LiveDisplay(console, config.num_updates, title, clock=lambda: seconds[0])
     display.stage("train")
     for line in lines[: 2 * len(lines) // 3]:
-        seconds[0] += sum(line["seconds"].values())
+        seconds[0] += sum(line["seconds"][stage] for stage in ("collect", "update", "evaluate"))
         display.update(line)
     measured = json.loads(run.evaluation_path.read_text())
     before, after = (
         {name: Report.from_plain(report) for name, report in measured[when].items()} for when in ("before", "after")
     )
     console.print(display.render())
+    console.print()
     display.stage_name = "measure"
     evaluate(folder, samples=config.eval.samples, on_episode=display.episode)
-    result = Result(run.path, before, after, Estimate(**measured["gain"]), 0.0, 0.0)
+    result = Result(Path("runs", run.path.name), before, after, Estimate(**measured["gain"]), 0.0, 0.0)
     console.print(result_table(result))
     console.print(gain_line(result.gain, after["sampled"]), highlight=False)
-    console.print(ending.won_episode(result, display.won))
+    ending.win_and_next(console, result, display)
     drawn = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="turnwise demo"), flags=re.DOTALL)
     Path(out).write_text(drawn)  # without the fonts that rich would have a browser fetch
 

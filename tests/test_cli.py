@@ -146,9 +146,15 @@ def test_smoke_demo_then_resume_evaluate_and_export(
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     small = ["warmstart.max_tokens=20000", "warmstart.tokenizer_episodes=40", "model.hidden_size=32", "num_updates=2"]
     made = shown(["demo", "--smoke", "--out", "first", *small], monkeypatch, capsys)
-    assert "Success on unseen tasks" in made
-    assert "run: first" in made
-    assert "run: first" in shown(["train", "--resume", "first"], monkeypatch, capsys)
+    assert "Nothing is expected to be learned in it" in made.splitlines()[0]
+    assert "Warm start: cloning the expert" in made
+    assert "Every part ran: warm start, measuring, 2 updates" in made
+    assert "run: first" in made.splitlines()[-1]
+    assert "watchdog" not in made
+    assert "Success on unseen tasks" not in made, "a table of zeros"
+    again = shown(["train", "--resume", "first"], monkeypatch, capsys)
+    assert "Success on unseen tasks" in again
+    assert "run: first" in again
     assert "all" in shown(["evaluate", "first", "--tasks", "4", "--temperature", "0"], monkeypatch, capsys)
     assert "merged" in shown(["export", "first", "--to", "merged"], monkeypatch, capsys)
     assert (tmp_path / "merged" / "model.safetensors").exists()

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from turnwise.commands.display import LiveDisplay
 from turnwise.config.files import load_config
 from turnwise.evaluation.report import Report, summarize
 from turnwise.runs.directory import RunDirectory
+from turnwise.statistics import Estimate
 from turnwise.training import experiment
 from turnwise.training.experiment import Result
 from turnwise.training.faults import InterruptedRunError
@@ -135,9 +137,11 @@ def test_three_commands_name_the_folder_as_a_shell_takes_it(monkeypatch: pytest.
     text = shown(ending.next_commands(Path("runs/one two")), 40)  # a narrow terminal cuts no command in two
     commands = [line.strip() for line in text.splitlines() if "turnwise " in line]
     assert len(commands) == 3
-    assert commands[0].startswith("turnwise view 'runs/one two' ")
-    assert commands[1].startswith("turnwise evaluate 'runs/one two' --samples 4 ")
-    assert commands[2].startswith("turnwise train --resume 'runs/one two' num_updates=")
+    assert commands == [
+        "turnwise view 'runs/one two'",
+        "turnwise evaluate 'runs/one two' --samples 4",
+        "turnwise train --resume 'runs/one two' num_updates=N",
+    ]
 
 
 def test_the_program_is_named_as_it_can_be_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -178,6 +182,14 @@ def test_the_demo_ends_in_a_win_and_the_next_commands(tmp_path: Path) -> None:
     places = [text.index(part) for part in ("Success on unseen tasks", "lost before training", "Next", "num_updates=N")]
     assert places == sorted(places)
     assert text.rstrip().endswith("train on, up to N updates")
+
+
+def test_a_score_that_is_success_is_not_shown_twice(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", 0.5)
+    scored = replace(report(True, True, False, False), score=Estimate(0.5, 0.3, 0.7, 4))
+    assert "mean score" not in last_words(ending.closing, result(scored, scored, run.path))
+    finer = replace(scored, score=Estimate(0.75, 0.6, 0.9, 4))
+    assert "mean score" in last_words(ending.closing, result(scored, finer, run.path))
 
 
 def test_a_smoke_run_ends_in_no_table_of_zeros(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +22,8 @@ from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 
 if TYPE_CHECKING:
+    from turnwise.commands.display import LiveDisplay
     from turnwise.commands.ending import Ending
-    from turnwise.config.schema import RunConfig
     from turnwise.runs.checkpoints import CheckpointName
     from turnwise.training.experiment import Result
 
@@ -78,15 +78,30 @@ def train(
             raise ValueError("--resume takes world, algorithm, folder and seed from the run: leave them out")
         if print_config:
             raise ValueError("--print-config is for a run that begins: RUN/config.yaml holds a run's")
-        _run(None, resume, settings or [])
+        _resume(resume, settings or [])
         return
-    config = _config(settings, env, algorithm, [f"seed={seed}"] if seed is not None else [])
-    if print_config:
-        from turnwise.config.files import dump_config
+    from turnwise.config.files import dump_config, load_config
 
+    name, given = _words(settings, [f"seed={seed}"] if seed is not None else [])
+    config = load_config(name, given, env=env, algorithm=algorithm)
+    if print_config:
         typer.echo(dump_config(config), nl=False)
         return
-    _run(config, out or _new_folder(config))
+    from turnwise.commands.ending import closing
+    from turnwise.training.experiment import new_folder, title_of
+    from turnwise.training.experiment import train as run_train
+
+    folder = out or new_folder(config)
+    _run(folder, title_of(config), config.num_updates, lambda display: run_train(config, folder, display), closing)
+
+
+def _resume(folder: Path, changes: Sequence[str]) -> None:
+    from turnwise.commands.ending import closing
+    from turnwise.runs.directory import RunDirectory
+    from turnwise.training.experiment import resume, resumed_config, title_of
+
+    shown = resumed_config(RunDirectory.open(folder), changes)
+    _run(folder, title_of(shown), shown.num_updates, lambda display: resume(folder, display, changes), closing)
 
 
 # By whether it is a smoke run, which wins nothing: that its groups are rewarded alike is no warning there.
@@ -107,12 +122,20 @@ def demo(
     Ends with exit code 1 where the 95 % interval of the gain includes 0 (not with --smoke).
     """
     more = [f"seed={seed}"] if seed is not None else []
-    config = _config([*_DEMOS[smoke], *(settings or [])], None, None, more)
     from turnwise.commands.ending import SMOKE, demo_closing, smoke_closing
+    from turnwise.config.files import load_config
+    from turnwise.training.experiment import new_folder, title_of
+    from turnwise.training.experiment import train as run_train
 
+    name, given = _words([*_DEMOS[smoke], *(settings or [])], more)
+    config = load_config(name, given)
+    folder = out or new_folder(config)
     if smoke:
         console.print(SMOKE, highlight=False)
-    result = _run(config, out or _new_folder(config), ending=smoke_closing if smoke else demo_closing)
+    ending = smoke_closing if smoke else demo_closing
+    result = _run(
+        folder, title_of(config), config.num_updates, lambda display: run_train(config, folder, display), ending
+    )
     if not smoke and (result.gain is None or result.gain.low <= 0):
         console.print("[red]The gain is not distinguishable from 0.[/red]")
         raise typer.Exit(1)
@@ -296,11 +319,13 @@ def warmstart(
 ) -> None:
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
     from turnwise.commands.display import LiveDisplay
+    from turnwise.config.files import load_config
     from turnwise.models.loading import check_device
     from turnwise.training.experiment import has_warmstart
     from turnwise.training.experiment import warmstart as run_warmstart
 
-    config = _config(settings, env, None, [])
+    name, given = _words(settings)
+    config = load_config(name, given, env=env)
     check_device(config.device)
     quiet()
     import torch
@@ -332,48 +357,30 @@ def export(
     console.print(f"{'adapter' if adapter else 'merged model'}: {folder}", highlight=False)
 
 
-def _config(given: list[str] | None, env: str | None, algorithm: str | None, more: list[str]) -> RunConfig:
-    """The first word without ``=`` names the configuration; the rest are settings."""
-    from turnwise.config.files import load_config
-
+def _words(given: list[str] | None, more: Sequence[str] = ()) -> tuple[str | None, list[str]]:
+    """(name of a configuration, settings): the first word without ``=`` is the name."""
     words = list(given or [])
     name = words.pop(0) if words and "=" not in words[0] else None
-    return load_config(name, [*words, *more], env=env, algorithm=algorithm)
+    return name, [*words, *more]
 
 
-def _new_folder(config: RunConfig) -> Path:
-    world = config.env.id.rpartition("/")[2].lower()
-    kind = str(getattr(config.algorithm, "type", type(config.algorithm).__name__)).replace(":", "-")
-    stem = f"{world}-{kind}-s{config.seed}"
-    number = next(n for n in range(1, 10_000) if not (Path("runs") / f"{stem}-{n}").exists())
-    return Path("runs") / f"{stem}-{number}"
-
-
-def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = (), ending: Ending | None = None) -> Result:
-    """Train (or, without a configuration, resume with ``changes``) under the display; then the closing lines."""
-    from turnwise.algorithms.registry import base_chain
+def _run(folder: Path, title: str, num_updates: int, work: Callable[[LiveDisplay], Result], ending: Ending) -> Result:
+    """Train under the display; then the closing lines."""
     from turnwise.commands.display import LiveDisplay
-    from turnwise.commands.ending import closing, stopped_line
-    from turnwise.config.files import parse_config
-    from turnwise.runs.directory import RunDirectory
-    from turnwise.training.changes import changed
-    from turnwise.training.experiment import resume, train
+    from turnwise.commands.ending import stopped_line
     from turnwise.training.faults import InterruptedRunError
 
     quiet()
-    before = config or RunDirectory.open(folder).config()
-    shown = before if not changes else parse_config(changed(before.model_dump(mode="json"), changes))
-    title = f"turnwise · {shown.env.id} · {base_chain(shown.algorithm)} · seed {shown.seed}"
     try:
-        with LiveDisplay(console, shown.num_updates, title) as display:
-            result = train(config, folder, display) if config is not None else resume(folder, display, changes)
+        with LiveDisplay(console, num_updates, title) as display:
+            result = work(display)
     except InterruptedRunError as stopped:
         console.print(str(stopped), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(stopped.exit_code) from None
     except KeyboardInterrupt:
         console.print(stopped_line(folder), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    (ending or closing)(console, result, display)
+    ending(console, result, display)
     return result
 
 

@@ -280,7 +280,9 @@ def test_it_opens_on_a_task_that_was_lost_at_first_and_won_later(tmp_path: Path)
 
 def test_where_no_task_came_back_it_opens_on_the_latest_win_beside_a_loss(tmp_path: Path) -> None:
     mixed = [[attempt(u, task(u), s, s == 1) for s in (0, 1)] for u in range(2)]
+    rare = [attempt(1, task(5), s, s == 2) for s in (0, 1, 2)]
     easy = [attempt(2, task(9), s, True) for s in (0, 1)]
+    assert opens_on(tmp_path / "rare", mixed[0], [*mixed[1], *rare], easy) == "train-5-1-2"
     assert opens_on(tmp_path / "run", *mixed, easy) == "train-1-1-1"
     assert opens_on(tmp_path / "easy", easy) == "train-9-2-0"
 

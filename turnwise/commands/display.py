@@ -78,6 +78,7 @@ class LiveDisplay:
             TextColumn("· left"),
             TimeRemainingColumn(),
             get_time=clock,
+            speed_estimate_period=600.0,  # of some updates, however long one takes
         )
         self._bar = self._progress.add_task("updates", total=num_updates, start=False)
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
@@ -241,11 +242,16 @@ def result_table(result: Result) -> Table:
         for kind, after in {**sampled_after.per_type, **sampled_after.per_player}.items():
             before = earlier.get(kind)
             table.add_row(kind, str(after.num), estimate_text(before) if before else "", estimate_text(after))
-        if sampled_after.score is not None:
+        if sampled_after.score is not None and not _is_success(sampled_after):
             score = sampled_before.score if sampled_before else None
             table.add_section()
             table.add_row("mean score", "", score_text(score) if score else "", score_text(sampled_after.score))
     return table
+
+
+def _is_success(report: Report) -> bool:
+    """Whether the score says no more than success does: a task is done or not."""
+    return report.score is not None and report.success is not None and report.score.value == report.success.value
 
 
 def _row(table: Table, name: str, before: Report | None, after: Report) -> None:

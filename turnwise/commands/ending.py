@@ -40,6 +40,11 @@ def closing(console: Console, result: Result, display: LiveDisplay) -> None:
 def demo_closing(console: Console, result: Result, display: LiveDisplay) -> None:
     """The same, then an unseen task that the agent wins, turn by turn, and three commands to go on with."""
     closing(console, result, display)
+    win_and_next(console, result, display)
+
+
+def win_and_next(console: Console, result: Result, display: LiveDisplay) -> None:
+    """What the demo adds to the closing lines of other runs."""
     console.print()
     console.print(won_episode(result, display.won))
     console.print()
@@ -113,7 +118,8 @@ def won_episode(result: Result, won: Mapping[str, Trajectory]) -> RenderableType
     turns.add_column(justify="right", style="dim")
     turns.add_column(overflow="fold")
     for number, turn in enumerate(trajectory.turns, start=1):
-        turns.add_row(str(number), Text(printable(turn.observation.strip())))
+        seen = "\n".join(line for line in turn.observation.splitlines() if line.strip())
+        turns.add_row(str(number), Text(printable(seen)))
         turns.add_row(Text(">", "bold cyan"), Text(printable(turn.action or turn.reply), "bold"))
     ending = Text(f"Won in {len(trajectory.turns)} turns.", "green")
     return Group(title, Padding(turns, (1, 0, 1, 2)), ending)
@@ -126,12 +132,11 @@ def next_commands(folder: Path) -> Text:
     """Three commands that go on from a run, each on a line of its own. Print it with ``soft_wrap``."""
     run, program = shlex.quote(str(folder)), command_name()
     commands = {
-        f"{program} view {run}": "every episode of the training, token by token, in a browser",
+        f"{program} view {run}": "every training episode, token by token, in one HTML file",
         f"{program} evaluate {run} --samples 4": "four attempts at each unseen task: pass@4",
         f"{program} train --resume {run} num_updates=N": "train on, up to N updates",
     }
-    width = max(map(len, commands))
-    lines = [Text.assemble((f"\n  {told:<{width}}", "bold"), f"   {what}") for told, what in commands.items()]
+    lines = [Text.assemble((f"\n  {told}", "bold"), (f"\n      {what}", "dim")) for told, what in commands.items()]
     return Text.assemble(("Next", "bold"), *lines)
 
 

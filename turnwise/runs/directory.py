@@ -204,6 +204,10 @@ class RunDirectory:
         """The newest sound checkpoint, or the best. Raises ValueError where there is none."""
         return self.checkpoints.newest() if name == "last" else self.checkpoints.best()
 
+    def sides(self) -> list[str]:
+        """The policies that its newest checkpoint holds, by role or player; ``[""]``: one for all."""
+        return list(self.load("last").state["sides"]) if self.has_checkpoint else [""]
+
     @property
     def has_checkpoint(self) -> bool:
         return bool(self.checkpoints.updates())

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from turnwise.agents.templates import dated
+from turnwise.algorithms.registry import base_chain
 from turnwise.assembly.players import AGENT_FILE, load_policies
 from turnwise.assembly.run import Assembly, fitted
 from turnwise.cloning.cloner import OnProgress
@@ -95,7 +96,7 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
     """
     began = _Clock()
     run = RunDirectory.open(path)
-    config = parse_config(changed(run.config().model_dump(mode="json"), settings)) if settings else run.config()
+    config = resumed_config(run, settings)
     _prepare(config)
     with storage(run.path), run.locked(), closing(Assembly(config)) as assembly:
         run.check_unchanged(assembly.panels.hashes())
@@ -116,6 +117,16 @@ def new_folder(config: RunConfig) -> Path:
     stem = f"{world}-{kind}-s{config.seed}"
     number = next(n for n in range(1, 10_000) if not (Path("runs") / f"{stem}-{n}").exists())
     return Path("runs") / f"{stem}-{number}"
+
+
+def resumed_config(run: RunDirectory, settings: Sequence[str]) -> RunConfig:
+    """The configuration that a run goes on with. Raises ValueError for settings that may not change."""
+    return parse_config(changed(run.config().model_dump(mode="json"), settings)) if settings else run.config()
+
+
+def title_of(config: RunConfig) -> str:
+    """What a display says of a run: world, algorithm with its bases, seed."""
+    return f"turnwise · {config.env.id} · {base_chain(config.algorithm)} · seed {config.seed}"
 
 
 def _prepare(config: RunConfig) -> None:

@@ -173,8 +173,10 @@ async function openRow(row, move = true) {
   const list = $("list");
   list.setAttribute("aria-activedescendant", `row-${row}`);
   if (move && place >= 0) {
-    if (place * ROW < list.scrollTop) list.scrollTop = place * ROW;
-    else if ((place + 1) * ROW > list.scrollTop + list.clientHeight) list.scrollTop = (place + 1) * ROW - list.clientHeight;
+    const [above, below] = [list.scrollTop - place * ROW, (place + 1) * ROW - list.scrollTop - list.clientHeight];
+    if (Math.max(above, below) > 2 * ROW) list.scrollTop += below - ROW / 2 + list.clientHeight / 2;  // far away: to the middle
+    else if (above > 0) list.scrollTop -= above;
+    else if (below > 0) list.scrollTop += below;
   }
   renderList();
   await showEpisode(browser, row);

@@ -68,22 +68,25 @@ def index_of(updates: Sequence[Update], texts: Mapping[int, str], planner: TreeP
 def telling(rows: Sequence[Mapping[str, Any]]) -> int | None:
     """The row that the page opens on: a late win of a task whose attempts in an earlier update were all lost.
 
-    Where there is none: a win beside a loss of the same group, then any win, then the first row; None of no rows.
+    Where there is none: the latest win beside losses of its group (the more losses the better), then any win, then the
+    first row; None of no rows.
     """
-    outcomes: dict[tuple[int, int, int], set[int]] = {}
+    outcomes: dict[tuple[int, int, int], list[int]] = {}
     for row in rows:
         if row["success"] is not None and not row["error"]:
-            outcomes.setdefault((row["task"], row["update"], row["group"]), set()).add(row["success"])
+            outcomes.setdefault((row["task"], row["update"], row["group"]), []).append(row["success"])
     lost: dict[int, int] = {}  # task -> the first update in which every attempt lost
     for (task, update, _), found in outcomes.items():
-        if found == {0}:
+        if not any(found):
             lost[task] = min(lost.get(task, update), update)
 
-    def worth(place: int) -> tuple[bool, bool, bool, int, int]:
+    def worth(place: int) -> tuple[bool, bool, bool, int, float, int]:
         row = rows[place]
-        group = outcomes.get((row["task"], row["update"], row["group"]), set())
+        group = outcomes[row["task"], row["update"], row["group"]]
+        share = sum(group) / len(group)
         learned = lost.get(row["task"], row["update"]) < row["update"]
-        return learned, group == {0, 1}, row["stream"] not in ("left out", "looked at"), row["update"], -place
+        trained = row["stream"] not in ("left out", "looked at")
+        return learned, share < 1, trained, row["update"], -share, -place
 
     won = [place for place, row in enumerate(rows) if row["success"] == 1 and not row["error"]]
     return max(won, key=worth) if won else 0 if rows else None

@@ -1,0 +1,237 @@
+"""turnwise from Python: train, resume, evaluate, and an agent that acts. ``import turnwise`` offers these names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from turnwise.agents.acting import Acting
+from turnwise.agents.endpoint import is_endpoint
+from turnwise.agents.scripted import scripted
+from turnwise.agents.seating import ModelAgent
+from turnwise.algorithms.registry import resolve
+from turnwise.assembly.players import agent_settings, load_policies, model_agent, open_run
+from turnwise.config.files import load_config, parse_config
+from turnwise.config.schema import RunConfig
+from turnwise.envs.given import named
+from turnwise.envs.interface import TextEnv
+from turnwise.evaluation import evaluate as evaluation
+from turnwise.evaluation.report import Report
+from turnwise.learning.settings import Settings
+from turnwise.models.drawing import Sampling
+from turnwise.models.policy import Policy
+from turnwise.training import experiment
+from turnwise.training.experiment import Result
+from turnwise.training.observing import Observer, Together
+
+if TYPE_CHECKING:
+    from turnwise.assembly.players import WhichCheckpoint
+
+AnyEnv = str | TextEnv | Callable[..., TextEnv]
+AnyModel = str | Path | tuple[Any, Any]
+AnyAlgorithm = str | Settings | Callable[..., Any]
+AnyCallback = Observer | Callable[[dict[str, Any]], object]
+
+
+def train(
+    config: RunConfig | str | Path | None = None,
+    *,
+    env: AnyEnv | None = None,
+    model: AnyModel | None = None,
+    algorithm: AnyAlgorithm | None = None,
+    settings: Sequence[str] = (),
+    callbacks: Sequence[AnyCallback] = (),
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Result:
+    """Train an agent, and measure it on unseen tasks before and after.
+
+    - ``config``: a configuration, or the name or path of one; by default the shipped one that fits ``env``.
+    - ``env``: a gymnasium id, an environment, or a function or class that makes one.
+    - ``model``: a model folder or hub name, or a loaded ``(model, tokenizer)``, which is copied into the run.
+    - ``algorithm``: a name, settings such as ``GRPOConfig(clip=0.1)``, or a recipe function at the top of a module.
+    - ``settings``: ``key.path=value``, as on the command line.
+    - ``callbacks``: functions of each update's record (its line in metrics.jsonl), or ``turnwise.Callback`` objects.
+    - ``out``: folder of the run; by default a new one below ``runs/``.
+    - ``progress``: show the display of the command line.
+
+    Raises ValueError for what cannot be run, StoppedRunError where something else ends the run.
+    """
+    if isinstance(config, RunConfig):
+        if env is not None or algorithm is not None or settings or isinstance(model, str | Path):
+            raise ValueError(
+                "the configuration is complete: give env, model, algorithm and settings to turnwise.load_config, or "
+                "give its name here in the place of it"
+            )
+        resolved = config
+    else:
+        resolved = _configuration(config, env, model, algorithm, settings)
+    folder = Path(out) if out is not None else experiment.new_folder(resolved)
+    loaded = _loaded(model) if isinstance(model, tuple) else None
+    with _display(progress, resolved) as display:
+        observer = Together([*([display] if display is not None else []), *callbacks])
+        return experiment.train(resolved, folder, observer, loaded)
+
+
+def resume(
+    path: str | Path,
+    *,
+    env: AnyEnv | None = None,
+    settings: Sequence[str] = (),
+    callbacks: Sequence[AnyCallback] = (),
+    progress: bool = True,
+) -> Result:
+    """Continue a run after its newest sound checkpoint, to the same numbers as an unbroken one.
+
+    ``settings`` change what may change, such as ``num_updates=200``. ``env`` is the environment of a run that was given
+    one as an object: another process does not know it. Raises as ``train`` does.
+    """
+    if env is not None:
+        named(env)
+    from turnwise.runs.directory import RunDirectory
+
+    shown = experiment.resumed_config(RunDirectory.open(path), settings)
+    with _display(progress, shown) as display:
+        observer = Together([*([display] if display is not None else []), *callbacks])
+        return experiment.resume(path, observer, settings)
+
+
+def evaluate(target: str | Path, *, env: AnyEnv | None = None, **asked: Any) -> Report:
+    """Success on a fixed panel of unseen tasks, with its interval.
+
+    ``target`` is a run, a checkpoint's folder, a model folder or hub name, ``openai:MODEL[@URL]``, ``random`` or
+    ``expert``. ``env`` is as of ``train``; by default the run's own. The other arguments are those of
+    ``turnwise.evaluation.evaluate.evaluate``: ``split``, ``tasks``, ``samples``, ``temperature``, ``checkpoint`` ...
+    """
+    if env is None:
+        return evaluation.evaluate(target, **asked)
+    env_id, kwargs = named(env)
+    given = {**kwargs, **(asked.pop("env_kwargs", None) or {})}
+    return evaluation.evaluate(target, env=env_id, env_kwargs=given, **asked)
+
+
+class Agent(Acting):
+    """A trained agent, or any chat model, that acts in a loop of yours.
+
+        agent = turnwise.Agent.load("runs/first")
+        observation, info = env.reset(seed=0)
+        agent.reset(seed=0)
+        ended = False
+        while not ended:
+            action = agent.act(observation, info)
+            observation, reward, terminated, truncated, info = env.step(action)
+            ended = terminated or truncated
+
+    ``fresh()`` gives another episode over the same model: an agent for each of several environments.
+    """
+
+    @classmethod
+    def load(
+        cls,
+        target: str | Path,
+        *,
+        checkpoint: WhichCheckpoint | None = None,
+        side: str | None = None,
+        agent: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        device: str = "cpu",
+        num_episodes: int = 64,
+    ) -> Agent:
+        """A run's policy, or a model folder or hub name.
+
+        ``checkpoint``: last, best, or an update; by default what the run names. ``side``: the role whose policy is
+        meant, where a game trained one for each. ``agent`` changes agent settings. ``temperature`` 0 is greedy.
+        ``num_episodes`` is how many may be open at once. Raises ValueError for what is not there.
+        """
+        return cls(
+            _player(target, checkpoint, side, agent or {}, device, num_episodes), Sampling(temperature, top_p, top_k)
+        )
+
+    def fresh(self) -> Agent:
+        """Another episode over the same model, with no memory of this one."""
+        return type(self)(self._model, self._sampling)
+
+
+def _player(
+    target: str | Path,
+    checkpoint: WhichCheckpoint | None,
+    side: str | None,
+    agent: Mapping[str, Any],
+    device: str,
+    num_episodes: int,
+) -> ModelAgent:
+    name = str(target)
+    if scripted(name) is not None or is_endpoint(name):
+        raise ValueError(f"{name} has no model here: Agent.load takes a run, or a model folder or hub name")
+    run = open_run(target)
+    settings = agent_settings(target, run.config().agent if run else None, agent)
+    if run is None:
+        if checkpoint is not None or side is not None:
+            raise ValueError(f"{target} is not a run: there is no checkpoint or side to choose")
+        policy = Policy.load(target, lora=None, device=device)
+    else:
+        sides = run.sides()
+        chosen = sides[0] if side is None and len(sides) == 1 else side
+        if chosen not in sides:
+            raise ValueError(f"{target} has policies for {', '.join(sides)}: say which with side=...; got {side!r}")
+        which = run.config().keep_checkpoint if checkpoint is None else checkpoint
+        policy = load_policies(run, sides, which, device)[chosen]
+    return model_agent(policy, settings, num_slots=num_episodes, name=name)
+
+
+def _configuration(
+    name: str | Path | None,
+    env: AnyEnv | None,
+    model: AnyModel | None,
+    algorithm: AnyAlgorithm | None,
+    settings: Sequence[str],
+) -> RunConfig:
+    env_id, kwargs = named(env) if env is not None else (None, {})
+    words = [f"env.kwargs={json.dumps(kwargs)}"] if kwargs else []
+    if isinstance(model, tuple):
+        path = str(getattr(_loaded(model)[0], "name_or_path", "") or type(model[0]).__name__)
+        words += ["model={}", f"model.path={json.dumps(path)}", "warmstart=null"]
+    elif model is not None:
+        words += [f"model.path={json.dumps(str(model))}"]
+    chosen = algorithm if isinstance(algorithm, str) or algorithm is None else _name_of(algorithm)
+    config = load_config(name, [*words, *settings], env=env_id, algorithm=chosen)
+    if not isinstance(algorithm, Settings):
+        return config
+    return parse_config({**config.model_dump(mode="json"), "algorithm": algorithm.model_dump(mode="json")})
+
+
+def _name_of(algorithm: Settings | Callable[..., Any]) -> str:
+    """The name under which a configuration finds it again."""
+    if isinstance(algorithm, Settings):
+        return str(getattr(algorithm, "type", ""))
+    module, name = getattr(algorithm, "__module__", None), getattr(algorithm, "__qualname__", "")
+    if module is None or not name.isidentifier():
+        raise ValueError(
+            f"expected an algorithm's name, its settings, or the recipe function at the top of a module; "
+            f"got {algorithm!r}"[:300]
+        )
+    known = f"{module}:{name}"
+    resolve(known)
+    return known
+
+
+def _loaded(model: tuple[Any, Any]) -> tuple[Any, Any]:
+    if len(model) != 2 or not hasattr(model[0], "parameters") or not hasattr(model[1], "encode"):
+        kinds = ", ".join(type(each).__name__ for each in model)
+        raise ValueError(f"expected a loaded (model, tokenizer), as transformers gives them; got ({kinds})")
+    return model
+
+
+def _display(progress: bool, config: RunConfig) -> Any:
+    if not progress:
+        return nullcontext(None)
+    from rich.console import Console
+
+    from turnwise.commands.display import LiveDisplay
+
+    return LiveDisplay(Console(), config.num_updates, experiment.title_of(config))
