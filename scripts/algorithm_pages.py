@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Write the table of settings into every page of docs/algorithms, and their index, as the code has them.
 
+Tests hold the pages and the code together.
+
 python scripts/algorithm_pages.py
 """
 
@@ -17,9 +19,10 @@ PAGES = Path(__file__).resolve().parent.parent / "docs" / "algorithms"
 INDEX = """# Algorithms
 
 `turnwise train --algorithm NAME` trains an algorithm with its documented defaults. `turnwise algorithms NAME` prints
-its equations, its settings, and where it differs from the paper and the released code. An algorithm *with a base* is
-put on top of another one: `algorithm.base.type=gspo`. What each one reached is on its page and in the
-[benchmarks](../benchmarks.md). A [how-to page](../cookbook/own_algorithm.md) shows how to write one of your own.
+its equations, its settings, and where it differs from the paper and the released code. What each one reached is on its
+page and in the [benchmarks](../benchmarks.md). A [how-to page](../cookbook/own_algorithm.md) shows how to write one of
+your own. An algorithm that is put on top of another one has a default for that one, which you may change:
+`algorithm.base.type=gspo`.
 """
 HEADING = "## Every setting, as it is by default"
 
@@ -51,12 +54,13 @@ def with_table(text: str, section: str) -> str:
 
 
 def index() -> str:
-    """The page that lists the algorithms: each with its page, its summary, and what it is put on."""
-    lines = [INDEX, "| name | what it is | |", "| --- | --- | --- |"]
-    for name in ALGORITHMS:
-        found = describe(name)
-        lines.append(f"| [`{name}`]({name}.md) | {found.summary} | {'with a base' if found.is_modifier else ''} |")
-    return "\n".join(lines) + "\n"
+    """The page that lists the algorithms, each with its page and its summary: whole ones, then those put on another."""
+    lines = [INDEX]
+    for title, on_a_base in (("Whole algorithms", False), ("On top of another algorithm", True)):
+        lines += [f"## {title}", "", "| name | what it is |", "| --- | --- |"]
+        found = [describe(name) for name in ALGORITHMS]
+        lines += [f"| [`{a.name}`]({a.name}.md) | {a.summary} |" for a in found if a.is_modifier == on_a_base] + [""]
+    return "\n".join(lines)
 
 
 def main() -> None:
