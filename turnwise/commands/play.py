@@ -40,8 +40,8 @@ def play(
     """One episode on the console, turn by turn as it is played.
 
     ``agent`` and ``opponent`` are human, random, expert, expert:KIND, a run, a model folder or hub name, or
-    openai:MODEL@URL. ``temperature`` (0: greedy) is of those with a model. Raises ValueError for an unknown agent, split
-    or task.
+    openai:MODEL@URL. ``temperature`` (0: greedy) is of those with a model. Raises ValueError for an unknown agent,
+    split or task.
     """
     env = make_env(env_id, **kwargs)
     tasks = panel(env, split)
