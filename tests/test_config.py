@@ -29,9 +29,9 @@ from turnwise.config.files import (
     shipped_configs,
     with_algorithm,
 )
-from turnwise.config.schema import EvalConfig, PretrainedModelConfig
+from turnwise.config.schema import EvalConfig
 from turnwise.learning.settings import OptimizerConfig, RunInfo
-from turnwise.models.settings import ORIGIN_FILE, ScratchModelConfig
+from turnwise.models.settings import ORIGIN_FILE, PretrainedModelConfig, ScratchModelConfig
 
 BASE: dict[str, Any] = {"warmstart": {}}
 

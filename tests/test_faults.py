@@ -9,7 +9,8 @@ import pytest
 
 from tests.models import scratch_folder
 from turnwise.config.files import load_config
-from turnwise.config.schema import EnvConfig, RunConfig
+from turnwise.config.schema import RunConfig
+from turnwise.envs.settings import EnvConfig
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import train

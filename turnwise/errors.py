@@ -16,6 +16,14 @@ class StoppedRunError(RuntimeError):
     exit_code = 2
 
 
+class UnusedSettingError(ValueError):
+    """A setting that has no effect with the other settings of its section. ``names`` are those to leave out."""
+
+    def __init__(self, names: str | tuple[str, ...], message: str) -> None:
+        super().__init__(message)
+        self.names = (names,) if isinstance(names, str) else names
+
+
 def unknown(kind: str, given: object, known: Iterable[str], where: str = "") -> ValueError:
     """``raise unknown("split", "tets", ["train", "test"])``: Unknown split 'tets'. Did you mean 'test'? ..."""
     names = list(known)

@@ -18,9 +18,10 @@ from pydantic import Field, model_validator
 from turnwise.algorithms.common import FreshGroups, GroupAdvantage, GroupStats, Whiten
 from turnwise.algorithms.sequences import Along, ReturnsToGo
 from turnwise.algorithms.settings import ClipSettings
+from turnwise.errors import UnusedSettingError
 from turnwise.learning.parts import AdvantageEstimator
 from turnwise.learning.recipe import About, Recipe, StreamRecipe
-from turnwise.learning.settings import RunInfo, UnusedSettingError
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization",

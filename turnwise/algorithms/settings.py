@@ -19,12 +19,13 @@ from turnwise.algorithms.common import (
     TruncatedImportance,
 )
 from turnwise.algorithms.dynamic_sampling import DynamicSampling
+from turnwise.errors import UnusedSettingError
 from turnwise.learning.credit import Singleton
 from turnwise.learning.parts import Aggregation, Composer
 from turnwise.learning.planning import GroupPlanner, Planner
 from turnwise.learning.primitives import AggregationMode, KLEstimator
 from turnwise.learning.recipe import Recipe, StreamRecipe
-from turnwise.learning.settings import RunInfo, Settings, UnusedSettingError
+from turnwise.learning.settings import RunInfo, Settings
 
 
 class SurrogateSettings(Settings):

@@ -15,7 +15,7 @@ from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted
 from turnwise.config.files import parse_section
-from turnwise.config.schema import GameConfig, PretrainedModelConfig
+from turnwise.config.schema import GameConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object
@@ -24,7 +24,7 @@ from turnwise.models.loading import check_length, end_ids, load_model
 from turnwise.models.parallel import ParallelEngine
 from turnwise.models.policy import Policy
 from turnwise.models.remote import RemoteEngine, shared_weights
-from turnwise.models.settings import made_from_scratch
+from turnwise.models.settings import PretrainedModelConfig, made_from_scratch
 from turnwise.runs.checkpoints import CheckpointName
 from turnwise.runs.directory import RunDirectory
 

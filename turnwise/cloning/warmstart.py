@@ -15,13 +15,13 @@ from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.cloner import Measure, OnProgress, Progress, clone, demonstrations
 from turnwise.cloning.settings import WarmstartConfig
-from turnwise.config.schema import EnvConfig, ModelConfig
 from turnwise.envs.cache import cache_dir
+from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import TextEnv
 from turnwise.models.drawing import DRAW
 from turnwise.models.loading import check_length, check_trainable, load_model, save_model
 from turnwise.models.scratch import new_model, train_tokenizer
-from turnwise.models.settings import ORIGIN_FILE, ScratchModelConfig, made_from_scratch
+from turnwise.models.settings import ORIGIN_FILE, ModelConfig, ScratchModelConfig, made_from_scratch
 from turnwise.seeds import mix
 
 FORMAT = 1

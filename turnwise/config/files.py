@@ -18,9 +18,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from turnwise.config.names import DEFAULT_ALGORITHM, explained, names_of, settings_of
-from turnwise.config.schema import EnvConfig, PretrainedModelConfig, RunConfig
-from turnwise.learning.settings import UnusedSettingError, laid_over
-from turnwise.models.settings import made_from_scratch
+from turnwise.config.schema import RunConfig
+from turnwise.envs.settings import EnvConfig
+from turnwise.errors import UnusedSettingError
+from turnwise.learning.settings import laid_over
+from turnwise.models.settings import PretrainedModelConfig, made_from_scratch
 
 Section = TypeVar("Section", bound=BaseModel)
 

@@ -6,7 +6,7 @@ How one is read from files and command lines: ``turnwise.config.files``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,60 +21,16 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.worldwork import Order
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.names import DEFAULT_ALGORITHM
-from turnwise.envs.process import ProcessEnv
-from turnwise.envs.tasks import TextEnv, make_env
-from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo, Settings, UnusedSettingError
-from turnwise.models.settings import DType, LoRAConfig, ScratchModelConfig
+from turnwise.envs.settings import EnvConfig
+from turnwise.errors import UnusedSettingError
+from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo, Settings
+from turnwise.models.settings import LoRAConfig, ModelConfig, ScratchModelConfig
 from turnwise.monitoring.mirrors import MirrorName
 from turnwise.monitoring.watchdog import WatchdogConfig
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EnvConfig(_Section):
-    """The world."""
-
-    id: str = Field("turnwise/Household-v0", description="gymnasium id, or module:ns/Id-v0")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of gymnasium.make")
-    split: str = Field("train", description="split that training draws tasks from")
-    success_threshold: float | None = Field(
-        None, description="total reward that counts as success, for worlds without info['success']"
-    )
-    process: bool = Field(
-        False, description="each environment in a process of its own, so that one that hangs or dies is replaced"
-    )
-    step_timeout_s: float = Field(60.0, gt=0, description="seconds a step may take; with process=true")
-    reset_timeout_s: float = Field(300.0, gt=0, description="seconds a reset may take; with process=true")
-
-    def make(self) -> TextEnv:
-        """A fresh environment. Raises ValueError for an unknown id, or settings that the world does not take."""
-        if not self.process:
-            return make_env(self.id, **self.kwargs)
-        return ProcessEnv(
-            self.id, self.kwargs, step_timeout_s=self.step_timeout_s, reset_timeout_s=self.reset_timeout_s
-        )
-
-    @model_validator(mode="after")
-    def _limits_need_a_process(self) -> EnvConfig:
-        default = type(self).model_fields
-        for name in ("step_timeout_s", "reset_timeout_s"):
-            if not self.process and getattr(self, name) != default[name].default:
-                raise UnusedSettingError(name, f"env.{name} can only be kept with env.process=true")
-        return self
-
-
-class PretrainedModelConfig(_Section):
-    """A Hugging Face causal LM (Qwen2.5, Qwen3, Llama type) with its own tokenizer and chat template."""
-
-    type: Literal["pretrained"] = "pretrained"
-    path: str = Field(description="folder or hub name")
-    dtype: DType = Field("auto", description="auto: as stored")
-    gradient_checkpointing: bool = Field(False, description="recompute activations on the way back")
-
-
-ModelConfig = Annotated[ScratchModelConfig | PretrainedModelConfig, Field(discriminator="type")]
 
 
 class RolloutConfig(_Section):

@@ -12,8 +12,9 @@ from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import WhichCheckpoint, open_run
 from turnwise.config.files import parse_section
-from turnwise.config.schema import EnvConfig, EvalConfig, EvaluationOverrides, GameConfig, check_engines
+from turnwise.config.schema import EvalConfig, EvaluationOverrides, GameConfig, check_engines
 from turnwise.envs.interface import Panel
+from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import closed_after, panel
 from turnwise.evaluation.contenders import settings_of, start_of
 from turnwise.models.drawing import DRAW

@@ -39,14 +39,6 @@ class Settings(BaseModel):
         return bool(getattr(self, field) != type(self).model_fields[field].default)
 
 
-class UnusedSettingError(ValueError):
-    """A setting that has no effect with the other settings of its section. ``names`` are those to leave out."""
-
-    def __init__(self, names: str | tuple[str, ...], message: str) -> None:
-        super().__init__(message)
-        self.names = (names,) if isinstance(names, str) else names
-
-
 def laid_over(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` over ``default``, section by section. Where ``given`` has another ``type``, ``default`` is not used."""
     if given.get("type", default.get("type")) != default.get("type"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -67,3 +67,17 @@ class LoRAConfig(BaseModel):
     target_modules: str | tuple[str, ...] = Field(
         "all-linear", description="module names, or all-linear: every linear layer but the head"
     )
+
+
+class PretrainedModelConfig(BaseModel):
+    """A Hugging Face causal LM (Qwen2.5, Qwen3, Llama type) with its own tokenizer and chat template."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["pretrained"] = "pretrained"
+    path: str = Field(description="folder or hub name")
+    dtype: DType = Field("auto", description="auto: as stored")
+    gradient_checkpointing: bool = Field(False, description="recompute activations on the way back")
+
+
+ModelConfig = Annotated[ScratchModelConfig | PretrainedModelConfig, Field(discriminator="type")]

@@ -22,8 +22,8 @@ import numpy as np
 
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.spelling import encodable
-from turnwise.config.schema import PretrainedModelConfig
 from turnwise.errors import unknown
+from turnwise.models.settings import PretrainedModelConfig
 from turnwise.runs.trajectories import Selection, Stored, run_of, select
 from turnwise.trajectory import Fork, Task, Trajectory, Turn
 

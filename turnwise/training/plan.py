@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from turnwise.config.schema import ModelConfig
 from turnwise.models.head import TILE, TILE_ROWS, WHOLE
 from turnwise.models.layers import folds
 from turnwise.models.scratch import new_model
-from turnwise.models.settings import LoRAConfig, ScratchModelConfig
+from turnwise.models.settings import LoRAConfig, ModelConfig, ScratchModelConfig
 from turnwise.replay.batch import MAX_GATHERED
 
 GIB = 1 << 30

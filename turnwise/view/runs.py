@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from turnwise.config.schema import PretrainedModelConfig
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import legend, sheets
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
+from turnwise.models.settings import PretrainedModelConfig
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate, wilson
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from turnwise.config.schema import PretrainedModelConfig
+from turnwise.models.settings import PretrainedModelConfig
 from turnwise.runs.directory import RunDirectory
 
 
