@@ -3,7 +3,7 @@ r"""The tokens that each turn adds to a model's context.
 With a ChatML template, for example, the first prompt is ``<|im_start|>user\n``, the observation,
 ``<|im_end|>\n<|im_start|>assistant\n``. The model samples a reply and its end token. The next prompt is only what
 comes after them: ``\n<|im_start|>user\n``, the next observation, and the assistant's header again. The whole context
-has the tokens that the template would give for the whole conversation.
+has the tokens that a tokenizer gives for the same text at once.
 
 ``ChatFormat`` makes these pieces. It splits a tokenizer's own chat template into fixed parts (``templates.py``) and
 encodes text so that the pieces fit together (``spelling.py``). Earlier turns are never rendered again, because chat
@@ -127,7 +127,7 @@ class ChatFormat:
         return self._plain(said, True)
 
     def decode(self, reply_ids: IntArray) -> str:
-        """The text of a reply [A] without its end token. It begins with ``<think>`` where the header does so."""
+        """The text of a reply [A] without its end token. It begins with ``<think>`` where the header ends with that."""
         ids, trail = reply_ids.tolist(), ""
         if ids and ids[-1] in self.end_ids:
             trail, ids = self._trail, ids[:-1]

@@ -27,7 +27,7 @@ class RandomAgent:
         actions = info.get("admissible_actions")
         if not actions:
             raise ValueError(
-                "a random agent needs info['admissible_actions'], a list of strings, which this environment does not give"
+                "a random agent needs info['admissible_actions'], a list of strings, which this environment lacks"
             )
         return str(actions[int(self._rng.integers(len(actions)))])
 
