@@ -31,7 +31,8 @@ import torch
 
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import BENCH_MODEL, floor_s, run_engine, scripts
-from turnwise.models.scratch import ScratchModelConfig, new_model, train_tokenizer
+from turnwise.models.scratch import new_model, train_tokenizer
+from turnwise.models.settings import ScratchModelConfig
 from turnwise.svg import Line, Panel, small_multiples
 
 TURNS = (10, 20, 40, 70, 100)

@@ -37,7 +37,8 @@ from turnwise.assembly.players import load_policies, model_agent
 from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.interface import AnyText
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 from turnwise.runs.directory import RunDirectory, provenance
 from turnwise.training.noise import sampled_batch
 from turnwise.training.proof import DisagreementError

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from turnwise.models.drawing import Sampling, draw, position_seeds
 from turnwise.models.engine import SlotEngine
-from turnwise.models.scratch import ScratchModelConfig, new_model
+from turnwise.models.scratch import new_model
+from turnwise.models.settings import ScratchModelConfig
 from turnwise.training.plan import Vocabulary
 
 SHAPES = {

@@ -29,8 +29,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from turnwise.models.head import logprob_entropy
-from turnwise.models.policy import LoRAConfig, Policy
-from turnwise.models.scratch import ScratchModelConfig, new_model
+from turnwise.models.policy import Policy
+from turnwise.models.scratch import new_model
+from turnwise.models.settings import LoRAConfig, ScratchModelConfig
 from turnwise.training.plan import Vocabulary
 
 Row = dict[str, Any]

@@ -25,7 +25,8 @@ from turnwise.agents.seating import ModelAgent
 from turnwise.agents.worldwork import Order, WorldThreads
 from turnwise.envs.tasks import make_env, panel
 from turnwise.models.engine import Sampling, SlotEngine
-from turnwise.models.scratch import ScratchModelConfig, new_model, train_tokenizer
+from turnwise.models.scratch import new_model, train_tokenizer
+from turnwise.models.settings import ScratchModelConfig
 
 WORLD = "turnwise/Household-v0"
 WAYS: tuple[tuple[str, int, Order], ...] = (

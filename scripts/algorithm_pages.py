@@ -35,11 +35,17 @@ def plain(value: object) -> str:
     return str(value)
 
 
+def with_table(text: str, section: str) -> str:
+    """The page with its section of settings replaced, or added at the end; the sections after it stay."""
+    before, _, rest = text.partition(HEADING)
+    _, following, after = rest.partition("\n## ")
+    return before.rstrip("\n") + "\n\n" + section + following + after
+
+
 def main() -> None:
     for name in ALGORITHMS:
         page = PAGES / f"{name}.md"
-        text = page.read_text().partition(HEADING)[0].rstrip("\n")
-        page.write_text(f"{text}\n\n{table(name)}")
+        page.write_text(with_table(page.read_text(), table(name)))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from pydantic import Field
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.grpo import recipe as grpo
 from turnwise.learning.planning import Scorer
-from turnwise.learning.recipe import Recipe, RunInfo, Settings
+from turnwise.learning.recipe import Recipe
 from turnwise.learning.rewards import RewardTable
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.trajectory import Trajectory
 
 

@@ -11,15 +11,8 @@ import torch
 
 from tests.models import TINY, tokenizer
 from turnwise.agents.prompts import AgentConfig, ChatFormat
-from turnwise.cloning.cloner import (
-    Cloner,
-    Demonstration,
-    WarmstartConfig,
-    cloning_loss,
-    demonstrate,
-    demonstrations,
-    rows_of,
-)
+from turnwise.cloning.cloner import Cloner, Demonstration, cloning_loss, demonstrate, demonstrations, rows_of
+from turnwise.cloning.settings import WarmstartConfig
 from turnwise.cloning.warmstart import warmstart_key
 from turnwise.config.files import load_config
 from turnwise.envs.tasks import make_env, panel

@@ -18,7 +18,7 @@ from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
-from turnwise.cloning.cloner import WarmstartConfig
+from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.files import (
     config_folder,
     dump_config,
@@ -30,9 +30,8 @@ from turnwise.config.files import (
     with_algorithm,
 )
 from turnwise.config.schema import EvalConfig, PretrainedModelConfig
-from turnwise.learning.optimizer import OptimizerConfig
-from turnwise.learning.recipe import RunInfo
-from turnwise.models.scratch import ORIGIN_FILE, ScratchModelConfig
+from turnwise.learning.settings import OptimizerConfig, RunInfo
+from turnwise.models.settings import ORIGIN_FILE, ScratchModelConfig
 
 BASE: dict[str, Any] = {"warmstart": {}}
 

@@ -16,7 +16,7 @@ from turnwise.config.files import load_config
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import markdown
 from turnwise.learning.metrics import Occurrences
-from turnwise.learning.recipe import RunInfo
+from turnwise.learning.settings import RunInfo
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import resume, train
 

@@ -22,7 +22,8 @@ from turnwise.config.files import load_config, parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.models.cache import SlotCache
 from turnwise.models.packing import Sharing, pack
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 from turnwise.training.experiment import train
 from turnwise.training.plan import FREED, GIB, THRESHOLD, Shape, cache_capacity, fit, fitted, plan, shape_of
 
@@ -180,7 +181,8 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from turnwise.models.cache import SlotCache
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 
 torch.set_num_threads(1)
 folder, dtype, checkpointing, rows, length, slots = json.loads(sys.argv[1])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,23 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tests.test_docs import parse
 from turnwise.algorithms.registry import ALGORITHMS, base_chain, describe, resolve
 from turnwise.cli import app
 from turnwise.commands.play import settings_table
 from turnwise.config.files import load_config, parse_config, read_config, shipped_configs
 
 PAGES = Path(__file__).parent.parent / "docs" / "algorithms"
+SCRIPT = runpy.run_path(str(PAGES.parent.parent / "scripts" / "algorithm_pages.py"))
+SECTIONS = (
+    "The paper",
+    "Equations",
+    "How to run it",
+    "Every setting, as it is by default",
+    "Where the defaults come from",
+    "What differs from the paper and from the released code",
+    "What was measured",
+)
 FOR_ONE_ALGORITHM = {"alfworld-long": "gigpo"}
 """Shipped files with settings of an algorithm: they exist for that one."""
 
@@ -36,19 +50,47 @@ def described(name: str) -> dict[str, Any]:
     return {place: value for place, value in found.items() if place.rpartition(".")[0] not in off}
 
 
+def page(name: str) -> str:
+    return (PAGES / f"{name}.md").read_text()
+
+
 def on_the_page(name: str) -> dict[str, Any]:
     """The table of the page, its defaults read as YAML."""
-    rows = (PAGES / f"{name}.md").read_text().partition("## Every setting, as it is by default")[2].splitlines()
+    section = page(name).partition("## Every setting, as it is by default\n")[2].partition("\n## ")[0]
+    rows = section.splitlines()
     cells = [row.split(" | ") for row in rows if row.startswith("| `")]
     return {cell[0].strip("| `"): yaml.safe_load(cell[1]) for cell in cells}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_page_says_what_the_description_says(name: str) -> None:
-    page = on_the_page(name)
-    assert list(page) == [setting.name for setting in describe(name).settings], "run scripts/algorithm_pages.py"
+    shown = on_the_page(name)
+    assert list(shown) == [setting.name for setting in describe(name).settings], "run scripts/algorithm_pages.py"
     for place, value in described(name).items():
-        assert page[place] == pytest.approx(value) if isinstance(value, float) else page[place] == value, place
+        assert shown[place] == pytest.approx(value) if isinstance(value, float) else shown[place] == value, place
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_writing_the_table_keeps_the_rest_of_a_page(name: str) -> None:
+    assert SCRIPT["with_table"](page(name), SCRIPT["table"](name)) == page(name), "run scripts/algorithm_pages.py"
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_page_reads_in_one_order(name: str) -> None:
+    found = re.findall(r"^## (.*)$", page(name), re.MULTILINE)
+    assert found == [heading for heading in SECTIONS if heading in found or heading != "Where the defaults come from"]
+    assert "](../benchmarks.md" in page(name).partition("## What was measured")[2]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_command_on_a_page_trains_what_the_page_describes(name: str) -> None:
+    blocks = re.findall(r"^```bash\n(.*?)```", page(name), re.DOTALL | re.MULTILINE)
+    made = []
+    for line in "".join(blocks).splitlines():
+        given = parse(shlex.split(line)[1:]).params
+        config, *settings = given["settings"]
+        made.append(load_config(config, settings, env=given["env"], algorithm=given["algorithm"]).algorithm)
+    assert made[0] == resolve(name).config()
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

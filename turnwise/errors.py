@@ -10,6 +10,12 @@ class AgentError(ValueError):
     """An agent cannot play at all. Unlike a fault of a world this ends everything: no episode is blamed for it."""
 
 
+class StoppedRunError(RuntimeError):
+    """A run ended before its last update, with everything up to its newest checkpoint on the disk."""
+
+    exit_code = 2
+
+
 def unknown(kind: str, given: object, known: Iterable[str], where: str = "") -> ValueError:
     """``raise unknown("split", "tets", ["train", "test"])``: Unknown split 'tets'. Did you mean 'test'? ..."""
     names = list(known)

@@ -22,7 +22,8 @@ from tests.stored import ECHO, run_config, stored_run
 from turnwise.agents.actions import parse_action
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.templates import dated
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 from turnwise.runs.directory import RunDirectory
 from turnwise.runs.exporting import export_trajectories
 from turnwise.runs.trajectories import Selection

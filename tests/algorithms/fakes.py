@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from turnwise.learning.learner import Learner
-from turnwise.learning.optimizer import OptimizerConfig
-from turnwise.learning.recipe import Recipe, RewardSettings, RunInfo
+from turnwise.learning.recipe import Recipe
+from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo
 from turnwise.replay.batch import TokenBatch
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Task, Trajectory, Turn

@@ -36,8 +36,8 @@ from turnwise.algorithms.trunks import SharedTrunks, turn_owners
 from turnwise.learning.learner import stream_loss
 from turnwise.learning.metrics import Tally
 from turnwise.learning.parts import Aggregation, Samples, Stream
-from turnwise.learning.recipe import RunInfo, Settings
 from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Fork, Group, Trajectory, group_by_task
@@ -267,9 +267,7 @@ def test_bases_without_an_upper_clip_are_refused() -> None:
 def in_docs(name: str) -> list[dict[str, Any]]:
     """The settings that a page of docs/algorithms writes out."""
     page = (Path(__file__).parents[2] / "docs" / "algorithms" / f"{name}.md").read_text()
-    return [
-        yaml.safe_load(block) for block in re.findall(r"^ {4}(\{type.*?\})$\n\n", page + "\n", re.DOTALL | re.MULTILINE)
-    ]
+    return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(\{type.*?)```", page, re.DOTALL | re.MULTILINE)]
 
 
 def test_released_forms_are_as_the_docs_write_them() -> None:

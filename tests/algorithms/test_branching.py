@@ -21,7 +21,8 @@ from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR, TreePlanner
 from turnwise.learning.planning import GroupPlanner, Planner, Rollouts
-from turnwise.learning.recipe import Recipe, RunInfo, Settings
+from turnwise.learning.recipe import Recipe
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished, group_by_task
 

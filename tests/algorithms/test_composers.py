@@ -17,11 +17,12 @@ from turnwise.algorithms.registry import build
 from turnwise.algorithms.selfimitation import SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
 from turnwise.learning.metrics import Metrics
-from turnwise.learning.optimizer import OptimizerConfig, Parameters, make_optimizer
+from turnwise.learning.optimizer import Parameters, make_optimizer
 from turnwise.learning.parts import Composer, Samples, Streams
 from turnwise.learning.planning import Scorer
-from turnwise.learning.recipe import RunInfo, StreamRecipe
+from turnwise.learning.recipe import StreamRecipe
 from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.replay.buffer import TrajectoryBuffer
 
 RUN = RunInfo(num_updates=10, group_size=4)

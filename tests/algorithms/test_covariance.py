@@ -12,7 +12,7 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.learning.parts import Aggregation, UpdateContext
 from turnwise.learning.primitives import Counts
-from turnwise.learning.recipe import RunInfo
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.batch import layout
 
 MASK = torch.tensor([[True, True, False, True], [False, True, True, True]])

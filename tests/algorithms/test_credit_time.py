@@ -16,8 +16,8 @@ from turnwise.algorithms.sequences import GeneralizedAdvantage, ReturnsToGo
 from turnwise.learning.metrics import Agreement, Occurrences, Tally
 from turnwise.learning.parts import Samples, Stream
 from turnwise.learning.primitives import Counts, per_turn_mean, per_turn_sum, turn_lengths, turn_starts
-from turnwise.learning.recipe import RunInfo, Settings
 from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 

@@ -17,8 +17,8 @@ from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.learning.planning import GroupPlanner, Planner, Rollouts
-from turnwise.learning.recipe import RunInfo
 from turnwise.learning.rewards import RewardTable, raw_rewards
+from turnwise.learning.settings import RunInfo
 from turnwise.trajectory import Group, RolloutFinished, Task, Trajectory, TurnFinished, group_by_task
 
 RUN = RunInfo(num_updates=10, group_size=2)

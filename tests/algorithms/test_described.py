@@ -13,7 +13,8 @@ SETTINGS = """
 from typing import Literal
 from pydantic import Field
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.learning.recipe import Recipe, RunInfo, Settings
+from turnwise.learning.recipe import Recipe
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.algorithms.registry import build
 
 class Inner(Settings):

@@ -16,7 +16,7 @@ from tests.algorithms.trees import ScriptedRollouts, task
 from turnwise.algorithms.aepo import AEPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR
-from turnwise.learning.recipe import RunInfo
+from turnwise.learning.settings import RunInfo
 from turnwise.trajectory import RolloutFinished, TurnFinished
 
 

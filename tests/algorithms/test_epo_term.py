@@ -16,8 +16,9 @@ from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.learning.parts import Regularizer, Samples, Stream, Streams, UpdateContext
-from turnwise.learning.recipe import Recipe, RunInfo
+from turnwise.learning.recipe import Recipe
 from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, Trajectory
 

@@ -12,8 +12,8 @@ from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, le
 from turnwise.algorithms.gigpo import GiGPOConfig, StepAdvantage, alike, anchor_groups
 from turnwise.algorithms.registry import build
 from turnwise.learning.parts import Samples, Stream
-from turnwise.learning.recipe import RunInfo
 from turnwise.learning.rewards import RewardTable
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, Trajectory
 

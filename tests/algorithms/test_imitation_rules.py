@@ -13,8 +13,8 @@ from turnwise.algorithms.registry import build
 from turnwise.algorithms.selfimitation import STREAM, SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
 from turnwise.learning.parts import Samples
-from turnwise.learning.recipe import RunInfo
 from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group
 

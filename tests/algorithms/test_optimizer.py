@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from turnwise.learning.optimizer import OptimizerConfig, Parameters, make_optimizer, set_learning_rate, step
+from turnwise.learning.optimizer import Parameters, make_optimizer, set_learning_rate, step
 from turnwise.learning.schedules import learning_rate_share
+from turnwise.learning.settings import OptimizerConfig
 
 
 def stepped(gradients: list[list[float]], limit: float | None = 1.0) -> tuple[float, list[nn.Parameter]]:

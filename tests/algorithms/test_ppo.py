@@ -16,9 +16,10 @@ from turnwise.algorithms.ppo import PPOConfig, ValueLoss
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.sequences import GeneralizedAdvantage, ReturnsToGo
 from turnwise.learning.parts import Samples, Stream
-from turnwise.learning.recipe import RewardSettings, RunInfo
 from turnwise.learning.rewards import RewardTable
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.learning.settings import RewardSettings, RunInfo
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group
 

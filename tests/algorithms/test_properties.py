@@ -32,7 +32,7 @@ from turnwise.learning.learner import stream_loss
 from turnwise.learning.metrics import Tally
 from turnwise.learning.parts import Aggregation, MinibatchView, UpdateContext
 from turnwise.learning.primitives import Counts
-from turnwise.learning.recipe import RunInfo, Settings
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, Trajectory
 

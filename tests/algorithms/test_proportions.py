@@ -19,7 +19,7 @@ from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
-from turnwise.learning.recipe import RewardSettings, RunInfo, Settings
+from turnwise.learning.settings import RewardSettings, RunInfo, Settings
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
 
@@ -72,7 +72,7 @@ def test_a_scale_on_rewards_leaves_every_proportion(config: Settings) -> None:
     one, ten = (
         RunInfo(10, 4, rewards=RewardSettings(scale=scale, invalid_action_penalty=0.05)) for scale in (1.0, 10.0)
     )
-    factor = ten.unit(build(config, ten)["fresh"])
+    factor = build(config, ten)["fresh"].success(ten.rewards)
     small, large = gradients(config, one), gradients(config, ten)
     assert len(small) == len(large) >= 2 * UPDATES
     for of_one, of_ten in zip(small, large, strict=True):

@@ -18,8 +18,9 @@ from turnwise.algorithms.selfimitation import SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
 from turnwise.learning.parts import Aggregation, Samples
 from turnwise.learning.planning import GroupPlanner
-from turnwise.learning.recipe import Recipe, RunInfo, Settings, StreamRecipe
+from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.learning.rewards import RewardTable, raw_rewards
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group
 

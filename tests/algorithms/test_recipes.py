@@ -25,12 +25,12 @@ from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.registry import ALGORITHMS, AlgorithmConfig, build, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
-from turnwise.learning.optimizer import OptimizerConfig
 from turnwise.learning.parts import Aggregation, MinibatchView, Samples, Stream, Streams, UpdateContext
 from turnwise.learning.planning import GroupPlanner, RolloutFinished, Rollouts, Scorer, TurnFinished
 from turnwise.learning.primitives import Counts, trajectory_weights
-from turnwise.learning.recipe import Recipe, RewardSettings, RunInfo, StreamRecipe
+from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.learning.rewards import InvalidActionPenalty, RewardScale, RewardTable, raw_rewards
+from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Task, Trajectory

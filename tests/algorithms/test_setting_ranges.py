@@ -19,8 +19,7 @@ from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.spear import SPEARConfig
-from turnwise.learning.optimizer import OptimizerConfig
-from turnwise.learning.recipe import Settings
+from turnwise.learning.settings import OptimizerConfig, Settings
 
 COUNT, ANY, POSITIVE, SHARE, NONZERO = "1..", "[0, inf)", "(0, inf)", "[0, 1]", "(0, 1]"
 RANGES = {

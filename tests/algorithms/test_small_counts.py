@@ -33,9 +33,9 @@ from turnwise.algorithms.trunks import SharedTrunks
 from turnwise.learning.metrics import Agreement, Occurrences
 from turnwise.learning.parts import Composer, Samples, Stream, Streams
 from turnwise.learning.primitives import importance_ratio
-from turnwise.learning.recipe import RunInfo
 from turnwise.learning.rewards import raw_rewards
 from turnwise.learning.schedules import constant_weight, epo_released_weight, learning_rate_share
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Fork, Group

@@ -28,8 +28,8 @@ from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig, StepBonus
 from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.parts import Samples, Stream
-from turnwise.learning.recipe import RewardSettings, RunInfo, Settings
 from turnwise.learning.rewards import RewardTable, raw_rewards
+from turnwise.learning.settings import RewardSettings, RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory

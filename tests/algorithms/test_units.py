@@ -24,9 +24,9 @@ from turnwise.algorithms.registry import build
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.selfimitation import STREAM, RecentReturns, StoredAdvantage, units
 from turnwise.algorithms.spear import SPEARConfig, StepBonus
-from turnwise.learning.recipe import RewardSettings, RunInfo, Settings
 from turnwise.learning.rewards import raw_rewards
 from turnwise.learning.schedules import constant_weight
+from turnwise.learning.settings import RewardSettings, RunInfo, Settings
 from turnwise.trajectory import Group, Task
 
 ONE, TEN = (RunInfo(10, 4, rewards=RewardSettings(scale=scale)) for scale in (1.0, 10.0))
@@ -48,7 +48,7 @@ ONE, TEN = (RunInfo(10, 4, rewards=RewardSettings(scale=scale)) for scale in (1.
 def test_what_advantages_are_counted_in(config: Settings, unit: str) -> None:
     stream = build(config, ONE)["fresh"]
     assert stream.unit == unit
-    assert (ONE.unit(stream), TEN.unit(stream)) == (1.0, 10.0 if unit == "reward" else 1.0)
+    assert (stream.success(ONE.rewards), stream.success(TEN.rewards)) == (1.0, 10.0 if unit == "reward" else 1.0)
 
 
 @pytest.mark.parametrize("base", [DrGRPOConfig(), GRPOConfig(kl_coef=0.0)], ids=["successes", "deviations"])

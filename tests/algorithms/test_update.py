@@ -32,8 +32,9 @@ from turnwise.learning.learner import stream_loss
 from turnwise.learning.metrics import Agreement, Metrics, Tally, deviations
 from turnwise.learning.parts import Composer, MinibatchView, Objective, Samples, Stream, Streams, UpdateContext
 from turnwise.learning.primitives import Counts
-from turnwise.learning.recipe import Recipe, RewardSettings, RunInfo, Settings, StreamRecipe
+from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.learning.rewards import raw_rewards
+from turnwise.learning.settings import RewardSettings, RunInfo, Settings
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory

@@ -25,7 +25,7 @@ from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
-from turnwise.learning.recipe import Settings
+from turnwise.learning.settings import Settings
 
 LONG = OverlongSettings(max_tokens=8, buffer_tokens=6)
 

@@ -25,8 +25,9 @@ from turnwise.learning.parts import (
     required,
 )
 from turnwise.learning.primitives import Counts
-from turnwise.learning.recipe import RunInfo, Settings, StreamRecipe
+from turnwise.learning.recipe import StreamRecipe
 from turnwise.learning.rewards import RewardTable
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import TokenBatch
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 

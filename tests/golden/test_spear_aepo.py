@@ -23,9 +23,10 @@ from turnwise.algorithms.selfimitation import STREAM, Recalibrated, ReplaySettin
 from turnwise.algorithms.spear import SPEARConfig, StepBonus
 from turnwise.learning.parts import Samples, Stream, Streams
 from turnwise.learning.primitives import kl_estimate, masked_mean
-from turnwise.learning.recipe import RunInfo, StreamRecipe
+from turnwise.learning.recipe import StreamRecipe
 from turnwise.learning.rewards import raw_rewards
 from turnwise.learning.schedules import cosine_fall, cosine_rise
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 

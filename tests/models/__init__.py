@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.models.loading import save_model
-from turnwise.models.scratch import ScratchModelConfig, new_model, train_tokenizer
+from turnwise.models.scratch import new_model, train_tokenizer
+from turnwise.models.settings import ScratchModelConfig
 
 TINY = ScratchModelConfig(
     hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=48, vocab_size=400

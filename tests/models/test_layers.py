@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.models import tiny_model, tokenizer
 from turnwise.models import layers
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 
 torch.set_num_threads(1)
 

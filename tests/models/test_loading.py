@@ -23,7 +23,8 @@ from turnwise.commands.bench import quiet
 from turnwise.config.files import load_config
 from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.models.loading import check_length, end_ids, load_model, load_tokenizer, save_model
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 from turnwise.training.side import Side
 
 

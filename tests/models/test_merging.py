@@ -20,7 +20,8 @@ from turnwise.models import merging
 from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.models.layers import JointLinear, _Joint
 from turnwise.models.merging import SurvivalMeter
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 
 torch.set_num_threads(1)
 LORA = LoRAConfig(rank=4, alpha=8.0)

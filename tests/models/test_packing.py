@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.models import tiny_model, tokenizer
 from turnwise.models.packing import pack
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 from turnwise.prefixes import prefix_order
 from turnwise.replay.batch import TokenBatch, layout, microbatches
 from turnwise.trajectory import Group, Task, Trajectory, Turn

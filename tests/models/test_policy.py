@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.models import tiny_model, tokenizer
 from turnwise.models import head as head_module
 from turnwise.models.loading import load_model, save_model
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 

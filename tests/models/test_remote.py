@@ -26,8 +26,9 @@ from turnwise.errors import AgentError
 from turnwise.models.drawing import LogitsError
 from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.models.parallel import ParallelEngine
-from turnwise.models.policy import LoRAConfig, Policy
+from turnwise.models.policy import Policy
 from turnwise.models.remote import RemoteEngine, shared_weights
+from turnwise.models.settings import LoRAConfig
 from turnwise.trajectory import Trajectory
 
 

@@ -23,7 +23,7 @@ from turnwise.algorithms.aepo import branch_rule as aepo_rule
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.arpo import branch_rule as arpo_rule
 from turnwise.algorithms.registry import build
-from turnwise.learning.recipe import RunInfo
+from turnwise.learning.settings import RunInfo
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import wilson

@@ -44,7 +44,8 @@ from turnwise.learning.parts import (
     UpdateContext,
     required,
 )
-from turnwise.learning.recipe import About, Recipe, RunInfo
+from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Agentic Entropy-Balanced Policy Optimization",

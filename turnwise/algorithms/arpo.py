@@ -25,7 +25,8 @@ from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.tree import TreeSettings, planner_of
 from turnwise.algorithms.trunks import SharedCredit, SharedTrunks
-from turnwise.learning.recipe import About, Recipe, RunInfo
+from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Agentic Reinforced Policy Optimization",

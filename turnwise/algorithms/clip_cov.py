@@ -21,7 +21,8 @@ from turnwise.algorithms.covariance import covariance, draw
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.learning.parts import Aggregation, ClipPolicy, MinibatchView, TokenWeighter, UpdateContext, required
 from turnwise.learning.primitives import clipped_surrogate
-from turnwise.learning.recipe import About, Recipe, RunInfo, Settings
+from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.settings import RunInfo, Settings
 
 ABOUT = About(
     title="The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from turnwise.learning.recipe import Recipe, RunInfo, Settings
+from turnwise.learning.recipe import Recipe
+from turnwise.learning.settings import RunInfo, Settings
 
 
 def read_algorithm(value: Any) -> Settings:

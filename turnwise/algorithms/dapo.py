@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
 from turnwise.learning.planning import Scorer
-from turnwise.learning.recipe import About, Recipe, RunInfo, Settings, StreamRecipe
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
 from turnwise.learning.rewards import RewardTable
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.trajectory import Trajectory
 
 ABOUT = About(

@@ -27,7 +27,8 @@ from turnwise.algorithms.composing import ComposerAround
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.learning.parts import AdvantageModifier, Composer, Samples, Stream, Streams, required
-from turnwise.learning.recipe import About, Recipe, RunInfo, Settings
+from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Turn
 

@@ -17,7 +17,8 @@ from pydantic import Field
 from turnwise.algorithms.common import GroupAdvantage
 from turnwise.algorithms.settings import ClipSettings, GroupSettings
 from turnwise.learning.primitives import AggregationMode
-from turnwise.learning.recipe import About, Recipe, RunInfo, StreamRecipe
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Understanding R1-Zero-Like Training: A Critical Perspective",

@@ -23,7 +23,8 @@ from torch import Tensor
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.learning.parts import AdvantageModifier, Stream, required
-from turnwise.learning.recipe import About, Recipe, RunInfo, Settings
+from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.settings import RunInfo, Settings
 
 ABOUT = About(
     title="Harnessing Uncertainty: Entropy-Modulated Policy Gradients for Long-Horizon LLM Agents",
@@ -112,6 +113,6 @@ class EntropyModulation(AdvantageModifier):
 def recipe(config: EMPGConfig, run: RunInfo) -> Recipe:
     """Compose EMPG on its base."""
     base = base_recipe(config.base, run)
-    bonus = config.bonus_coef * run.unit(base["fresh"])
+    bonus = config.bonus_coef * base["fresh"].success(run.rewards)
     part = EntropyModulation(config.scaling, config.clarity, bonus, config.centre)
     return base.with_modifier(part).named("empg")

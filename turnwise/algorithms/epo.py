@@ -33,8 +33,9 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.parts import MinibatchView, Need, Regularizer, Schedule, Streams, UpdateContext, required
 from turnwise.learning.primitives import trajectory_weights, turns_of_trajectories
-from turnwise.learning.recipe import About, Recipe, RunInfo, Settings, UnusedSettingError
+from turnwise.learning.recipe import About, Recipe
 from turnwise.learning.schedules import constant_weight, epo_paper_weight, epo_released_weight
+from turnwise.learning.settings import RunInfo, Settings, UnusedSettingError
 
 ABOUT = About(
     title="EPO: Entropy-regularized Policy Optimization for LLM Agents Reinforcement Learning",

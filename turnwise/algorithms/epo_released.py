@@ -37,7 +37,7 @@ from turnwise.learning.parts import (
     required,
 )
 from turnwise.learning.primitives import per_turn_mean
-from turnwise.learning.recipe import Settings
+from turnwise.learning.settings import Settings
 from turnwise.replay.batch import TokenBatch
 
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
 from turnwise.learning.credit import discounted_returns, group_advantages
 from turnwise.learning.parts import AdvantageModifier, Stream, required
-from turnwise.learning.recipe import About, Recipe, RunInfo, StreamRecipe
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Group-in-Group Policy Optimization for LLM Agent Training",

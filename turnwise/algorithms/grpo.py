@@ -16,7 +16,8 @@ from typing import Literal
 from pydantic import Field
 
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
-from turnwise.learning.recipe import About, Recipe, RunInfo, StreamRecipe
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",

@@ -19,7 +19,8 @@ from pydantic import Field
 from turnwise.algorithms.settings import StandardScoreSettings, SurrogateSettings
 from turnwise.learning.parts import Aggregation, ClipPolicy, Surrogate, UpdateContext
 from turnwise.learning.primitives import AggregationMode, per_turn_mean, pooled_ratio
-from turnwise.learning.recipe import About, Recipe, RunInfo, StreamRecipe
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Group Sequence Policy Optimization",

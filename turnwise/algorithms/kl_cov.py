@@ -22,7 +22,8 @@ from turnwise.algorithms.covariance import covariance, top_share
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.learning.parts import MinibatchView, Regularizer, UpdateContext
 from turnwise.learning.primitives import kl_estimate
-from turnwise.learning.recipe import About, Recipe, RunInfo, Settings
+from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.settings import RunInfo, Settings
 
 ABOUT = About(
     title="The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models",

@@ -16,7 +16,8 @@ from pydantic import Field
 from turnwise.algorithms.common import GroupCredit
 from turnwise.algorithms.settings import ClipSettings, GroupSettings
 from turnwise.learning.credit import length_weighted_advantages
-from turnwise.learning.recipe import About, Recipe, RunInfo, StreamRecipe
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="On-Policy RL with Optimal Reward Baseline",

@@ -26,7 +26,8 @@ from turnwise.algorithms.settings import ClipSettings
 from turnwise.learning.parts import Critic, Need, UpdateContext, required
 from turnwise.learning.planning import Scorer
 from turnwise.learning.primitives import clipped_value_loss, turn_starts
-from turnwise.learning.recipe import About, Recipe, RunInfo, StreamRecipe
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Proximal Policy Optimization Algorithms",

@@ -37,7 +37,8 @@ from turnwise.algorithms import (
     spear,
 )
 from turnwise.algorithms.composition import AnyAlgorithm
-from turnwise.learning.recipe import About, Recipe, RunInfo, Settings
+from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.settings import RunInfo, Settings
 
 AlgorithmConfig = AnyAlgorithm
 """The settings of any algorithm, told apart by ``type``, for a pydantic model's field."""
@@ -159,7 +160,7 @@ def _algorithm(name: str, function: Any) -> Algorithm:
     if not (isinstance(config, type) and issubclass(config, Settings)):
         raise ValueError(
             f"Algorithm {name!r}: expected a function recipe(config: C, run: RunInfo) -> Recipe whose C is a "
-            f"subclass of turnwise.learning.recipe.Settings; got {function!r}"
+            f"subclass of turnwise.learning.settings.Settings; got {function!r}"
         )
     # So that a stored configuration says where its recipe is, also where the class extends a built-in one.
     if ":" in name or "type" not in config.model_fields:

@@ -19,7 +19,8 @@ from turnwise.algorithms.common import FreshGroups, GroupAdvantage, GroupStats, 
 from turnwise.algorithms.sequences import Along, ReturnsToGo
 from turnwise.algorithms.settings import ClipSettings
 from turnwise.learning.parts import AdvantageEstimator
-from turnwise.learning.recipe import About, Recipe, RunInfo, StreamRecipe, UnusedSettingError
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo, UnusedSettingError
 
 ABOUT = About(
     title="REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization",

@@ -13,7 +13,8 @@ from typing import Literal
 from turnwise.algorithms.common import GroupCredit
 from turnwise.algorithms.settings import ClipSettings, GroupSettings
 from turnwise.learning.credit import leave_one_out_advantages
-from turnwise.learning.recipe import About, Recipe, RunInfo, StreamRecipe
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo
 
 ABOUT = About(
     title="Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs",

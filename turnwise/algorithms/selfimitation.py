@@ -29,8 +29,8 @@ from torch import Tensor
 from turnwise.algorithms.composing import ComposerAround
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.parts import AdvantageEstimator, Composer, Samples, Schedule, Stream, Streams, required
-from turnwise.learning.recipe import Settings
 from turnwise.learning.rewards import RewardTable
+from turnwise.learning.settings import Settings
 from turnwise.replay.batch import TokenBatch, layout
 from turnwise.replay.buffer import Entry, TrajectoryBuffer, TurnRewards
 from turnwise.trajectory import Group, Trajectory

@@ -23,7 +23,8 @@ from turnwise.learning.credit import Singleton
 from turnwise.learning.parts import Aggregation, Composer
 from turnwise.learning.planning import GroupPlanner, Planner
 from turnwise.learning.primitives import AggregationMode, KLEstimator
-from turnwise.learning.recipe import Recipe, RunInfo, Settings, StreamRecipe, UnusedSettingError
+from turnwise.learning.recipe import Recipe, StreamRecipe
+from turnwise.learning.settings import RunInfo, Settings, UnusedSettingError
 
 
 class SurrogateSettings(Settings):

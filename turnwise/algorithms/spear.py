@@ -29,9 +29,10 @@ from turnwise.algorithms.drbot import DrBoTConfig, ReplyFilter
 from turnwise.algorithms.selfimitation import STREAM, Recalibrated, ReplaySettings, SelfImitation, StoredAdvantage
 from turnwise.learning.parts import ClipPolicy, Schedule
 from turnwise.learning.planning import Scorer
-from turnwise.learning.recipe import About, Recipe, RunInfo, Settings, StreamRecipe, UnusedSettingError
+from turnwise.learning.recipe import About, Recipe, StreamRecipe
 from turnwise.learning.rewards import RewardTable
 from turnwise.learning.schedules import constant_weight, cosine_fall, cosine_rise
+from turnwise.learning.settings import RunInfo, Settings, UnusedSettingError
 from turnwise.trajectory import Trajectory
 
 ABOUT = About(

@@ -37,7 +37,7 @@ from turnwise.algorithms.composing import ComposerAround
 from turnwise.learning.metrics import Occurrences
 from turnwise.learning.parts import Composer
 from turnwise.learning.planning import Rollouts
-from turnwise.learning.recipe import RunInfo, Settings
+from turnwise.learning.settings import RunInfo, Settings
 from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
 
 MONITOR = -1  # a negative number: Trajectory.only_looked_at

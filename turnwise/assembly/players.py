@@ -24,7 +24,7 @@ from turnwise.models.loading import check_length, end_ids, load_model
 from turnwise.models.parallel import ParallelEngine
 from turnwise.models.policy import Policy
 from turnwise.models.remote import RemoteEngine, shared_weights
-from turnwise.models.scratch import made_from_scratch
+from turnwise.models.settings import made_from_scratch
 from turnwise.runs.checkpoints import CheckpointName
 from turnwise.runs.directory import RunDirectory
 

@@ -22,11 +22,11 @@ from turnwise.bench.own import own_bench, resolved
 from turnwise.bench.rollout import Played, Script, floor_s, race, scripts
 from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Agreement, Metrics
-from turnwise.learning.optimizer import OptimizerConfig
-from turnwise.learning.recipe import RunInfo
+from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.models.loading import save_model
-from turnwise.models.policy import LoRAConfig, Policy
-from turnwise.models.scratch import ScratchModelConfig, new_model, train_tokenizer
+from turnwise.models.policy import Policy
+from turnwise.models.scratch import new_model, train_tokenizer
+from turnwise.models.settings import LoRAConfig, ScratchModelConfig
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.training.noise import LEAST as HALF_LIMITS
 from turnwise.training.plan import plan, shape_of

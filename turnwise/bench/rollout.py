@@ -18,7 +18,8 @@ import torch
 
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.models.engine import EngineCounts, Sampling, SlotEngine, torch_threads
-from turnwise.models.scratch import ScratchModelConfig, new_model, train_tokenizer
+from turnwise.models.scratch import new_model, train_tokenizer
+from turnwise.models.settings import ScratchModelConfig
 from turnwise.trajectory import IntArray, Trajectory
 
 BENCH_MODEL = ScratchModelConfig(

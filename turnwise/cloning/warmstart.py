@@ -18,7 +18,8 @@ from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.assembly.players import AGENT_FILE, opponents
-from turnwise.cloning.cloner import OnProgress, Progress, WarmstartConfig, clone, demonstrations
+from turnwise.cloning.cloner import OnProgress, Progress, clone, demonstrations
+from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.schema import GameConfig, RunConfig
 from turnwise.envs.cache import cache_dir
 from turnwise.envs.tasks import TextEnv, closed_after, panel
@@ -26,7 +27,8 @@ from turnwise.evaluation.report import evaluate_policy
 from turnwise.models.drawing import DRAW
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import check_length, check_trainable, end_ids, load_model, save_model
-from turnwise.models.scratch import ORIGIN_FILE, ScratchModelConfig, made_from_scratch, new_model, train_tokenizer
+from turnwise.models.scratch import new_model, train_tokenizer
+from turnwise.models.settings import ORIGIN_FILE, ScratchModelConfig, made_from_scratch
 from turnwise.seeds import mix
 from turnwise.trajectory import Task
 

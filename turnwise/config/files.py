@@ -21,8 +21,8 @@ from turnwise.algorithms.registry import resolve
 from turnwise.config.names import all_settings as all_settings
 from turnwise.config.names import explained, names_of
 from turnwise.config.schema import DEFAULT_ALGORITHM, EnvConfig, PretrainedModelConfig, RunConfig
-from turnwise.learning.recipe import UnusedSettingError, laid_over
-from turnwise.models.scratch import made_from_scratch
+from turnwise.learning.settings import UnusedSettingError, laid_over
+from turnwise.models.settings import made_from_scratch
 
 Section = TypeVar("Section", bound=BaseModel)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.config.schema import DEFAULT_ALGORITHM, RunConfig
-from turnwise.learning.recipe import Settings
+from turnwise.learning.settings import Settings
 
 MOVED = {
     "reward_scale": "rewards are the run's. Set rewards.scale (1 by default: a success is worth 1)",

@@ -20,14 +20,11 @@ from pydantic import (
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.worldwork import Order
 from turnwise.algorithms.registry import build, resolve
-from turnwise.cloning.cloner import WarmstartConfig
+from turnwise.cloning.settings import WarmstartConfig
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, make_env
-from turnwise.learning.optimizer import OptimizerConfig
-from turnwise.learning.recipe import RewardSettings, RunInfo, Settings, UnusedSettingError
-from turnwise.models.loading import DType
-from turnwise.models.policy import LoRAConfig
-from turnwise.models.scratch import ScratchModelConfig
+from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo, Settings, UnusedSettingError
+from turnwise.models.settings import DType, LoRAConfig, ScratchModelConfig
 from turnwise.monitoring.mirrors import MirrorName
 from turnwise.monitoring.watchdog import WatchdogConfig
 

@@ -13,20 +13,13 @@ from torch import Tensor
 
 from turnwise.clock import Clock
 from turnwise.learning.metrics import Agreement, Metrics, Tally, deviations
-from turnwise.learning.optimizer import (
-    OptimizerConfig,
-    Parameters,
-    flat_state,
-    load_flat_state,
-    make_optimizer,
-    set_learning_rate,
-    step,
-)
+from turnwise.learning.optimizer import Parameters, flat_state, load_flat_state, make_optimizer, set_learning_rate, step
 from turnwise.learning.parts import Critic, MinibatchView, Samples, Stream, Streams, UpdateContext, required
 from turnwise.learning.planning import Scorer
 from turnwise.learning.primitives import Counts, clipped_surrogate, kl_estimate, masked_mean
-from turnwise.learning.recipe import Recipe, RunInfo, StreamRecipe
-from turnwise.learning.rewards import RewardTable, raw_rewards
+from turnwise.learning.recipe import Recipe, StreamRecipe
+from turnwise.learning.rewards import RewardTable, raw_rewards, shapers_of
+from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.replay.batch import TokenBatch, layout, microbatches, minibatches
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
@@ -210,7 +203,7 @@ class Learner:
         Says whether there was something to learn: an action token in a row that is computed.
         """
         plan, update = self.recipe[stream.name], seed[1]
-        counts, unit = Counts.of(batch.action_mask, batch.turn_index), self.run.unit(plan)
+        counts, unit = Counts.of(batch.action_mask, batch.turn_index), plan.success(self.run.rewards)
         view = MinibatchView(update, batch, counts, lambda: self._scored(batch)[0], seed, unit)
         for part in plan.parts():
             part.prepare(view)
@@ -243,7 +236,7 @@ class Learner:
 def shaped_rewards(recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory, ...], scorer: Scorer) -> RewardTable:
     """Raw rewards through the run's shapers (scale, penalty), then the recipe's."""
     rewards = raw_rewards(trajectories)
-    for shaper in (*run.rewards.shapers(), *recipe.shapers):
+    for shaper in (*shapers_of(run.rewards), *recipe.shapers):
         rewards = shaper.shape(trajectories, rewards, scorer)
     return rewards
 

@@ -5,50 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from turnwise.learning.recipe import Settings
 from turnwise.learning.schedules import learning_rate_share
-
-
-class OptimizerConfig(Settings):
-    """How the parameters are moved; defaults of verl-agent (AdamW, constant rate, one epoch)."""
-
-    lr: float = Field(default=1e-6, gt=0, description="Peak learning rate.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's beta_1, beta_2.")
-    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
-    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's decoupled weight decay.")
-    grad_clip: float | None = Field(
-        default=1.0, gt=0, description="Largest gradient norm of a step; null: no clipping."
-    )
-    epochs: int = Field(default=1, ge=1, description="Passes over the data of an update.")
-    num_minibatches: int = Field(default=1, ge=1, description="Optimizer steps per epoch.")
-    minibatch_unit: Literal["row", "group"] = Field(
-        default="row",
-        description="What is dealt out to the steps: rows, or whole groups, whose equal beginnings are computed once "
-        "(rows where there are fewer groups than steps).",
-    )
-    microbatch_tokens: int = Field(
-        default=8192,
-        ge=1,
-        description="Tokens in one forward, equal beginnings of rows once; memory only, no effect on the result.",
-    )
-    schedule: Literal["constant", "cosine", "linear"] = Field(
-        default="constant", description="Course of the learning rate over the run's updates."
-    )
-    warmup_share: float = Field(default=0.0, ge=0, lt=1, description="Share of the run's updates with a rising rate.")
-    min_lr_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Rate at the end of cosine or linear, as a share of lr (EPO: 0.2).",
-    )
+from turnwise.learning.settings import OptimizerConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from turnwise.learning.parts import (
@@ -25,79 +24,9 @@ from turnwise.learning.parts import (
     Unit,
 )
 from turnwise.learning.planning import Acting, Planner, PlannerAround
-from turnwise.learning.rewards import InvalidActionPenalty, RewardScale, RewardShaper
+from turnwise.learning.rewards import RewardShaper
+from turnwise.learning.settings import RewardSettings
 from turnwise.replay.batch import TokenBatch
-
-
-class Settings(BaseModel):
-    """Base of every configuration here: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_neighbours(cls, given: Any) -> Any:
-        """What is given of a nested section is laid over that section's default: its other settings stay."""
-        if not isinstance(given, Mapping):
-            return given
-        made = dict(given)
-        for name, info in cls.model_fields.items():
-            if not isinstance(info.default, Settings):
-                continue
-            by_name = isinstance(made.get(name), str) and "type" in type(info.default).model_fields
-            if by_name:  # a base without settings of its own
-                made[name] = {"type": made[name]}
-            if isinstance(made.get(name), Mapping):
-                made[name] = laid_over(info.default.model_dump(), made[name])
-        return made
-
-    def changed(self, field: str) -> bool:
-        """Whether a field differs from its default: a resolved file that names it unchanged is no error."""
-        return bool(getattr(self, field) != type(self).model_fields[field].default)
-
-
-class UnusedSettingError(ValueError):
-    """A setting that has no effect beside the others of its section; ``names`` are those that may be left out."""
-
-    def __init__(self, names: str | tuple[str, ...], message: str) -> None:
-        super().__init__(message)
-        self.names = (names,) if isinstance(names, str) else names
-
-
-def laid_over(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` over ``default``, section by section; another ``type`` starts from its own defaults."""
-    if given.get("type", default.get("type")) != default.get("type"):
-        return dict(given)
-    below = {
-        name: laid_over(default[name], value)
-        for name, value in given.items()
-        if isinstance(value, Mapping) and isinstance(default.get(name), Mapping)
-    }
-    return {**default, **given, **below}
-
-
-class RewardSettings(Settings):
-    """What an update sees of the world's rewards. Raw rewards stay in the trajectories as they were.
-
-    A success is worth ``scale`` (``success``), where a world pays 1 for it. Every other setting in units of reward is
-    a share of that: ``docs/rewards.md`` lists them.
-    """
-
-    scale: float = Field(default=1.0, gt=0, description="Factor on the raw rewards: what a success is worth.")
-    invalid_action_penalty: float = Field(
-        default=0.01, ge=0, description="Taken from a turn without a valid action, as a share of a success."
-    )
-
-    @property
-    def success(self) -> float:
-        """What a success is worth, in the units that advantages are made of."""
-        return self.scale
-
-    def shapers(self) -> tuple[RewardShaper, ...]:
-        """What is applied before the recipe's own shapers."""
-        scale = () if self.scale == 1.0 else (RewardScale(self.scale),)
-        penalty = self.invalid_action_penalty * self.success
-        return (*scale, InvalidActionPenalty(penalty)) if penalty else scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +41,6 @@ class About:
     arxiv: str
     code: str = ""
     differences: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RunInfo:
-    """What a recipe may know about the run: the updates that schedules span, attempts per task, seed and rewards.
-
-    ``vocabulary`` is how many tokens its model chooses from; None where no model is there, as when a configuration is
-    only checked.
-    """
-
-    num_updates: int
-    group_size: int
-    seed: int = 0
-    rewards: RewardSettings = field(default_factory=RewardSettings)
-    vocabulary: int | None = None
-
-    def unit(self, stream: StreamRecipe) -> float:
-        """What 1 is in the stream's advantages: a success, or 1 where they are counted in standard deviations."""
-        return self.rewards.success if stream.unit == "reward" else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +93,10 @@ class StreamRecipe:
         """What the advantages are counted in, after every modifier."""
         changes = [modifier.unit for modifier in self.modifiers if modifier.unit is not None]
         return changes[-1] if changes else self.estimator.unit if self.estimator is not None else "deviation"
+
+    def success(self, rewards: RewardSettings) -> float:
+        """What a success is worth in the stream's advantages; 1 where these are counted in standard deviations."""
+        return rewards.success if self.unit == "reward" else 1.0
 
     @property
     def critic(self) -> Critic | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from turnwise.learning.planning import Scorer
+from turnwise.learning.settings import RewardSettings
 from turnwise.trajectory import Trajectory
 
 
@@ -92,3 +93,10 @@ class InvalidActionPenalty:
             for row, t in zip(rewards.own, trajectories, strict=True)
         )
         return replace(rewards, own=tuple(own))
+
+
+def shapers_of(settings: RewardSettings) -> tuple[RewardShaper, ...]:
+    """The shapers that a run's reward settings ask for. They are applied before the recipe's own shapers."""
+    scale = () if settings.scale == 1.0 else (RewardScale(settings.scale),)
+    penalty = settings.invalid_action_penalty * settings.success
+    return (*scale, InvalidActionPenalty(penalty)) if penalty else scale

@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-DType = Literal["auto", "float32", "bfloat16"]
+from turnwise.models.settings import DType
 
 # Model types whose layers the decoder can compute.
 FAMILIES = ("qwen2", "qwen3", "llama")

@@ -21,30 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from turnwise.models.decoder import Decoder
 from turnwise.models.head import logprob_entropy
 from turnwise.models.layers import adapter, beside, is_half
-from turnwise.models.loading import DType, load_model, save_model
+from turnwise.models.loading import load_model, save_model
 from turnwise.models.merging import Survival, SurvivalMeter, held, own_layer, unjoined
 from turnwise.models.packing import Sharing, pack
+from turnwise.models.settings import DType, LoRAConfig
 
 MERGED_SHARE = 0.9
 """``save_merged`` warns where the merged weights keep less than this share of what the adapters add."""
-
-
-class LoRAConfig(BaseModel):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by peft."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rank: int = Field(16, ge=1, description="rank r of the update B A")
-    alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / r")
-    target_modules: str | tuple[str, ...] = Field(
-        "all-linear", description="module names, or all-linear: every linear layer but the head"
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,15 @@ The result is an ordinary Hugging Face folder. Everything after it works as with
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+
+from turnwise.models.settings import ScratchModelConfig
 
 PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 
@@ -26,53 +25,6 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-
-
-ORIGIN_FILE = "warmstart.json"
-"""A file in the folder of a model that turnwise cloned. It says how, and whether the model was new before that."""
-
-
-def made_from_scratch(folder: str | Path) -> bool:
-    """Whether a folder holds a small model that turnwise made new and then cloned."""
-    place = Path(folder) / ORIGIN_FILE
-    try:
-        about = json.loads(place.read_text())
-    except (OSError, ValueError):
-        return False
-    if not isinstance(about, dict):
-        return False
-    told = about.get("config")
-    before = isinstance(told, dict) and (told.get("model") or {}).get("type") == "scratch"  # written without the flag
-    return bool(about.get("from_scratch", before))
-
-
-class ScratchModelConfig(BaseModel):
-    """A small Qwen3-type model with random weights and its own tokenizer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    type: Literal["scratch"] = "scratch"
-    hidden_size: int = Field(128, ge=8, description="width h")
-    num_layers: int = Field(3, ge=1)
-    num_heads: int = Field(4, ge=1, description="query heads")
-    num_kv_heads: int = Field(2, ge=1, description="key/value heads")
-    head_dim: int = Field(32, ge=2)
-    ffn_size: int = Field(256, ge=8, description="width of the SwiGLU layer")
-    vocab_size: int = Field(1024, ge=300, description="upper limit of the tokenizer's vocabulary")
-    qk_norm: float = Field(
-        1.0,
-        gt=0,
-        description="where the norms of queries and keys begin; they bound attention's logits by qk_norm^2 "
-        "sqrt(head_dim), and at 1 no small head can look at one token alone",
-    )
-    num_phrases: int = Field(
-        64,
-        ge=0,
-        description="set phrases of the world's text (', you see a') that become one token each, at most",
-    )
-    split_digits: bool = Field(
-        False, description="every digit a token of its own, so that long numbers can be copied wherever they stand"
-    )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, num_phrases: int = 0, *, split_digits: bool = False) -> Any:

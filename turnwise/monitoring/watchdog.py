@@ -19,8 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from turnwise.errors import unknown
-from turnwise.training.faults import StoppedRunError
+from turnwise.errors import StoppedRunError, unknown
 from turnwise.trajectory import Group, Trajectory
 
 Action = Literal["warn", "stop"]

@@ -24,7 +24,7 @@ from turnwise.errors import unknown
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
 from turnwise.models.loading import check_device
-from turnwise.models.scratch import ORIGIN_FILE, made_from_scratch
+from turnwise.models.settings import ORIGIN_FILE, made_from_scratch
 from turnwise.monitoring.mirrors import check_mirrors
 from turnwise.runs.checkpoints import CheckpointName, write_text
 from turnwise.runs.directory import RunDirectory

@@ -10,13 +10,9 @@ from pathlib import Path
 
 import torch
 
+from turnwise.errors import StoppedRunError
+
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
-
-
-class StoppedRunError(RuntimeError):
-    """A run ended before its last update, with everything up to its newest checkpoint on the disk."""
-
-    exit_code = 2
 
 
 class DivergedError(StoppedRunError):

@@ -19,8 +19,8 @@ from torch import nn
 from turnwise.config.schema import RunConfig
 from turnwise.models.head import TILE, TILE_ROWS, WHOLE
 from turnwise.models.layers import folds
-from turnwise.models.policy import LoRAConfig
-from turnwise.models.scratch import ScratchModelConfig, new_model
+from turnwise.models.scratch import new_model
+from turnwise.models.settings import LoRAConfig, ScratchModelConfig
 from turnwise.replay.batch import MAX_GATHERED
 
 GIB = 1 << 30

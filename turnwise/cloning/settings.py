@@ -1,0 +1,58 @@
+"""Settings of behaviour cloning. Without torch, so that reading them is quick."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class WarmstartConfig(BaseModel):
+    """Behaviour cloning. It ends at ``stop_success``, measured by sampling, or when ``max_tokens`` are seen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    expert: str = Field("searching", description="which expert demonstrates")
+    env: str | None = Field(
+        None, description="gymnasium id of the world to demonstrate in, of the same words; None: the run's own"
+    )
+    env_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of that world")
+    split: str = Field("demonstrations", description="split whose tasks are demonstrated")
+    noise: float = Field(0.2, ge=0, le=1, description="share of turns at which a random action is played")
+    noise_stale: float = Field(
+        0.5, ge=0, le=1, description="share of the noise drawn from actions that were admissible earlier, not now"
+    )
+    noise_excludes: tuple[str, ...] = Field(
+        ("help",), description="actions that noise never plays (long texts without consequence)"
+    )
+    expert_jitter: bool = Field(True, description="seed the expert per episode, so that demonstrations vary")
+    only_successes: bool = Field(True, description="leave failed demonstrations out")
+    num_demonstrations: int | None = Field(
+        None, ge=1, description="see so many and then the same again, for slow worlds; None: always new ones"
+    )
+    batch_episodes: int = Field(16, ge=1, description="demonstrations per optimizer step")
+    max_tokens: int = Field(4_000_000, ge=1, description="tokens of demonstrations to see at most")
+    observation_weight: float = Field(0.1, ge=0, description="loss weight of observation tokens (actions: 1)")
+    muon_lr: float = Field(0.02, ge=0, description="Muon's rate on weight matrices; 0: AdamW for all")
+    adamw_lr: float = Field(4e-3, gt=0, description="AdamW's rate on embeddings and norms")
+    warmup_steps: int = Field(30, ge=0, description="optimizer steps of linear warm-up")
+    cooldown_share: float = Field(
+        0.0, ge=0, le=1, description="last share of max_tokens, over which the rates fall to 0 linearly"
+    )
+    tokenizer_episodes: int = Field(400, ge=1, description="demonstrations whose text trains a scratch tokenizer")
+    stop_success: float | None = Field(
+        None, gt=0, lt=1, description="stop at this sampled success on stop_split; None: run to max_tokens"
+    )
+    stop_split: str = Field("validation", description="split on which stop_success is measured")
+    stop_tasks: int = Field(256, ge=1, description="tasks of that split")
+    check_every: int = Field(150_000, ge=1, description="tokens between two measurements")
+
+    @model_validator(mode="after")
+    def _apart(self) -> WarmstartConfig:
+        if self.env_kwargs and self.env is None:
+            raise ValueError("env_kwargs are of warmstart.env, which is not set; the run's own world has env.kwargs")
+        if self.env is None and self.split == self.stop_split:
+            raise ValueError(
+                f"split and stop_split are both {self.split!r}: success would be measured on the demonstrations"
+            )
+        return self

@@ -1,0 +1,123 @@
+"""The settings of an update, and what a recipe may know about the run. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every configuration here: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_neighbours(cls, given: Any) -> Any:
+        """What is given of a nested section is laid over that section's default: its other settings stay."""
+        if not isinstance(given, Mapping):
+            return given
+        made = dict(given)
+        for name, info in cls.model_fields.items():
+            if not isinstance(info.default, Settings):
+                continue
+            by_name = isinstance(made.get(name), str) and "type" in type(info.default).model_fields
+            if by_name:  # a base without settings of its own
+                made[name] = {"type": made[name]}
+            if isinstance(made.get(name), Mapping):
+                made[name] = laid_over(info.default.model_dump(), made[name])
+        return made
+
+    def changed(self, field: str) -> bool:
+        """Whether a field differs from its default: a resolved file that names it unchanged is no error."""
+        return bool(getattr(self, field) != type(self).model_fields[field].default)
+
+
+class UnusedSettingError(ValueError):
+    """A setting that has no effect beside the others of its section; ``names`` are those that may be left out."""
+
+    def __init__(self, names: str | tuple[str, ...], message: str) -> None:
+        super().__init__(message)
+        self.names = (names,) if isinstance(names, str) else names
+
+
+def laid_over(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` over ``default``, section by section; another ``type`` starts from its own defaults."""
+    if given.get("type", default.get("type")) != default.get("type"):
+        return dict(given)
+    below = {
+        name: laid_over(default[name], value)
+        for name, value in given.items()
+        if isinstance(value, Mapping) and isinstance(default.get(name), Mapping)
+    }
+    return {**default, **given, **below}
+
+
+class RewardSettings(Settings):
+    """What an update sees of the world's rewards. Raw rewards stay in the trajectories as they were.
+
+    A success is worth ``scale`` (``success``), where a world pays 1 for it. Every other setting in units of reward is
+    a share of that: ``docs/rewards.md`` lists them.
+    """
+
+    scale: float = Field(default=1.0, gt=0, description="Factor on the raw rewards: what a success is worth.")
+    invalid_action_penalty: float = Field(
+        default=0.01, ge=0, description="Taken from a turn without a valid action, as a share of a success."
+    )
+
+    @property
+    def success(self) -> float:
+        """What a success is worth, in the units that advantages are made of."""
+        return self.scale
+
+
+class OptimizerConfig(Settings):
+    """How the parameters are moved; defaults of verl-agent (AdamW, constant rate, one epoch)."""
+
+    lr: float = Field(default=1e-6, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's beta_1, beta_2.")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's decoupled weight decay.")
+    grad_clip: float | None = Field(
+        default=1.0, gt=0, description="Largest gradient norm of a step; null: no clipping."
+    )
+    epochs: int = Field(default=1, ge=1, description="Passes over the data of an update.")
+    num_minibatches: int = Field(default=1, ge=1, description="Optimizer steps per epoch.")
+    minibatch_unit: Literal["row", "group"] = Field(
+        default="row",
+        description="What is dealt out to the steps: rows, or whole groups, whose equal beginnings are computed once "
+        "(rows where there are fewer groups than steps).",
+    )
+    microbatch_tokens: int = Field(
+        default=8192,
+        ge=1,
+        description="Tokens in one forward, equal beginnings of rows once; memory only, no effect on the result.",
+    )
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="constant", description="Course of the learning rate over the run's updates."
+    )
+    warmup_share: float = Field(default=0.0, ge=0, lt=1, description="Share of the run's updates with a rising rate.")
+    min_lr_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Rate at the end of cosine or linear, as a share of lr (EPO: 0.2).",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a recipe may know about the run: the updates that schedules span, attempts per task, seed and rewards.
+
+    ``vocabulary`` is how many tokens its model chooses from; None where no model is there, as when a configuration is
+    only checked.
+    """
+
+    num_updates: int
+    group_size: int
+    seed: int = 0
+    rewards: RewardSettings = field(default_factory=RewardSettings)
+    vocabulary: int | None = None

@@ -1,0 +1,69 @@
+"""Settings of a model: made from nothing, its precision, its adapters. Without torch, so that reading them is quick."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+ORIGIN_FILE = "warmstart.json"
+"""In the folder of a model that was cloned here: how, and whether it began from nothing."""
+
+
+def made_from_scratch(folder: str | Path) -> bool:
+    """Whether a folder holds a small model of ours, which was made from nothing and cloned."""
+    place = Path(folder) / ORIGIN_FILE
+    try:
+        about = json.loads(place.read_text())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(about, dict):
+        return False
+    told = about.get("config")
+    before = isinstance(told, dict) and (told.get("model") or {}).get("type") == "scratch"  # written without the flag
+    return bool(about.get("from_scratch", before))
+
+
+class ScratchModelConfig(BaseModel):
+    """A small Qwen3-type model with random weights and its own tokenizer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["scratch"] = "scratch"
+    hidden_size: int = Field(128, ge=8, description="width h")
+    num_layers: int = Field(3, ge=1)
+    num_heads: int = Field(4, ge=1, description="query heads")
+    num_kv_heads: int = Field(2, ge=1, description="key/value heads")
+    head_dim: int = Field(32, ge=2)
+    ffn_size: int = Field(256, ge=8, description="width of the SwiGLU layer")
+    vocab_size: int = Field(1024, ge=300, description="upper limit of the tokenizer's vocabulary")
+    qk_norm: float = Field(
+        1.0,
+        gt=0,
+        description="where the norms of queries and keys begin; they bound attention's logits by qk_norm^2 "
+        "sqrt(head_dim), and at 1 no small head can look at one token alone",
+    )
+    num_phrases: int = Field(
+        64,
+        ge=0,
+        description="set phrases of the world's text (', you see a') that become one token each, at most",
+    )
+    split_digits: bool = Field(
+        False, description="every digit a token of its own, so that long numbers can be copied wherever they stand"
+    )
+
+
+class LoRAConfig(BaseModel):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), by peft."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(16, ge=1, description="rank r of the update B A")
+    alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / r")
+    target_modules: str | tuple[str, ...] = Field(
+        "all-linear", description="module names, or all-linear: every linear layer but the head"
+    )
