@@ -22,16 +22,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from turnwise.assembly.players import load_policies, sides_of
-from turnwise.bench.own import resolved
+from turnwise.assembly.players import load_policies, open_run
+from turnwise.assembly.run import Assembly
+from turnwise.bench.own import UNMEASURED
 from turnwise.bench.rollout import Script, run_engine
 from turnwise.clock import Clock
+from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.tasks import start, step
 from turnwise.models.engine import SlotEngine
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.tasksets import panel_hashes
-from turnwise.training.trainer import Silent, Trainer
+from turnwise.training.trainer import Trainer
 from turnwise.trajectory import Trajectory
 from turnwise.view.tree import tree_planner
 
@@ -41,14 +42,16 @@ def main() -> None:
     asked.add_argument("run", help="folder of a run by aepo or arpo")
     asked.add_argument("--updates", type=int, default=5)
     given = asked.parse_args()
-    config, source = resolved(given.run, (), None)
-    if source is None or config.algorithm.model_dump()["type"] not in ("aepo", "arpo"):
+    source = open_run(given.run)
+    if source is None or source.config().algorithm.model_dump()["type"] not in ("aepo", "arpo"):
         asked.error(f"{given.run} is not a run by aepo or arpo: only these branch")
     torch.set_num_threads(1)
-    policies = load_policies(source, sides_of(config, config.env.make()), source.config().keep_checkpoint)
+    config = parse_config({**source.config().model_dump(), **UNMEASURED})
+    assembly = Assembly(config)
+    policies = load_policies(source, assembly.side_names, source.config().keep_checkpoint)
     with tempfile.TemporaryDirectory() as folder:
-        run = RunDirectory.create(Path(folder) / "run", config, panel_hashes(config))
-        trainer = Trainer(config, run, policies, Silent())
+        run = RunDirectory.create(Path(folder) / "run", config, assembly.panels.hashes())
+        trainer = assembly.trainer_of(Trainer, run, policies=policies)
         engine = trainer.sides[0].agent.engine
         assert isinstance(engine, SlotEngine)
         trainer.collect(0)  # warm

@@ -15,8 +15,9 @@ import torch
 from turnwise.agents.collector import Collector
 from turnwise.agents.prompts import ChatFormat
 from turnwise.agents.seating import ModelAgent
+from turnwise.assembly.run import Assembly
 from turnwise.cloning.cloner import Progress, clone
-from turnwise.cloning.warmstart import start_model
+from turnwise.cloning.warmstart import begin_model
 from turnwise.config.files import load_config
 from turnwise.envs.tasks import make_env, maker, panel
 from turnwise.evaluation.report import evaluate_policy
@@ -39,7 +40,7 @@ def main() -> None:
     config = load_config("household", [f"seed={words.seed}", "warmstart.max_tokens=1000000000"])
     torch.set_num_threads(config.threads)
     env = make_env(config.env.id, **config.env.kwargs)
-    model, tokenizer = start_model(config, env)
+    model, tokenizer = begin_model(Assembly(config).cloning, env)
     seen = 0
 
     def watch(progress: Progress) -> None:

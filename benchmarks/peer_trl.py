@@ -47,15 +47,14 @@ import torch
 from rich.console import Console
 from transformers.utils import logging
 
-from turnwise.assembly.players import load_policies
-from turnwise.cloning.warmstart import warmstart
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.evaluation.report import Report
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.tasksets import panel_hashes
-from turnwise.training.trainer import Silent, Trainer
+from turnwise.training.experiment import warmstart
+from turnwise.training.trainer import Trainer
 from turnwise.trajectory import Group, Task
 
 MODES = ("rollout_func", "environment_factory")
@@ -154,9 +153,10 @@ class _TimedTrainer(Trainer):
 
 def train_ours(start: Path, config: RunConfig, folder: Path, out: Path) -> tuple[dict[str, Any], list[list[Task]]]:
     """What it cost, and the tasks of every update; the merged policy goes to ``out``."""
-    run = RunDirectory.create(folder, config, panel_hashes(config))
+    assembly = Assembly(config)
+    run = RunDirectory.create(folder, config, assembly.panels.hashes())
     run.model_path.symlink_to(start.resolve(), target_is_directory=True)
-    trainer = _TimedTrainer(config, run, load_policies(run, [""]), Silent())
+    trainer = assembly.trainer_of(_TimedTrainer, run)
     began, records = time.process_time(), []
     while not trainer.is_over:
         records.append(trainer.step())

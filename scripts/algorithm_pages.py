@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from turnwise.algorithms.registry import ALGORITHMS, describe
+from turnwise.algorithms.description import describe
+from turnwise.algorithms.registry import ALGORITHMS
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "algorithms"
 HEADING = "## Every setting, as it is by default"

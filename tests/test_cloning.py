@@ -11,13 +11,12 @@ import torch
 
 from tests.models import TINY, tokenizer
 from turnwise.agents.prompts import AgentConfig, ChatFormat
+from turnwise.assembly.run import Assembly
 from turnwise.cloning.cloner import Cloner, Demonstration, cloning_loss, demonstrate, demonstrations, rows_of
 from turnwise.cloning.settings import WarmstartConfig
-from turnwise.cloning.warmstart import warmstart_key
 from turnwise.config.files import load_config
 from turnwise.envs.tasks import make_env, panel
 from turnwise.models.scratch import new_model, set_phrases, train_tokenizer
-from turnwise.training.tasksets import open_panels
 
 AGENT = AgentConfig()
 SHOWN = Demonstration(
@@ -99,15 +98,18 @@ def test_the_rates_fall_over_the_last_tokens() -> None:
     assert np.allclose(found, np.outer([1, 1, 0.5, 0.2], [4e-3, 0.02]))
 
 
-def test_demonstrations_may_come_from_another_world() -> None:
+def test_demonstrations_may_come_from_another_world(monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = ("warmstart.env=turnwise/Household-v0", "warmstart.env_kwargs={difficulty: hard}")
     config = load_config("frozenlake", [*elsewhere, "eval.test_tasks=4", "eval.tasks=4"])
-    with closing(config.demonstration_env()) as world:
-        assert world.unwrapped.difficulty == "hard"  # type: ignore[attr-defined]
-    open_panels(config)  # whose tasks are none of the demonstrated ones
-    assert warmstart_key(config) != warmstart_key(load_config("frozenlake", [elsewhere[0]]))
+    seen = []
+    monkeypatch.setattr("turnwise.assembly.run.warmstart", lambda cloning, world, *_: seen.append(world.unwrapped))
+    with closing(Assembly(config)) as assembly:
+        assembly.warmstart(fresh=True)
+        assert [world.difficulty for world in seen] == ["hard"]
+        assert assembly.panels.test  # whose tasks are none of the demonstrated ones
+        assert assembly.cloning.key != Assembly(load_config("frozenlake", [elsewhere[0]])).cloning.key
     with pytest.raises(ValueError, match="Did you mean 'turnwise/Household-v0'"):
-        open_panels(load_config("frozenlake", ["warmstart.env=turnwise/Hausehold-v0"]))
+        _ = Assembly(load_config("frozenlake", ["warmstart.env=turnwise/Hausehold-v0"])).panels
     with pytest.raises(ValueError, match="own world: leave it out"):
         load_config("household", [elsewhere[0]])
     with pytest.raises(ValueError, match=r"env_kwargs are of warmstart\.env"):
@@ -140,7 +142,7 @@ def test_set_phrases_leave_names_alone() -> None:
 
 def test_the_cache_key_follows_what_matters() -> None:
     def key(*settings: str) -> str:
-        return warmstart_key(load_config("household", settings))
+        return Assembly(load_config("household", settings)).cloning.key
 
     assert key() == key("num_updates=3", "optimizer.lr=1e-5", "algorithm=grpo")
     different = [key(s) for s in ("seed=1", "warmstart.noise=0.3", "model.num_layers=2", "agent.max_reply_tokens=9")]

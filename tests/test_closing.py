@@ -16,15 +16,15 @@ from turnwise.agents.collector import Collector
 from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig
 from turnwise.assembly.players import model_agent
-from turnwise.cloning.warmstart import warmstart
 from turnwise.config.files import load_config
 from turnwise.envs.check import check
 from turnwise.envs.tasks import panel
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.models.engine import Sampling
 from turnwise.models.policy import Policy
-from turnwise.training.experiment import export, train
-from turnwise.training.trainer import CollectionError, Silent
+from turnwise.training.experiment import export, train, warmstart
+from turnwise.training.observing import Callback
+from turnwise.training.trainer import CollectionError
 
 torch.set_num_threads(1)
 
@@ -105,7 +105,7 @@ def test_training_closes_what_it_opens(tmp_path: Path, world: str) -> None:
     assert all_closed()
 
 
-class Crash(Silent):
+class Crash(Callback):
     """The world breaks when a stage begins."""
 
     def __init__(self, at: str) -> None:

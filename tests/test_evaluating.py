@@ -28,6 +28,7 @@ from turnwise.evaluation.report import Report
 from turnwise.evaluation.subjects import Asked, overlap_with
 from turnwise.evaluation.tables import evaluation_table
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import train
 from turnwise.trajectory import Trajectory
 
@@ -213,7 +214,7 @@ def test_seeds_of_one_method_are_pooled_and_nothing_else(tmp_path: Path, runs: l
         evaluate_all([str(runs[0]), "expert"], Asked())
 
 
-def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path]) -> None:
+def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path], tmp_path: Path) -> None:
     assert evaluate(runs[0], tasks=3).overlap == {}, "proven by content"
     assert evaluate(runs[0], tasks=3, split="validation").overlap == {}
     assert evaluate("expert", tasks=3).overlap is None, "nobody can know"
@@ -225,9 +226,10 @@ def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path]) -> None
     console.print(evaluation_table(found))
     assert "WARNING" in console.export_text()
     config = load_config("smoke", ["warmstart.split=train", "warmstart.stop_success=0.3"])
+    run = RunDirectory.create(tmp_path / "cloned", config, {})
     validation = panel(make_env(HOUSEHOLD), "validation")[:5]
-    assert overlap_with(config, validation, "last") == {"selected on": 5}, "the cloning stopped by them"
-    assert overlap_with(config, panel(make_env(HOUSEHOLD), "train")[:2], "best") == {"trained on": 2, "cloned on": 2}
+    assert overlap_with(run, validation, "last") == {"selected on": 5}, "the cloning stopped by them"
+    assert overlap_with(run, panel(make_env(HOUSEHOLD), "train")[:2], "best") == {"trained on": 2, "cloned on": 2}
 
 
 # --- endpoints ---

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from tests.view.runs import attempt, episode, make_run, task, turn
 from turnwise.algorithms.registry import ALGORITHMS, resolve
+from turnwise.assembly.run import Assembly
 from turnwise.cli import app
-from turnwise.cloning.warmstart import warmstart_key
 from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.evaluation.contenders import read_run
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.trainer import Silent
+from turnwise.training.observing import Callback
 from turnwise.trajectory import Trajectory
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "learning"
@@ -95,7 +95,7 @@ def test_every_algorithm_has_its_trials_and_starts_alike(
     grpo = trial(modules, "grpo")
     for config in configs:
         assert config.algorithm.model_dump()["type"] == method
-        assert warmstart_key(config) == warmstart_key(grpo)
+        assert Assembly(config).cloning.key == Assembly(grpo).cloning.key
         assert (config.env, config.rollout, config.eval, config.seed) == (
             *(grpo.env, grpo.rollout, grpo.eval, grpo.seed),
         )
@@ -177,7 +177,7 @@ class StopError(Exception):
     """Stands for a crash."""
 
 
-class StopAfter(Silent):
+class StopAfter(Callback):
     def __init__(self, updates: int) -> None:
         self.updates = updates
 
@@ -193,7 +193,7 @@ def test_an_interrupted_cell_goes_on_to_the_same_numbers(modules: Any, finished:
     with pytest.raises(StopError):
         modules.driver.run_cell(config, tmp_path / "cell", StopAfter(2))
     assert not modules.design.is_finished(tmp_path / "cell")
-    modules.driver.run_cell(config, tmp_path / "cell", Silent())
+    modules.driver.run_cell(config, tmp_path / "cell", Callback())
     again = RunDirectory(tmp_path / "cell")
 
     def timeless(run: RunDirectory) -> list[dict[str, Any]]:
@@ -203,7 +203,7 @@ def test_an_interrupted_cell_goes_on_to_the_same_numbers(modules: Any, finished:
     assert read_run(again.path).after == read_run(whole.path).after
     other = config.model_copy(update={"num_updates": 99})
     with pytest.raises(ValueError, match="run with other settings"):
-        modules.driver.run_cell(other, tmp_path / "cell", Silent())
+        modules.driver.run_cell(other, tmp_path / "cell", Callback())
 
 
 def test_finished_cells_are_skipped_and_a_failing_one_stops_no_other(

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.models import scratch_folder
-from turnwise.assembly.players import load_policies, model_agent, players, sides_of
-from turnwise.cloning.warmstart import warmstart
+from turnwise.assembly.players import model_agent, players
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.learning.metrics import Agreement
@@ -22,10 +22,11 @@ from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.checkpoints import Checkpoint
 from turnwise.runs.directory import RunDirectory
+from turnwise.training.experiment import warmstart
 from turnwise.training.noise import Limits, floor_of, sampled_batch
 from turnwise.training.proof import broken_link, prove
 from turnwise.training.side import DisagreementError, Side
-from turnwise.training.trainer import Silent, Trainer
+from turnwise.training.trainer import Trainer
 
 # A learning rate at which one update changes log-probs by less than the numbers could tell.
 TINY = [
@@ -64,7 +65,7 @@ def trainer(path: Path, *settings: str) -> Trainer:
     made = config(*settings)
     run = RunDirectory.create(path, made, {})
     shutil.copytree(warmstart(made), run.model_path)
-    return Trainer(made, run, load_policies(run, sides_of(made, made.env.make())), Silent())
+    return Assembly(made).trainer(run)
 
 
 def learned(path: Path, *settings: str) -> tuple[Trainer, Side]:
@@ -233,7 +234,7 @@ def test_nothing_is_broken_over_several_updates_and_after_a_resume(tmp_path: Pat
     made.step()
     made.save()
     assert broken_link(side.policy, side.agent) is None
-    again = Trainer(made.config, made.run, load_policies(made.run, [""]), Silent())
+    again = Assembly(made.run.config()).trainer(made.run)
     again.load("last")
     assert broken_link(again.sides[0].policy, again.sides[0].agent) is None
     assert again.step()["agreement/max_abs"] <= 1e-4
@@ -282,7 +283,7 @@ def test_forks_play_the_adapters_of_their_update(tmp_path: Path) -> None:
 def test_evaluation_plays_the_checkpoint_s_adapters(tmp_path: Path) -> None:
     made, side = learned(tmp_path / "run", BOLD)
     made.save()
-    agent: Any = players(tmp_path / "run", made.config.env.make(), num_slots=4, checkpoint="last")[""]
+    agent: Any = players(tmp_path / "run", made.run.config().env.make(), num_slots=4, checkpoint="last")[""]
     assert agent.adapter_hash == side.policy.adapter_hash != ""
     ours, theirs = side.policy.sampler.state_dict(), agent.engine.model.state_dict()
     assert ours.keys() == theirs.keys()
@@ -299,7 +300,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]:
         given = ("env.success_threshold=0.5", "warmstart=null", brought)
         made = config(*given, "agent.max_context_tokens=256", *settings)
         run = RunDirectory.create(path, made, {})
-        return Trainer(made, run, load_policies(run, [""]), Silent())
+        return Assembly(made).trainer(run)
 
     return make
 

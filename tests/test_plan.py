@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from tests.models import tiny_model, tokenizer
 from tests.models.test_packing import grown
+from turnwise.assembly.run import demand_of, fitted
 from turnwise.cli import app
 from turnwise.config.files import load_config, parse_config
 from turnwise.config.schema import RunConfig
@@ -25,7 +26,7 @@ from turnwise.models.packing import Sharing, pack
 from turnwise.models.policy import Policy
 from turnwise.models.settings import LoRAConfig
 from turnwise.training.experiment import train
-from turnwise.training.plan import FREED, GIB, THRESHOLD, Shape, cache_capacity, fit, fitted, plan, shape_of
+from turnwise.training.plan import FREED, GIB, THRESHOLD, Shape, cache_capacity, fit, plan
 
 torch.set_num_threads(1)
 
@@ -93,7 +94,7 @@ def test_weights_and_adapters_are_counted_exactly(lora: LoRAConfig | None) -> No
     own = {p.data_ptr() for p in policy.model.parameters()}
     merged = sum(p.numel() for p in policy.sampler.parameters() if p.data_ptr() not in own)
     assert shape.adapted == merged
-    parts = {part.name: part.bytes for part in plan(shape, run_config()).parts}
+    parts = {part.name: part.bytes for part in plan(shape, demand_of(run_config())[1]).parts}
     assert parts["gradients"] == 4 * trained
     assert parts["optimizer"] == 8 * trained
 
@@ -102,7 +103,10 @@ def test_in_half_precision_the_sampler_holds_weights_and_adapters() -> None:
     policy = Policy(tiny_model().bfloat16(), tokenizer(), lora=LoRAConfig(rank=4))
     own = {p.data_ptr() for p in policy.model.parameters()}
     held = sum(p.nbytes for p in policy.sampler.parameters() if p.data_ptr() not in own)
-    parts = {part.name: part.bytes for part in plan(Shape.of(tiny_model(), LoRAConfig(rank=4), 2), run_config()).parts}
+    parts = {
+        part.name: part.bytes
+        for part in plan(Shape.of(tiny_model(), LoRAConfig(rank=4), 2), demand_of(run_config())[1]).parts
+    }
     assert parts["merged weights"] == held
 
 
@@ -112,25 +116,25 @@ def test_the_cache_is_as_large_as_a_real_one() -> None:
         cache.reserve(length)
         assert cache.capacity == cache_capacity(length)
     config = run_config(rollout={"num_slots": 3}, agent={"max_context_tokens": 700})
-    found = {part.name: part.bytes for part in plan(Shape.of(tiny_model(), None, 4), config).parts}
+    found = {part.name: part.bytes for part in plan(Shape.of(tiny_model(), None, 4), demand_of(config)[1]).parts}
     assert found["key/value cache"] == sum(b.numel() * 4 for b in (*cache.keys, *cache.values))
 
 
 def test_a_smaller_microbatch_is_found_or_the_run_refused() -> None:
     config = run_config(optimizer={"microbatch_tokens": 16384}, agent={"max_context_tokens": 512})
-    shape = shape_of(config)
-    whole = fit(shape, config, 4 * GIB)
+    shape, demand = demand_of(config)
+    whole = fit(shape, demand, 4 * GIB)
     assert whole.microbatch_tokens == 16384
-    half = fit(shape, config, whole.total - 1)
+    half = fit(shape, demand, whole.total - 1)
     assert half.microbatch_tokens == 8192
     assert half.total < whole.total
-    least = plan(shape, config, 1)
+    least = plan(shape, demand, 1)
     assert least.microbatch_tokens == 512  # a row may be as long
-    assert fit(shape, config, least.total) == least
+    assert fit(shape, demand, least.total) == least
     needed = sum(part.bytes for part in least.parts if part.name != FREED)
-    assert fit(shape, config, needed) == least
+    assert fit(shape, demand, needed) == least
     with pytest.raises(ValueError, match=r"most of it is key/value cache .*lower rollout\.num_slots"):
-        fit(shape, config, needed - 1)
+        fit(shape, demand, needed - 1)
 
 
 def test_checkpointing_and_half_precision_take_less(tmp_path: Path) -> None:
@@ -138,7 +142,7 @@ def test_checkpointing_and_half_precision_take_less(tmp_path: Path) -> None:
     totals = []
     for more in ({}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"}):
         config = run_config(model={"path": str(tmp_path), **more}, warmstart=None, eval={"every": 0})
-        totals.append({part.name: part.bytes for part in plan(shape_of(config), config).parts})
+        totals.append({part.name: part.bytes for part in plan(*demand_of(config)).parts})
     plain, checkpointed, half = totals
     assert checkpointed["activations"] < 0.75 * plain["activations"]
     assert half["weights"] * 2 == plain["weights"]
@@ -158,8 +162,8 @@ def test_the_command_prints_the_parts() -> None:
 
 def test_training_starts_with_microbatches_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("smoke", ["num_updates=1"])
-    shape, asked = shape_of(config), config.optimizer.microbatch_tokens
-    whole = fit(shape, config, 1 << 50)
+    (shape, demand), asked = demand_of(config), config.optimizer.microbatch_tokens
+    whole = fit(shape, demand, 1 << 50)
     freed = sum(part.bytes for part in whole.parts if part.name == FREED)
     for free, tokens in ((whole.total, asked), (whole.total - freed // 2, asked // 2)):
         monkeypatch.setattr("turnwise.training.plan.available_memory", lambda device, free=free: free)
@@ -244,7 +248,7 @@ def test_a_process_takes_what_is_predicted(
         agent={"max_context_tokens": length},
         optimizer={"microbatch_tokens": rows * length},
     )
-    parts = [part for part in plan(shape_of(config), config).parts if part.name != "shared beginnings"]
+    parts = [part for part in plan(*demand_of(config)).parts if part.name != "shared beginnings"]
     predicted, least = sum(part.bytes for part in parts), math.inf
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", MEASURED, given], capture_output=True, text=True, check=True)

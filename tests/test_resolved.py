@@ -14,7 +14,8 @@ import yaml
 from typer.testing import CliRunner
 
 from tests.test_docs import parse
-from turnwise.algorithms.registry import ALGORITHMS, base_chain, describe, resolve
+from turnwise.algorithms.description import describe
+from turnwise.algorithms.registry import ALGORITHMS, base_chain, resolve
 from turnwise.cli import app
 from turnwise.commands.play import settings_table
 from turnwise.config.files import load_config, parse_config, read_config, shipped_configs

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 import turnwise
-from turnwise.assembly.players import load_policies
-from turnwise.cloning.warmstart import warmstart
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.interface import Panel
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import export, resume, train
+from turnwise.training.experiment import export, resume, train, warmstart
+from turnwise.training.observing import Callback
 from turnwise.training.side import DisagreementError
 from turnwise.training.tasksets import TaskOrder, prove_disjoint
-from turnwise.training.trainer import CollectionError, Silent, Trainer
+from turnwise.training.trainer import CollectionError, Trainer
 from turnwise.trajectory import Task
 
 TINY = [
@@ -60,7 +60,7 @@ class StopError(Exception):
     """Stands for a crash."""
 
 
-class StopAfter(Silent):
+class StopAfter(Callback):
     """Stops a run once some updates are logged."""
 
     def __init__(self, updates: int) -> None:
@@ -162,7 +162,7 @@ def trainer(path: Path, *settings: str) -> Trainer:
     import shutil
 
     shutil.copytree(warmstart(made), run.model_path)
-    return Trainer(made, run, load_policies(run, [""]), Silent())
+    return Assembly(made).trainer(run)
 
 
 def test_a_sampler_with_other_weights_stops_the_run(tmp_path: Path) -> None:

@@ -284,9 +284,9 @@ def warmstart(
     to: Annotated[Path | None, typer.Option("--to", help="A new folder for it, beside the cache.")] = None,
 ) -> None:
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
-    from turnwise.cloning.warmstart import warmstart as run_warmstart
     from turnwise.commands.display import LiveDisplay
     from turnwise.models.loading import check_device
+    from turnwise.training.experiment import warmstart as run_warmstart
 
     config = _config(settings, env, None, [])
     check_device(config.device)
@@ -338,12 +338,14 @@ def _run(config: RunConfig | None, folder: Path, changes: Sequence[str] = ()) ->
     from turnwise.algorithms.registry import base_chain
     from turnwise.clock import time_line
     from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
+    from turnwise.config.files import parse_config
     from turnwise.runs.directory import RunDirectory
     from turnwise.training.changes import changed
     from turnwise.training.experiment import resume, train
 
     quiet()
-    shown = config or changed(RunDirectory.open(folder).config(), changes)
+    before = config or RunDirectory.open(folder).config()
+    shown = before if not changes else parse_config(changed(before.model_dump(mode="json"), changes))
     title = f"turnwise · {shown.env.id} · {base_chain(shown.algorithm)} · seed {shown.seed}"
     try:
         with LiveDisplay(console, shown.num_updates, title) as display:

@@ -63,7 +63,7 @@ def credit_of_the_sure(of: Measured) -> float:
     are not those that the run logged.
     """
     run = RunDirectory(of.run.path)
-    recipes, logged = Recipes(run.config()), {int(line["update"]): line for line in of.run.metrics}
+    recipes, logged = Recipes(run), {int(line["update"]): line for line in of.run.metrics}
     first = len(logged) - max(1, round(len(logged) / 10))
     sums = [0.0, 0.0]
     for flush in TrajectoryReader(run.trajectories_path).flushes():

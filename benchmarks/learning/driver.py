@@ -11,7 +11,7 @@ from pathlib import Path
 from turnwise.config.schema import RunConfig
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import resume, train
-from turnwise.training.trainer import Observer
+from turnwise.training.observing import Observer
 
 
 def run_cell(config: RunConfig, path: Path, observer: Observer) -> None:

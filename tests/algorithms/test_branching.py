@@ -15,7 +15,7 @@ import pytest
 from tests.algorithms.trees import ScriptedRollouts, noise, scripted_turn, task
 from turnwise.algorithms.aepo import AEPOConfig, aepo_paper, aepo_released
 from turnwise.algorithms.arpo import ARPOConfig, arpo_paper, arpo_released
-from turnwise.algorithms.branching import LockStep, PathWise, Segment, Shape, Shoot, initial_attempts, segment_entropy
+from turnwise.algorithms.branching import Branch, LockStep, PathWise, Segment, Shape, initial_attempts, segment_entropy
 from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.registry import build
@@ -35,8 +35,8 @@ def rising(rise: float, streak: int, draw: float) -> bool:
     return rise > 0
 
 
-def shoots(found: Sequence[Shoot]) -> list[tuple[int, int | None, int]]:
-    return [(shoot.prompt, shoot.parent, shoot.turn) for shoot in found]
+def branches(found: Sequence[Branch]) -> list[tuple[int, int | None, int]]:
+    return [(branch.task, branch.parent, branch.turn) for branch in found]
 
 
 def test_rules() -> None:
@@ -71,17 +71,17 @@ def test_a_penalty_follows_its_path() -> None:
         seen.append(streak)
         return rise > 0
 
-    grower = PathWise(Shape(9, 1, rule, "root"), lambda: 0.0)
-    assert shoots(grower.plant([1, 2])) == [(0, None, 0), (1, None, 0), (1, None, 0)]
-    assert grower.hear(0, Segment(0, 1.0, True)) == []
-    assert shoots(grower.hear(0, Segment(1, 2.0, True))) == [(0, 0, 2)]
-    assert shoots(grower.hear(3, Segment(2, 2.0, True))) == [(0, 3, 3)]  # the copy: once before
-    assert shoots(grower.hear(1, Segment(0, 5.0, True))) == []
-    assert shoots(grower.hear(1, Segment(1, 9.0, True))) == [(1, 1, 2)]  # another task, another path: never before
-    assert grower.hear(0, Segment(2, 0.0, True)) == []  # the parent: once before, and now cleared
-    assert shoots(grower.hear(0, Segment(3, 3.0, True))) == [(0, 0, 4)]
+    expander = PathWise(Shape(9, 1, rule, "root"), lambda: 0.0)
+    assert branches(expander.start([1, 2])) == [(0, None, 0), (1, None, 0), (1, None, 0)]
+    assert expander.expand(0, Segment(0, 1.0, True)) == []
+    assert branches(expander.expand(0, Segment(1, 2.0, True))) == [(0, 0, 2)]
+    assert branches(expander.expand(3, Segment(2, 2.0, True))) == [(0, 3, 3)]  # the copy: once before
+    assert branches(expander.expand(1, Segment(0, 5.0, True))) == []
+    assert branches(expander.expand(1, Segment(1, 9.0, True))) == [(1, 1, 2)]  # another task: never before
+    assert expander.expand(0, Segment(2, 0.0, True)) == []  # the parent: once before, and now cleared
+    assert branches(expander.expand(0, Segment(3, 3.0, True))) == [(0, 0, 4)]
     assert seen == [0, 0, 1, 0, 0, 1, 0]
-    assert [path.streak for path in grower.paths] == [1, 1, 0, 2, 2, 1, 1]
+    assert [path.streak for path in expander.paths] == [1, 1, 0, 2, 2, 1, 1]
 
 
 def always(rise: float, streak: int, draw: float) -> bool:
@@ -91,17 +91,17 @@ def always(rise: float, streak: int, draw: float) -> bool:
 @pytest.mark.parametrize("controller", [PathWise, LockStep])
 def test_a_branch_draws_the_uncertain_turn_anew(controller: type[PathWise] | type[LockStep]) -> None:
     """It starts before that turn, and no path is asked about its own first one, however ready it is."""
-    grower = controller(Shape(9, 1, always, "root", resamples=True), lambda: 0.0)
-    grower.plant([1])
-    assert grower.hear(0, Segment(0, 1.0, True)) == []  # a copy would be an attempt from the root
-    assert shoots(grower.hear(0, Segment(1, 1.0, True))) == [(0, 0, 1)]
-    found = [*grower.hear(1, Segment(1, 1.0, True)), *grower.hear(0, Segment(2, 1.0, True))]
-    assert shoots(found) == [(0, 0, 2)], "the copy's turn 1 was its parent's decision"
+    expander = controller(Shape(9, 1, always, "root", resamples=True), lambda: 0.0)
+    expander.start([1])
+    assert expander.expand(0, Segment(0, 1.0, True)) == []  # a copy would be an attempt from the root
+    assert branches(expander.expand(0, Segment(1, 1.0, True))) == [(0, 0, 1)]
+    found = [*expander.expand(1, Segment(1, 1.0, True)), *expander.expand(0, Segment(2, 1.0, True))]
+    assert branches(found) == [(0, 0, 2)], "the copy's turn 1 was its parent's decision"
     lone = controller(Shape(3, 1, rising, "root", resamples=True), lambda: 0.0)
-    lone.plant([1])
-    lone.hear(0, Segment(0, 1.0, True))
-    assert shoots(lone.hear(0, Segment(1, 2.0, False))) == [(0, 0, 1)], "it ended the episode, and is drawn anew"
-    assert shoots(lone.hear(1, Segment(1, 5.0, False))) == [(0, None, 0)], "nothing goes on: the rest starts anew"
+    lone.start([1])
+    lone.expand(0, Segment(0, 1.0, True))
+    assert branches(lone.expand(0, Segment(1, 2.0, False))) == [(0, 0, 1)], "it ended the episode, and is drawn anew"
+    assert branches(lone.expand(1, Segment(1, 5.0, False))) == [(0, None, 0)], "nothing goes on: the rest starts anew"
 
 
 def test_a_copy_that_draws_anew_has_its_parents_branching_behind_it() -> None:
@@ -111,66 +111,66 @@ def test_a_copy_that_draws_anew_has_its_parents_branching_behind_it() -> None:
         seen.append((rise, streak))
         return rise > 0
 
-    grower = PathWise(Shape(9, 1, rule, "root", resamples=True), lambda: 0.0)
-    grower.plant([1])
-    grower.hear(0, Segment(0, 1.0, True))
-    assert shoots(grower.hear(0, Segment(1, 2.0, True))) == [(0, 0, 1)]
-    assert grower.hear(1, Segment(1, 9.0, True)) == []  # decided already, and no reason to forget
-    assert shoots(grower.hear(1, Segment(2, 3.0, True))) == [(0, 1, 2)]
-    assert shoots(grower.hear(0, Segment(2, 4.0, True))) == [(0, 0, 2)]
-    assert grower.hear(0, Segment(3, 0.5, True)) == []
-    assert grower.hear(0, Segment(4, 0.5, True)) == []
+    expander = PathWise(Shape(9, 1, rule, "root", resamples=True), lambda: 0.0)
+    expander.start([1])
+    expander.expand(0, Segment(0, 1.0, True))
+    assert branches(expander.expand(0, Segment(1, 2.0, True))) == [(0, 0, 1)]
+    assert expander.expand(1, Segment(1, 9.0, True)) == []  # decided already, and no reason to forget
+    assert branches(expander.expand(1, Segment(2, 3.0, True))) == [(0, 1, 2)]
+    assert branches(expander.expand(0, Segment(2, 4.0, True))) == [(0, 0, 2)]
+    assert expander.expand(0, Segment(3, 0.5, True)) == []
+    assert expander.expand(0, Segment(4, 0.5, True)) == []
     assert seen == [(1.0, 0), (2.0, 1), (3.0, 1), (-0.5, 2), (-0.5, 0)]
 
 
 def test_a_branch_measures_from_its_own_first_reply_where_that_is_asked_for() -> None:
-    grower = PathWise(Shape(9, 1, rising, "own", resamples=True), lambda: 0.0)
-    grower.plant([1])
-    grower.hear(0, Segment(0, 1.0, True))
-    grower.hear(0, Segment(1, 3.0, True))
-    grower.hear(1, Segment(1, 2.5, True))
-    assert grower.hear(1, Segment(2, 2.0, True)) == []
-    assert shoots(grower.hear(1, Segment(3, 2.6, True))) == [(0, 1, 3)]
+    expander = PathWise(Shape(9, 1, rising, "own", resamples=True), lambda: 0.0)
+    expander.start([1])
+    expander.expand(0, Segment(0, 1.0, True))
+    expander.expand(0, Segment(1, 3.0, True))
+    expander.expand(1, Segment(1, 2.5, True))
+    assert expander.expand(1, Segment(2, 2.0, True)) == []
+    assert branches(expander.expand(1, Segment(3, 2.6, True))) == [(0, 1, 3)]
 
 
 def test_copies_stop_at_the_budget_and_what_is_left_starts_anew() -> None:
-    grower = PathWise(Shape(4, 2, rising, "own"), lambda: 0.0)
-    grower.plant([1, 1])
-    grower.hear(0, Segment(0, 1.0, True))
-    assert len(grower.hear(0, Segment(1, 2.0, True))) == 2
-    assert len(grower.hear(0, Segment(2, 3.0, True))) == 1
-    assert grower.hear(0, Segment(3, 4.0, True)) == []
-    assert shoots(grower.hear(1, Segment(0, 1.0, False))) == [(1, None, 0)] * 3
-    assert [grower.hear(n, Segment(9, 0.0, False)) for n in range(2, 5)] == [[], [], []]
-    assert grower.counts == [4, 4]
+    expander = PathWise(Shape(4, 2, rising, "own"), lambda: 0.0)
+    expander.start([1, 1])
+    expander.expand(0, Segment(0, 1.0, True))
+    assert len(expander.expand(0, Segment(1, 2.0, True))) == 2
+    assert len(expander.expand(0, Segment(2, 3.0, True))) == 1
+    assert expander.expand(0, Segment(3, 4.0, True)) == []
+    assert branches(expander.expand(1, Segment(0, 1.0, False))) == [(1, None, 0)] * 3
+    assert [expander.expand(n, Segment(9, 0.0, False)) for n in range(2, 5)] == [[], [], []]
+    assert expander.counts == [4, 4]
     lone = PathWise(Shape(3, 1, rising, "own"), lambda: 0.0)
-    lone.plant([1])
-    assert len(lone.hear(0, Segment(0, None, False))) == 2  # it failed before its first turn
+    lone.start([1])
+    assert len(lone.expand(0, Segment(0, None, False))) == 2  # it failed before its first turn
 
 
 def test_where_a_branch_measures_its_rise_from() -> None:
     for origin, expected in (("root", [(0, 1, 2)]), ("own", [])):
-        grower = PathWise(Shape(9, 1, rising, origin), lambda: 0.0)  # type: ignore[arg-type]
-        grower.plant([1])
-        grower.hear(0, Segment(0, 1.0, True))
-        assert len(grower.hear(0, Segment(1, 3.0, False))) == 8  # it ended: the rest starts anew
-        grower = PathWise(Shape(9, 1, rising, origin), lambda: 0.0)  # type: ignore[arg-type]
-        grower.plant([1])
-        grower.hear(0, Segment(0, 1.0, True))
-        grower.hear(0, Segment(0, 3.0, True))
-        assert shoots(grower.hear(1, Segment(1, 2.0, True))) == expected
+        expander = PathWise(Shape(9, 1, rising, origin), lambda: 0.0)  # type: ignore[arg-type]
+        expander.start([1])
+        expander.expand(0, Segment(0, 1.0, True))
+        assert len(expander.expand(0, Segment(1, 3.0, False))) == 8  # it ended: the rest starts anew
+        expander = PathWise(Shape(9, 1, rising, origin), lambda: 0.0)  # type: ignore[arg-type]
+        expander.start([1])
+        expander.expand(0, Segment(0, 1.0, True))
+        expander.expand(0, Segment(0, 3.0, True))
+        assert branches(expander.expand(1, Segment(1, 2.0, True))) == expected
 
 
 def test_lock_step_waits_for_the_slowest() -> None:
-    grower = LockStep(Shape(3, 1, rising, "own"), lambda: 0.0)
-    grower.plant([1, 1])
-    assert grower.hear(0, Segment(0, 1.0, True)) == []
-    assert grower.hear(0, Segment(1, 2.0, True)) == []
-    assert grower.hear(0, Segment(2, 1.0, False)) == []  # the first is through; the second has not begun
-    assert grower.hear(1, Segment(0, 1.0, True)) == []
-    found = grower.hear(1, Segment(1, 0.5, False))
-    assert shoots(found) == [(0, 0, 2), (1, None, 0)]  # from the past of path 0; path 1 leaves its task bare
-    assert grower.streaks == {0: 1, 1: 1}
+    expander = LockStep(Shape(3, 1, rising, "own"), lambda: 0.0)
+    expander.start([1, 1])
+    assert expander.expand(0, Segment(0, 1.0, True)) == []
+    assert expander.expand(0, Segment(1, 2.0, True)) == []
+    assert expander.expand(0, Segment(2, 1.0, False)) == []  # the first is through; the second has not begun
+    assert expander.expand(1, Segment(0, 1.0, True)) == []
+    found = expander.expand(1, Segment(1, 0.5, False))
+    assert branches(found) == [(0, 0, 2), (1, None, 0)]  # from the past of path 0; path 1 leaves its task bare
+    assert expander.streaks == {0: 1, 1: 1}
 
 
 def tree(found: Sequence[Trajectory]) -> list[Any]:
@@ -361,12 +361,12 @@ def test_entropies_are_in_units_of_the_models_own_vocabulary() -> None:
 
 def test_a_policy_in_training_says_how_large_its_vocabulary_is() -> None:
     from tests.models import tiny_model, tokenizer
+    from turnwise.assembly.run import Assembly
     from turnwise.config.files import load_config
     from turnwise.models.policy import Policy
-    from turnwise.training.side import Side
 
     config = load_config("smoke", ["algorithm=aepo", "model.type=scratch"])
-    side = Side("", Policy(tiny_model(), tokenizer(), lora=config.lora), config)
+    side = Assembly(config).side("", Policy(tiny_model(), tokenizer(), lora=config.lora))
     planner, model = side.learner.recipe.planner, tiny_model()
     assert isinstance(planner, TreePlanner)
     assert planner.log_vocabulary == pytest.approx(math.log(model.get_output_embeddings().weight.shape[0]))
@@ -386,7 +386,7 @@ def test_games_are_refused() -> None:
         of_task(CONFIGS["arpo"]).plan([task()], ScriptedRollouts(player="white"))
 
 
-def test_turns_that_are_heard_again_are_not_decided_again() -> None:
+def test_turns_that_are_played_again_are_not_decided_again() -> None:
     """A world that fails in the middle begins again: its turns come a second time."""
 
     class Stumbling(ScriptedRollouts):

@@ -68,8 +68,8 @@ def test_the_inner_composer_hears_everything_and_keeps_its_state(kind: str) -> N
     witness = Witness()
     composer = around(kind, around("plain", witness))
     base = build(GRPOConfig(kl_coef=0.0), RUN)
-    plans = tuple(StreamRecipe(base["fresh"].estimator, clip=base["fresh"].clip, name=n) for n in composer.streams)
-    made = learner(type(base)("witnessed", composer, plans), BigramPolicy())
+    recipes = tuple(StreamRecipe(base["fresh"].estimator, clip=base["fresh"].clip, name=n) for n in composer.streams)
+    made = learner(type(base)("witnessed", composer, recipes), BigramPolicy())
     made.update(buffer_of(groups(BigramPolicy())), 0)
     assert witness.heard == ["attach", "compose 0", "before 0 1", "after 0 12"]
     state = json.loads(json.dumps(composer.state_dict()))

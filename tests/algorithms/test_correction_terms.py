@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.golden.builders import batch_of, context_of, loss_of, plan_of
+from tests.golden.builders import batch_of, context_of, loss_of, recipe_of
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.ppo import PPOConfig, ValueLoss
 from turnwise.learning.recipe import StreamRecipe
@@ -19,27 +19,27 @@ def logs(*probabilities: float) -> Tensor:
 
 
 def test_importance_weights_are_proximal_over_behaviour_and_capped() -> None:
-    plan = plan_of(GRPOConfig(ratio_denominator="proximal", importance_cap=2.0, kl_coef=0.0, clip_high=0.2))
+    recipe = recipe_of(GRPOConfig(ratio_denominator="proximal", importance_cap=2.0, kl_coef=0.0, clip_high=0.2))
     mask = torch.ones(1, 4, dtype=torch.bool)
     behaviour, proximal = logs(0.4, 0.4, 0.2, 0.1), logs(0.2, 0.4, 0.3, 0.5)  # 1/2, 1, 3/2, and 5, capped at 2
     batch = batch_of(
         mask, behaviour_logprobs=behaviour, proximal_logprobs=proximal, advantages=torch.tensor([[1.0, 1.0, 1.0, 1.0]])
     )
-    ctx, view = context_of(batch, logprobs := proximal.clone().requires_grad_(), plan.aggregation)
-    (weighter,) = plan.weighters
+    ctx, view = context_of(batch, logprobs := proximal.clone().requires_grad_(), recipe.aggregation)
+    (weighter,) = recipe.weighters
     assert weighter.weight(ctx).tolist() == [pytest.approx([0.5, 1.0, 1.5, 2.0])]
-    loss, _ = loss_of(plan, ctx, view)
+    loss, _ = loss_of(recipe, ctx, view)
     assert loss.item() == pytest.approx(-(0.5 + 1.0 + 1.5 + 2.0) / 4)  # the ratio to proximal is 1
     (found,) = torch.autograd.grad(loss, logprobs)
     assert found.tolist() == [pytest.approx([-0.125, -0.25, -0.375, -0.5])]
 
 
 def test_the_ratio_starts_from_the_sampler_where_nothing_is_recomputed() -> None:
-    plan = plan_of(GRPOConfig(kl_coef=0.0, clip_high=0.2, clip_low=0.2))
-    assert not plan.weighters
+    recipe = recipe_of(GRPOConfig(kl_coef=0.0, clip_high=0.2, clip_low=0.2))
+    assert not recipe.weighters
     mask = torch.ones(1, 2, dtype=torch.bool)
     batch = batch_of(mask, behaviour_logprobs=logs(0.5, 0.5), advantages=torch.tensor([[1.0, -1.0]]))
-    loss, tally = loss_of(plan, *context_of(batch, logs(0.55, 0.55), plan.aggregation))
+    loss, tally = loss_of(recipe, *context_of(batch, logs(0.55, 0.55), recipe.aggregation))
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert tally.per_token("ratio") == pytest.approx(1.1)
 
@@ -55,7 +55,7 @@ def test_the_ratio_starts_from_the_sampler_where_nothing_is_recomputed() -> None
 )
 def test_the_kl_is_of_the_policy_from_the_reference(estimator: str, expected: float) -> None:
     """The policy gives a token one half that the reference gives a quarter."""
-    plan = plan_of(GRPOConfig(kl_coef=0.5, kl_estimator=estimator))
+    recipe = recipe_of(GRPOConfig(kl_coef=0.5, kl_estimator=estimator))
     mask = torch.tensor([[True, False]])
     batch = batch_of(
         mask,
@@ -64,7 +64,7 @@ def test_the_kl_is_of_the_policy_from_the_reference(estimator: str, expected: fl
         advantages=torch.zeros(1, 2),
     )
     logprobs = logs(0.5, 0.9).requires_grad_()
-    loss, tally = loss_of(plan, *context_of(batch, logprobs, plan.aggregation))
+    loss, tally = loss_of(recipe, *context_of(batch, logprobs, recipe.aggregation))
     assert loss.item() == pytest.approx(0.5 * expected, rel=1e-5)
     assert tally.sums["term/ReferenceKL"] == pytest.approx(expected, rel=1e-5)
     assert tally.per_token("kl_reference") == pytest.approx(0.5 - 1.0 + math.log(2.0), rel=1e-5)
@@ -75,10 +75,10 @@ def test_the_kl_is_of_the_policy_from_the_reference(estimator: str, expected: fl
 
 def test_the_reported_distance_from_the_sampler_is_measured_on_its_tokens() -> None:
     """k3 of KL(behaviour || policy): π / behaviour - 1 - ln(π / behaviour)."""
-    plan = plan_of(GRPOConfig(kl_coef=0.0))
+    recipe = recipe_of(GRPOConfig(kl_coef=0.0))
     mask = torch.tensor([[True, False]])
     batch = batch_of(mask, behaviour_logprobs=logs(0.25, 0.1), advantages=torch.zeros(1, 2))
-    _, tally = loss_of(plan, *context_of(batch, logs(0.5, 0.9), plan.aggregation))
+    _, tally = loss_of(recipe, *context_of(batch, logs(0.5, 0.9), recipe.aggregation))
     assert tally.per_token("kl_behaviour") == pytest.approx(2.0 - 1.0 - math.log(2.0), rel=1e-5)
     assert tally.ratio_max == pytest.approx(2.0)
 

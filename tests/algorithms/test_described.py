@@ -7,7 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from turnwise.algorithms.registry import ALGORITHMS, describe, resolve
+from turnwise.algorithms.description import describe
+from turnwise.algorithms.registry import ALGORITHMS, resolve
 
 SETTINGS = """
 from typing import Literal

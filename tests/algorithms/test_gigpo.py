@@ -88,10 +88,10 @@ def test_the_recipe_adds_both_levels() -> None:
     metrics = made.update(buffer_of(groups), 0)
     table = made.shape(groups[0].trajectories)
     (stream,) = made.recipe.composer.compose(0, Samples(tuple(groups), table), buffer_of(groups))
-    plan = made.recipe["fresh"]
-    assert plan.estimator is not None
-    episode_level = plan.estimator.estimate(stream)
-    both = plan.modifiers[0].modify(stream.with_columns(advantages=episode_level))
+    recipe = made.recipe["fresh"]
+    assert recipe.estimator is not None
+    episode_level = recipe.estimator.estimate(stream)
+    both = recipe.modifiers[0].modify(stream.with_columns(advantages=episode_level))
     expected = both[stream.batch.action_mask].double()
     assert metrics.advantage_mean == pytest.approx(float(expected.mean()), abs=1e-6)
     assert not torch.equal(both, episode_level)

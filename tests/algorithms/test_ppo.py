@@ -125,8 +125,8 @@ def test_the_value_loss_reaches_the_policys_states_where_it_may(shared: bool) ->
         )
         for g in groups(policy, version=1)
     ]
-    stream_plan = made.recipe["fresh"]
-    made.recipe = replace(made.recipe, streams=(replace(stream_plan, clip=None),))
+    recipe = made.recipe["fresh"]
+    made.recipe = replace(made.recipe, streams=(replace(recipe, clip=None),))
     made.update(buffer_of(equal, 1), 1)
     assert (not torch.equal(policy.table.detach(), before)) == shared
 

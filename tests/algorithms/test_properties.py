@@ -16,6 +16,7 @@ from tests.algorithms.test_update import drifted, gradient
 from tests.algorithms.variants import NAMED, VARIANTS
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.dapo import DAPOConfig
+from turnwise.algorithms.description import describe
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.empg import EMPGConfig
 from turnwise.algorithms.epo import EPOConfig
@@ -25,7 +26,7 @@ from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.opo import OPOConfig
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.registry import ALGORITHMS, build, describe
+from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.rloo import RLOOConfig
 from turnwise.learning.learner import stream_loss
@@ -150,8 +151,8 @@ def test_odd_batches_stay_finite(config: Settings, kind: str) -> None:
 @pytest.mark.parametrize("config", VARIANTS)
 def test_advantages_of_one_sign_push_one_way(config: Settings, sign: float) -> None:
     """On policy, raising log-probs lowers the surrogate of positive advantages, and only of those."""
-    policy, plan = BigramPolicy(), build(config, RUN)["fresh"]
-    plan = replace(plan, regularizers=(), objectives=())
+    policy, recipe = BigramPolicy(), build(config, RUN)["fresh"]
+    recipe = replace(recipe, regularizers=(), objectives=())
     batch = layout(groups(policy))
     batch = batch.with_columns(
         advantages=sign * torch.rand(batch.tokens.shape).clamp(min=0.1) * batch.action_mask,
@@ -160,10 +161,10 @@ def test_advantages_of_one_sign_push_one_way(config: Settings, sign: float) -> N
     logprobs = batch.behaviour_logprobs.clone().requires_grad_()
     counts = Counts.of(batch.action_mask, batch.turn_index)
     view = MinibatchView(0, batch, counts, lambda: batch.behaviour_logprobs, (0,))
-    for part in plan.parts():
+    for part in recipe.parts():
         part.prepare(view)
-    ctx = UpdateContext(0, batch, logprobs, None, counts, plan.aggregation)
-    (found,) = torch.autograd.grad(stream_loss(plan, ctx, Tally()), logprobs)
+    ctx = UpdateContext(0, batch, logprobs, None, counts, recipe.aggregation)
+    (found,) = torch.autograd.grad(stream_loss(recipe, ctx, Tally()), logprobs)
     assert (found[~batch.action_mask] == 0).all()
     assert (found * sign <= 0).all()
     assert (found * sign < 0).any()
@@ -174,8 +175,8 @@ def terms() -> list[object]:
     return [
         pytest.param(name, place, id=f"{name}-{place}")
         for name, config in NAMED.items()
-        for plan in build(config, RUN).streams
-        for place in range(len(plan.regularizers) + len(plan.objectives))
+        for recipe in build(config, RUN).streams
+        for place in range(len(recipe.regularizers) + len(recipe.objectives))
     ]
 
 
@@ -186,11 +187,11 @@ def test_every_added_term_has_gradient_when_active(name: str, place: int) -> Non
     made = learner(build(NAMED[name], RUN), policy)
     made.update(buffer_of(groups(policy)), 0)
     drifted(policy)
-    plan = made.recipe["fresh"]
+    recipe = made.recipe["fresh"]
     samples = buffer_of(groups(policy, seed=3, version=1), 1)
     drifted(policy)
     seen: list[list[Tensor]] = []
-    part = [*(p for p, _ in plan.regularizers), *(p for p, _ in plan.objectives)][place]
+    part = [*(p for p, _ in recipe.regularizers), *(p for p, _ in recipe.objectives)][place]
     method = "loss" if hasattr(part, "loss") else "term"
     original = getattr(part, method)
 
@@ -220,7 +221,7 @@ def test_every_algorithm_is_described(name: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "algorithms" / f"{name}.md").read_text()
     assert found.about.arxiv in page
     for setting in found.settings:
-        if setting.name in ALGORITHMS[name].config.__annotations__:
+        if setting.name in resolve(name).config.__annotations__:
             assert f"`{setting.name}" in page, setting.name
 
 

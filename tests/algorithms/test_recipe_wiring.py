@@ -13,7 +13,7 @@ from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.common import FreshGroups, GroupAdvantage, PPOClip, ReferenceKL, TruncatedImportance
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig, SequenceClip
-from turnwise.algorithms.registry import ALGORITHMS, build
+from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.algorithms.selfimitation import SelfImitation
 from turnwise.algorithms.spear import SPEARConfig
 from turnwise.learning.parts import Aggregation, Samples
@@ -25,12 +25,12 @@ from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group
 
 RUN = RunInfo(num_updates=10, group_size=4)
-CLIPPED = [name for name, found in ALGORITHMS.items() if "aggregation" in found.config.model_fields]
-GROUPED = [name for name, found in ALGORITHMS.items() if "singleton" in found.config.model_fields]
+CLIPPED = [name for name in ALGORITHMS if "aggregation" in resolve(name).config.model_fields]
+GROUPED = [name for name in ALGORITHMS if "singleton" in resolve(name).config.model_fields]
 
 
 def recipe(name: str, run: RunInfo = RUN, **values: Any) -> Recipe:
-    config: Settings = ALGORITHMS[name].config(**values)
+    config: Settings = resolve(name).config(**values)
     return build(config, run)
 
 
@@ -45,14 +45,14 @@ def test_there_are_such_algorithms() -> None:
 
 @pytest.mark.parametrize("name", CLIPPED)
 def test_clip_and_aggregation(name: str) -> None:
-    plan = fresh(
+    stream_recipe = fresh(
         name, clip_low=0.11, clip_high=0.37, dual_clip=2.5, aggregation="seq-mean-token-sum", aggregation_constant=7.0
     )
-    assert isinstance(plan.clip, PPOClip)
-    assert (plan.clip.low, plan.clip.high, plan.clip.dual) == (0.11, 0.37, 2.5)
-    assert plan.clip.needs == frozenset()
-    assert plan.aggregation == Aggregation("seq-mean-token-sum", 7.0)
-    assert not [part for part in plan.weighters if isinstance(part, TruncatedImportance)]
+    assert isinstance(stream_recipe.clip, PPOClip)
+    assert (stream_recipe.clip.low, stream_recipe.clip.high, stream_recipe.clip.dual) == (0.11, 0.37, 2.5)
+    assert stream_recipe.clip.needs == frozenset()
+    assert stream_recipe.aggregation == Aggregation("seq-mean-token-sum", 7.0)
+    assert not [part for part in stream_recipe.weighters if isinstance(part, TruncatedImportance)]
     others = fresh(name, dual_clip=None, aggregation="seq-mean-token-mean", aggregation_constant=None)
     assert isinstance(others.clip, PPOClip)
     assert others.clip.dual is None
@@ -61,11 +61,11 @@ def test_clip_and_aggregation(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*CLIPPED, "gspo"])
 def test_recomputed_log_probs_and_the_distance_to_the_reference(name: str) -> None:
-    plan = fresh(name, ratio_denominator="proximal", importance_cap=3.5, kl_coef=0.3, kl_estimator="k2")
-    assert plan.clip is not None
-    assert "proximal" in plan.clip.needs
-    assert [part.cap for part in plan.weighters if isinstance(part, TruncatedImportance)] == [3.5]
-    assert [(p.estimator, c) for p, c in plan.regularizers if isinstance(p, ReferenceKL)] == [("k2", 0.3)]
+    stream_recipe = fresh(name, ratio_denominator="proximal", importance_cap=3.5, kl_coef=0.3, kl_estimator="k2")
+    assert stream_recipe.clip is not None
+    assert "proximal" in stream_recipe.clip.needs
+    assert [part.cap for part in stream_recipe.weighters if isinstance(part, TruncatedImportance)] == [3.5]
+    assert [(p.estimator, c) for p, c in stream_recipe.regularizers if isinstance(p, ReferenceKL)] == [("k2", 0.3)]
     bare = fresh(name, kl_coef=0.0)
     assert not [part for part, _ in bare.regularizers if isinstance(part, ReferenceKL)]
     assert "reference" not in bare.needs

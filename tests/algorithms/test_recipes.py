@@ -15,6 +15,7 @@ from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episod
 from tests.algorithms.variants import NAMED
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.common import FreshGroups, GroupAdvantage, PPOClip, ReferenceKL
+from turnwise.algorithms.composition import AnyAlgorithm
 from turnwise.algorithms.dapo import DAPOConfig, OverlongSettings
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.epo import EntropyCorridor, EPOConfig
@@ -23,7 +24,7 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.registry import ALGORITHMS, AlgorithmConfig, build, resolve
+from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.learning.parts import Aggregation, MinibatchView, Samples, Stream, Streams, UpdateContext
 from turnwise.learning.planning import GroupPlanner, RolloutFinished, Rollouts, Scorer, TurnFinished
@@ -254,7 +255,7 @@ def test_impossible_settings_explain_themselves(
 
 
 def test_every_field_is_described() -> None:
-    every = [algorithm.config for algorithm in ALGORITHMS.values()]
+    every = [resolve(name).config for name in ALGORITHMS]
     for config in (*every, OverlongSettings, ReleasedSettings, OptimizerConfig):
         for name, field in config.model_fields.items():
             assert name == "type" or field.description, f"{config.__name__}.{name}"
@@ -262,15 +263,15 @@ def test_every_field_is_described() -> None:
 
 def test_configurations_are_a_union_keyed_on_type() -> None:
     class Run(BaseModel):
-        algorithm: AlgorithmConfig
+        algorithm: AnyAlgorithm
 
     found = Run.model_validate({"algorithm": {"type": "epo", "base": {"kl_coef": 0.0}}}).algorithm
     assert found == EPOConfig(base=GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)), "the neighbours stay"
     assert Run.model_validate_json(Run(algorithm=found).model_dump_json()).algorithm == found
     for config in NAMED.values():
         assert Run.model_validate_json(Run(algorithm=config).model_dump_json()).algorithm == config
-    for name, algorithm in ALGORITHMS.items():
-        assert build(algorithm.config(), RUN).name == name
+    for name in ALGORITHMS:
+        assert build(resolve(name).config(), RUN).name == name
     for text, message in (("17", "name of an algorithm"), ('"dopa"', "Did you mean 'dapo'"), ('{"clip": 1}', "clip")):
         with pytest.raises(ValidationError, match=message):
             Run.model_validate_json(f'{{"algorithm": {{"type": "empg", "base": {text}}}}}')

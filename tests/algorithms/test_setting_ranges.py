@@ -16,7 +16,7 @@ from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.registry import ALGORITHMS
+from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.spear import SPEARConfig
 from turnwise.learning.settings import OptimizerConfig, Settings
@@ -70,8 +70,8 @@ def settings() -> Iterator[tuple[str, type[Settings], str]]:
                 if isinstance(kind, type) and issubclass(kind, Settings) and kind is not Settings:
                     yield from below(name, kind)
 
-    for owner, algorithm in ALGORITHMS.items():
-        yield from below(owner, algorithm.config)
+    for owner in ALGORITHMS:
+        yield from below(owner, resolve(owner).config)
     yield from below("optimizer", OptimizerConfig)
 
 

@@ -214,11 +214,11 @@ def test_the_value_head_gives_a_number_a_token() -> None:
 def test_a_path_that_ends_without_a_turn_is_not_asked() -> None:
     """Its context was full after two turns: nothing is branched off, and what is left starts from the root."""
     shape = Shape(budget=3, branches=1, rule=lambda rise, streak, draw: True, origin="root", resamples=True)
-    grower = PathWise(shape, lambda: 0.0)
-    (root,) = grower.plant([1])
-    assert grower.hear(root.path, Segment(0, 1.0, True)) == []
-    assert grower.paths[root.path].turns == 1
-    assert [shoot.parent for shoot in grower.hear(root.path, Segment(1, None, False))] == [None, None]
+    expander = PathWise(shape, lambda: 0.0)
+    (root,) = expander.start([1])
+    assert expander.expand(root.path, Segment(0, 1.0, True)) == []
+    assert expander.paths[root.path].turns == 1
+    assert [branch.parent for branch in expander.expand(root.path, Segment(1, None, False))] == [None, None]
 
 
 @pytest.mark.parametrize("shape", ["constant", "cosine", "linear"])

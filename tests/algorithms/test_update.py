@@ -181,14 +181,14 @@ def test_every_loss_term_has_gradient_when_active() -> None:
     """Each term alone, through the policy's table; the corridor's two sides and the bonus apart."""
     policy = BigramPolicy(seed=3)
     recipe, batch, scores = prepared(EPOConfig(), policy)
-    plan = recipe["fresh"]
+    fresh = recipe["fresh"]
     counts = Counts.of(batch.action_mask, batch.turn_index)
-    ctx = UpdateContext(0, batch, scores.logprobs, scores.entropies, counts, plan.aggregation)
-    (kl, _), (corridor, _) = plan.regularizers
+    ctx = UpdateContext(0, batch, scores.logprobs, scores.entropies, counts, fresh.aggregation)
+    (kl, _), (corridor, _) = fresh.regularizers
     assert isinstance(corridor, EntropyCorridor)
     view = MinibatchView(0, batch, counts, lambda: scores.logprobs)
     corridor.prepare(view)
-    bare = replace(plan, regularizers=())
+    bare = replace(fresh, regularizers=())
     terms: dict[str, Tensor] = {
         "surrogate": stream_loss(bare, ctx, Tally()),
         "kl": kl.term(ctx),

@@ -37,7 +37,7 @@ class ScriptedRollouts:
     """``lengths`` are the turns of the attempts, by number modulo their count; ``pick`` chooses among those running.
 
     An attempt is (task, sample), so that a fork's own turns are its own. As in the collector a fork after the end is
-    a ValueError, and a rollout whose last turn was heard of ends with the next event. ``room`` play at once.
+    a ValueError, and a rollout ends with the event after its last turn's. ``room`` play at once.
     """
 
     entropy: Entropy = noise

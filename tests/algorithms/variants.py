@@ -22,7 +22,7 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.ppo import PPOConfig
-from turnwise.algorithms.registry import ALGORITHMS
+from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
 from turnwise.learning.settings import Settings
@@ -68,7 +68,7 @@ MORE: dict[str, Settings] = {
 }
 
 NAMED: dict[str, Settings] = {
-    **{name: ACTIVE.get(name, algorithm.config()) for name, algorithm in ALGORITHMS.items()},
+    **{name: ACTIVE.get(name, resolve(name).config()) for name in ALGORITHMS},
     **MORE,
 }
 

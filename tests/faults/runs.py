@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from turnwise.assembly.players import load_policies, sides_of
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.replay.codec import to_record
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.trainer import Silent, Trainer
+from turnwise.training.trainer import Trainer
 
 SETTINGS = [
     "env.id=tests.faults.worlds:tests/Lottery-v0",
@@ -44,7 +44,7 @@ def trainer(config: RunConfig, path: Path) -> Trainer:
     torch.set_num_threads(config.threads)
     fresh = not (path / "config.yaml").exists()
     run = RunDirectory.create(path, config, {}) if fresh else RunDirectory.open(path)
-    made = Trainer(config, run, load_policies(run, sides_of(config, config.env.make())), Silent())
+    made = Assembly(config).trainer(run)
     made.save() if fresh else made.rewind()
     return made
 

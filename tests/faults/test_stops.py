@@ -35,7 +35,7 @@ from turnwise.training.faults import (
     is_out_of_memory,
     storage,
 )
-from turnwise.training.trainer import Silent
+from turnwise.training.observing import Callback
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory
     return RunDirectory.open(path)
 
 
-class After(Silent):
+class After(Callback):
     """Does something once an update is logged."""
 
     def __init__(self, update: int, action: Callable[[], object]) -> None:

@@ -13,8 +13,7 @@ import yaml
 
 from tests.fuzz.harness import clear
 from tests.fuzz.texts import damaged, text, value
-from turnwise.config.files import config_folder, dump_config, load_config, parse_config, shipped_configs
-from turnwise.config.names import all_settings
+from turnwise.config.files import all_settings, config_folder, dump_config, load_config, parse_config, shipped_configs
 from turnwise.config.schema import RunConfig
 
 

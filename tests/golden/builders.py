@@ -76,24 +76,24 @@ def context_of(
     return UpdateContext(update, batch, logprobs, entropy, size, aggregation, hidden), view
 
 
-def loss_of(plan: StreamRecipe, ctx: UpdateContext, view: MinibatchView) -> tuple[Tensor, Tally]:
+def loss_of(recipe: StreamRecipe, ctx: UpdateContext, view: MinibatchView) -> tuple[Tensor, Tally]:
     """The product's loss of a minibatch, and what it counted."""
-    for part in plan.parts():
+    for part in recipe.parts():
         part.prepare(view)
     tally = Tally()
-    return stream_loss(plan, ctx, tally), tally
+    return stream_loss(recipe, ctx, tally), tally
 
 
-def plan_of(config: Settings, num_updates: int = 10, group_size: int = 8) -> StreamRecipe:
+def recipe_of(config: Settings, num_updates: int = 10, group_size: int = 8) -> StreamRecipe:
     """How a configuration trains its fresh stream."""
     return build(config, RunInfo(num_updates=num_updates, group_size=group_size))["fresh"]
 
 
-def credit_of(plan: StreamRecipe, stream: Stream) -> Tensor:
+def credit_of(recipe: StreamRecipe, stream: Stream) -> Tensor:
     """Advantages as the learner fills them in: the estimator's, then every modifier's, [B, T]."""
-    assert plan.estimator is not None
-    found = stream.with_columns(advantages=plan.estimator.estimate(stream))
-    for modifier in plan.modifiers:
+    assert recipe.estimator is not None
+    found = stream.with_columns(advantages=recipe.estimator.estimate(stream))
+    for modifier in recipe.modifiers:
         found = found.with_columns(advantages=modifier.modify(found))
     return required(found.batch.advantages, "advantages")
 

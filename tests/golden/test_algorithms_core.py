@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.algorithms.fakes import entropy_from_logits, logprobs_from_logits
-from tests.golden.builders import Given, batch_of, context_of, credit_of, loss_of, plan_of, stream_of
+from tests.golden.builders import Given, batch_of, context_of, credit_of, loss_of, recipe_of, stream_of
 from tests.golden.vectors import cases, close, tensor
 from turnwise.algorithms.common import GroupAdvantage, PPOClip, ReferenceKL, Whiten
 from turnwise.algorithms.epo import EPOConfig
@@ -77,15 +77,15 @@ def test_group_advantages_over_trajectories(case: dict[str, Any]) -> None:
     rewards, mask = tensor(case["token_level_rewards"]), tensor(case["response_mask"]).bool()
     stream = stream_of(mask, case["group"], earned=rewards.double().sum(1).tolist(), rewards=rewards)
     centred = GroupAdvantage("trajectories", normalize_std=False, eps=0.0, singleton="reward")
-    plans = {
-        "grpo": plan_of(GRPOConfig(singleton="reward")),
-        "drgrpo_nostd": plan_of(GRPOConfig(singleton="reward", normalize_std=False)),
-        "rloo": plan_of(RLOOConfig(singleton="reward")),
-        "opo": plan_of(OPOConfig(singleton="reward")),
+    recipes = {
+        "grpo": recipe_of(GRPOConfig(singleton="reward")),
+        "drgrpo_nostd": recipe_of(GRPOConfig(singleton="reward", normalize_std=False)),
+        "rloo": recipe_of(RLOOConfig(singleton="reward")),
+        "opo": recipe_of(OPOConfig(singleton="reward")),
         "reinforce_pp_baseline": StreamRecipe(centred, (Whiten(),)),
     }
-    for name, plan in plans.items():
-        close(credit_of(plan, stream), tensor(case[name]) * mask)
+    for name, recipe in recipes.items():
+        close(credit_of(recipe, stream), tensor(case[name]) * mask)
     to_go = ReturnsToGo(1.0).estimate(stream)
     close(to_go - tensor(case["remax_baseline"]).unsqueeze(1) * mask, tensor(case["remax"]) * mask)
     for name in (name for name in case if name.startswith("reinforce_pp_gamma") and "returns" not in name):
@@ -110,9 +110,9 @@ def test_group_advantages_over_rows(case: dict[str, Any]) -> None:
     stream = step_rows(case)
     mask = stream.batch.action_mask
     for std in (True, False):
-        plan = plan_of(GRPOConfig(group_stats="rows", singleton="reward", normalize_std=std))
-        close(credit_of(plan, stream), tensor(case[f"grpo_cross1_std{int(std)}"]) * mask)
-    rloo = plan_of(RLOOConfig(group_stats="rows", singleton="reward"))
+        recipe = recipe_of(GRPOConfig(group_stats="rows", singleton="reward", normalize_std=std))
+        close(credit_of(recipe, stream), tensor(case[f"grpo_cross1_std{int(std)}"]) * mask)
+    rloo = recipe_of(RLOOConfig(group_stats="rows", singleton="reward"))
     close(credit_of(rloo, stream), tensor(case["rloo_cross1"]) * mask)
     centred = GroupAdvantage("rows", normalize_std=False, eps=0.0, singleton="reward")
     whitened = credit_of(StreamRecipe(centred, (Whiten(),)), stream)
@@ -125,9 +125,9 @@ def test_group_advantages_once_a_trajectory(case: dict[str, Any]) -> None:
     stream = step_rows(case)
     mask = stream.batch.action_mask
     for std in (True, False):
-        plan = plan_of(GRPOConfig(singleton="reward", normalize_std=std))
-        close(credit_of(plan, stream), tensor(case[f"grpo_cross0_std{int(std)}"]) * mask)
-    close(credit_of(plan_of(RLOOConfig(singleton="reward")), stream), tensor(case["rloo_cross0"]) * mask)
+        recipe = recipe_of(GRPOConfig(singleton="reward", normalize_std=std))
+        close(credit_of(recipe, stream), tensor(case[f"grpo_cross0_std{int(std)}"]) * mask)
+    close(credit_of(recipe_of(RLOOConfig(singleton="reward")), stream), tensor(case["rloo_cross0"]) * mask)
 
 
 @pytest.mark.parametrize("case", cases("ppo_policy_loss"))
@@ -137,8 +137,8 @@ def test_clipped_surrogate(case: dict[str, Any], family: str) -> None:
     logprobs, mask = tensor(case["log_prob"]).requires_grad_(), tensor(case["response_mask"]).bool()
     batch = batch_of(mask, behaviour_logprobs=tensor(case["old_log_prob"]), advantages=tensor(case["advantages"]))
     clip = PPOClip(case["clip_low"], case["clip_high"], case["clip_c"])
-    plan = StreamRecipe(Given(), clip=clip, aggregation=Aggregation(case["agg"]))
-    loss, tally = loss_of(plan, *context_of(batch, logprobs, plan.aggregation))
+    recipe = StreamRecipe(Given(), clip=clip, aggregation=Aggregation(case["agg"]))
+    loss, tally = loss_of(recipe, *context_of(batch, logprobs, recipe.aggregation))
     loss = of_rows(loss, family, case["agg"], mask)
     (gradient,) = torch.autograd.grad(loss, logprobs)
     assert torch.isfinite(loss)
@@ -187,9 +187,9 @@ def test_epo_released_schedule(case: dict[str, Any]) -> None:
     assert epo_released_weight(case["epoch"], case["max_epochs"]) == pytest.approx(case["weight"], rel=1e-9)
 
 
-def epo_term(plan: StreamRecipe) -> tuple[Regularizer, float]:
+def epo_term(recipe: StreamRecipe) -> tuple[Regularizer, float]:
     """EPO's own term and its coefficient: the last one that was added to its base."""
-    return plan.regularizers[-1]
+    return recipe.regularizers[-1]
 
 
 def on_one_side(case: dict[str, Any], entropy: Tensor, mask: Tensor) -> bool:
@@ -220,8 +220,8 @@ def test_epo_released_loss(case: dict[str, Any]) -> None:
         schedule_updates=150 if case["smooth_weights"] else None,
         released=ReleasedSettings(level=case["mask_mode"], history_turns=len(case["entropy_history"])),
     )
-    plan = plan_of(config)
-    term, coef = epo_term(plan)
+    recipe = recipe_of(config)
+    term, coef = epo_term(recipe)
     term.load_state_dict({"past_sum": case["entropy_history"], "past_updates": 1})
     turns = torch.tensor(case["rollout_step"]).long().unsqueeze(1)
     batch = batch_of(
@@ -231,8 +231,8 @@ def test_epo_released_loss(case: dict[str, Any]) -> None:
         advantages=tensor(case["advantages"]),
     )
     logprobs = logprobs_from_logits(logits, torch.tensor(case["tokens"]).long())
-    ctx, view = context_of(batch, logprobs, plan.aggregation, update=case["epoch"], entropy=entropy)
-    loss, tally = loss_of(plan, ctx, view)
+    ctx, view = context_of(batch, logprobs, recipe.aggregation, update=case["epoch"], entropy=entropy)
+    loss, tally = loss_of(recipe, ctx, view)
     policy, regulariser = tally.sums["policy_loss"], tally.sums[f"term/{type(term).__name__}"]
     close(policy, case["pg_loss"])
     close(torch.autograd.grad(loss, logits, retain_graph=True)[0], case["grad_logits"], gradient=True)
@@ -273,11 +273,11 @@ def test_epo_paper_form(case: dict[str, Any]) -> None:
         corridor_coef=case["alpha"],
         gamma=case["gamma"],
     )
-    plan = replace(plan_of(config, case["total_steps"]), clip=None)
-    term, coef = epo_term(plan)
+    recipe = replace(recipe_of(config, case["total_steps"]), clip=None)
+    term, coef = epo_term(recipe)
     batch = batch_of(mask, turn_index=turn_index, num_turns=torch.full((num,), turns))
     logprobs = torch.zeros(mask.shape, dtype=torch.float64)
-    ctx, view = context_of(batch, logprobs, plan.aggregation, update=case["step"], entropy=entropy)
+    ctx, view = context_of(batch, logprobs, recipe.aggregation, update=case["step"], entropy=entropy)
     term.prepare(view)
     assert term.term(ctx).item() == pytest.approx(-case["L_H"], rel=1e-9)
     for past in (0.75, 1.25):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.golden.builders import Given, batch_of, context_of, credit_of, loss_of, plan_of, stream_of
+from tests.golden.builders import Given, batch_of, context_of, credit_of, loss_of, recipe_of, stream_of
 from tests.golden.vectors import cases, close, numbered, tensor
 from turnwise.algorithms.clip_cov import CovarianceFilter
 from turnwise.algorithms.common import PPOClip, Whiten
@@ -33,10 +33,10 @@ def test_gae(case: dict[str, Any]) -> None:
     mask, values = tensor(case["response_mask"]).bool(), tensor(case["values"])
     columns = {"values": values, "rewards": tensor(case["token_level_rewards"])}
     stream = stream_of(mask, [0] * len(mask), earned=[0.0] * len(mask), **columns)
-    plan = StreamRecipe(GeneralizedAdvantage(case["gamma"], case["lam"]))
-    advantages = credit_of(plan, stream)
+    recipe = StreamRecipe(GeneralizedAdvantage(case["gamma"], case["lam"]))
+    advantages = credit_of(recipe, stream)
     close((advantages + values) * mask, tensor(case["verl_returns"]) * mask)
-    whitened = credit_of(replace(plan, modifiers=(Whiten(),)), stream)
+    whitened = credit_of(replace(recipe, modifiers=(Whiten(),)), stream)
     close(whitened, tensor(case["verl_advantages"]) * mask)
     if case["mask_kind"] == "prefix_values_masked":  # elsewhere verl-agent reads values that lie off the mask
         close((advantages + values) * mask, tensor(case["verlagent_returns"]) * mask)
@@ -47,11 +47,11 @@ def test_gae(case: dict[str, Any]) -> None:
 def test_gspo_policy_loss(case: dict[str, Any]) -> None:
     logprobs, mask = tensor(case["log_prob"]).requires_grad_(), tensor(case["response_mask"]).bool()
     batch = batch_of(mask, behaviour_logprobs=tensor(case["old_log_prob"]), advantages=tensor(case["advantages"]))
-    plan = StreamRecipe(
+    recipe = StreamRecipe(
         Given(), clip=SequenceClip(case["clip_low"], case["clip_high"], "row"),
         aggregation=Aggregation("seq-mean-token-mean"),
     )  # fmt: skip
-    loss, tally = loss_of(plan, *context_of(batch, logprobs, plan.aggregation))
+    loss, tally = loss_of(recipe, *context_of(batch, logprobs, recipe.aggregation))
     close(loss, case["loss"])
     close(torch.autograd.grad(loss, logprobs)[0], case["grad_log_prob"], gradient=True)
     close(tally.per_token("clipped") or 0.0, case["metrics"]["actor/pg_clipfrac"])
@@ -88,8 +88,8 @@ def test_kl_cov(case: dict[str, Any]) -> None:
     ctx, view, logprobs = cov_context(case)
     part = CovariancePenalty(case["kl_cov_ratio"])
     unclipped = PPOClip(1.0, math.inf, None)
-    plan = StreamRecipe(Given(), clip=unclipped, regularizers=((part, case["kl_coef"]),))
-    loss, _ = loss_of(plan, ctx, view)
+    recipe = StreamRecipe(Given(), clip=unclipped, regularizers=((part, case["kl_coef"]),))
+    loss, _ = loss_of(recipe, ctx, view)
     close(loss, case["kl_cov_loss"])
     close(torch.autograd.grad(loss, logprobs)[0], case["kl_cov_grad"], gradient=True)
     close(masked_mean(kl_estimate(logprobs, ctx.old_logprobs, "abs"), ctx.mask), case["kl_cov_abs_kl"])
@@ -155,7 +155,7 @@ def test_gigpo(case: dict[str, Any], mode: str, std: bool) -> None:
         config = GiGPOConfig(
             group_stats="rows", singleton="reward", normalize_std=std, step_coef=weight, gamma=case["gamma"]
         )
-        return credit_of(plan_of(config), stream)
+        return credit_of(recipe_of(config), stream)
 
     episode = credit(0.0)
     close(episode, tensor(case[f"episode_adv_{mode}"]) * mask)

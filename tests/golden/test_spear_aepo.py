@@ -14,7 +14,7 @@ from tests.algorithms.fakes import BigramPolicy, learner
 from tests.golden.builders import Given, batch_of, context_of, loss_of
 from tests.golden.vectors import cases, close, tensor
 from turnwise.algorithms.aepo import BalancedClip, EntropyAdvantage, aepo_released
-from turnwise.algorithms.branching import LockStep, Segment, Shape, Shoot, initial_attempts, segment_entropy
+from turnwise.algorithms.branching import Branch, LockStep, Segment, Shape, initial_attempts, segment_entropy
 from turnwise.algorithms.common import FreshGroups, PPOClip
 from turnwise.algorithms.drbot import has_action, repeats_itself, widest_groups
 from turnwise.algorithms.grpo import GRPOConfig
@@ -191,38 +191,38 @@ def test_aepo_branch_rollout_trace(case: dict[str, Any]) -> None:
     draws = iter(case["uniform_draws"])
     rule = partial(aepo_released, weight=settings["entropy_weight"], threshold=settings["branch_probability"])
     shape = Shape(case["n"], settings["beam_size"] - 1, partial(rule, penalty=0.05), "own")
-    grower = LockStep(shape, lambda: next(draws))
+    expander = LockStep(shape, lambda: next(draws))
     length: dict[int, int] = {}
     calls: dict[int, int] = {}
     tokens: dict[int, int] = {}
 
-    def grow(shoots: list[Shoot]) -> None:
-        for shoot in shoots:
-            parent = shoot.parent
-            length[shoot.path] = root if parent is None else length[parent]
-            calls[shoot.path], tokens[shoot.path] = (0, 0) if parent is None else (calls[parent], tokens[parent])
+    def grow(branches: list[Branch]) -> None:
+        for branch in branches:
+            parent = branch.parent
+            length[branch.path] = root if parent is None else length[parent]
+            calls[branch.path], tokens[branch.path] = (0, 0) if parent is None else (calls[parent], tokens[parent])
 
-    grow(grower.plant([settings["initial_rollouts"]] * case["batch"]))
+    grow(expander.start([settings["initial_rollouts"]] * case["batch"]))
     for segments in case["iterations"]:
-        active = [number for number, path in enumerate(grower.paths) if path.active]
+        active = [number for number, path in enumerate(expander.paths) if path.active]
         assert [length[number] for number in active] == [segment["prompt_len"] for segment in segments]
-        shoots: list[Shoot] = []
+        branches: list[Branch] = []
         for number, segment in zip(active, segments, strict=True):
-            assert not shoots
+            assert not branches
             goes_on = segment["tool_call"] and calls[number] < settings["call_limit"]
             calls[number] += goes_on
             tokens[number] += segment["n_tokens"] + (segment["tool_call"] and not goes_on)  # the end token at the limit
             length[number] += segment["n_tokens"] + tool * goes_on
-            shoots = grower.hear(number, Segment(grower.paths[number].turns, segment["entropy"], goes_on))
-        grow(shoots)
-    assert not [path for path in grower.paths if path.active]
+            branches = expander.expand(number, Segment(expander.paths[number].turns, segment["entropy"], goes_on))
+        grow(branches)
+    assert not [path for path in expander.paths if path.active]
     assert next(draws, None) is None
-    first = {n: path.first for n, path in enumerate(grower.paths)}
+    first = {n: path.first for n, path in enumerate(expander.paths)}
     assert {n: first[int(n)] for n in case["H_init_by_rollout_index"]} == pytest.approx(case["H_init_by_rollout_index"])
-    assert {str(p): grower.streaks.get(p, 0) for p in range(case["batch"])} == case["final_consecutive_branches"]
-    by_prompt = [n for p in range(case["batch"]) for n, path in enumerate(grower.paths) if path.prompt == p]
-    assert len(by_prompt) == case["n_outputs"]
-    assert [tokens[n] for n in by_prompt] == case["out_loss_mask_sum"]
+    assert {str(p): expander.streaks.get(p, 0) for p in range(case["batch"])} == case["final_consecutive_branches"]
+    by_task = [n for p in range(case["batch"]) for n, path in enumerate(expander.paths) if path.task == p]
+    assert len(by_task) == case["n_outputs"]
+    assert [tokens[n] for n in by_task] == case["out_loss_mask_sum"]
 
 
 @pytest.mark.parametrize("case", cases("aepo_policy_loss"))
@@ -239,9 +239,9 @@ def test_aepo_policy_loss(case: dict[str, Any]) -> None:
         stream = Stream(Samples((), raw_rewards([])), batch)
         batch = batch.with_columns(advantages=EntropyAdvantage(case["alpha"]).modify(stream))
     clip = PPOClip(case["clip_low"], case["clip_high"], case["clip_c"])
-    plan = StreamRecipe(Given(), clip=BalancedClip(clip) if case["balanced_clip"] else clip)
-    ctx, view = context_of(batch, logprobs, plan.aggregation)
-    loss, tally = loss_of(plan, ctx, view)
+    recipe = StreamRecipe(Given(), clip=BalancedClip(clip) if case["balanced_clip"] else clip)
+    ctx, view = context_of(batch, logprobs, recipe.aggregation)
+    loss, tally = loss_of(recipe, ctx, view)
     (found,) = torch.autograd.grad(loss, logprobs)
     if case["loss"] == "nan":
         assert int(mask.sum()) == 1

@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from tests.models import scratch_folder, tiny_model, tokenizer
 from turnwise.agents.prompts import AgentConfig
 from turnwise.assembly.players import model_agent, players
-from turnwise.cloning.warmstart import start_model
+from turnwise.assembly.run import Assembly
+from turnwise.cloning.warmstart import begin_model
 from turnwise.commands.bench import quiet
 from turnwise.config.files import load_config
 from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.models.loading import check_length, end_ids, load_model, load_tokenizer, save_model
 from turnwise.models.policy import Policy
 from turnwise.models.settings import LoRAConfig
-from turnwise.training.side import Side
 
 
 def rewritten(folder: Path, **changes: Any) -> Path:
@@ -290,10 +290,10 @@ def test_weights_in_float16_are_not_trained(tmp_path: Path) -> None:
     save_model(model.half(), tokenizer, tmp_path / "half")
     config = load_config("smoke", [f"model.path={tmp_path / 'half'}", "warmstart={}"])
     with pytest.raises(ValueError, match=r"stored in float16.*model\.dtype=bfloat16"):
-        start_model(config, None)  # type: ignore[arg-type]
+        begin_model(Assembly(config).cloning, None)  # type: ignore[arg-type]
     policy = Policy.load(tmp_path / "half", lora=LoRAConfig(rank=2))
     with pytest.raises(ValueError, match="stored in float16"):
-        Side("", policy, config)
+        Assembly(config).side("", policy)
 
 
 def test_contexts_longer_than_a_model_can_read_are_warned_of(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_recomputed_credit_is_what_training_logged(algorithm: str, tmp_path: Pat
     train(config, tmp_path / "run")
     run = RunDirectory.open(tmp_path / "run")
     logged = {line["update"]: line for line in run.metrics()}
-    recipes, agreed = Recipes(run.config()), []
+    recipes, agreed = Recipes(run), []
     for flush in TrajectoryReader(run.trajectories_path).flushes():
         found = recipes.credit(flush.update, flush.trajectories, logged[flush.update])
         agreed.append(found.agrees)

@@ -32,7 +32,7 @@ from turnwise.algorithms.tree import (
     PreMonitoring,
     Remembering,
     TreeSettings,
-    planner_of,
+    make_planner,
 )
 from turnwise.algorithms.trunks import SharedCredit, SharedTrunks
 from turnwise.learning.parts import (
@@ -193,7 +193,7 @@ def recipe(config: AEPOConfig, run: RunInfo) -> Recipe:
     made = base_recipe(config.base, run).named("aepo")
     first = FirstEntropies(remembered=not config.forget)
     monitoring = PreMonitoring(config.beta, config.monitor == "keep") if config.balance else None
-    made = made.with_planner(planner_of(config, branch_rule(config), run, monitoring, first))
+    made = made.with_planner(make_planner(config, branch_rule(config), run, monitoring, first))
     if first.remembered:
         made = replace(made, composer=Remembering(made.composer, first))
     if config.balanced_clip:

@@ -23,7 +23,7 @@ from pydantic import Field
 from turnwise.algorithms.branching import Rule
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.tree import TreeSettings, planner_of
+from turnwise.algorithms.tree import TreeSettings, make_planner
 from turnwise.algorithms.trunks import SharedCredit, SharedTrunks
 from turnwise.learning.recipe import About, Recipe
 from turnwise.learning.settings import RunInfo
@@ -79,6 +79,6 @@ def branch_rule(config: ARPOConfig) -> Rule:
 
 def recipe(config: ARPOConfig, run: RunInfo) -> Recipe:
     """Compose ARPO on its base. Raises ValueError where more attempts start from the root than there are."""
-    planner = planner_of(config, branch_rule(config), run)
+    planner = make_planner(config, branch_rule(config), run)
     made = base_recipe(config.base, run).named("arpo").with_planner(planner)
     return made if config.shared == "soft" else made.with_modifier(SharedTrunks(config.shared))

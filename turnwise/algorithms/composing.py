@@ -1,4 +1,7 @@
-"""Composers around composers: one decides, the next changes what it decided."""
+"""A composer around another one: the inner composer makes the streams, and the outer one changes them.
+
+SPEAR is an example: its base's composer makes the stream of fresh episodes, and SPEAR's adds a stream of earlier ones.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from turnwise.replay.buffer import TrajectoryBuffer
 
 
 class ComposerAround(Composer):
-    """Leaves the composing to ``inner``, for subclasses to change what goes in or comes out.
+    """Passes every call on to ``inner``. A subclass overrides the methods that it changes.
 
-    The inner one hears what a part hears, and its state is saved within this one's.
+    The inner composer is called as any other part is: before the first update, before and after each update. Its state
+    is saved within this one's, under ``inner``.
     """
 
     def __init__(self, inner: Composer) -> None:
@@ -40,8 +44,8 @@ class ComposerAround(Composer):
         self.inner.load_state_dict(state["inner"])
 
     def own_state(self) -> dict[str, Any]:
-        """What must survive a restart beside the inner composer's state, JSON-able."""
+        """What a checkpoint must hold of this composer, without the inner one's state; JSON-able."""
         return {}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``own_state`` gave."""
+        """Restore what ``own_state`` returned."""

@@ -1,23 +1,21 @@
-"""An algorithm as a setting: what a modifier (EPO, EMPG, ...) has as its base, by name and with its own settings.
-
-The registry knows every algorithm, and modifiers are among them: it is looked up when a value is read.
-"""
+"""An algorithm as a setting: what a modifier (EPO, EMPG, ...) has as its base, by name and with its own settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from turnwise.learning.recipe import Recipe
+from turnwise.algorithms.registry import build, resolve
 from turnwise.learning.settings import RunInfo, Settings
+
+if TYPE_CHECKING:
+    from turnwise.learning.recipe import Recipe
 
 
 def read_algorithm(value: Any) -> Settings:
     """``"dapo"``, ``{"type": "dapo", ...}`` (GRPO where there is no type), or settings as they are."""
-    from turnwise.algorithms.registry import resolve
-
     if isinstance(value, Settings):
         return value
     given = {"type": value} if isinstance(value, str) else value
@@ -33,6 +31,4 @@ AnyAlgorithm = Annotated[SerializeAsAny[Settings], BeforeValidator(read_algorith
 
 def base_recipe(base: Settings, run: RunInfo) -> Recipe:
     """The recipe that a modifier adds to."""
-    from turnwise.algorithms.registry import build
-
     return build(base, run)

@@ -1,4 +1,7 @@
-"""Dynamic sampling (Yu et al. 2025, arXiv 2503.14476, section 3.2): tasks that teach nothing are replaced."""
+"""Dynamic sampling (Yu et al. 2025, arXiv 2503.14476, section 3.2): tasks with uniform groups are replaced.
+
+A group is uniform if all its attempts have the same return. Its advantages are then 0, and it teaches nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from turnwise.trajectory import Group, Task, Trajectory, group_by_task
 
 @dataclass(frozen=True, slots=True)
 class DynamicSampling:
-    """A planner around another: plays spare tasks until as many groups tell something as there are tasks.
+    """A planner around another one. It plays spare tasks until there are as many groups that are not uniform as tasks.
 
-    A group is judged by the attempts that are trained on, without those that were only looked at. Uniform groups are
-    returned too (the composer leaves them out): their tokens were spent.
+    It stops after ``max_tries`` waves. A group is judged by the attempts that are trained on, not by pre-monitoring
+    ones. Uniform groups are returned too, because their tokens were spent; the composer leaves them out.
     """
 
     inner: Planner

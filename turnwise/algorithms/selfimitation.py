@@ -1,16 +1,18 @@
-"""Self-imitation: a policy's own good episodes, kept for a while and trained on again (SPEAR's replay stream).
+"""Self-imitation: a policy's own good episodes are kept for a while and trained on again (SPEAR's replay stream).
 
-What is kept lies in the trajectory buffer's ``replay`` stream, each group with the reward table of its collection.
-What is compared with are the group means of recent updates: their median, P50, moves on as the policy does, so that
-an episode that was good for its time is not imitated for ever:
+An example: an episode returns 1 in a group of mean 0.25, so that its advantage is positive and it is kept. In the next
+update it is replayed, with the advantage 1 - P50. P50 is the median of the group means of recent updates. As the policy
+improves, P50 rises. Once it reaches 1, the episode is not replayed any more.
+
+Kept episodes lie in the trajectory buffer's ``replay`` stream, each group with the reward table of its collection:
 
     enters    units of the fresh stream with a mean advantage > 0
     leaves    after ``tolerance`` updates, beyond ``buffer_size`` units, or all at once after a replay (``when_full``)
     replayed  units with  R - P50 > 0,  drawn uniformly;   advantage  R - P50  (over P50 of the groups' stds)
     without recalibration   all units, with the advantage they entered with
 
-A unit is a trajectory, or a training row of one (as released: then an episode of a windowed agent is imitated
-piece by piece). Its return R is the trajectory's, or the episode's with the row's own penalties.
+A unit is a trajectory, or in the released code a training row of one (an agent with a context window has several rows
+in an episode). R is the trajectory's return; for a row it is the episode's return with the penalties of this row only.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ FULL = 1.5  # `when_full`: this many times the buffer's size of units above P50
 
 
 class Unit(NamedTuple):
-    """What is kept, counted and drawn as one, with its shaped rewards and its mean advantage when it was fresh."""
+    """A trajectory or row that is kept and drawn as one, with its shaped rewards and its mean advantage when fresh."""
 
     trajectory: Trajectory
     rewards: TurnRewards
@@ -54,7 +56,8 @@ class Unit(NamedTuple):
 def rows_of(unit: Unit) -> list[Unit]:
     """A trajectory's training rows as units of their own.
 
-    Each earns the whole episode's return, at its last turn what the other rows earned, and answers for its own turns.
+    Each row has the whole episode's return: what the other rows earned is added to its last turn. Penalties are those
+    of its own turns only.
     """
     (earned, own), turns = unit.rewards, unit.trajectory.turns
     starts = [n for n, turn in enumerate(turns) if not turn.continues]
@@ -68,7 +71,7 @@ def rows_of(unit: Unit) -> list[Unit]:
 
 
 class RecentReturns:
-    """Means and population stds of recent groups' returns, update by update; P50 is over all groups alike."""
+    """Means and population stds of recent groups' returns, update by update. P50 is the median over all the groups."""
 
     def __init__(self, max_groups: int) -> None:
         self.max_groups = max_groups
@@ -78,16 +81,16 @@ class RecentReturns:
         return sum(map(len, self.updates))
 
     def add(self, groups: Sequence[Sequence[float]]) -> None:
-        """One update's groups of returns; whole updates leave at the front while more than ``max_groups`` are held."""
+        """Add one update's groups of returns. First drop the oldest while over ``max_groups`` are held."""
         while len(self) > self.max_groups:
             self.updates.pop(0)
         self.updates.append([(float(np.mean(group)), float(np.std(group))) for group in groups if len(group)])
 
     def median(self) -> tuple[float, float] | None:
-        """(P50 of the means, P50 of the stds), None where no group is held.
+        """(P50 of the means, P50 of the stds), or None if no group is held.
 
-        Where most groups have equal returns, so that the second would be 0, it is that of the others; 0 where there are
-        none.
+        If most groups have equal returns, the P50 of the stds would be 0. Then it is taken over the groups with a
+        positive std, and is 0 only if there are none.
         """
         held = [group for update in self.updates for group in update]
         if not held:
@@ -99,7 +102,7 @@ class RecentReturns:
 
 
 class ReplaySettings(Settings):
-    """What is kept of the fresh episodes, for how long, and what is imitated of it."""
+    """Which fresh episodes are kept, for how long, and which of them are replayed."""
 
     replay: Literal["every_update", "when_full"] = Field(
         default="every_update",
@@ -135,10 +138,10 @@ class ReplaySettings(Settings):
 
 
 class SelfImitation(ComposerAround):
-    """Adds the stream ``replay`` to what ``inner`` composes, and keeps what was good of ``fresh``.
+    """Adds the stream ``replay`` to the streams of ``inner``, and keeps the good units of the stream ``fresh``.
 
-    ``coef`` is the stream's coefficient at an update; at 0 nothing is replayed. ``fresh_age`` is how long, in
-    updates, the buffer must keep fresh groups for others.
+    ``coef`` gives the stream's coefficient at an update; where it is 0 nothing is replayed. ``fresh_age`` is how long,
+    in updates, the buffer must keep fresh groups for other parts.
     """
 
     def __init__(self, inner: Composer, rule: ReplaySettings, coef: Schedule, seed: int, fresh_age: int = 0) -> None:
@@ -176,12 +179,12 @@ class SelfImitation(ComposerAround):
         return self.num_above(buffer) > FULL * self.rule.buffer_size
 
     def num_above(self, buffer: TrajectoryBuffer) -> int:
-        """Units whose return is above the P50 of the groups seen so far."""
+        """The number of kept units whose return is above P50."""
         median = self.returns.median()
         return 0 if median is None else sum(unit.total > median[0] for unit in units(buffer))
 
     def eligible(self, buffer: TrajectoryBuffer) -> list[Unit]:
-        """Units that are still good enough to imitate, oldest first."""
+        """The kept units that may be replayed now, oldest first."""
         if self.median is None:
             return []
         if not self.rule.recalibrate:
@@ -190,7 +193,7 @@ class SelfImitation(ComposerAround):
         return [unit for unit in units(buffer) if unit.total > level or (at_least and unit.total == level)]
 
     def num_drawn(self, num_eligible: int, num_fresh: int) -> int:
-        """How many of the eligible units are replayed."""
+        """The number of eligible units that are replayed."""
         limit = self.rule.draw or (self.rule.buffer_size if self.rule.replay == "when_full" else num_fresh)
         if self.rule.powers and num_eligible:
             num_eligible = 1 << (num_eligible.bit_length() - 1)
@@ -222,7 +225,7 @@ class SelfImitation(ComposerAround):
             self._trim()
 
     def _expire(self, update: int) -> None:
-        """Drop what will be too old in the next update, and fresh groups that nobody needs any more."""
+        """Drop units that will be too old in the next update, and fresh groups that no part needs any more."""
         newest = max((entry.update for entry in self._buffer.entries(STREAM)), default=update)
         now = update + 1 if self.rule.age_from == "now" else newest
         limits = {True: (now, self.rule.tolerance), False: (update + 1, self.fresh_age)}
@@ -234,7 +237,7 @@ class SelfImitation(ComposerAround):
         self._buffer.retain(young)
 
     def _trim(self) -> None:
-        """Let the oldest groups go until the units are no more than fit."""
+        """Drop the oldest groups until at most ``buffer_size`` units are kept."""
         held, kept = 0, set()
         for entry in reversed(self._buffer.entries(STREAM)):
             held += len(entry.group.trajectories)
@@ -257,13 +260,13 @@ class SelfImitation(ComposerAround):
 
 
 def units(buffer: TrajectoryBuffer) -> Iterator[Unit]:
-    """What is kept for imitation, oldest first."""
+    """The kept units, oldest first."""
     for entry in buffer.entries(STREAM):
         yield from map(Unit, entry.group.trajectories, entry.rewards or (), entry.advantages or repeat(0.0))
 
 
 def unit_credit(batch: TokenBatch, num_trajectories: int, unit: Literal["trajectory", "row"]) -> list[list[float]]:
-    """Mean advantage of the action tokens of each trajectory's units, 0 of a unit without any."""
+    """[trajectory][unit]: the mean advantage of the unit's action tokens, 0 if it has none."""
     sums = required(batch.advantages, "advantages").double().sum(1).tolist()
     found: list[list[tuple[float, int]]] = [[] for _ in range(num_trajectories)]
     for trajectory, value, tokens in zip(
@@ -276,7 +279,7 @@ def unit_credit(batch: TokenBatch, num_trajectories: int, unit: Literal["traject
 
 
 class Recalibrated(AdvantageEstimator):
-    """R - P50 on all action tokens of a unit, over (P50 of the groups' stds + ``eps``) with ``normalize_std``."""
+    """R - P50 on all action tokens of a unit; with ``normalize_std`` divided by (P50 of the groups' stds + ``eps``)."""
 
     def __init__(self, memory: SelfImitation, eps: float = 1e-6) -> None:
         self.memory, self.eps = memory, eps

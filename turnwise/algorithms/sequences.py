@@ -1,7 +1,8 @@
-"""Credit that runs along time: from an episode's tokens, wherever its rows put them, to lines and back.
+"""Credit along time: returns to go and GAE, over an episode's tokens in the order in which they were sampled.
 
-A windowed agent has a row for every turn, a full-history agent one for the episode. Returns and GAE must not
-notice: they run along *lines*, each the chosen tokens of one trajectory in the order in which they were sampled.
+An agent with a context window has a row of the batch for every turn, an agent with the full history one row for the
+whole episode. Returns and GAE must not depend on this. So they are computed on *lines*: a line holds the chosen tokens
+of one trajectory in order, and the results are written back to where the tokens stand in the batch.
 """
 
 from __future__ import annotations

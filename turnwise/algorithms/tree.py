@@ -1,14 +1,17 @@
-"""A planner that grows trees of attempts: some start from the task, the others branch off where entropy rises.
+"""The planner of ARPO and AEPO: some attempts start from the task, others branch off where entropy rises.
 
-It hears of every finished turn, asks a controller (branching.py) what is to grow, and forks the rollouts: context and
-world, so that it works wherever one player plays. A branch that resamples a turn stands before it, in the past of its
-parent: its world takes the parent's actions again, so that branches save tokens and no steps of a world. With
-*pre-monitoring* one attempt at each task comes first, and its
-entropies divide the budget between attempts from the root and branches.
+An example with a group of 4: two attempts start from the task. After each finished turn an expander (branching.py) is
+told the turn's entropy. Attempt 0 becomes uncertain at turn 3, so its rollout is forked: context and world are copied
+as they stood, and the copy plays on as another attempt. The last attempt branches in the same way, or starts from the
+task when both have ended. Forking needs an episode of one player.
 
-What a fork shares with its parent was sampled once (``Trajectory.num_sampled_tokens``). A pre-monitoring attempt that
-is only looked at has the sample number ``MONITOR``: it is returned, stored and counted, and not trained on (the buffer
-does not take it).
+A copy that draws turn 3 anew starts before that turn. Its world is made by repeating the parent's actions. So a branch
+saves tokens but no steps of a world. The turns that a branch shares with its parent were sampled once
+(``Trajectory.num_sampled_tokens``).
+
+With *pre-monitoring* (AEPO) one attempt at each task is played first. Its entropies divide the budget between attempts
+from the root and branches. A pre-monitoring attempt that does not count as one of the group has the sample number
+``MONITOR``: it is returned, stored and counted, but not trained on (the buffer does not take it).
 """
 
 from __future__ import annotations
@@ -23,13 +26,13 @@ import numpy as np
 from pydantic import Field
 
 from turnwise.algorithms.branching import (
-    Grower,
+    Branch,
+    Expander,
     LockStep,
     PathWise,
     Rule,
     Segment,
     Shape,
-    Shoot,
     initial_attempts,
     segment_entropy,
 )
@@ -38,14 +41,14 @@ from turnwise.learning.metrics import Occurrences
 from turnwise.learning.parts import Composer
 from turnwise.learning.planning import Rollouts
 from turnwise.learning.settings import RunInfo, Settings
-from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
+from turnwise.trajectory import FloatArray, RolloutFinished, Task, Trajectory, TurnFinished
 
-MONITOR = -1  # a negative number: Trajectory.only_looked_at
+MONITOR = -1  # a sample number; any negative one makes Trajectory.only_looked_at true
 QWEN = 11.93  # ln 151,936, nats
 
 
 class TreeSettings(Settings):
-    """How a group's attempts are spread over a tree. The budget is the group size."""
+    """How the attempts at a task form a tree. Their number, the budget, is the group size."""
 
     form: Literal["paper", "released"] = Field(
         default="paper",
@@ -76,7 +79,10 @@ class TreeSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class PreMonitoring:
-    """One attempt at each task before the others; ``keep`` counts it as one of them."""
+    """One attempt at each task before the others. With ``keep`` it counts as one of the group.
+
+    ``beta`` is AEPO's: how far H_root - H_tool moves the division (``initial_attempts``).
+    """
 
     beta: float
     keep: bool
@@ -84,7 +90,10 @@ class PreMonitoring:
 
 @dataclass(slots=True)
 class FirstEntropies:
-    """Of the first batch, by path, where the released planner never forgets them; else always empty."""
+    """First segment entropies of the first batch, by the path's number, for the released planner, which keeps them.
+
+    Without ``remembered`` the dictionary stays empty.
+    """
 
     remembered: bool = False
     values: dict[int, float] = field(default_factory=dict)
@@ -92,7 +101,10 @@ class FirstEntropies:
 
 @dataclass(frozen=True, slots=True)
 class TreePlanner:
-    """``budget`` attempts at every task. Raises ValueError in a game of several players: it cannot be forked."""
+    """Plays ``budget`` attempts at every task, as a tree.
+
+    ``plan`` raises ValueError in a game of several players, which cannot be forked.
+    """
 
     budget: int
     settings: TreeSettings
@@ -104,12 +116,12 @@ class TreePlanner:
     occurred: Occurrences = field(default_factory=Occurrences, compare=False)
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
-        found = _Collecting(self, tasks, rollouts).run()
-        looks, forks = [t for t in found if t.only_looked_at], sum(t.fork is not None for t in found)
+        found = _Planning(self, tasks, rollouts).run()
+        monitors, forks = [t for t in found if t.only_looked_at], sum(t.fork is not None for t in found)
         self.occurred.count("branches_per_task", forks, len(tasks))
-        self.occurred.count("branch_share", forks, len(found) - len(looks))
+        self.occurred.count("branch_share", forks, len(found) - len(monitors))
         if self.monitoring is not None:
-            spent, all_spent = (sum(t.num_sampled_tokens for t in some) for some in (looks, found))
+            spent, all_spent = (sum(t.num_sampled_tokens for t in some) for some in (monitors, found))
             self.occurred.count("monitor_token_share", spent, all_spent)
         return found
 
@@ -118,14 +130,15 @@ class TreePlanner:
 
     @property
     def resamples(self) -> bool:
-        """Whether a branch draws the turn anew that made its parent branch, or starts after it."""
+        """Whether a branch draws anew the turn that made its parent branch; else it starts after that turn."""
         return self.settings.form == "paper"
 
-    def entropy(self, entropies: Any) -> float:
+    def entropy(self, entropies: FloatArray) -> float:
+        """A reply's segment entropy, from the entropies of its tokens [A], nats."""
         return segment_entropy(entropies, self.settings.entropy_tokens, self.log_vocabulary)
 
-    def grower(self, tasks: Sequence[Task], all_tasks: Sequence[Task]) -> Grower:
-        """A controller whose draws depend on its tasks and on the batch that they are in."""
+    def expander(self, tasks: Sequence[Task], all_tasks: Sequence[Task]) -> Expander:
+        """An expander for some of the update's tasks. Its draws are seeded by these tasks and by all of them."""
         settings = self.settings
         shape = Shape(self.budget, settings.branches, self.rule, settings.origin, self.resamples)
         draws = np.random.default_rng([self.seed, *(_digest(part) for part in (tasks, all_tasks))])
@@ -133,7 +146,7 @@ class TreePlanner:
         return made(shape, lambda: float(draws.random()), self.first.values)
 
     def initial(self, attempt: Trajectory | None) -> int:
-        """Attempts from the root of a task, given its pre-monitoring attempt."""
+        """The number of attempts from the root of a task, given its pre-monitoring attempt if there is one."""
         if self.monitoring is None or attempt is None:
             return self.settings.initial or max(self.budget // 2, 1)
         found = [self.entropy(turn.entropies) for turn in attempt.turns]
@@ -145,10 +158,10 @@ def _digest(tasks: Sequence[Task]) -> int:
     return zlib.crc32("\n".join(task.key for task in tasks).encode())
 
 
-def with_outlook(
+def with_lookahead(
     events: Iterable[TurnFinished | RolloutFinished],
 ) -> Iterator[tuple[TurnFinished | RolloutFinished, bool]]:
-    """Each event, and whether its rollout goes on: a turn is held back until the next event tells."""
+    """Each event with whether its rollout goes on after it. A turn is held back until the next event shows this."""
     held: TurnFinished | None = None
     for event in events:
         if held is not None:
@@ -159,93 +172,98 @@ def with_outlook(
     assert held is None, "the events ended before a rollout did"
 
 
-class _Grove:
-    """Tasks with a controller of their own: all of them in lock step, each its own otherwise."""
+class _Forest:
+    """The trees of the tasks that one expander decides on: of all tasks in lock step, else of a single task."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = tasks
-        self.grower: Grower | None = None
+        self.expander: Expander | None = None  # None while pre-monitoring attempts run
         self.monitors: dict[int, Trajectory | None] = {}  # by rollout; None while it runs
-        self.rollouts: list[int] = []  # of the controller's paths
-        self.members: list[list[int]] = [[] for _ in tasks]  # every rollout of a task
+        self.rollouts: list[int] = []  # by the expander's path
+        self.members: list[list[int]] = [[] for _ in tasks]  # by task: all its rollouts
 
 
-class _Collecting:
-    """One act of planning."""
+class _Planning:
+    """The state of one call of ``TreePlanner.plan``."""
 
     def __init__(self, planner: TreePlanner, tasks: Sequence[Task], rollouts: Rollouts) -> None:
         self.planner, self.tasks, self.rollouts = planner, tasks, rollouts
         together = planner.settings.pace == "lockstep"
-        self.groves = [_Grove(tasks)] if together else [_Grove([task]) for task in tasks]
-        self.paths: dict[int, tuple[_Grove, int]] = {}  # by rollout
-        self.heard: dict[int, int] = {}  # by rollout: turns that were heard of
+        self.forests = [_Forest(tasks)] if together else [_Forest([task]) for task in tasks]
+        self.paths: dict[int, tuple[_Forest, int]] = {}  # by rollout, while it runs: its forest, its path
+        self.observed: dict[int, int] = {}  # by rollout: the number of turns that its expander was told of
         self.finished: dict[int, Trajectory] = {}
         self.last = -1
 
     def run(self) -> list[Trajectory]:
-        for grove in self.groves:
+        """All trajectories, by task; those of a task in the order in which they were started."""
+        for forest in self.forests:
             if self.planner.monitoring is None:
-                self._plant(grove)
+                self._start_roots(forest)
             else:
-                self._monitor(grove, self.planner.monitoring)
-        for event, goes_on in with_outlook(self.rollouts.events()):
+                self._start_monitors(forest, self.planner.monitoring)
+        for event, goes_on in with_lookahead(self.rollouts.events()):
             if isinstance(event, RolloutFinished):
-                self._end(event)
-            elif event.rollout in self.paths and event.turn >= self.heard.get(event.rollout, 0):
-                self.heard[event.rollout] = event.turn + 1  # a world that failed begins again, and repeats its turns
-                self._hear(event.rollout, Segment(event.turn, self.planner.entropy(event.entropies), goes_on))
+                self._finish(event)
+            elif event.rollout in self.paths and event.turn >= self.observed.get(event.rollout, 0):
+                self.observed[event.rollout] = event.turn + 1  # a world that failed begins again, and repeats its turns
+                self._observe(event.rollout, Segment(event.turn, self.planner.entropy(event.entropies), goes_on))
         self._remember()
-        rollouts = [number for grove in self.groves for members in grove.members for number in sorted(members)]
+        rollouts = [number for forest in self.forests for members in forest.members for number in sorted(members)]
         return [self.finished[number] for number in rollouts]
 
-    def _monitor(self, grove: _Grove, monitoring: PreMonitoring) -> None:
-        for place, task in enumerate(grove.tasks):
-            rollout = self._started(grove, place, self.rollouts.start(task, 0 if monitoring.keep else MONITOR))
-            grove.monitors[rollout] = None
+    def _start_monitors(self, forest: _Forest, monitoring: PreMonitoring) -> None:
+        for place, task in enumerate(forest.tasks):
+            rollout = self._started(forest, place, self.rollouts.start(task, 0 if monitoring.keep else MONITOR))
+            forest.monitors[rollout] = None
 
-    def _plant(self, grove: _Grove) -> None:
-        """Start the attempts from the root, numbered from 0; a kept pre-monitoring attempt is the first of them.
+    def _start_roots(self, forest: _Forest) -> None:
+        """Start the attempts from the root. A kept pre-monitoring attempt is number 0, and they follow.
 
-        At least one more starts beside it while there is room: only what starts here branches.
+        While the budget allows, at least one starts beside the pre-monitoring attempt, because that one never branches.
         """
         planner = self.planner
-        looked = planner.monitoring is not None
-        used = int(looked and planner.monitoring.keep)  # type: ignore[union-attr]
-        looks = list(grove.monitors.values()) or [None] * len(grove.tasks)
-        attempts = [min(max(planner.initial(look) - used, 1), planner.budget - used) for look in looks]
-        grove.grower = planner.grower(grove.tasks, self.tasks)
-        for shoot in grove.grower.plant(attempts, used):
-            self._grow(grove, shoot, sample=len(grove.members[shoot.prompt]) - looked + used)
+        monitored = planner.monitoring is not None
+        used = int(monitored and planner.monitoring.keep)  # type: ignore[union-attr]
+        monitors = list(forest.monitors.values()) or [None] * len(forest.tasks)
+        attempts = [min(max(planner.initial(monitor) - used, 1), planner.budget - used) for monitor in monitors]
+        forest.expander = planner.expander(forest.tasks, self.tasks)
+        for branch in forest.expander.start(attempts, used):
+            self._start(forest, branch, sample=len(forest.members[branch.task]) - monitored + used)
 
-    def _grow(self, grove: _Grove, shoot: Shoot, sample: int | None = None) -> None:
-        """Start or fork what a controller asks for; later attempts are numbered apart from all forks."""
+    def _start(self, forest: _Forest, branch: Branch, sample: int | None = None) -> None:
+        """Start or fork the rollout of a branch.
+
+        ``sample`` None: an attempt that starts from the root during play gets a number that no other rollout has.
+        """
         rollout = None
-        if shoot.parent is not None:
+        if branch.parent is not None:
             try:
-                rollout = self.rollouts.fork(grove.rollouts[shoot.parent], shoot.turn)
+                rollout = self.rollouts.fork(forest.rollouts[branch.parent], branch.turn)
             except ValueError:  # its world failed and begins again, or it is a game: an attempt of its own instead
                 rollout = None
         if rollout is None:
             number = self.last + 1 if sample is None else sample
-            rollout = self.rollouts.start(grove.tasks[shoot.prompt], number)
-        assert shoot.path == len(grove.rollouts)
-        grove.rollouts.append(self._started(grove, shoot.prompt, rollout))
-        self.paths[rollout] = grove, shoot.path
+            rollout = self.rollouts.start(forest.tasks[branch.task], number)
+        assert branch.path == len(forest.rollouts)
+        forest.rollouts.append(self._started(forest, branch.task, rollout))
+        self.paths[rollout] = forest, branch.path
 
-    def _started(self, grove: _Grove, prompt: int, rollout: int) -> int:
-        grove.members[prompt].append(rollout)
+    def _started(self, forest: _Forest, task: int, rollout: int) -> int:
+        forest.members[task].append(rollout)
         self.last = rollout
         return rollout
 
-    def _hear(self, rollout: int, segment: Segment) -> None:
-        grove, path = self.paths[rollout]
-        assert grove.grower is not None
+    def _observe(self, rollout: int, segment: Segment) -> None:
+        """Tell the expander of a path's turn or end, and start the branches that it answers with."""
+        forest, path = self.paths[rollout]
+        assert forest.expander is not None
         if not segment.goes_on:
             del self.paths[rollout]
-        for shoot in grove.grower.hear(path, segment):
-            self._grow(grove, shoot)
+        for branch in forest.expander.expand(path, segment):
+            self._start(forest, branch)
 
-    def _end(self, event: RolloutFinished) -> None:
+    def _finish(self, event: RolloutFinished) -> None:
         if event.trajectory.player:
             raise ValueError(
                 "attempts cannot branch in a game of several players: it cannot be forked. Use an algorithm that "
@@ -253,29 +271,30 @@ class _Collecting:
             )
         self.finished[event.rollout] = event.trajectory
         if event.rollout in self.paths:  # without a last turn: it failed, or its context was full at once
-            self._hear(event.rollout, Segment(len(event.trajectory.turns), None, goes_on=False))
-        for grove in self.groves:
-            if event.rollout in grove.monitors:
-                grove.monitors[event.rollout] = event.trajectory
-                if all(look is not None for look in grove.monitors.values()):
-                    self._plant(grove)
+            self._observe(event.rollout, Segment(len(event.trajectory.turns), None, goes_on=False))
+        for forest in self.forests:
+            if event.rollout in forest.monitors:
+                forest.monitors[event.rollout] = event.trajectory
+                if all(monitor is not None for monitor in forest.monitors.values()):
+                    self._start_roots(forest)
 
     def _remember(self) -> None:
+        """Keep the first entropies of this batch where the released planner keeps those of the first batch."""
         first = self.planner.first
         if first.remembered:
-            paths = [path for grove in self.groves if grove.grower is not None for path in grove.grower.paths]
+            paths = [path for forest in self.forests if forest.expander is not None for path in forest.expander.paths]
             found = {number: path.first for number, path in enumerate(paths) if path.first is not None}
             first.values = {**found, **first.values}
 
 
-def planner_of(
+def make_planner(
     settings: TreeSettings,
     rule: Rule,
     run: RunInfo,
     monitoring: PreMonitoring | None = None,
     first: FirstEntropies | None = None,
 ) -> TreePlanner:
-    """A planner whose budget is the group size. Raises ValueError where ``initial`` exceeds it."""
+    """A planner whose budget is the group size. Raises ValueError if ``initial`` exceeds it."""
     if settings.initial is not None and settings.initial > run.group_size:
         raise ValueError(f"initial={settings.initial} attempts from the root exceed group_size={run.group_size}")
     unit = log_vocabulary(settings, run)
@@ -283,9 +302,10 @@ def planner_of(
 
 
 def log_vocabulary(settings: TreeSettings, run: RunInfo) -> float:
-    """What segment entropies are divided by, in nats: the setting, else ln of the run's vocabulary.
+    """What segment entropies are divided by, in nats: the setting, else ln of the size of the run's vocabulary.
 
-    Where no model is known, as when a configuration is only checked, Qwen's: weights and threshold were chosen for it.
+    Where no model is known, as when a configuration is only checked, it is Qwen's vocabulary: the default weights and
+    threshold were chosen for that one.
     """
     if settings.log_vocabulary is not None:
         return settings.log_vocabulary
@@ -293,7 +313,7 @@ def log_vocabulary(settings: TreeSettings, run: RunInfo) -> float:
 
 
 class Remembering(ComposerAround):
-    """Saves with a checkpoint what the planner remembers of the first batch (``forget=false``)."""
+    """Saves the first batch's entropies, which the planner keeps with ``forget=false``, with each checkpoint."""
 
     def __init__(self, inner: Composer, first: FirstEntropies) -> None:
         super().__init__(inner)

@@ -1,4 +1,13 @@
-"""Credit of tokens that several attempts share, because one branched off another after them."""
+"""The advantages of tokens that several attempts share, because one attempt branched off another after them.
+
+An example: an attempt with advantage 1 is forked after its turn 2, and the fork gets advantage 0. Turns 0 and 1 are
+their *trunk*: they were sampled once, and the training batch holds them twice, once for each attempt. There are three
+choices for the trunk's tokens:
+
+    soft    each copy has the advantage of its own attempt: 1 and 0          (nothing changes: no part is needed)
+    hard    each copy has the mean of the copies' advantages: 0.5 and 0.5    (ARPO)
+    once    each copy has that mean divided by their number: 0.25 and 0.25   (the copies count as one token together)
+"""
 
 from __future__ import annotations
 
@@ -16,10 +25,10 @@ SharedCredit = Literal["soft", "hard", "once"]
 
 
 def turn_owners(trajectories: Sequence[Trajectory]) -> list[list[int]]:
-    """A number for each turn of each trajectory, the same wherever the turn itself is the same.
+    """[trajectory][turn]: a number for each turn, equal for copies of one turn.
 
-    A fork's turns before ``fork.turn`` are its parent's. Of a parent that is not among the trajectories only the
-    children's common part is known.
+    The turns of a fork before ``fork.turn`` are copies of its parent's. If the parent is not among the trajectories,
+    nothing is known of what it shares with others; its forks still share the turns that they took over from it.
     """
     numbers: dict[tuple[str, int], int] = {}
     by_episode = {trajectory.episode: trajectory for trajectory in trajectories}
@@ -38,11 +47,12 @@ def turn_owners(trajectories: Sequence[Trajectory]) -> list[list[int]]:
 
 
 class SharedTrunks(AdvantageModifier):
-    """The mean advantage of its copies on every copy of a shared token; ``once``: divided by their number.
+    """Gives every copy of a shared token the mean of the copies' advantages; with ``once``, divided by their number.
 
-    With ``hard`` (ARPO) a token counts as often as there are attempts over it, as it does without this part
-    (``soft``), which differs from it only where the clip decides by the sign of the advantage. With ``once`` its
-    copies count together as one token of the numerator.
+    A token that three attempts share thus counts three times in the loss with ``hard``, as it does without this part
+    (``soft``). Where all tokens weigh the same, ``hard`` and ``soft`` have the same gradient, unless the clip treats
+    the copies differently because their advantages differ in sign. With ``once`` the three copies together count as
+    one token of the loss's numerator.
     """
 
     def __init__(self, credit: Literal["hard", "once"]) -> None:

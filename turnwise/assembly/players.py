@@ -15,7 +15,7 @@ from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted
 from turnwise.config.files import parse_section
-from turnwise.config.schema import GameConfig, PretrainedModelConfig, RunConfig
+from turnwise.config.schema import GameConfig, PretrainedModelConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object
@@ -37,17 +37,17 @@ WhichCheckpoint = CheckpointName | int
 """The last, the best, or the one after so many updates."""
 
 
-def sides_of(config: RunConfig, env: TextEnv) -> list[str]:
+def sides_of(env: TextEnv, settings: GameConfig | None, env_id: str) -> list[str]:
     """The policies of a run, by the role or player that each plays; ``[""]`` where one plays everything.
 
     Raises ValueError for settings of games in a world of one player.
     """
     game = capability(env, HasPlayers)
     if game is None:
-        if config.game is not None:
-            raise ValueError(f"{config.env.id} is a world of one player: leave the game settings out")
+        if settings is not None:
+            raise ValueError(f"{env_id} is a world of one player: leave the game settings out")
         return [""]
-    kind = (config.game or GameConfig()).policies
+    kind = (settings or GameConfig()).policies
     if kind == "shared":
         return [""]
     return list(dict.fromkeys(player if kind == "per_player" else game.role(player) for player in game.players))
@@ -167,13 +167,13 @@ def players(
     run = open_run(target)
     if run is None and checkpoint is not None:
         raise ValueError(f"{target} is not a run: there is no checkpoint to choose")
-    settings = agent_settings(target, run.config() if run else None, agent or {})
+    settings = agent_settings(target, run.config().agent if run else None, agent or {})
     if run is None:
         policies = {"": Policy.load(target, lora=None, device=device)}
     else:
         config = run.config()
         chosen = config.keep_checkpoint if checkpoint is None else checkpoint
-        policies = load_policies(run, sides_of(config, env), chosen, device)
+        policies = load_policies(run, sides_of(env, config.game, config.env.id), chosen, device)
     made: dict[str, AnyAgent] = {}
     for side, policy in policies.items():
         name = f"{target}#{side}" if side else str(target)
@@ -189,7 +189,7 @@ def _remote(name: str, agent: Mapping[str, Any], checkpoint: WhichCheckpoint | N
     return endpoint(name, parse_section(AgentConfig, {**UNTRAINED, **agent}, "agent"), asked)
 
 
-def agent_settings(target: str | Path, config: RunConfig | None, changes: Mapping[str, Any]) -> AgentConfig:
+def agent_settings(target: str | Path, trained: AgentConfig | None, changes: Mapping[str, Any]) -> AgentConfig:
     """A run's, an exported folder's, or those of an untrained model, with ``changes``; ValueError for unknown ones.
 
     A model from elsewhere has not been trained on the world: it is told what to do, as an endpoint's is. A small model
@@ -197,8 +197,8 @@ def agent_settings(target: str | Path, config: RunConfig | None, changes: Mappin
     """
     saved = Path(target) / AGENT_FILE
     known: dict[str, Any] = {} if made_from_scratch(target) else dict(PRETRAINED)
-    if config is not None:
-        known = config.agent.model_dump()
+    if trained is not None:
+        known = trained.model_dump()
     elif saved.is_file():
         known = read_object(saved)
     return parse_section(AgentConfig, {**known, **changes}, "agent")

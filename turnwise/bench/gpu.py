@@ -17,9 +17,11 @@ import torch
 
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
+from turnwise.assembly.run import demand_of
 from turnwise.bench.floor import Load, Machine, Stopwatch
-from turnwise.bench.own import own_bench, resolved
+from turnwise.bench.own import own_bench
 from turnwise.bench.rollout import Played, Script, floor_s, race, scripts
+from turnwise.config.files import target_config
 from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Agreement, Metrics
 from turnwise.learning.settings import OptimizerConfig, RunInfo
@@ -29,7 +31,7 @@ from turnwise.models.scratch import new_model, train_tokenizer
 from turnwise.models.settings import LoRAConfig, ScratchModelConfig
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.training.noise import LEAST as HALF_LIMITS
-from turnwise.training.plan import plan, shape_of
+from turnwise.training.plan import plan
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 
 
@@ -205,8 +207,8 @@ def _run(found: Findings, model: Path, device: str, size: Size) -> None:
     """Two updates of GRPO in a world: every part of training, with its checks, on this device."""
     fixed = ("algorithm={type: grpo, kl_coef: 0, drop_uniform_groups: false}", f"device={device}")
     settings, world = [*fixed, *size.settings], "turnwise/FrozenLake-v0"
-    config, _ = resolved(str(model), settings, world)
-    found.add("memory planned for the short run", f"{plan(shape_of(config), config).total / 2**30:.2f} GiB")
+    shape, demand = demand_of(target_config(str(model), settings, env=world))
+    found.add("memory planned for the short run", f"{plan(shape, demand).total / 2**30:.2f} GiB")
     bench = own_bench(str(model), settings, env=world, num_generate=0)
     for stage in bench.stages:
         unit = "steps" if stage.name == "environment" else "tokens"

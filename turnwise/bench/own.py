@@ -6,10 +6,9 @@ that was never made, with random weights: replies then run to their limit).
 
 from __future__ import annotations
 
-import difflib
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnwise.assembly.players import load_policies, open_run, sides_of
+from turnwise.assembly.players import load_policies, open_run
+from turnwise.assembly.run import Assembly
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import Script, race
 from turnwise.clock import STAGES
-from turnwise.cloning.warmstart import start_model, warmstart_key
-from turnwise.config.files import CONFIG_SUFFIXES, load_config, override, parse_config, shipped_configs
-from turnwise.config.schema import RunConfig
-from turnwise.envs.cache import cache_dir
+from turnwise.config.files import override, parse_config, target_config
 from turnwise.models.engine import EngineCounts
-from turnwise.models.loading import check_device, save_model
+from turnwise.models.loading import check_device
 from turnwise.models.policy import Policy
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.tasksets import panel_hashes
-from turnwise.training.trainer import Silent, Trainer
+from turnwise.training.trainer import Trainer
 from turnwise.trajectory import Group, Trajectory
 
-_UNMEASURED = {
+UNMEASURED = {
     "eval": {"every": 0, "test_split": None},
     "keep_checkpoint": "last",
     "checkpoint_every": 1_000_000,
@@ -92,39 +88,36 @@ def own_bench(target: str, settings: Sequence[str] = (), *, env: str | None = No
     ``target``: a run, a model folder, or a configuration (a path or a shipped name). Raises ValueError for what is none
     of them, and for settings of a run (its own are measured).
     """
-    config, source = resolved(target, settings, env)
-    check_device(config.device)
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return _measured(config, source, Path(folder) / "run", num_generate)
+            return _measured(target, settings, env, Path(folder) / "run", num_generate)
     finally:
         torch.set_num_threads(threads)
 
 
-def resolved(target: str, settings: Sequence[str], env: str | None) -> tuple[RunConfig, RunDirectory | None]:
-    """The configuration that is measured, and the run that it is from, if it is one."""
-    run = open_run(target)
-    if run is not None:
-        if settings or env:
-            raise ValueError(f"{target} is a run and is measured as it is: leave --env and other settings out")
-        config = run.config()
-    elif target in shipped_configs() or Path(target).suffix in CONFIG_SUFFIXES:
-        config = load_config(target, settings, env=env)
-    elif near := difflib.get_close_matches(target, shipped_configs(), n=1, cutoff=0.8):
-        raise ValueError(f"no run, model or configuration {target!r}. Did you mean {near[0]!r}?")
-    else:
-        config = load_config(None, ["model={}", f"model.path={target}", "warmstart=null", *settings], env=env)
-    changed = override(config.model_dump(), [])
-    return parse_config({**changed, **_UNMEASURED}), run
+def _measured(target: str, settings: Sequence[str], env: str | None, folder: Path, num_generate: int) -> OwnBench:
+    source = open_run(target)
+    if source is not None and (settings or env):
+        raise ValueError(f"{target} is a run and is measured as it is: leave --env and other settings out")
+    config = source.config() if source is not None else target_config(target, settings, env=env)
+    kept = config.keep_checkpoint
+    config = parse_config({**override(config.model_dump(), []), **UNMEASURED})
+    check_device(config.device)
+    torch.set_num_threads(config.threads)
+    with closing(Assembly(config)) as assembly:
+        run = RunDirectory.create(folder, config, assembly.panels.hashes())
+        if source is None:
+            assembly.unlearned_model(run)
+        which = kept if source is not None and source.has_checkpoint else None
+        policies = load_policies(source or run, assembly.side_names, which)
+        trainer = assembly.trainer_of(_Seen, run, policies=policies)
+        with closing(trainer):
+            return _update(trainer, policies, num_generate, env=config.env.id, device=config.device)
 
 
-def _measured(config: RunConfig, source: RunDirectory | None, folder: Path, num_generate: int) -> OwnBench:
-    run = RunDirectory.create(folder, config, panel_hashes(config))
-    policies = _policies(config, source, run)
-    trainer = _Seen(config, run, policies, Silent())
-    trainer.clock.now = watch = Stopwatch(torch.device(config.device))
+def _update(trainer: _Seen, policies: Mapping[str, Policy], num_generate: int, *, env: str, device: str) -> OwnBench:
+    trainer.clock.now = watch = Stopwatch(torch.device(device))
     trainer.step()
     steps, began = _steps(trainer), watch()
     record = trainer.step()
@@ -132,17 +125,17 @@ def _measured(config: RunConfig, source: RunDirectory | None, folder: Path, num_
     policy = next(iter(policies.values()))
     machine = Machine.measure(policy.sampler)
     played = [t for group in trainer.groups for t in group.trajectories if t.turns]
-    adapters = sum(p.numel() for p in policy.parameters()) if config.lora else 0
+    adapters = sum(p.numel() for p in policy.parameters()) if policy.lora else 0
     load = Load.of(policy.sampler, adapters)
     floors = _floors(load, machine, record["tokens"], played, _steps(trainer) - steps)
     ratio = None
     if num_generate:
         scripts = [Script.of(t) for t in played[:num_generate]]
-        ours, theirs, _ = race(policy.sampler, scripts, config.rollout.num_slots, policy.tokenizer.pad_token_id)
+        slots = trainer.sides[0].agent.engine.num_slots
+        ours, theirs, _ = race(policy.sampler, scripts, slots, policy.tokenizer.pad_token_id)
         ratio = theirs / ours
-    trainer.close()
     return OwnBench(
-        env=config.env.id,
+        env=env,
         parameters=sum(p.numel() for p in policy.sampler.parameters()),
         episodes=len(played),
         machine=machine,
@@ -159,21 +152,6 @@ class _Seen(Trainer):
     def store(self, groups: list[Group], update: int) -> None:
         self.groups = groups
         super().store(groups, update)
-
-
-def _policies(config: RunConfig, source: RunDirectory | None, run: RunDirectory) -> dict[str, Policy]:
-    """As the run that is measured left them; else made from the model that ``run`` would begin with."""
-    env = config.env.make()
-    sides = sides_of(config, env)
-    kept = source.config().keep_checkpoint if source is not None and source.has_checkpoint else None
-    if source is None and config.warmstart is not None:
-        cached = cache_dir() / "warmstart" / warmstart_key(config)
-        if cached.exists():
-            os.symlink(cached, run.model_path)
-        else:
-            save_model(*start_model(config, env), run.model_path)
-    env.close()
-    return load_policies(source or run, sides, kept)
 
 
 def _steps(trainer: Trainer) -> int:

@@ -31,15 +31,17 @@ def plan(
     """
     import json
 
+    from turnwise.assembly.run import demand_of
     from turnwise.config.files import load_config
-    from turnwise.training.plan import GIB, THRESHOLD, available_memory, fit, shape_of
+    from turnwise.training.plan import GIB, THRESHOLD, available_memory, fit
 
     words = list(settings or [])
     name = words.pop(0) if words and "=" not in words[0] else None
     config = load_config(name, [*words, *([f"model.path={model}"] if model else [])], env=env)
     available = int(memory * GIB) if memory is not None else available_memory(config.device)
-    found = fit(shape_of(config), config, available)
-    asked = config.optimizer.microbatch_tokens
+    shape, demand = demand_of(config)
+    found = fit(shape, demand, available)
+    asked = demand.microbatch_tokens
     smaller = found.microbatch_tokens if found.microbatch_tokens < asked else None
     if as_json:
         parts = {part.name: part.bytes for part in found.parts}

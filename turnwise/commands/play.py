@@ -12,7 +12,8 @@ from rich.text import Text
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import HumanAgent, play_episode, scripted
 from turnwise.agents.seating import Scripted, Seating
-from turnwise.algorithms.registry import ALGORITHMS, describe
+from turnwise.algorithms.description import describe
+from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.envs import WORLDS
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import make_env, panel
@@ -104,14 +105,14 @@ def splits_of(env_id: str) -> str:
 
 def settings_table(section: str) -> Table:
     """Name, default and meaning of the settings whose name starts with ``section``; the default algorithm's own."""
-    from turnwise.config.names import settings_of
-    from turnwise.config.schema import DEFAULT_ALGORITHM, RunConfig
+    from turnwise.config.files import run_settings
+    from turnwise.config.names import DEFAULT_ALGORITHM
 
     table = Table(title="Settings", title_justify="left")
     for column in ("setting", "default", "meaning"):
         table.add_column(column, overflow="fold")
     rows: list[tuple[str, object, str]] = []
-    for name, info in settings_of(RunConfig):
+    for name, info in run_settings():
         default = "required" if info.is_required() else info.get_default(call_default_factory=True)
         rows += [(name, default, info.description)] if info.description else []
     rows += [(f"algorithm.{s.name}", s.default, s.meaning) for s in describe(DEFAULT_ALGORITHM).settings]

@@ -17,10 +17,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from turnwise.algorithms.registry import resolve
-from turnwise.config.names import all_settings as all_settings
-from turnwise.config.names import explained, names_of
-from turnwise.config.schema import DEFAULT_ALGORITHM, EnvConfig, PretrainedModelConfig, RunConfig
+from turnwise.config.names import DEFAULT_ALGORITHM, explained, names_of, settings_of
+from turnwise.config.schema import EnvConfig, PretrainedModelConfig, RunConfig
 from turnwise.learning.settings import UnusedSettingError, laid_over
 from turnwise.models.settings import made_from_scratch
 
@@ -104,6 +102,8 @@ def _typed(section: Mapping[str, Any], default: str) -> dict[str, Any]:
     """An algorithm's section that names it, and each base that is described in it: what stands in it is of that one."""
     made = {"type": default, **section}
     if isinstance(made.get("base"), Mapping):
+        from turnwise.algorithms.registry import resolve
+
         try:
             field = resolve(str(made["type"])).config.model_fields.get("base")
         except ValueError:  # an unknown name is told of where the whole is read
@@ -282,7 +282,9 @@ def parse_section(
             problems = error.errors()
             if own is None or not _drop_unused(left, problems, own):
                 whole = RunConfig if prefix else section
-                lines = [explained({**problem, "loc": (*place, *problem["loc"])}, left, whole) for problem in problems]
+                chosen = left.get("algorithm", DEFAULT_ALGORITHM) if whole is RunConfig else None
+                found = [{**problem, "loc": (*place, *problem["loc"])} for problem in problems]
+                lines = [explained(problem, whole, chosen) for problem in found]
                 raise ValueError("\n".join(dict.fromkeys(lines))) from None
     if infinite := [".".join((*place, *name)) for name in _not_finite(made.model_dump())]:
         raise ValueError(f"{', '.join(infinite)}: expected a finite number (what can be switched off is so by null)")
@@ -342,11 +344,42 @@ def load_config(
     return parse_section(RunConfig, resolved, own={*own, *set_by(settings)})
 
 
+def target_config(target: str, settings: Sequence[str] = (), *, env: str | None = None) -> RunConfig:
+    """The configuration that a word names: a configuration (a path or a shipped name), or a model folder or hub name,
+    which is taken as it is. Raises ValueError for a misspelt name of a shipped one, and as ``load_config`` does.
+    """
+    shipped = shipped_configs()
+    if target in shipped or Path(target).suffix in CONFIG_SUFFIXES:
+        return load_config(target, settings, env=env)
+    if near := difflib.get_close_matches(target, shipped, n=1, cutoff=0.8):
+        raise ValueError(f"no run, model or configuration {target!r}. Did you mean {near[0]!r}?")
+    return load_config(None, ["model={}", f"model.path={target}", "warmstart=null", *settings], env=env)
+
+
 def _is_from_scratch(raw: Mapping[str, Any]) -> bool:
     """Whether the model is one made from nothing: by this run, or before, into the folder of ``model.path``."""
     model = raw.get("model")
     path = model.get("path") if isinstance(model, Mapping) else None
     return path is None or made_from_scratch(str(path))
+
+
+def resolved(raw: Mapping[str, Any], own: Collection[str] | None = None) -> dict[str, Any]:
+    """A configuration as plain JSON values, with the defaults of what it leaves open. Raises as ``parse_config``."""
+    return parse_section(RunConfig, raw, own=own).model_dump(mode="json")
+
+
+def all_settings() -> Iterator[tuple[str, Any]]:
+    """(dotted name, field) of every setting there is, those of each algorithm included."""
+    from turnwise.algorithms.registry import ALGORITHMS, resolve
+
+    yield from run_settings()
+    for name in ALGORITHMS:
+        yield from settings_of(resolve(name).config, "algorithm.")
+
+
+def run_settings() -> Iterator[tuple[str, Any]]:
+    """(dotted name, field) of every setting of a run but its algorithm's."""
+    return settings_of(RunConfig)
 
 
 def dump_config(config: RunConfig) -> str:

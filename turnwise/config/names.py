@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from turnwise.algorithms.registry import ALGORITHMS, resolve
-from turnwise.config.schema import DEFAULT_ALGORITHM, RunConfig
 from turnwise.learning.settings import Settings
+
+DEFAULT_ALGORITHM = "epo"
 
 MOVED = {
     "reward_scale": "rewards are the run's. Set rewards.scale (1 by default: a success is worth 1)",
@@ -27,22 +27,25 @@ def names_of(place: Iterable[Any]) -> list[str]:
     return [p for above, p in pairwise(["", *parts]) if above != "model" or p not in ("scratch", "pretrained")]
 
 
-def explained(problem: Any, raw: Mapping[str, Any], whole: type[BaseModel]) -> str:
-    """One of pydantic's problems as a sentence. ``raw`` is what was read, ``whole`` the class of all of it."""
+def explained(problem: Any, whole: type[BaseModel], algorithm: object = None) -> str:
+    """One of pydantic's problems as a sentence.
+
+    ``whole`` is the class of all that was read; ``algorithm`` what it says of the algorithm, where it may say that.
+    """
     shown = ".".join(names_of(problem["loc"]))
     if problem["type"] == "extra_forbidden":
         if moved := MOVED.get(shown.rpartition(".")[2] if shown.startswith("algorithm") else shown):
             return f"{shown} has moved: {moved}"
-        return f"Unknown setting {shown!r}.{_nearest(shown, raw, whole)}"
+        return f"Unknown setting {shown!r}.{_nearest(shown, whole, algorithm)}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] in ("value_error", "model_type", "union_tag_invalid", "union_tag_not_found"):
         return f"{shown}: {message}" if shown else message
     return f"{shown}: {message}; got {problem['input']!r}"
 
 
-def _nearest(wrong: str, raw: Mapping[str, Any], whole: type[BaseModel]) -> str:
+def _nearest(wrong: str, whole: type[BaseModel], algorithm: object) -> str:
     """A hint: the same name in another section, else the nearest in this one, else what this section knows."""
-    names = [name for name, _ in settings_of(whole)] + (_algorithm_settings(raw) if whole is RunConfig else [])
+    names = [name for name, _ in settings_of(whole)] + _algorithm_settings(algorithm)
     section, _, leaf = wrong.rpartition(".")
     elsewhere = [name for name in names if name.rpartition(".")[2] == leaf and name != wrong]
     here = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == section and name != wrong}
@@ -52,9 +55,12 @@ def _nearest(wrong: str, raw: Mapping[str, Any], whole: type[BaseModel]) -> str:
     return f" Known here: {', '.join(here)}." if here else ""
 
 
-def _algorithm_settings(raw: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the settings of the algorithm that a configuration names, those of its base included."""
-    given = raw.get("algorithm", DEFAULT_ALGORITHM)
+def _algorithm_settings(given: object) -> list[str]:
+    """Dotted names of the settings of an algorithm, as a configuration names it, those of its base included."""
+    if given is None:
+        return []
+    from turnwise.algorithms.registry import resolve  # here: an algorithm brings torch
+
     if isinstance(given, Mapping):
         given = {"type": DEFAULT_ALGORITHM, **given}
     found: list[str] = []
@@ -73,13 +79,6 @@ def _algorithm_settings(raw: Mapping[str, Any]) -> list[str]:
         if isinstance(given, Mapping) and "type" not in given and base is not None:
             given = {**given, "type": getattr(base.default, "type", "grpo")}
     return found
-
-
-def all_settings() -> Iterator[tuple[str, Any]]:
-    """(dotted name, field) of every setting there is, those of each algorithm included."""
-    yield from settings_of(RunConfig)
-    for algorithm in ALGORITHMS.values():
-        yield from settings_of(algorithm.config, "algorithm.")
 
 
 def settings_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,8 +19,8 @@ from pydantic import (
 
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.worldwork import Order
-from turnwise.algorithms.registry import build, resolve
 from turnwise.cloning.settings import WarmstartConfig
+from turnwise.config.names import DEFAULT_ALGORITHM
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, make_env
 from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo, Settings, UnusedSettingError
@@ -166,9 +166,6 @@ class EvaluationOverrides(_Section):
     eval: _EvalOverrides = _EvalOverrides()
 
 
-DEFAULT_ALGORITHM = "epo"
-
-
 class RunConfig(_Section):
     """Everything that decides a run's numbers."""
 
@@ -223,13 +220,10 @@ class RunConfig(_Section):
         given = {"type": value} if isinstance(value, str) else value
         if not isinstance(given, Mapping):
             raise ValueError("algorithm is a name, such as grpo or epo, or a section of settings with a `type:`")
+        from turnwise.algorithms.registry import resolve  # here: an algorithm brings torch
+
         given = {"type": DEFAULT_ALGORITHM, **given}
         return resolve(str(given["type"])).config.model_validate(given)
-
-    def demonstration_env(self) -> TextEnv:
-        """Where the expert demonstrates: the run's own world, or ``warmstart.env``. Errors as of ``make_env``."""
-        clone = self.warmstart
-        return self.env.make() if clone is None or clone.env is None else make_env(clone.env, **clone.env_kwargs)
 
     @property
     def run_info(self) -> RunInfo:
@@ -243,6 +237,8 @@ class RunConfig(_Section):
 
     def _check_algorithm(self) -> None:
         """The algorithm fits the rollouts, and what it needs is there."""
+        from turnwise.algorithms.registry import build
+
         recipe = build(self.algorithm, self.run_info)
         if self.lora is None and any("reference" in stream.needs for stream in recipe.streams):
             raise ValueError(

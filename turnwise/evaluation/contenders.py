@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.config.schema import RunConfig
 from turnwise.evaluation.file import Measured, flat, read_evaluation
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
@@ -101,8 +100,8 @@ def read_run(path: str | Path) -> Run:
         )
     before, after = (_reports(run, found.get(when, {})) for when in ("before", "after"))
     config = run.config()
-    settings = settings_of(config)
-    start, metrics = start_of(run, config), run.metrics()
+    settings = settings_of(config.model_dump(mode="json"))
+    start, metrics = start_of(run), run.metrics()
     try:
         for line in metrics:
             _ = line["success"], line["reward"], [cost(line) for cost in AXES.values()]
@@ -131,11 +130,9 @@ def _from_evaluation(path: Path, measured: Measured, drawn: Mapping[str, Any]) -
     return Run(path, method, settings, about["seed"], about["start"], {}, reports, ())
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Every setting by its dotted name, but for the incidental ones."""
-    return {
-        name: value for name, value in flat(config.model_dump(mode="json")).items() if not name.startswith(_INCIDENTAL)
-    }
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of a resolved configuration by its dotted name, but for the incidental ones."""
+    return {name: value for name, value in flat(config).items() if not name.startswith(_INCIDENTAL)}
 
 
 def _method_of(settings: Mapping[str, Any]) -> str:
@@ -152,9 +149,9 @@ def _reports(run: RunDirectory, raw: Mapping[str, Any]) -> dict[str, Report]:
         ) from None
 
 
-def start_of(run: RunDirectory, config: RunConfig) -> str:
+def start_of(run: RunDirectory) -> str:
     """Hash of the weights in the run's folder, else the name of the model that it took."""
     files = sorted(run.model_path.glob("*.safetensors"))
     if not files:
-        return str(getattr(config.model, "path", ""))
+        return str(getattr(run.config().model, "path", ""))
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()[:16]

@@ -17,7 +17,6 @@ from turnwise.agents.seating import Seating
 from turnwise.agents.textplay import Played
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import WhichCheckpoint, opponents, players
-from turnwise.config.schema import GameConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, closed_after
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
@@ -184,8 +183,7 @@ class _Sitting:
                     f"an opponent ({asked.opponent}) needs a game of several players; this is a world of one"
                 )
             return Seating(learners), 1
-        usual = (subject.config.game if subject.config is not None and subject.same_env else None) or GameConfig()
-        others = opponents(asked.opponent or usual.eval_opponent, world, **made)
+        others = opponents(asked.opponent or subject.game.eval_opponent, world, **made)
         return Seating(learners, others), len(game.players) if others is None else 1
 
     def _check_decodings(self, seating: Seating, endpoints: Sequence[Endpoint]) -> None:

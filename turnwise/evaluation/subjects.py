@@ -12,7 +12,7 @@ from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import WhichCheckpoint, open_run
 from turnwise.config.files import parse_section
-from turnwise.config.schema import EnvConfig, EvalConfig, EvaluationOverrides, RunConfig, check_engines
+from turnwise.config.schema import EnvConfig, EvalConfig, EvaluationOverrides, GameConfig, check_engines
 from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import closed_after, panel
 from turnwise.evaluation.contenders import settings_of, start_of
@@ -83,7 +83,6 @@ class Subject:
 
     target: str
     run: RunDirectory | None
-    config: RunConfig | None
     checkpoint: WhichCheckpoint | None
     where: EnvConfig
     same_env: bool
@@ -109,26 +108,35 @@ class Subject:
         with closed_after(where.make()) as world:
             tasks = panel(world, split or "test")[:num]
         overlap = None
-        if config is not None and same_env:
-            overlap = overlap_with(config, tasks, checkpoint or config.keep_checkpoint)
-        return cls(place, run, config, checkpoint, where, same_env, tasks, overlap)
+        if run is not None and config is not None and same_env:
+            overlap = overlap_with(run, tasks, checkpoint or config.keep_checkpoint)
+        return cls(place, run, checkpoint, where, same_env, tasks, overlap)
 
     def max_error_share(self, asked: Asked) -> float:
         """As asked, else the run's own, else the default."""
-        usual = self.config.eval if self.config is not None else EvalConfig()
+        usual = self.run.config().eval if self.run is not None else EvalConfig()
         return usual.max_error_share if asked.max_error_share is None else asked.max_error_share
 
     @property
     def seed(self) -> int | None:
-        return self.config.seed if self.config is not None else None
+        return self.run.config().seed if self.run is not None else None
+
+    @property
+    def game(self) -> GameConfig:
+        """Who usually has the other seats: as in the run's own world, else the default."""
+        own = self.run.config().game if self.run is not None and self.same_env else None
+        return own or GameConfig()
 
     def described(self, seating: Seating, draws: int) -> dict[str, Any]:
         """Who plays where, on what: everything that an evaluation of the same name may not change."""
         settings: dict[str, Any] = {}
-        if self.config is not None:
+        if self.run is not None:
+            config = self.run.config()
             (agent, *_) = (model.config for model in seating.learners.values() if isinstance(model, ModelAgent))
-            settings = settings_of(self.config.model_copy(update={"agent": agent, "env": self.where}))
-            settings["checkpoint"] = self.checkpoint or self.config.keep_checkpoint
+            settings = settings_of(
+                config.model_copy(update={"agent": agent, "env": self.where}).model_dump(mode="json")
+            )
+            settings["checkpoint"] = self.checkpoint or config.keep_checkpoint
         return {
             "target": self.target,
             "seed": self.seed,
@@ -137,14 +145,15 @@ class Subject:
             "panel": {"split": self.tasks[0].split, "num": len(self.tasks), "hash": Panel("", "", (*self.tasks,)).hash},
             "players": {side or "all": _who(player) for side, player in seating.learners.items()},
             "opponents": {side or "all": _who(player) for side, player in (seating.opponents or {}).items()},
-            "start": start_of(self.run, self.config) if self.run and self.config else None,
+            "start": start_of(self.run) if self.run else None,
             "settings": settings,
             **({"draw": DRAW} if seating.models else {}),
         }
 
 
-def overlap_with(config: RunConfig, tasks: Sequence[Task], checkpoint: WhichCheckpoint) -> dict[str, int]:
+def overlap_with(run: RunDirectory, tasks: Sequence[Task], checkpoint: WhichCheckpoint) -> dict[str, int]:
     """How many of the tasks the run may have met, by use and by content; {}: proven that it met none."""
+    config = run.config()
     uses: dict[str, tuple[str, int | None]] = {"trained on": (config.env.split, None)}
     if config.warmstart is not None and config.warmstart.env is None:
         uses["cloned on"] = (config.warmstart.split, None)
@@ -180,9 +189,9 @@ def check_seeds(subjects: Sequence[Subject]) -> None:
     first = subjects[0]
     for other in subjects:
         hint = "Evaluate them one by one with --out, and set them side by side with `turnwise compare`"
-        if other.config is None or first.config is None:
+        if other.run is None or first.run is None:
             raise ValueError(f"{other.target} is not a run: several targets are pooled as seeds of one method. {hint}")
-        a, b = settings_of(first.config), settings_of(other.config)
+        a, b = (settings_of(each.run.config().model_dump(mode="json")) for each in (first, other) if each.run)
         if differing := [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]:
             told = ", ".join(f"{name}={a.get(name)} against {b.get(name)}" for name in differing[:4])
             raise ValueError(f"{first.target} and {other.target} are not one method ({told}). {hint}")

@@ -1,4 +1,8 @@
-"""The learner: one update, from collected groups to the last optimizer step; knows no model, no algorithm."""
+"""The learner: one update, from collected groups to the last optimizer step.
+
+An update shapes the rewards, composes streams of rows, computes advantages, and steps through minibatches. The recipe
+says how, and a ``Scorer`` stands for the model: this file names no algorithm and no model.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,9 @@ Verify = Callable[[Agreement], None]
 
 
 class Learner:
-    """Trains a scorer's parameters (and the parts' own) by a recipe.
+    """Trains a scorer's parameters, and those of the recipe's parts, by a recipe.
 
-    Everything random is drawn from (run.seed, update), so that a resumed run repeats what an unbroken one
-    does.
+    All random numbers are seeded with (run.seed, update). So a resumed run computes what an uninterrupted one does.
     """
 
     def __init__(self, recipe: Recipe, scorer: Scorer, config: OptimizerConfig, run: RunInfo) -> None:
@@ -47,16 +50,16 @@ class Learner:
         self.optimizer = make_optimizer([self.policy, *own], config)
 
     def shape(self, trajectories: tuple[Trajectory, ...]) -> RewardTable:
-        """The reward table of trajectories, shaped by the run's rewards and then by the recipe; raw ones stay."""
+        """The shaped rewards of trajectories: by the run's settings, then by the recipe. Raw rewards do not change."""
         return shaped_rewards(self.recipe, self.run, trajectories, self.scorer)
 
     def update(self, buffer: TrajectoryBuffer, update: int, verify: Verify | None = None) -> Metrics:
-        """Train on the buffer's groups of ``update`` (and what the composer adds), then prune the buffer.
+        """Train on the buffer's groups of ``update`` and on what the composer adds, then prune the buffer.
 
-        ``verify`` is called once, before the first optimizer step that has action tokens to learn from, with the
-        agreement of learner and sampler on that minibatch (where it holds nothing fresh: on some of ``update``'s rows);
-        what it raises stops the update. Without any row to train on, nothing is optimized or compared, and the metrics
-        stay finite.
+        ``verify`` is called once, before the first optimizer step that has action tokens to learn from. It gets the
+        agreement of learner and sampler on that minibatch, or on some of ``update``'s rows if the minibatch holds
+        nothing fresh. An error that it raises stops the update. Without any row to train on, nothing is optimized or
+        compared, and the metrics are finite all the same.
         """
         groups = buffer.fresh(update)
         samples = Samples(groups, self.shape(tuple(t for g in groups for t in g.trajectories)))
@@ -78,7 +81,7 @@ class Learner:
         return replace(metrics, mechanisms=self.recipe.acted())
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """(JSON-able, tensors by flat name): optimizer and parts; the scorer saves its own parameters."""
+        """State of optimizer and parts: what is JSON-able, and tensors by flat name. The scorer's is its own matter."""
         state = {"version": 1, "parts": {name: part.state_dict() for name, part in self._named_parts()}}
         tensors = flat_state(self.optimizer)
         for name, part in self._named_parts():
@@ -87,7 +90,7 @@ class Learner:
         return state, tensors
 
     def load_state_dict(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Take up what ``state_dict`` gave; ValueError if it was saved from other parts."""
+        """Restore what ``state_dict`` returned. Raises ValueError if it was saved with other parts."""
         expected = {name for name, _ in self._named_parts()}
         if state.get("version") != 1 or set(state.get("parts", {})) != expected:
             raise ValueError(
@@ -108,37 +111,37 @@ class Learner:
         return [(f"{i}.{type(part).__name__}", part) for i, part in enumerate(self.parts)]
 
     def _credit(self, streams: Streams) -> Streams:
-        """Fill the columns that each stream's parts need, then its advantages."""
+        """Fill in the columns that each stream's parts need, then its advantages."""
         filled = []
         for stream in streams:
-            plan = self.recipe[stream.name]
-            stream = stream.with_columns(**self._columns(stream.batch, plan))
-            if plan.estimator is not None:
-                advantages = plan.estimator.estimate(stream)
+            recipe = self.recipe[stream.name]
+            stream = stream.with_columns(**self._columns(stream.batch, recipe))
+            if recipe.estimator is not None:
+                advantages = recipe.estimator.estimate(stream)
                 stream = stream.with_columns(advantages=advantages)
                 if stream.batch.values is not None:
                     stream = stream.with_columns(returns=advantages + stream.batch.values)
-            for modifier in plan.modifiers:
+            for modifier in recipe.modifiers:
                 stream = stream.with_columns(advantages=modifier.modify(stream))
             filled.append(stream)
         return Streams(tuple(filled), streams.dropped_groups)
 
-    def _columns(self, batch: TokenBatch, plan: StreamRecipe) -> dict[str, Tensor]:
-        """What the parts of a stream need to know about its tokens before the update."""
+    def _columns(self, batch: TokenBatch, recipe: StreamRecipe) -> dict[str, Tensor]:
+        """The columns that a stream's parts need, [B, T] each, computed before anything is optimized."""
         columns = {}
-        if "reference" in plan.needs:
+        if "reference" in recipe.needs:
             columns["reference_logprobs"], _ = self._scored(batch, reference=True)
-        if plan.needs & {"proximal", "values"}:
-            proximal, values = self._scored(batch, critic=plan.critic)
-            columns |= {"proximal_logprobs": proximal} if "proximal" in plan.needs else {}
-            columns |= {"values": values} if plan.critic is not None else {}
+        if recipe.needs & {"proximal", "values"}:
+            proximal, values = self._scored(batch, critic=recipe.critic)
+            columns |= {"proximal_logprobs": proximal} if "proximal" in recipe.needs else {}
+            columns |= {"values": values} if recipe.critic is not None else {}
         return columns
 
     @torch.no_grad()
     def _scored(
         self, batch: TokenBatch, *, reference: bool = False, critic: Critic | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs and values (0 without a critic) of the whole batch by microbatches, [B, T] on its device."""
+        """Log-probs (nats) and values (0 without a critic) of the whole batch, [B, T] each, on the batch's device."""
         logprobs, values = (torch.zeros_like(batch.behaviour_logprobs) for _ in range(2))
         for rows in microbatches(batch, self.config.microbatch_tokens):
             micro = batch.select(rows).to(self._device)
@@ -155,7 +158,7 @@ class Learner:
         return self.policy.tensors[0].device
 
     def _prove(self, verify: Verify | None, fresh: tuple[Group, ...], update: int, tally: Tally) -> None:
-        """Compare learner and sampler, once an update, while the learner holds the weights that sampled."""
+        """Compare learner and sampler once an update, while the learner still has the weights that sampled."""
         if tally.is_proved:
             return
         tally.is_proved = True
@@ -166,7 +169,7 @@ class Learner:
 
     @torch.no_grad()
     def _fresh_deviations(self, fresh: tuple[Group, ...], update: int) -> Tensor:
-        """Of one microbatch of what was sampled for ``update``, whether or not it is trained on; perhaps none."""
+        """Deviations [n] (nats) on one microbatch of what was sampled for ``update``, trained on or not; n may be 0."""
         batch = layout(fresh, version=update)
         for rows in microbatches(batch, self.config.microbatch_tokens):
             micro = batch.select(rows).to(self._device)
@@ -177,7 +180,7 @@ class Learner:
         return torch.empty(0)
 
     def _epoch(self, phase: list[Stream], update: int, epoch: int, tally: Tally, prove: Callable[[], None]) -> None:
-        """One pass over the streams of a phase; their i-th minibatches share the i-th optimizer step."""
+        """One pass over the streams of a phase. Their i-th minibatches share the i-th optimizer step."""
         splits = []
         for place, stream in enumerate(phase):
             generator = np.random.default_rng([self.run.seed, update, epoch, place])
@@ -198,21 +201,21 @@ class Learner:
             tally.count_step(norm)
 
     def _backward(self, stream: Stream, batch: TokenBatch, seed: tuple[int, ...], tally: Tally) -> bool:
-        """Add a minibatch's gradient, microbatch by microbatch; ``seed`` is (run, update, epoch, stream, step).
+        """Add a minibatch's gradient, microbatch by microbatch. ``seed`` is (run, update, epoch, stream, step).
 
-        Says whether there was something to learn: an action token in a row that is computed.
+        Returns whether there was something to learn: an action token in a row that is computed.
         """
-        plan, update = self.recipe[stream.name], seed[1]
-        counts, unit = Counts.of(batch.action_mask, batch.turn_index), plan.success(self.run.rewards)
+        recipe, update = self.recipe[stream.name], seed[1]
+        counts, unit = Counts.of(batch.action_mask, batch.turn_index), recipe.success(self.run.rewards)
         view = MinibatchView(update, batch, counts, lambda: self._scored(batch)[0], seed, unit)
-        for part in plan.parts():
+        for part in recipe.parts():
             part.prepare(view)
-        learning = plan.learning(batch)
+        learning = recipe.learning(batch)
         for part_of in microbatches(batch.select(learning), self.config.microbatch_tokens):
             rows = learning[part_of]
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("train", int(micro.lengths.sum())):
-                scores = self.scorer.score(micro, entropy="entropy" in plan.needs, hidden="hidden" in plan.needs)
+                scores = self.scorer.score(micro, entropy="entropy" in recipe.needs, hidden="hidden" in recipe.needs)
                 if not tally.is_proved:
                     tally.deviations.append(deviations(scores.logprobs, micro))
                 ctx = UpdateContext(
@@ -221,12 +224,12 @@ class Learner:
                     scores.logprobs,
                     scores.entropies,
                     counts,
-                    plan.aggregation,
+                    recipe.aggregation,
                     scores.hidden,
                     rows,
                     unit,
                 )
-                loss = stream_loss(plan, ctx, tally) * stream.coef
+                loss = stream_loss(recipe, ctx, tally) * stream.coef
                 tally.add(loss=loss.detach())
                 if loss.requires_grad:  # not so for rows without a single action token
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -234,31 +237,31 @@ class Learner:
 
 
 def shaped_rewards(recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory, ...], scorer: Scorer) -> RewardTable:
-    """Raw rewards through the run's shapers (scale, penalty), then the recipe's."""
+    """The raw rewards, changed by the run's shapers (scale, penalty) and then by the recipe's."""
     rewards = raw_rewards(trajectories)
     for shaper in (*shapers_of(run.rewards), *recipe.shapers):
         rewards = shaper.shape(trajectories, rewards, scorer)
     return rewards
 
 
-def stream_loss(plan: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:
+def stream_loss(recipe: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tensor:
     """Share of the minibatch's loss: surrogate + u · w · Σ coef · (regularizer or objective), a scalar.
 
-    u and w put what is added beside the surrogate (``Regularizer``); both are 1 where there is none.
+    u and w are those of ``Regularizer``; both are 1 in a stream without a surrogate.
     """
     loss = ctx.logprobs.new_zeros(())
-    if plan.clip is not None:
-        surrogate = plan.clip.surrogate(ctx)
+    if recipe.clip is not None:
+        surrogate = recipe.clip.surrogate(ctx)
         clipped = clipped_surrogate(surrogate.ratio, ctx.advantages, *surrogate[1:])
         weight = ctx.batch.weight.unsqueeze(1)
-        for weighter in plan.weighters:
+        for weighter in recipe.weighters:
             weight = weight * weighter.weight(ctx)
         policy = ctx.aggregate(weight * clipped.loss)
         loss = loss + policy
         _tally_policy(tally, ctx, surrogate.ratio, policy, clipped.clipped, clipped.dual_clipped)
-    beside = ctx.unit * ctx.surrogate_weight if plan.clip is not None else 1.0
-    terms = [(part, coef * beside, part.term(ctx)) for part, coef in plan.regularizers]
-    losses = [(part, coef * beside, part.loss(ctx)) for part, coef in plan.objectives]
+    beside = ctx.unit * ctx.surrogate_weight if recipe.clip is not None else 1.0
+    terms = [(part, coef * beside, part.term(ctx)) for part, coef in recipe.regularizers]
+    losses = [(part, coef * beside, part.loss(ctx)) for part, coef in recipe.objectives]
     for part, coef, term in (*terms, *losses):
         tally.add(**{f"term/{type(part).__name__}": term.detach()})
         loss = loss + coef * term

@@ -1,7 +1,13 @@
-"""The extension points of an update: what an algorithm may add, and what each addition gets to see.
+"""The parts that an algorithm is made of: a class for each kind, and the data that it receives.
 
-The loss of a stream is  -Σ mask · weight · surrogate / Z + Σ coef · regularizer.  Parts are small objects;
-the learner calls them at the points named here, and saves their state with the run.
+GRPO has a ``Composer`` (which episodes are trained on), an ``AdvantageEstimator`` (the return's distance from its
+group's mean), a ``ClipPolicy`` (PPO's clip) and a ``Regularizer`` (KL to the reference). The learner calls each part at
+a fixed point of an update and saves its state with the run. The points have letters, which the docstrings name:
+
+    W  shape rewards     D  compose streams    A  estimate, then modify advantages    T  weigh tokens
+    C  clip the ratio    G  regularize         O  add a whole objective               K  keep state
+
+The loss of a stream is  -Σ mask · weight · surrogate / Z + Σ coef · regularizer.
 """
 
 from __future__ import annotations
@@ -31,12 +37,12 @@ from turnwise.trajectory import Group, Trajectory
 
 Need = Literal["entropy", "hidden", "reference", "proximal", "values"]
 Unit = Literal["reward", "deviation"]
-"""What advantages are counted in: shaped rewards, or standard deviations of them."""
+"""The unit of advantages: that of the shaped rewards, or standard deviations of these."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """How [B, T] becomes a scalar; ``constant`` (tokens) divides a row's sum in the ``token-sum`` modes."""
+    """How values of tokens [B, T] become a scalar. ``constant`` (tokens) divides a row's sum in ``token-sum`` modes."""
 
     mode: AggregationMode = "token-mean"
     constant: float | None = None
@@ -44,11 +50,11 @@ class Aggregation:
 
 @dataclass(frozen=True, slots=True)
 class UpdateContext:
-    """A microbatch as weighters, clip policies, regularizers and objectives see it.
+    """A microbatch, with what weighters, clip policies, regularizers and objectives may use.
 
-    ``counts`` are those of the whole minibatch, so that every mean here is this microbatch's share of the
-    minibatch's mean. Gradient flows through ``logprobs``, ``entropy`` and ``hidden`` only. ``rows`` are the
-    microbatch's places in the minibatch that ``prepare`` saw; None stands for all of it.
+    ``counts`` are those of the whole minibatch. So each mean that a method here computes is this microbatch's share of
+    the minibatch's mean, and the shares add up to it. Gradients flow through ``logprobs``, ``entropy`` and ``hidden``
+    only. ``rows`` are the microbatch's row numbers in the minibatch that ``prepare`` was given; None means all rows.
     """
 
     update: int
@@ -67,46 +73,46 @@ class UpdateContext:
 
     @property
     def advantages(self) -> Tensor:
-        """[b, T]; streams without an estimator have none."""
+        """[b, T]. Must not be asked for in a stream without an estimator."""
         return required(self.batch.advantages, "advantages")
 
     @property
     def old_logprobs(self) -> Tensor:
-        """The ratio's denominator, [b, T]: proximal where it was asked for, else behaviour."""
+        """The ratio's denominator, [b, T] nats: proximal log-probs if a part needs them, else behaviour log-probs."""
         proximal = self.batch.proximal_logprobs
         return self.batch.behaviour_logprobs if proximal is None else proximal
 
     def own(self, selection: Tensor) -> Tensor:
-        """This microbatch's part, [b, T], of what ``prepare`` chose over the minibatch."""
+        """The rows of this microbatch, [b, T], out of a selection over the minibatch that ``prepare`` made."""
         rows = slice(None) if self.rows is None else self.rows.to(selection.device)
         return selection[rows, : self.mask.shape[1]].to(self.mask.device)
 
     def aggregate(self, values: Tensor) -> Tensor:
-        """Scalar share of the minibatch under the stream's own aggregation."""
+        """Scalar: this microbatch's share of the minibatch's value under the stream's own aggregation."""
         mode, constant = self.aggregation.mode, self.aggregation.constant
         return aggregate(values, self.mask, mode, denominator(self.counts, mode, constant))
 
     @property
     def surrogate_weight(self) -> float:
-        """What the stream's aggregation makes of 1 on every action token: 1 for means, less for sums over constants."""
+        """The aggregate of the value 1 on every action token: 1 for means, less for sums divided by a constant."""
         return surrogate_weight(self.counts, self.aggregation.mode, self.aggregation.constant)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Scalar share of the minibatch's mean in which every token weighs as it does in the surrogate."""
+        """Scalar: the share of the minibatch's mean in which each token has the weight that it has in the surrogate."""
         weight = self.surrogate_weight
         return self.aggregate(values) / weight if weight else self.aggregate(values)
 
     def token_mean(self, values: Tensor) -> Tensor:
-        """Scalar share of the mean over the minibatch's action tokens."""
+        """Scalar: the share of the mean over the minibatch's action tokens."""
         return aggregate(values, self.mask, "token-mean", denominator(self.counts, "token-mean"))
 
     def turn_mean(self, values: Tensor) -> Tensor:
-        """Scalar share of the mean over the minibatch's turns of their token means."""
+        """Scalar: the share of the mean over the minibatch's turns of each turn's mean over its tokens."""
         return turn_mean(values, self.mask, self.batch.turn_index, self.counts.turns)
 
 
 def required(column: Tensor | None, name: str) -> Tensor:
-    """A column that a part relies on; missing is our own mistake (the part does not name it in ``needs``)."""
+    """The column, which must not be None. If it is, a part uses a column that its ``needs`` does not name."""
     assert column is not None, f"the batch has no {name}: a part uses what its `needs` does not name"
     return column
 
@@ -115,8 +121,8 @@ def required(column: Tensor | None, name: str) -> Tensor:
 class MinibatchView:
     """A minibatch before its optimizer step.
 
-    ``logprobs()`` are those of the present policy and cost one forward without gradient; ``seed`` is for what a
-    part draws at random in this step, and differs from step to step.
+    ``logprobs()`` returns the present policy's, [B, T] nats, at the cost of one forward without gradient. A part that
+    draws at random in this step seeds its generator with ``seed``, which differs from step to step.
     """
 
     update: int
@@ -129,7 +135,7 @@ class MinibatchView:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """This update's fresh groups and the shaped rewards of their trajectories, flattened in order."""
+    """Groups of trajectories, and the shaped rewards of these trajectories in the order of the groups."""
 
     groups: tuple[Group, ...]
     rewards: RewardTable
@@ -141,7 +147,11 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Rows that are trained the same way. ``batch.trajectory`` and ``batch.group`` point into ``samples``."""
+    """Rows that are trained in the same way.
+
+    ``batch.trajectory`` and ``batch.group`` are numbers of trajectories and groups of ``samples``. ``coef`` is the
+    factor on the stream's loss.
+    """
 
     samples: Samples
     batch: TokenBatch
@@ -157,7 +167,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """What one update trains on, and how many fresh groups were left out."""
+    """The streams that one update trains on, and the number of fresh groups that were left out."""
 
     streams: tuple[Stream, ...]
     dropped_groups: int = 0
@@ -170,12 +180,12 @@ class Streams:
 
 
 class Part:
-    """What every part may declare and keep (point K).
+    """What every part may declare, and the state that it may keep (point K).
 
-    ``needs``: columns and scores that must be filled in for it. ``claims``: what no second part of its stream
-    may steer as well. ``module``: parameters of its own, made in ``attach``, optimized and saved with the
-    policy's; their gradient is clipped apart from the policy's, and ``module_lr`` is their peak learning rate
-    (None: the policy's).
+    ``needs`` names columns and scores that the learner must fill in for it, such as ``reference``. ``claims`` names
+    what no second part of its stream may control as well, such as the entropy. ``module`` holds trainable parameters of
+    its own. It is made in ``attach``, and optimized and saved with the policy's parameters. Its gradient is clipped
+    apart from the policy's; ``module_lr`` is its peak learning rate (None: the policy's).
     """
 
     needs: frozenset[Need] = frozenset()
@@ -185,35 +195,35 @@ class Part:
 
     @cached_property
     def occurred(self) -> Occurrences:
-        """What a mechanism counts into, so that an update can say how often it acted."""
+        """Counts of how often the part's mechanism acted; each update reports them."""
         return Occurrences()
 
     def attach(self, scorer: Scorer) -> None:
-        """Once, before anything else: the place to make a ``module`` that fits the policy."""
+        """Called once, before anything else. A ``module`` that must fit the policy is made here."""
 
     def before_update(self, update: int, streams: Streams) -> None:
-        """Once an update, when advantages are known and nothing has been optimized."""
+        """Called once an update, after the advantages are computed and before the first optimizer step."""
 
     def prepare(self, view: MinibatchView) -> None:
-        """Once an optimizer step and stream, before its first microbatch: selections over the minibatch."""
+        """Called for each stream before each optimizer step. Selections over the whole minibatch are made here."""
 
     def after_update(self, update: int, streams: Streams, metrics: Metrics) -> None:
-        """Once an update, after its last optimizer step."""
+        """Called once an update, after its last optimizer step."""
 
     def acted(self) -> Mapping[str, float]:
-        """How often the mechanism acted since last asked, by name: asked once an update, after ``after_update``."""
+        """How often the mechanism acted since the last call, by name. Called once an update, after ``after_update``."""
         return self.occurred.take()
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a restart, JSON-able."""
+        """What a checkpoint must hold of the part, JSON-able."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
 
 
 class Composer(Part, ABC):
-    """Point D: filter, down-sample, replay; decides which streams exist."""
+    """Point D: decides which streams an update has and what is in them. It may filter, down-sample or replay."""
 
     streams: tuple[str, ...] = ("fresh",)
 
@@ -222,7 +232,7 @@ class Composer(Part, ABC):
 
 
 class AdvantageEstimator(Part, ABC):
-    """Point A: credit per token, [B, T], 0 outside the action mask, counted in ``unit``."""
+    """Point A: the advantage of each token, [B, T], in ``unit``, 0 outside the action mask."""
 
     unit: Unit = "reward"
 
@@ -233,8 +243,8 @@ class AdvantageEstimator(Part, ABC):
 class AdvantageModifier(Part, ABC):
     """Point A, after the estimator: new advantages from ``stream.batch.advantages``, [B, T], 0 outside the mask.
 
-    For what a weight cannot say: what is added, may change a sign, or is normalised over the stream. ``unit`` is what
-    they are counted in afterwards (None: as before).
+    Unlike a ``TokenWeighter`` it may add to advantages, change their signs, or normalise them over the stream. ``unit``
+    is their unit afterwards (None: as before).
     """
 
     unit: Unit | None = None
@@ -244,14 +254,14 @@ class AdvantageModifier(Part, ABC):
 
 
 class TokenWeighter(Part, ABC):
-    """Point T: non-negative weights [b, T] on the surrogate, without gradient unless it is meant."""
+    """Point T: non-negative weights [b, T] on the surrogate. Detach them, unless a gradient through them is meant."""
 
     @abstractmethod
     def weight(self, ctx: UpdateContext) -> Tensor: ...
 
 
 class Surrogate(NamedTuple):
-    """Ratio [b, T], its absolute bounds, and the dual-clip constant (None: no dual clip)."""
+    """The ratio [b, T], the bounds that it is clipped to, and the dual-clip constant (None: no dual clip)."""
 
     ratio: Tensor
     low: float | Tensor
@@ -260,7 +270,7 @@ class Surrogate(NamedTuple):
 
 
 class ClipPolicy(Part, ABC):
-    """Point C. ``aggregations``: the modes that it is defined for (None: all)."""
+    """Point C: the ratio and how it is clipped. ``aggregations`` are the modes that it is defined for (None: all)."""
 
     aggregations: ClassVar[frozenset[AggregationMode] | None] = None
 
@@ -269,11 +279,11 @@ class ClipPolicy(Part, ABC):
 
 
 class Regularizer(Part, ABC):
-    """Point G: an added, differentiable term; a scalar, this microbatch's share of a mean over the minibatch.
+    """Point G: a differentiable term of the loss; a scalar, this microbatch's share of a mean over the minibatch.
 
-    One rule relates it to the surrogate, whatever the base: the loss gets  coef * u * w * term,  u what a success is
-    worth in the advantages' units and w the weight that the base's aggregation gives to all action tokens together
-    (1 for means). A coefficient thus says how much a nat of the mean counts beside an advantage of one success (of one
+    The loss gets  coef * u * w * term,  whatever the base algorithm. u is what a success is worth in the advantages'
+    unit. w is the weight that the base's aggregation gives to all action tokens together (1 for means). So a
+    coefficient says how much one nat of the mean counts, compared with an advantage of one success (or of one standard
     deviation) on every token.
     """
 
@@ -282,9 +292,9 @@ class Regularizer(Part, ABC):
 
 
 class Objective(Part, ABC):
-    """Point O: a whole loss bound to a stream; a scalar, this microbatch's share of the minibatch's.
+    """Point O: a loss of its own for a stream; a scalar, this microbatch's share of the minibatch's.
 
-    Beside a surrogate it counts by the rule of ``Regularizer``, alone by its coefficient.
+    In a stream with a surrogate its factor is coef * u * w as for a ``Regularizer``, else coef.
     """
 
     @abstractmethod
@@ -292,10 +302,10 @@ class Objective(Part, ABC):
 
 
 class Critic(Objective, ABC):
-    """An objective that predicts returns: it fills the ``values`` column for the parts that need it.
+    """An objective that predicts returns, and fills the ``values`` column for the parts that need it.
 
-    Before the update the learner asks it for values; ``ctx.batch.returns`` (advantage as estimated + value) is
-    then what its loss holds them against.
+    The learner asks it for values before the update. The target of its loss is ``ctx.batch.returns``: the estimated
+    advantage plus that value.
     """
 
     @abstractmethod
@@ -304,6 +314,6 @@ class Critic(Objective, ABC):
 
 
 class Schedule(Protocol):
-    """A factor that depends on the update's number."""
+    """A factor that depends on the update's number (0-based)."""
 
     def __call__(self, update: int) -> float: ...

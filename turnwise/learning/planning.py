@@ -1,6 +1,10 @@
-"""What algorithms ask of the rest of the system: a scorer of tokens, and rollouts that a planner can steer.
+"""Planners, which decide what is played, and the two protocols through which algorithms use the rest of the system.
 
-Both are protocols: the policy and the collector satisfy them structurally, and neither imports the other.
+- ``Scorer``: the policy, which gives log-probs of tokens. The policy of ``turnwise.models`` satisfies it.
+- ``Rollouts``: running episodes, which a planner starts, forks and stops. ``turnwise.agents.collector`` satisfies it.
+
+So algorithms import neither models nor agents, and these do not import algorithms. An example of a planner is
+``GroupPlanner``, at the end of this file.
 """
 
 from __future__ import annotations
@@ -17,10 +21,11 @@ from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
 
 
 class Scores(Protocol):
-    """What a policy says about a batch's tokens, [B, T] nats, 0 outside the action mask.
+    """A policy's scores of a batch's tokens.
 
-    ``hidden`` [M, h] are the states that predict the M action tokens, in the order of the mask's True positions.
-    Differentiable where gradients are enabled and the reference was not asked for.
+    ``logprobs`` and ``entropies`` are [B, T] in nats and 0 outside the action mask. ``hidden`` [M, h] holds the states
+    that predict the M action tokens, in the order of the mask's True positions. All three are differentiable if
+    gradients are enabled, except for the reference policy's.
     """
 
     @property
@@ -34,77 +39,82 @@ class Scores(Protocol):
 
 
 class Scorer(Protocol):
-    """The learner's policy: the same sampling temperature as the rollouts', so that ratios start at 1."""
+    """The policy in training. It scores at the rollouts' sampling temperature, so that ratios start at 1."""
 
     def score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False, hidden: bool = False) -> Scores:
-        """Score the action tokens; ``reference`` asks the frozen policy (adapters off) instead."""
+        """Score the action tokens; with ``reference``, by the frozen policy (adapters off)."""
         ...
 
     def parameters(self) -> Iterable[Parameter]:
-        """What is trained, in an order that never changes."""
+        """The trained parameters, always in the same order."""
         ...
 
     @property
     def hidden_size(self) -> int:
-        """Width of the hidden states, for parts that build on them."""
+        """Width h of the hidden states, for parts that build on them."""
         ...
 
 
 class Rollouts(Protocol):
-    """Running episodes, named by the numbers that ``start`` and ``fork`` give out."""
+    """Running episodes. Each has the number that ``start`` or ``fork`` returned."""
 
     def start(self, task: Task, sample: int) -> int:
-        """Queue attempt number ``sample`` at a task."""
+        """Queue attempt number ``sample`` at a task; returns the rollout's number."""
         ...
 
     def fork(self, rollout: int, turn: int) -> int:
-        """Queue a copy of a rollout, context and environment, as it stood after ``turn`` turns."""
+        """Queue a copy of a rollout, context and environment, as it stood after ``turn`` turns; returns its number.
+
+        Raises ValueError where it cannot be forked.
+        """
         ...
 
     def stop(self, rollout: int) -> None:
-        """Abandon a rollout; it gives no trajectory."""
+        """Abandon a rollout. It gives no trajectory."""
         ...
 
     def events(self) -> Iterator[TurnFinished | RolloutFinished]:
-        """Run until nothing is queued or running; what is started meanwhile joins."""
+        """Run until nothing is queued or running, rollouts that are started meanwhile included."""
         ...
 
 
 class Planner(Protocol):
-    """Decides which rollouts happen. Planners wrap one another and react to events, never in lock step."""
+    """Decides which episodes are played for an update. It does so while they run, by reacting to their events."""
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
-        """Every trajectory that was played, used or not: what is left out is the composer's matter.
+        """Play, and return every trajectory that was played. The composer decides which of them are trained on.
 
-        ``spare`` gives further tasks, none of them among ``tasks``, to those that want more of them.
+        ``spare`` gives further tasks, none of them among ``tasks``, for planners that want more.
         """
         ...
 
 
 @runtime_checkable
 class PlannerAround(Planner, Protocol):
-    """A planner that leaves the playing to another one."""
+    """A planner that calls another one, ``inner``, to play. Dynamic sampling is an example."""
 
     @property
     def inner(self) -> Planner: ...
 
     def around(self, inner: Planner) -> Planner:
-        """Itself around another planner."""
+        """The same planner around another inner one."""
         ...
 
 
 @runtime_checkable
 class Acting(Protocol):
-    """What tells how often its mechanism acted since last asked: parts do, planners may."""
+    """An object that counts how often its mechanism acted. Every part does; a planner may."""
 
-    def acted(self) -> Mapping[str, float]: ...
+    def acted(self) -> Mapping[str, float]:
+        """The counts since the last call, by name."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class GroupPlanner:
-    """``group_size`` independent attempts at every task, returned in the order of tasks and attempts.
+    """Plays ``group_size`` independent attempts at every task, and returns them in the order of tasks and attempts.
 
-    (A game of several players gives a trajectory for each seat of a learner.)
+    In a game of several players an attempt gives a trajectory for each seat of a learner.
     """
 
     group_size: int

@@ -1,4 +1,8 @@
-"""A recipe: the parts that make an algorithm, put together and checked; no inheritance between algorithms."""
+"""A recipe: an algorithm as a list of parts, checked for contradictions.
+
+GRPO's recipe has one stream with an estimator, a clip policy and perhaps a KL regularizer. A modifier such as EPO takes
+the recipe of its base and adds a part (``with_regularizer``). Algorithms do not inherit from each other.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +35,10 @@ from turnwise.replay.batch import TokenBatch
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Where an algorithm comes from; its equations are its module's docstring.
+    """Where an algorithm comes from. Its equations are in its module's docstring.
 
-    ``code`` is the implementation that our numbers are held against (repository and commit), ``differences``
-    sentences on where paper, released code and this one part, each with its switch.
+    ``code`` is the implementation that our numbers are compared with (repository and commit). ``differences`` are
+    sentences on what differs between the paper, the released code and this code, each with its setting.
     """
 
     title: str
@@ -47,9 +51,9 @@ class About:
 class StreamRecipe:
     """How the rows of one stream are trained.
 
-    Without ``clip`` there is no policy surrogate (then ``estimator`` may be missing too), only objectives and
-    regularizers. ``regularizers`` and ``objectives`` come with their coefficients; ``modifiers`` change the
-    estimator's advantages one after another.
+    ``modifiers`` change the estimator's advantages one after another. ``regularizers`` and ``objectives`` are pairs of
+    a part and its coefficient. Without ``clip`` there is no policy surrogate, only objectives and regularizers; then
+    ``estimator`` may be None too.
     """
 
     estimator: AdvantageEstimator | None = None
@@ -77,10 +81,10 @@ class StreamRecipe:
         return frozenset[Need]().union(*(part.needs for part in self.parts()))
 
     def learning(self, batch: TokenBatch) -> Tensor:
-        """Numbers of the rows that are to be computed: where the surrogate alone trains, those with any advantage.
+        """Numbers of the rows that need a forward and backward pass, int64.
 
-        The surrogate is the advantage times something, so that the others have no gradient (denominators count them
-        all the same). Where no row has any, all are computed, to be looked at.
+        A stream with a surrogate and nothing else needs only rows with a nonzero advantage: the others have no gradient
+        (denominators count them all the same). If no row has one, all are computed, for the metrics.
         """
         every = torch.arange(len(batch))
         if self.clip is None or self.regularizers or self.objectives or batch.advantages is None:
@@ -90,7 +94,7 @@ class StreamRecipe:
 
     @property
     def unit(self) -> Unit:
-        """What the advantages are counted in, after every modifier."""
+        """The unit of the advantages after the last modifier."""
         changes = [modifier.unit for modifier in self.modifiers if modifier.unit is not None]
         return changes[-1] if changes else self.estimator.unit if self.estimator is not None else "deviation"
 
@@ -106,11 +110,11 @@ class StreamRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """An algorithm. ``phases``: ``joint`` puts all streams into each optimizer step, ``sequential`` one after
-    another.
+    """An algorithm.
 
-    ``keep_updates`` is the age (updates) up to which its buffer keeps trajectories. ``planner`` None stands
-    for plain groups of independent attempts.
+    ``phases``: with ``joint`` each optimizer step trains on all streams, with ``sequential`` the streams are trained
+    one after another. ``keep_updates`` is the age (in updates) up to which the buffer keeps trajectories. ``planner``
+    None stands for groups of independent attempts (``GroupPlanner``).
     """
 
     name: str
@@ -125,12 +129,12 @@ class Recipe:
         return next(found for found in self.streams if found.name == stream)
 
     def parts(self) -> tuple[Part, ...]:
-        """Every part once, composer first; the order names their saved state."""
+        """Every part once, composer first. A part's place in this order is in the name of its saved state."""
         found = [self.composer, *(part for stream in self.streams for part in stream.parts())]
         return tuple({id(part): part for part in found}.values())
 
     def acted(self) -> dict[str, float]:
-        """How often each mechanism acted since last asked, by ``Class/name``; one that several streams share, once."""
+        """How often each mechanism acted since the last call, by ``Class/name``. A shared part counts once."""
         streams = [
             (f"{stream.name}.".removeprefix("fresh."), part) for stream in self.streams for part in stream.parts()
         ]
@@ -144,11 +148,11 @@ class Recipe:
         return replace(self, name=name)
 
     def with_planner(self, planner: Planner) -> Recipe:
-        """``planner`` in the place of plain groups, inside of those that wrap (as dynamic sampling does)."""
+        """``planner`` in the place of the innermost one: inside dynamic sampling, if the recipe has that."""
         return replace(self, planner=_innermost(self.planner, planner))
 
     def with_shaper(self, shaper: RewardShaper) -> Recipe:
-        """Shaper appended: it sees the table of those before it."""
+        """Shaper appended: it receives the table that the shapers before it made."""
         return replace(self, shapers=(*self.shapers, shaper))
 
     def with_regularizer(self, part: Regularizer, coef: float, stream: str = "fresh") -> Recipe:
@@ -163,7 +167,7 @@ class Recipe:
         return self._with(replace(old, weighters=(*old.weighters, part))).checked()
 
     def with_modifier(self, part: AdvantageModifier, stream: str = "fresh") -> Recipe:
-        """Modifier appended: it sees the advantages that those before it have made."""
+        """Modifier appended: it receives the advantages that the modifiers before it made."""
         old = self[stream]
         return self._with(replace(old, modifiers=(*old.modifiers, part))).checked()
 
@@ -175,7 +179,7 @@ class Recipe:
         return replace(self, streams=tuple(new if s.name == new.name else s for s in self.streams))
 
     def checked(self) -> Recipe:
-        """Itself, or ValueError that says which parts contradict each other and why."""
+        """The recipe itself. Raises ValueError, saying which parts contradict each other and why."""
         names = [stream.name for stream in self.streams]
         if set(names) != set(self.composer.streams) or len(set(names)) < len(names):
             raise ValueError(
@@ -188,7 +192,7 @@ class Recipe:
 
 
 def _layers(outer: object) -> Iterator[object]:
-    """A planner or composer and, one after another, those that it is around."""
+    """A planner or composer, its ``inner`` one, that one's inner one, and so on."""
     while outer is not None:
         yield outer
         outer = getattr(outer, "inner", None)

@@ -1,4 +1,7 @@
-"""The settings of an update, and what a recipe may know about the run. Importing this module imports no torch."""
+"""The settings of an update, and what a recipe may know about the run.
+
+Importing this module does not import torch, so that a configuration is read quickly.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
-    """Base of every configuration here: unknown keys are errors, values never change."""
+    """Base class of an algorithm's settings. Unknown names are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _keep_neighbours(cls, given: Any) -> Any:
-        """What is given of a nested section is laid over that section's default: its other settings stay."""
+        """Settings given for a nested section are laid over the section's default, which keeps its other settings."""
         if not isinstance(given, Mapping):
             return given
         made = dict(given)
@@ -32,12 +35,12 @@ class Settings(BaseModel):
         return made
 
     def changed(self, field: str) -> bool:
-        """Whether a field differs from its default: a resolved file that names it unchanged is no error."""
+        """Whether a field differs from its default. (A resolved file names every field, changed or not.)"""
         return bool(getattr(self, field) != type(self).model_fields[field].default)
 
 
 class UnusedSettingError(ValueError):
-    """A setting that has no effect beside the others of its section; ``names`` are those that may be left out."""
+    """A setting that has no effect with the other settings of its section. ``names`` are those to leave out."""
 
     def __init__(self, names: str | tuple[str, ...], message: str) -> None:
         super().__init__(message)
@@ -45,7 +48,7 @@ class UnusedSettingError(ValueError):
 
 
 def laid_over(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` over ``default``, section by section; another ``type`` starts from its own defaults."""
+    """``given`` over ``default``, section by section. Where ``given`` has another ``type``, ``default`` is not used."""
     if given.get("type", default.get("type")) != default.get("type"):
         return dict(given)
     below = {
@@ -57,10 +60,10 @@ def laid_over(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 class RewardSettings(Settings):
-    """What an update sees of the world's rewards. Raw rewards stay in the trajectories as they were.
+    """How an update changes the world's rewards. The trajectories keep the raw ones.
 
-    A success is worth ``scale`` (``success``), where a world pays 1 for it. Every other setting in units of reward is
-    a share of that: ``docs/rewards.md`` lists them.
+    In a world that pays 1 for a success, a success is worth ``scale``. Every other setting in units of reward is a
+    share of that; ``docs/rewards.md`` lists them.
     """
 
     scale: float = Field(default=1.0, gt=0, description="Factor on the raw rewards: what a success is worth.")
@@ -70,12 +73,12 @@ class RewardSettings(Settings):
 
     @property
     def success(self) -> float:
-        """What a success is worth, in the units that advantages are made of."""
+        """What a success is worth, in units of shaped reward."""
         return self.scale
 
 
 class OptimizerConfig(Settings):
-    """How the parameters are moved; defaults of verl-agent (AdamW, constant rate, one epoch)."""
+    """AdamW and its schedule. The defaults are verl-agent's (constant rate, one epoch)."""
 
     lr: float = Field(default=1e-6, gt=0, description="Peak learning rate.")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW's beta_1, beta_2.")
@@ -110,10 +113,10 @@ class OptimizerConfig(Settings):
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a recipe may know about the run: the updates that schedules span, attempts per task, seed and rewards.
+    """What a recipe may know about the run.
 
-    ``vocabulary`` is how many tokens its model chooses from; None where no model is there, as when a configuration is
-    only checked.
+    ``num_updates`` is the span of schedules, ``group_size`` the number of attempts at a task. ``vocabulary`` is how
+    many tokens the model chooses from; it is None where there is no model, as when a configuration is only checked.
     """
 
     num_updates: int

@@ -35,6 +35,9 @@ from turnwise.runs.checkpoints import Checkpoint, CheckpointFolder, CheckpointNa
 from turnwise.runs.lock import locked
 from turnwise.runs.translating import translated
 
+FORMAT = 2
+"""Of the run folder: 1 had rewards in the algorithm's section (``runs/translating.py`` reads it). docs/migration.md."""
+
 _PACKAGES = ("turnwise", "torch", "transformers", "peft", "gymnasium", "numpy")
 
 
@@ -44,6 +47,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = CheckpointFolder(self.path / "checkpoints")
+        self._config: RunConfig | None = None
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig, panels: Mapping[str, str]) -> RunDirectory:
@@ -61,7 +65,7 @@ class RunDirectory:
             raise ValueError(f"{run.path} is not an empty folder: choose another --out")
         try:
             run.checkpoints.path.mkdir(parents=True)
-            made = {**provenance(), "panels": dict(panels), "draw": DRAW}
+            made = {"format": FORMAT, **provenance(), "panels": dict(panels), "draw": DRAW}
             write_text(run.path / "run.json", json.dumps(made, indent=1))
             write_text(run.path / "config.yaml", dump_config(config))
         except OSError as error:
@@ -77,6 +81,13 @@ class RunDirectory:
         return run
 
     def config(self) -> RunConfig:
+        """The run's configuration, read once. Raises ValueError where it cannot be read."""
+        if self._config is None:
+            self._config = self._read_config()
+        return self._config
+
+    def _read_config(self) -> RunConfig:
+        _check_format(self.path / "run.json")
         try:
             return parse_config(translated(yaml.safe_load((self.path / "config.yaml").read_text())))
         except (yaml.YAMLError, ValueError) as error:
@@ -135,6 +146,7 @@ class RunDirectory:
         with (self.path / "changes.jsonl").open("a") as file:
             file.write(json.dumps({**note, "command": provenance()["command"]}) + "\n")
         write_text(self.path / "config.yaml", dump_config(config))
+        self._config = config
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl, down to the disk."""
@@ -193,6 +205,19 @@ class RunDirectory:
     @property
     def has_checkpoint(self) -> bool:
         return bool(self.checkpoints.updates())
+
+
+def _check_format(made: Path) -> None:
+    """Raises ValueError for a run of a later version. A file that is missing or damaged is left to who needs it."""
+    try:
+        number = json.loads(made.read_text()).get("format", 1)
+    except (OSError, ValueError, AttributeError):
+        return
+    if isinstance(number, int) and number > FORMAT:
+        raise ValueError(
+            f"{made.parent} is a run of format {number}; this version of turnwise reads formats 1 to {FORMAT}: "
+            "read it with the version that made it, or a later one"
+        )
 
 
 def provenance() -> dict[str, Any]:

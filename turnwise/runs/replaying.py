@@ -19,9 +19,10 @@ from turnwise.agents.episode import Episode, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_out, scripted
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, Seating
-from turnwise.config.schema import GameConfig, RunConfig
+from turnwise.config.schema import GameConfig
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import close
+from turnwise.runs.directory import RunDirectory
 from turnwise.runs.trajectories import Selection, Stored, episode_of, find, run_of, select
 from turnwise.trajectory import Trajectory
 
@@ -90,9 +91,9 @@ class _Recorded:
 class Replayer:
     """Plays episodes of a run again. A context manager: the world is closed at the end."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self._env = config.env.make()
+    def __init__(self, run: RunDirectory) -> None:
+        self.config = run.config()
+        self._env = self.config.env.make()
 
     def __enter__(self) -> Replayer:
         return self
@@ -221,7 +222,7 @@ def episodes(target: str | Path) -> Iterator[list[Stored]]:
 def replay(target: str | Path, episode: str) -> Replayed:
     """One episode of a run, named as such or by one of its seats; ValueError where there is none."""
     named = find(target, episode)
-    with Replayer(run_of(target).config()) as replayer:
+    with Replayer(run_of(target)) as replayer:
         return replayer.play(find(target, episode_of(named[0].trajectory)))
 
 
@@ -232,7 +233,7 @@ def replay_many(target: str | Path, num: int | None = None, seed: int = 0) -> Ta
         total = sum(1 for _ in episodes(target))
         chosen = set(random.Random(seed).sample(range(total), min(num, total)))
     tally = Tally()
-    with Replayer(run_of(target).config()) as replayer:
+    with Replayer(run_of(target)) as replayer:
         for number, stored in enumerate(episodes(target)):
             if chosen is None or number in chosen:
                 try:

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from turnwise.config.files import override, parse_section, set_by
-from turnwise.config.schema import RunConfig
+from turnwise.config.files import override, resolved, set_by
 from turnwise.learning.schedules import learning_rate_share
+from turnwise.learning.settings import OptimizerConfig
 
 MAY_CHANGE: Mapping[str, str] = {
     "num_updates": "how long the run is",
@@ -43,53 +43,59 @@ MAY_CHANGE: Mapping[str, str] = {
 """Setting, or section -> what it decides."""
 
 
-def changed(config: RunConfig, settings: Sequence[str]) -> RunConfig:
-    """A run's configuration with ``key.path=value`` settings for the rest of the run.
+def changed(before: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """A run's resolved settings with ``key.path=value`` settings for the rest of the run.
 
     Raises ValueError for a setting that is unknown, or that may not change any more.
     """
     given = set_by(settings)
-    made = parse_section(RunConfig, override(config.model_dump(mode="json"), settings), own=given)
-    differing = differences(config, made)
-    for name, (before, after) in differing.items():
+    made = resolved(override(before, settings), own=given)
+    differing = differences(before, made)
+    for name, (old, new) in differing.items():
         if not any(name == own or name.startswith(f"{own}.") or own.startswith(f"{name}.") for own in given):
             continue  # not used any more, beside what was given: `eval.tasks` beside eval.every=0
         if not any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE):
             raise ValueError(
-                f"{name} cannot change at a resume: the run has trained with {before!r}, and its "
-                f"configuration would say {after!r} of all its updates. Start a new run for that; what may "
+                f"{name} cannot change at a resume: the run has trained with {old!r}, and its "
+                f"configuration would say {new!r} of all its updates. Start a new run for that; what may "
                 f"change is {', '.join(MAY_CHANGE)}"
             )
-    if "num_updates" in differing and config.max_sampled_tokens is not None and made.max_sampled_tokens is not None:
+    budget = made["max_sampled_tokens"]
+    if "num_updates" in differing and before["max_sampled_tokens"] is not None and budget is not None:
         raise ValueError(
-            f"num_updates={made.num_updates} would change nothing: this run ends by "
-            f"max_sampled_tokens={made.max_sampled_tokens}. Raise that, or give max_sampled_tokens=null as well"
+            f"num_updates={made['num_updates']} would change nothing: this run ends by "
+            f"max_sampled_tokens={budget}. Raise that, or give max_sampled_tokens=null as well"
         )
-    return made if made.num_updates == config.num_updates else made.model_copy(update={"schedule_updates": config.span})
+    if "num_updates" in differing and before["schedule_updates"] is None:
+        made["schedule_updates"] = before["num_updates"]
+    return made
 
 
-def check_goes_on(config: RunConfig, finished: int, sampled_tokens: int) -> None:
-    """Whether a run whose length was changed has anything left to do. Raises ValueError where it has not."""
-    budget = config.max_sampled_tokens
+def check_goes_on(
+    finished: int, sampled_tokens: int, *, num_updates: int, budget: int | None, span: int, rate: OptimizerConfig
+) -> None:
+    """Whether a run whose length was changed has anything left to do. Raises ValueError where it has not.
+
+    ``finished`` and ``span`` (of the schedules) are counted in updates; ``budget`` is max_sampled_tokens.
+    """
     if budget is not None and sampled_tokens >= budget:
         raise ValueError(
             f"the run has sampled {sampled_tokens} tokens: max_sampled_tokens={budget} leaves nothing to do"
         )
-    if budget is None and finished >= config.num_updates:
-        raise ValueError(f"the run has {finished} updates: num_updates={config.num_updates} leaves nothing to do")
-    rate = config.optimizer
+    if budget is None and finished >= num_updates:
+        raise ValueError(f"the run has {finished} updates: num_updates={num_updates} leaves nothing to do")
     if not learning_rate_share(
-        finished, config.span, shape=rate.schedule, warmup_share=rate.warmup_share, floor=rate.min_lr_share
+        finished, span, shape=rate.schedule, warmup_share=rate.warmup_share, floor=rate.min_lr_share
     ):
         raise ValueError(
-            f"by optimizer.schedule={rate.schedule} the learning rate has fallen to 0 after {config.span} updates: "
+            f"by optimizer.schedule={rate.schedule} the learning rate has fallen to 0 after {span} updates: "
             "more of them would learn nothing. Export the policy and start a new run from it"
         )
 
 
-def differences(before: RunConfig, after: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> (before, after) of every setting in which two configurations differ."""
-    old, new = (dict(_leaves(config.model_dump(mode="json"))) for config in (before, after))
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (before, after) of every setting in which two resolved configurations differ."""
+    old, new = dict(_leaves(before)), dict(_leaves(after))
     return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from turnwise.agents.templates import dated
-from turnwise.assembly.players import AGENT_FILE, load_policies, sides_of
-from turnwise.cloning.warmstart import check_new, warmstart
+from turnwise.assembly.players import AGENT_FILE, load_policies
+from turnwise.assembly.run import Assembly, fitted
+from turnwise.cloning.cloner import OnProgress
+from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
-from turnwise.envs.tasks import closed_after
 from turnwise.errors import unknown
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
@@ -32,9 +33,8 @@ from turnwise.statistics import Estimate, paired_difference
 from turnwise.training.changes import changed, check_goes_on, differences
 from turnwise.training.faults import InterruptedRunError, UpdateMemoryError, storage
 from turnwise.training.interrupt import Interrupts
-from turnwise.training.plan import fitted
-from turnwise.training.tasksets import panel_hashes
-from turnwise.training.trainer import Observer, Silent, Trainer
+from turnwise.training.observing import Callback, Observer
+from turnwise.training.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +66,24 @@ class _Clock:
         return time.process_time() - self._cpu
 
 
-def train(config: RunConfig, out: str | Path, observer: Observer | None = None) -> Result:
+def train(
+    config: RunConfig,
+    out: str | Path,
+    observer: Observer | None = None,
+    model: tuple[Any, Any] | None = None,
+) -> Result:
     """Make a run in ``out``: warm start, measure, train, measure.
 
-    Raises ValueError for what cannot be run, StoppedRunError where something else ends it
-    (``turnwise.training.faults``).
+    ``model`` is a loaded (model, tokenizer) in the place of the one that the configuration names. Raises ValueError for
+    what cannot be run, StoppedRunError where something else ends it (``turnwise.training.faults``).
     """
     began = _Clock()
-    torch.set_num_threads(config.threads)
-    check_device(config.device)
-    check_mirrors(config.mirrors)
+    _prepare(config)
     config = fitted(config)
-    run = RunDirectory.create(out, config, panel_hashes(config))
-    with storage(run.path), run.locked():
-        return _from_the_start(run, config, observer or Silent(), began)
+    with closing(Assembly(config, model)) as assembly:
+        run = RunDirectory.create(out, config, assembly.panels.hashes())
+        with storage(run.path), run.locked():
+            return _from_the_start(assembly, run, observer or Callback(), began)
 
 
 def resume(path: str | Path, observer: Observer | None = None, settings: Sequence[str] = ()) -> Result:
@@ -91,20 +95,33 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
     """
     began = _Clock()
     run = RunDirectory.open(path)
-    config = changed(run.config(), settings)
-    torch.set_num_threads(config.threads)
-    check_device(config.device)
-    check_mirrors(config.mirrors)
-    with storage(run.path), run.locked():
-        run.check_unchanged(panel_hashes(config))
+    config = parse_config(changed(run.config().model_dump(mode="json"), settings)) if settings else run.config()
+    _prepare(config)
+    with storage(run.path), run.locked(), closing(Assembly(config)) as assembly:
+        run.check_unchanged(assembly.panels.hashes())
         if settings:
             _note(run, config)
         if not run.has_checkpoint:
             run.restart()
-            return _from_the_start(run, config, observer or Silent(), began)
-        with closing(_trainer(run, config, observer or Silent())) as trainer:
+            return _from_the_start(assembly, run, observer or Callback(), began)
+        with closing(assembly.trainer(run, observer)) as trainer:
             trainer.rewind()
             return _finish(trainer, _read_reports(run), began)
+
+
+def new_folder(config: RunConfig) -> Path:
+    """The first free ``runs/WORLD-ALGORITHM-sSEED-NUMBER``."""
+    world = config.env.id.rpartition("/")[2].lower()
+    kind = str(getattr(config.algorithm, "type", type(config.algorithm).__name__)).replace(":", "-")
+    stem = f"{world}-{kind}-s{config.seed}"
+    number = next(n for n in range(1, 10_000) if not (Path("runs") / f"{stem}-{n}").exists())
+    return Path("runs") / f"{stem}-{number}"
+
+
+def _prepare(config: RunConfig) -> None:
+    torch.set_num_threads(config.threads)
+    check_device(config.device)
+    check_mirrors(config.mirrors)
 
 
 def _note(run: RunDirectory, config: RunConfig) -> None:
@@ -112,30 +129,29 @@ def _note(run: RunDirectory, config: RunConfig) -> None:
     before, newest = run.config(), run.load("last") if run.has_checkpoint else None
     lengths = [(each.num_updates, each.max_sampled_tokens) for each in (before, config)]
     if newest is not None and lengths[0] != lengths[1]:
-        check_goes_on(config, newest.update, newest.state["sampled_tokens"])
+        check_goes_on(
+            newest.update,
+            newest.state["sampled_tokens"],
+            num_updates=config.num_updates,
+            budget=config.max_sampled_tokens,
+            span=config.span,
+            rate=config.optimizer,
+        )
     if config != before:
-        run.change(config, {"after_update": newest.update if newest else 0, "changed": differences(before, config)})
+        found = differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
+        run.change(config, {"after_update": newest.update if newest else 0, "changed": found})
 
 
-def _from_the_start(run: RunDirectory, config: RunConfig, observer: Observer, began: _Clock) -> Result:
-    if config.warmstart is not None:
+def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
+    if assembly.config.warmstart is not None:
         observer.stage("clone")
-        shutil.copytree(warmstart(config, observer.cloning), run.model_path)
-    with closing(_trainer(run, config, observer)) as trainer:
+    assembly.make_model(run, observer.cloning)
+    with closing(assembly.trainer(run, observer)) as trainer:
         observer.stage("measure")
         before = trainer.final()
         _write_reports(run, {"before": _plain(before)})
         trainer.save()
         return _finish(trainer, before, began)
-
-
-def _trainer(run: RunDirectory, config: RunConfig, observer: Observer) -> Trainer:
-    return Trainer(config, run, load_policies(run, _sides(config)), observer)
-
-
-def _sides(config: RunConfig) -> list[str]:
-    with closed_after(config.env.make()) as world:
-        return sides_of(config, world)
 
 
 def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Result:
@@ -146,11 +162,11 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Resul
             if interrupts.received is not None:
                 trainer.save()
                 raise InterruptedRunError(
-                    f"stopped after update {trainer.finished} of {trainer.config.num_updates}, which is saved: "
+                    f"stopped after update {trainer.finished} of {trainer.settings.num_updates}, which is saved: "
                     f"`turnwise train --resume {trainer.run.path}` goes on",
                     interrupts.received,
                 )
-    if trainer.config.keep_checkpoint == "best" and trainer.best.update >= 0:
+    if trainer.settings.keep_checkpoint == "best" and trainer.best.update >= 0:
         trainer.load("best")
     trainer.observer.stage("measure")
     after = trainer.final()
@@ -188,6 +204,31 @@ def _gain(before: Report, after: Report) -> Estimate | None:
     return paired_difference([b for b, _ in pairs], [a for _, a in pairs]) if pairs else None
 
 
+def warmstart(
+    config: RunConfig, on_progress: OnProgress | None = None, *, fresh: bool = False, to: str | Path | None = None
+) -> Path:
+    """The folder of the warm-started model that ``config`` asks for; cloned unless the cache holds it.
+
+    With ``to`` a copy there, with ``agent.json`` beside it as ``export`` writes it. Raises ValueError where the
+    configuration has no warmstart section, the environment no expert, or ``to`` holds something.
+    """
+    if to is not None:
+        check_new(Path(to), "warmstart")
+    with closing(Assembly(config)) as assembly:
+        folder = assembly.warmstart(on_progress, fresh=fresh)
+    if to is None:
+        return folder
+    shutil.copytree(folder, to, dirs_exist_ok=True)
+    (Path(to) / AGENT_FILE).write_text(config.agent.model_dump_json(indent=1))
+    return Path(to)
+
+
+def check_new(folder: Path, who: str) -> None:
+    """Raises ValueError for a folder that holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder: {who} writes a new one")
+
+
 def export(
     path: str | Path,
     out: str | Path,
@@ -205,7 +246,8 @@ def export(
     target, run = Path(out), RunDirectory.open(path)
     check_new(target, "export")
     config = run.config()
-    sides = _sides(config)
+    with closing(Assembly(config)) as assembly:
+        sides = assembly.side_names
     chosen = sides[0] if side is None and len(sides) == 1 else side
     if chosen not in sides:
         raise unknown("side", side, sides, str(path))

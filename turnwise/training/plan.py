@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from turnwise.config.schema import RunConfig
+from turnwise.config.schema import ModelConfig
 from turnwise.models.head import TILE, TILE_ROWS, WHOLE
 from turnwise.models.layers import folds
 from turnwise.models.scratch import new_model
@@ -109,20 +109,31 @@ class Plan:
         return sum(part.bytes for part in self.parts)
 
 
-def plan(shape: Shape, config: RunConfig, microbatch_tokens: int | None = None) -> Plan:
-    """For microbatches of so many tokens, by default the configured; a row may be as long as a context in any case."""
-    tokens = max(microbatch_tokens or config.optimizer.microbatch_tokens, config.agent.max_context_tokens)
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """How much a run holds at once, beside its model."""
+
+    microbatch_tokens: int
+    max_context_tokens: int
+    num_slots: int
+    device: str = "cpu"
+    gradient_checkpointing: bool = False
+
+
+def plan(shape: Shape, demand: Demand, microbatch_tokens: int | None = None) -> Plan:
+    """For microbatches of so many tokens, by default those asked for; a row may be as long as a context in any case."""
+    tokens = max(microbatch_tokens or demand.microbatch_tokens, demand.max_context_tokens)
     trained = shape.lora or shape.parameters
     state = _FLOAT if shape.lora else shape.itemsize
-    checkpointing = bool(getattr(config.model, "gradient_checkpointing", False))
+    checkpointing = demand.gradient_checkpointing
     sampled = shape.adapted + (shape.lora if shape.itemsize < _FLOAT else 0)  # in half precision beside each other
     layers, each = shape.num_layers, shape.layer_bytes
     alive = 1 if checkpointing else layers  # layers whose inputs are kept at once; half of one more as gradients
     kept = tokens * int((alive + 0.5) * each + (layers * shape.hidden * shape.itemsize if checkpointing else 0))
     gathered = tokens * int((alive + 0.5) * shape.gathered_bytes)
     # What glibc does not give back is near another set of activations: 0.8 to 1.2 of one for 4, 8 and 16 layers.
-    keeps = torch.device(config.device).type == "cpu" and THRESHOLD not in os.environ
-    slots, capacity = config.rollout.num_slots, cache_capacity(config.agent.max_context_tokens)
+    keeps = torch.device(demand.device).type == "cpu" and THRESHOLD not in os.environ
+    slots, capacity = demand.num_slots, cache_capacity(demand.max_context_tokens)
     cache = 2 * slots * capacity * layers * shape.num_kv_heads * shape.head_dim * shape.itemsize
     parts = [
         Part("weights", shape.parameters * shape.itemsize, f"{shape.parameters:,} of {shape.itemsize} bytes"),
@@ -134,7 +145,7 @@ def plan(shape: Shape, config: RunConfig, microbatch_tokens: int | None = None) 
         Part("activations", kept, f"{tokens:,} tokens{', checkpointed' if checkpointing else ''}"),
         Part("shared beginnings", gathered, "at most: keys gathered for each row"),
         Part(FREED, keeps * layers * tokens * each, f"kept by the C library; none with {THRESHOLD}=1048576"),
-        Part("head", head_bytes(shape, tokens, config.device), "log-probs and entropies"),
+        Part("head", head_bytes(shape, tokens, demand.device), "log-probs and entropies"),
     ]
     return Plan(tuple(part for part in parts if part.bytes), tokens)
 
@@ -151,16 +162,16 @@ def head_bytes(shape: Shape, tokens: int, device: str) -> int:
     return states + _FLOAT * max(5 * min(tokens * shape.vocab, WHOLE), 3 * min(tokens * shape.vocab, tile))
 
 
-def fit(shape: Shape, config: RunConfig, available: int) -> Plan:
-    """The configured plan, or one with the largest smaller microbatch that fits into ``available`` bytes.
+def fit(shape: Shape, demand: Demand, available: int) -> Plan:
+    """The plan as asked for, or one with the largest smaller microbatch that fits into ``available`` bytes.
 
     Raises ValueError where not even one context at a time does, though nothing freed were kept.
     """
-    tokens, least = config.optimizer.microbatch_tokens, config.agent.max_context_tokens
-    found = plan(shape, config)
+    tokens, least = demand.microbatch_tokens, demand.max_context_tokens
+    found = plan(shape, demand)
     while found.total > available and tokens > least:
         tokens = max(tokens // 2, least)
-        found = plan(shape, config, tokens)
+        found = plan(shape, demand, tokens)
     needed = [part for part in found.parts if part.name != FREED]
     total = sum(part.bytes for part in needed)
     if total <= available:
@@ -173,26 +184,21 @@ def fit(shape: Shape, config: RunConfig, available: int) -> Plan:
     )
 
 
-def fitted(config: RunConfig) -> RunConfig:
-    """``config``, with smaller microbatches and a warning where those configured would not fit into what is free now.
+def fitting_microbatch(shape: Shape, demand: Demand) -> int:
+    """The microbatch in tokens that fits into what is free now; with a warning where that is smaller than asked for.
 
-    A model whose shape cannot be read is left to whoever loads it. Raises ValueError as ``fit`` does.
+    Raises ValueError as ``fit`` does.
     """
-    try:
-        shape = shape_of(config)
-    except ValueError:
-        return config
-    free = available_memory(config.device)
-    tokens = fit(shape, config, free).microbatch_tokens
-    asked = config.optimizer.microbatch_tokens
+    free, asked = available_memory(demand.device), demand.microbatch_tokens
+    tokens = fit(shape, demand, free).microbatch_tokens
     if tokens >= asked:
-        return config
+        return asked
     warnings.warn(
         f"microbatches of {asked} tokens would not fit into the {free / GIB:.1f} GiB that are free: "
         f"going on with optimizer.microbatch_tokens={tokens} (`turnwise plan` shows the parts)",
         stacklevel=2,
     )
-    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"microbatch_tokens": tokens})})
+    return tokens
 
 
 _SMALLER = "take a smaller model, or model.dtype=bfloat16"
@@ -216,13 +222,13 @@ def available_memory(device: str) -> int:
     return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 
-def shape_of(config: RunConfig) -> Shape:
-    """The configured model's shape; no weight is read. Raises ValueError where its configuration cannot be found."""
-    if isinstance(config.model, ScratchModelConfig):
-        return scratch_shape(config.model, config.lora)
+def shape_of(model: ModelConfig, lora: LoRAConfig | None) -> Shape:
+    """A configured model's shape; no weight is read. Raises ValueError where its configuration cannot be found."""
+    if isinstance(model, ScratchModelConfig):
+        return scratch_shape(model, lora)
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    name = config.model.path
+    name = model.path
     try:
         read = AutoConfig.from_pretrained(Path(name).expanduser() if name.startswith(("~", "/", ".")) else name)
     except (OSError, ValueError) as error:
@@ -231,9 +237,9 @@ def shape_of(config: RunConfig) -> Shape:
             "such a file, or a hub name"
         ) from error
     stored = getattr(read, "dtype", None) or torch.float32
-    dtype = stored if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+    dtype = stored if model.dtype == "auto" else getattr(torch, model.dtype)
     with torch.device("meta"):
-        return Shape.of(AutoModelForCausalLM.from_config(read), config.lora, dtype.itemsize)
+        return Shape.of(AutoModelForCausalLM.from_config(read), lora, dtype.itemsize)
 
 
 def scratch_shape(model: ScratchModelConfig, lora: LoRAConfig | None) -> Shape:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import torch
 
-from turnwise.algorithms.registry import build
-from turnwise.assembly.players import model_agent
-from turnwise.config.schema import RunConfig
+from turnwise.agents.seating import ModelAgent
 from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Agreement
 from turnwise.models.loading import check_trainable
@@ -25,25 +22,18 @@ from turnwise.trajectory import Group
 
 
 class Side:
-    """One policy in training, with all that belongs to it. ``name``: the role or player it plays; ``""``: everyone."""
+    """One policy in training, with its sampler (``agent``), learner and buffer.
 
-    def __init__(self, name: str, policy: Policy, config: RunConfig) -> None:
-        self.name, self.policy = name, policy
-        check_trainable(policy.model, str(getattr(config.model, "path", "the model")))
-        policy.temperature = config.rollout.temperature
-        rollout = config.rollout
-        self.agent = model_agent(
-            policy,
-            config.agent,
-            num_slots=rollout.num_slots,
-            threads=rollout.threads,
-            engines=rollout.engines,
-            name=name,
-        )
-        self.limits = limits_of(policy, self.agent)  # with the weights that a run begins with, also when it goes on
-        info = replace(config.run_info, vocabulary=policy.sampler.config.vocab_size)
-        self.learner = Learner(build(config.algorithm, info), policy, config.optimizer, info)
-        self.buffer = TrajectoryBuffer(self.learner.recipe.keep_updates)
+    ``name`` is the role or player that it plays, ``""``: everyone. ``model`` is what an error calls its model.
+    """
+
+    def __init__(
+        self, name: str, policy: Policy, agent: ModelAgent, learner: Learner, model: str = "the model"
+    ) -> None:
+        self.name, self.policy, self.agent, self.learner = name, policy, agent, learner
+        check_trainable(policy.model, model)
+        self.limits = limits_of(policy, agent)  # with the weights that a run begins with, also when it goes on
+        self.buffer = TrajectoryBuffer(learner.recipe.keep_updates)
 
     def plays(self, group: Group) -> bool:
         return self.name in ("", group.trajectories[0].role, group.trajectories[0].player)

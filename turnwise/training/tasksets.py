@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from turnwise.config.schema import RunConfig
+from turnwise.cloning.settings import WarmstartConfig
+from turnwise.config.schema import EvalConfig
 from turnwise.envs.interface import Panel
-from turnwise.envs.tasks import TextEnv, close, closed_after, panel
+from turnwise.envs.tasks import TextEnv, closed_after, make_env, panel
 from turnwise.seeds import mix
 from turnwise.trajectory import Task
 
@@ -20,16 +20,12 @@ from turnwise.trajectory import Task
 class Panels:
     """The tasks of a run; what is trained or cloned on is proven apart from what is measured.
 
-    ``env`` is the world that they come from: a long panel may ask it for tasks until ``close``.
+    A long panel asks the world that it comes from for its tasks: keep that open.
     """
 
     train: Sequence[Task]
     validation: list[Task]
     test: list[Task]
-    env: TextEnv
-
-    def close(self) -> None:
-        close(self.env)
 
     def hashes(self) -> dict[str, str]:
         """Identity of each panel's content and order (a generated one's definition)."""
@@ -65,41 +61,31 @@ class TaskOrder:
         return np.random.default_rng(mix(what, self.seed, number)).permutation(len(self.split))
 
 
-def open_panels(config: RunConfig) -> Panels:
-    """The run's panels, to be closed. Raises ValueError for an unknown split, an overlap, or too few training tasks."""
-    with ExitStack() as undo:
-        panels = _panels(config, undo.enter_context(closed_after(config.env.make())))
-        undo.pop_all()
-    return panels
+def open_panels(
+    env: TextEnv, split: str, measured: EvalConfig, num_tasks: int, clone: WarmstartConfig | None = None
+) -> Panels:
+    """The panels of a run that trains on ``split``, ``num_tasks`` tasks an update.
+
+    Raises ValueError for an unknown split, for a task that is trained or cloned on and measured, and for fewer tasks
+    than an update takes.
+    """
+    train = panel(env, split)
+    validation = _subset(panel(env, measured.split), measured.tasks) if measured.every else []
+    test = _subset(panel(env, measured.test_split), measured.test_tasks) if measured.test_split else []
+    prove_disjoint([train, *_cloned(clone, env)], [validation, test])
+    if len(train) < num_tasks:
+        raise ValueError(f"split {split!r} has {len(train)} tasks, fewer than rollout.num_tasks={num_tasks}")
+    return Panels(train, validation, test)
 
 
-def panel_hashes(config: RunConfig) -> dict[str, str]:
-    """Identity of the run's panels (``Panels.hashes``). Raises as ``open_panels`` does."""
-    with closing(open_panels(config)) as panels:
-        return panels.hashes()
-
-
-def _panels(config: RunConfig, env: TextEnv) -> Panels:
-    train, test_split = panel(env, config.env.split), config.eval.test_split
-    validation = _subset(panel(env, config.eval.split), config.eval.tasks) if config.eval.every else []
-    test = _subset(panel(env, test_split), config.eval.test_tasks) if test_split else []
-    prove_disjoint([train, *_cloned(config, env)], [validation, test])
-    if len(train) < config.rollout.num_tasks:
-        raise ValueError(
-            f"split {config.env.split!r} has {len(train)} tasks, fewer than "
-            f"rollout.num_tasks={config.rollout.num_tasks}"
-        )
-    return Panels(train, validation, test, env)
-
-
-def _cloned(config: RunConfig, env: TextEnv) -> list[Sequence[Task]]:
+def _cloned(clone: WarmstartConfig | None, env: TextEnv) -> list[Sequence[Task]]:
     """The demonstrated tasks; none of those of another world, which only has to be there, are this one's."""
-    if config.warmstart is None:
+    if clone is None:
         return []
-    if config.warmstart.env is None:
-        return [panel(env, config.warmstart.split)]
-    with closed_after(config.demonstration_env()) as world:
-        panel(world, config.warmstart.split)
+    if clone.env is None:
+        return [panel(env, clone.split)]
+    with closed_after(make_env(clone.env, **clone.env_kwargs)) as world:
+        panel(world, clone.split)
     return []
 
 

@@ -11,26 +11,18 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from turnwise.agents.collector import Collector, Rollouts
-from turnwise.agents.episode import SuccessRule
-from turnwise.agents.seating import Seating
-from turnwise.agents.worldwork import WorldThreads
-from turnwise.assembly.players import opponents
 from turnwise.clock import Clock
-from turnwise.cloning.cloner import Progress
-from turnwise.config.schema import GameConfig, RunConfig
-from turnwise.envs.interface import HasPlayers, TextEnv, capability
-from turnwise.envs.tasks import closed_after
+from turnwise.config.schema import EvalConfig
 from turnwise.evaluation.report import Report, evaluate_policy
 from turnwise.learning.metrics import Metrics
-from turnwise.learning.planning import GroupPlanner
+from turnwise.learning.planning import Planner
 from turnwise.models.engine import Sampling
-from turnwise.models.policy import Policy
 from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.record import episode_numbers, finite, joined
 from turnwise.monitoring.watchdog import Watchdog, signs, stop_where_asked
@@ -39,34 +31,15 @@ from turnwise.runs.checkpoints import Checkpoint, CheckpointName
 from turnwise.runs.directory import RunDirectory
 from turnwise.seeds import mix
 from turnwise.training.faults import DivergedError, UpdateMemoryError, is_out_of_memory
+from turnwise.training.observing import Observer
 from turnwise.training.side import Side
-from turnwise.training.tasksets import TaskOrder, open_panels
+from turnwise.training.tasksets import Panels, TaskOrder
 from turnwise.trajectory import Group, Task, Trajectory, group_by_task
 
 # Keys of the reply draws: updates count from 0, measurements have their own.
 _EVAL_KEY, TEST_KEY = 1 << 40, 1 << 41
 
 _DIVERGED = "lower optimizer.lr, and look for extreme rewards or overflow in half precision"
-
-
-class Observer(Protocol):
-    """Hears what happens; a display, a test, nobody."""
-
-    def stage(self, name: str) -> None: ...
-    def cloning(self, progress: Progress) -> None: ...
-    def episode(self, trajectory: Trajectory) -> None: ...
-    def update(self, record: dict[str, Any]) -> None: ...
-    def report(self, report: Report) -> None: ...
-
-
-class Silent:
-    """An observer that hears nothing."""
-
-    def stage(self, name: str) -> None: ...
-    def cloning(self, progress: Progress) -> None: ...
-    def episode(self, trajectory: Trajectory) -> None: ...
-    def update(self, record: dict[str, Any]) -> None: ...
-    def report(self, report: Report) -> None: ...
 
 
 class CollectionError(RuntimeError):
@@ -88,20 +61,51 @@ class _Best:
     update: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How long a run is, how it samples, and what ends it; the settings of the same names (``config/schema.py``)."""
+
+    seed: int
+    num_updates: int
+    max_sampled_tokens: int | None
+    checkpoint_every: int
+    max_skipped_updates: int
+    keep_checkpoint: CheckpointName
+    temperature: float
+    max_error_share: float
+    max_reply_tokens: int
+
+
 class Trainer:
-    """One run in progress. Build it with ``train`` or ``resume``; tests may drive it update by update."""
+    """One run in progress. ``turnwise.assembly.run.Assembly`` builds it; tests may drive it update by update.
+
+    ``collector`` plays the training episodes as ``planner`` asks for them, on the tasks that ``order`` names;
+    ``measurer`` plays those of evaluations. ``sides`` are the policies in training.
+    """
 
     def __init__(
-        self, config: RunConfig, run: RunDirectory, policies: Mapping[str, Policy], observer: Observer
+        self,
+        *,
+        run: RunDirectory,
+        sides: Sequence[Side],
+        collector: Collector,
+        measurer: Collector,
+        panels: Panels,
+        order: TaskOrder,
+        planner: Planner,
+        writer: TrajectoryWriter,
+        watchdog: Watchdog,
+        mirrors: Mirrors,
+        measuring: EvalConfig,
+        settings: LoopSettings,
+        observer: Observer,
     ) -> None:
-        self.config, self.run, self.observer = config, run, observer
-        self.sides = [Side(name, policy, config) for name, policy in policies.items()]
-        self.collector, self.measurer = self._collectors()
+        self.run, self.sides, self.observer = run, sides, observer
+        self.collector, self.measurer = collector, measurer
+        self.panels, self.order, self.planner = panels, order, planner
+        self.writer, self.watchdog, self.mirrors = writer, watchdog, mirrors
+        self.measuring, self.settings = measuring, settings
         self.clock = self._clock()
-        self.planner = self.sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size)
-        self.writer = TrajectoryWriter(run.trajectories_path)
-        self.watchdog = Watchdog(config.watchdog, run.metrics())
-        self.mirrors = Mirrors(config.mirrors, run.path, config.model_dump(mode="json"))
         self.finished = 0  # updates
         self.best = _Best()
         self.sampled_tokens = 0
@@ -109,30 +113,6 @@ class Trainer:
         self.halved = False  # whether microbatches are half as big as configured: an update did not fit into memory
         self._saved = -1  # finished updates at the newest checkpoint
         self._sync()
-        self.panels = open_panels(config)  # last: whoever gets no trainer could not close them
-        self.order = TaskOrder(self.panels.train, config.rollout.num_tasks, config.seed)
-        self.validation, self.test = self.panels.validation, self.panels.test
-
-    def _collectors(self) -> tuple[Collector, Collector]:
-        """Who collects and who measures: the same one, but for games with different opponents."""
-        config, slots = self.config, self.config.rollout.num_slots
-        learners = {side.name: side.agent for side in self.sides}
-        rule = SuccessRule(config.env.success_threshold)
-
-        def against(name: str, env: TextEnv) -> Collector:
-            others = opponents(name, env, num_slots=slots, threads=config.rollout.threads)
-            threads = WorldThreads(config.rollout.env_threads, config.rollout.env_order)
-            return Collector(
-                config.env.make, Seating(learners, others), seed=config.seed, success=rule, threads=threads
-            )
-
-        with closed_after(config.env.make()) as env:
-            if capability(env, HasPlayers) is None:
-                collector = measurer = against("self", env)
-            else:
-                game = config.game or GameConfig()
-                collector, measurer = against(game.opponent, env), against(game.eval_opponent, env)
-        return collector, measurer
 
     def _clock(self) -> Clock:
         """One clock for all who work on an update."""
@@ -142,10 +122,9 @@ class Trainer:
         return clock
 
     def close(self) -> None:
-        """Close the environments: some are processes."""
+        """Close the environments that episodes are played in (some are processes), and the copies of the record."""
         self.collector.close()
         self.measurer.close()
-        self.panels.close()
         self.mirrors.close()
 
     def step(self) -> dict[str, Any]:
@@ -170,7 +149,7 @@ class Trainer:
         work = self.clock.take()
         record = self._record(groups, update, metrics)
         began = time.perf_counter()
-        if self.config.eval.every and self.finished % self.config.eval.every == 0:
+        if self.measuring.every and self.finished % self.measuring.every == 0:
             record["eval_success"] = self.validate()
         times.evaluate = time.perf_counter() - began
         record["seconds"], record["tokens"] = {**asdict(times), **work.seconds}, dict(work.tokens)
@@ -180,7 +159,7 @@ class Trainer:
         self.run.log(record)
         self.mirrors.log(record)
         self.observer.update(record)
-        if self.skipped_in_a_row == self.config.max_skipped_updates:
+        if self.skipped_in_a_row == self.settings.max_skipped_updates:
             raise DivergedError(
                 f"the gradient was not finite in {self.skipped_in_a_row} updates in a row, up to update "
                 f"{self.finished}, and was left out: {_DIVERGED}. {self._safe}"
@@ -188,7 +167,7 @@ class Trainer:
         stop = [event for event in events if event["level"] == "stop"]
         # Last of all: what a checkpoint says is finished is in the log.
         is_best = self.best.update == self.finished
-        if self.finished % self.config.checkpoint_every == 0 or is_best or self.is_over or stop:
+        if self.finished % self.settings.checkpoint_every == 0 or is_best or self.is_over or stop:
             self.save()
         if not self.is_over:
             stop_where_asked(stop, update)
@@ -197,23 +176,23 @@ class Trainer:
     @property
     def is_over(self) -> bool:
         """Whether all updates are done, or the budget of sampled tokens is used up."""
-        budget = self.config.max_sampled_tokens
-        return self.finished >= self.config.num_updates if budget is None else self.sampled_tokens >= budget
+        budget = self.settings.max_sampled_tokens
+        return self.finished >= self.settings.num_updates if budget is None else self.sampled_tokens >= budget
 
     def collect(self, update: int) -> list[Group]:
         """Play ``group_size`` episodes of each of the update's tasks.
 
         Raises CollectionError where too many of them fail, or none has a turn.
         """
-        _seed_globals(self.config.seed, update)
-        sampling = Sampling(self.config.rollout.temperature, max_tokens=self.config.agent.max_reply_tokens)
+        _seed_globals(self.settings.seed, update)
+        sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_reply_tokens)
         rollouts = Rollouts(self.collector, sampling, key=update, on_episode=self.observer.episode)
         played = self.planner.plan(self.order.tasks(update), rollouts, self.order.spare(update))
         failed = [t for t in played if t.end == "error"]
-        if len(failed) > self.config.rollout.max_error_share * len(played):
+        if len(failed) > self.settings.max_error_share * len(played):
             raise CollectionError(
                 f"{len(failed)} of {len(played)} episodes of update {update} failed twice in their environment "
-                f"({_reasons(failed)}): more than rollout.max_error_share={self.config.rollout.max_error_share}"
+                f"({_reasons(failed)}): more than rollout.max_error_share={self.settings.max_error_share}"
             )
         if not any(t.turns for t in played if t.end != "error"):
             raise CollectionError(f"no episode of update {update} has a turn to learn from ({_reasons(played)})")
@@ -258,7 +237,7 @@ class Trainer:
 
     def validate(self) -> float:
         """Sampled success (mean return where success is unknown) on the validation panel; notes the best."""
-        report = self.measure(self.validation, "validation", temperature=1.0, key=_EVAL_KEY)
+        report = self.measure(self.panels.validation, "validation", temperature=1.0, key=_EVAL_KEY)
         value = report.success.value if report.success else report.mean_return
         if value > self.best.success:
             self.best = _Best(value, self.finished)
@@ -269,29 +248,29 @@ class Trainer:
 
         Raises CollectionError where too many of its episodes fail.
         """
-        _seed_globals(self.config.seed, key)
-        samples = 1 if temperature == 0 else self.config.eval.samples
+        _seed_globals(self.settings.seed, key)
+        samples = 1 if temperature == 0 else self.measuring.samples
         report, _ = evaluate_policy(
             self.measurer,
             tasks,
             name=name,
             temperature=temperature,
             samples=samples,
-            max_tokens=self.config.agent.max_reply_tokens,
+            max_tokens=self.settings.max_reply_tokens,
             key=key,
             on_episode=self.observer.episode,
         )
-        if why := report.too_many_errors(self.config.eval.max_error_share):
+        if why := report.too_many_errors(self.measuring.max_error_share):
             raise CollectionError(why)
         return report
 
     def final(self) -> dict[str, Report]:
         """Sampled (T = 1) and greedy reports on the test panel."""
-        if not self.test:
+        if not self.panels.test:
             return {}
-        reports = {"sampled": self.measure(self.test, "sampled", temperature=1.0, key=TEST_KEY)}
-        if self.config.eval.greedy:
-            reports["greedy"] = self.measure(self.test, "greedy", temperature=0.0, key=TEST_KEY)
+        reports = {"sampled": self.measure(self.panels.test, "sampled", temperature=1.0, key=TEST_KEY)}
+        if self.measuring.greedy:
+            reports["greedy"] = self.measure(self.panels.test, "greedy", temperature=0.0, key=TEST_KEY)
         for report in reports.values():
             self.observer.report(report)
         return reports
@@ -321,7 +300,7 @@ class Trainer:
         self.load("last")
         self.run.cut(self.finished)
         self.writer = TrajectoryWriter(self.run.trajectories_path)
-        self.watchdog = Watchdog(self.config.watchdog, self.run.metrics())
+        self.watchdog = Watchdog(self.watchdog.config, self.run.metrics())
 
     def load(self, name: CheckpointName) -> None:
         """Take up a checkpoint."""
@@ -347,7 +326,7 @@ class Trainer:
                 "total_sampled_tokens": self.sampled_tokens,
                 "failures": self.collector.failures,
                 "adapter_hash": ",".join(side.policy.adapter_hash for side in self.sides),
-                **signs(groups, self.config.agent.max_reply_tokens),
+                **signs(groups, self.settings.max_reply_tokens),
                 "entropy": None,  # as_dict leaves out what was not measured
                 **joined({side.name: {**metrics[side.name].as_dict(), **side.numbers()} for side in self.sides}),
             }

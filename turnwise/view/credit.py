@@ -15,13 +15,13 @@ from typing import Any, cast
 import torch
 
 from turnwise.algorithms.registry import build
-from turnwise.config.schema import RunConfig
 from turnwise.learning.learner import shaped_rewards
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.parts import Samples, Stream, Streams
 from turnwise.learning.planning import Scorer
 from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.runs.directory import RunDirectory
 from turnwise.trajectory import Trajectory, group_by_task
 
 Name = tuple[str, str]
@@ -82,9 +82,9 @@ def name_of(trajectory: Trajectory) -> Name:
 class Recipes:
     """A run's recipes, one for each policy in training, fed with one update after another."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.info = config.run_info
+    def __init__(self, run: RunDirectory) -> None:
+        self.config = run.config()
+        self.info = self.config.run_info
         self.sides: dict[str, tuple[Recipe, TrajectoryBuffer]] = {}
         self.why_not = ""
 

@@ -47,7 +47,7 @@ def read_episodes(run: RunDirectory, metrics: Sequence[Mapping[str, Any]], limit
     """All of a run's trajectories, or those of updates spread evenly over it, about ``limit`` in number."""
     config, notes = run.config(), list[str]()
     logged = {int(line["update"]): line for line in metrics}
-    recipes = Recipes(config)
+    recipes = Recipes(run)
     vocabulary = vocabulary_of(run)
     info = replace(config.run_info, vocabulary=vocabulary)
     planner = tree_planner(build(config.algorithm, info).planner)

@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from turnwise.config.schema import RunConfig
+from turnwise.config.schema import EvalConfig
 from turnwise.runs.directory import RunDirectory
 from turnwise.view.episodes import pack, read_episodes
 from turnwise.view.runs import columns, comparison, describe, evaluation, events, interval, validation
@@ -76,7 +76,7 @@ def _run(run: RunDirectory, name: str, limit: int) -> tuple[dict[str, Any], list
         **describe(run, name),
         "metrics": columns(metrics),
         "outcomes": [{"update": update, **interval(found)} for update, found in episodes.outcomes.items()],
-        "validation": validation(metrics, _validated(config)),
+        "validation": validation(metrics, _validated(config.eval)),
         "events": events(metrics),
         "evaluation": evaluation(run),
         "episodes": episodes.index,
@@ -85,8 +85,8 @@ def _run(run: RunDirectory, name: str, limit: int) -> tuple[dict[str, Any], list
     return made, episodes.blocks
 
 
-def _validated(config: RunConfig) -> int | None:
-    return config.eval.tasks if config.eval.samples == 1 else None
+def _validated(measured: EvalConfig) -> int | None:
+    return measured.tasks if measured.samples == 1 else None
 
 
 def _document(title: str, blocks: Sequence[tuple[str, str]], library: str) -> str:

@@ -1,0 +1,284 @@
+"""The one place that turns a run's configuration into objects, each made once.
+
+    with closing(Assembly(config)) as assembly:                # opens the world
+        run = RunDirectory.create(out, config, assembly.panels.hashes())
+        assembly.make_model(run)                               # clones the expert, where a warm start is configured
+        with closing(assembly.trainer(run, observer)) as trainer:
+            trainer.step()
+
+Everything below (trainer, sides, collectors, cloning) takes objects and single sections of the configuration.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from turnwise.agents.collector import Collector
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.prompts import ChatFormat
+from turnwise.agents.seating import ModelAgent, Seating
+from turnwise.agents.worldwork import WorldThreads
+from turnwise.algorithms.registry import build
+from turnwise.assembly.players import load_policies, model_agent, opponents, sides_of
+from turnwise.cloning.cloner import OnProgress
+from turnwise.cloning.warmstart import Cloning, begin_model, cached_model, warmstart
+from turnwise.config.schema import GameConfig, RunConfig
+from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.tasks import TextEnv, close, closed_after, make_env, panel
+from turnwise.evaluation.report import evaluate_policy
+from turnwise.learning.learner import Learner
+from turnwise.learning.planning import GroupPlanner
+from turnwise.learning.recipe import Recipe
+from turnwise.models.engine import SlotEngine
+from turnwise.models.loading import end_ids, save_model
+from turnwise.models.policy import Policy
+from turnwise.monitoring.mirrors import Mirrors
+from turnwise.monitoring.watchdog import Watchdog
+from turnwise.replay.store import TrajectoryWriter
+from turnwise.runs.directory import RunDirectory
+from turnwise.training.observing import Callback, Observer
+from turnwise.training.plan import Demand, Shape, fitting_microbatch, shape_of
+from turnwise.training.side import Side
+from turnwise.training.tasksets import Panels, TaskOrder, open_panels
+from turnwise.training.trainer import LoopSettings, Trainer
+
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
+
+_STOP_KEY = 1 << 42  # of the reply draws while cloning; updates count from 0
+
+
+class Assembly:
+    """What a configuration asks for, as objects. Close it: it holds an environment open.
+
+    The one environment ``world`` gives the panels and the players of a game, demonstrates the tasks where a model is
+    cloned in the run's own world, and is asked nothing while episodes are played (collectors have their own).
+    ``model`` is a loaded (model, tokenizer) in the place of the one that the configuration names; the run gets a copy.
+    """
+
+    def __init__(self, config: RunConfig, model: tuple[Any, Any] | None = None) -> None:
+        self.config, self.model = config, model
+        self.success = SuccessRule(config.env.success_threshold)
+
+    def close(self) -> None:
+        """Close the world, if it was opened."""
+        if "world" in vars(self):
+            close(self.world)
+
+    @cached_property
+    def world(self) -> TextEnv:
+        """An environment of the run. Raises ValueError for an unknown one, or settings that it does not take."""
+        return self.config.env.make()
+
+    @cached_property
+    def panels(self) -> Panels:
+        """The run's tasks, proven apart. Raises ValueError where they overlap, or there are too few."""
+        config = self.config
+        return open_panels(self.world, config.env.split, config.eval, config.rollout.num_tasks, config.warmstart)
+
+    @cached_property
+    def side_names(self) -> list[str]:
+        """The policies in training, by the role or player that each plays; ``[""]``: one for all."""
+        return sides_of(self.world, self.config.game, self.config.env.id)
+
+    def recipe(self, vocabulary: int | None = None) -> Recipe:
+        """The algorithm's parts, fresh: they hold state. ``vocabulary`` is the number of the model's tokens."""
+        info = replace(self.config.run_info, vocabulary=vocabulary)
+        return build(self.config.algorithm, info)
+
+    def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
+        """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
+        if self.model is not None:
+            save_model(*self.model, run.model_path)
+        elif self.config.warmstart is not None:
+            shutil.copytree(self.warmstart(on_progress), run.model_path)
+
+    def unlearned_model(self, run: RunDirectory) -> None:
+        """The same without cloning: the clone that the cache holds, else the model that would be cloned."""
+        if self.config.warmstart is None:
+            return
+        if (cached := cached_model(self.cloning)) is not None:
+            run.model_path.symlink_to(cached)
+        else:
+            save_model(*begin_model(self.cloning, self.world), run.model_path)
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the model that a warm start would make is in the cache."""
+        return cached_model(self.cloning) is not None
+
+    def warmstart(self, on_progress: OnProgress | None = None, *, fresh: bool = False) -> Path:
+        """The folder of the cloned model, in the cache; cloned now where it is not there, or with ``fresh``.
+
+        Raises ValueError where the configuration has no warmstart section, or the world no such expert.
+        """
+        cloning = self.cloning
+        if not fresh and (cached := cached_model(cloning)) is not None:
+            return cached
+        settings = cloning.settings
+        if settings.env is None:
+            return warmstart(cloning, self.world, self._measure, on_progress)
+        with closed_after(make_env(settings.env, **settings.env_kwargs)) as elsewhere:
+            return warmstart(cloning, elsewhere, self._measure, on_progress)
+
+    @property
+    def cloning(self) -> Cloning:
+        """Everything that decides the warm-started model. Raises ValueError without a warmstart section."""
+        config = self.config
+        if config.warmstart is None:
+            raise ValueError("this configuration has no `warmstart:` section: nothing to clone")
+        return Cloning(
+            settings=config.warmstart,
+            model=config.model,
+            agent=config.agent,
+            env=config.env,
+            seed=config.seed,
+            device=config.device,
+            described=config.model_dump(mode="json"),
+        )
+
+    def _measure(self, model: Any, tokenizer: Any) -> float:
+        """Sampled success (T = 1, or mean return where success is unknown) of a model that is being cloned.
+
+        A quarter of the stopping panel's tasks is enough to see that a model is far from the goal.
+        """
+        config, settings = self.config, self.config.warmstart
+        assert settings is not None
+        assert settings.stop_success is not None
+        chat = ChatFormat(tokenizer, config.agent.system, date=config.agent.date, end_ids=end_ids(model))
+        engine = SlotEngine(
+            model,
+            num_slots=config.rollout.num_slots,
+            max_length=config.agent.max_context_tokens,
+            end_ids=chat.end_ids,
+            threads=config.rollout.threads,
+        )
+        game = config.game or GameConfig()
+        others = opponents(game.eval_opponent, self.world, num_slots=config.rollout.num_slots)
+        seating = Seating({"": ModelAgent(engine, chat, config.agent)}, others)
+        tasks = panel(self.world, settings.stop_split)
+        rate = 0.0
+        with closing(Collector(self.config.env.make, seating, seed=config.seed, success=self.success)) as collector:
+            for num in (max(1, settings.stop_tasks // 4), settings.stop_tasks):
+                report, _ = evaluate_policy(
+                    collector,
+                    tasks[:num],
+                    name="warmstart",
+                    max_tokens=config.agent.max_reply_tokens,
+                    key=_STOP_KEY,
+                )
+                if why := report.too_many_errors(config.eval.max_error_share):
+                    raise ValueError(why)
+                rate = report.success.value if report.success else report.mean_return
+                if rate < settings.stop_success - 0.15:
+                    break
+        return rate
+
+    def trainer(self, run: RunDirectory, observer: Observer | None = None) -> Trainer:
+        """The loop with all that it works on, and the policies that the run begins with; close it."""
+        return self.trainer_of(Trainer, run, observer)
+
+    def trainer_of(
+        self,
+        kind: type[AnyTrainer],
+        run: RunDirectory,
+        observer: Observer | None = None,
+        policies: Mapping[str, Policy] | None = None,
+    ) -> AnyTrainer:
+        """A trainer of another class, or of other ``policies`` by side than the run begins with."""
+        config = self.config
+        panels = self.panels  # first: what is refused is refused before a model is loaded
+        policies = policies or load_policies(run, self.side_names)
+        sides = [self.side(name, policy) for name, policy in policies.items()]
+        collector, measurer = self._collectors({side.name: side.agent for side in sides})
+        return kind(
+            run=run,
+            sides=sides,
+            collector=collector,
+            measurer=measurer,
+            panels=panels,
+            order=TaskOrder(panels.train, config.rollout.num_tasks, config.seed),
+            planner=sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size),
+            writer=TrajectoryWriter(run.trajectories_path),
+            watchdog=Watchdog(config.watchdog, run.metrics()),
+            mirrors=Mirrors(config.mirrors, run.path, config.model_dump(mode="json")),
+            measuring=config.eval,
+            settings=LoopSettings(
+                seed=config.seed,
+                num_updates=config.num_updates,
+                max_sampled_tokens=config.max_sampled_tokens,
+                checkpoint_every=config.checkpoint_every,
+                max_skipped_updates=config.max_skipped_updates,
+                keep_checkpoint=config.keep_checkpoint,
+                temperature=config.rollout.temperature,
+                max_error_share=config.rollout.max_error_share,
+                max_reply_tokens=config.agent.max_reply_tokens,
+            ),
+            observer=observer or Callback(),
+        )
+
+    def side(self, name: str, policy: Policy) -> Side:
+        """One policy in training, with its sampler, learner and buffer."""
+        config, rollout = self.config, self.config.rollout
+        policy.temperature = rollout.temperature
+        agent = model_agent(
+            policy,
+            config.agent,
+            num_slots=rollout.num_slots,
+            threads=rollout.threads,
+            engines=rollout.engines,
+            name=name,
+        )
+        info = replace(config.run_info, vocabulary=policy.sampler.config.vocab_size)
+        learner = Learner(self.recipe(info.vocabulary), policy, config.optimizer, info)
+        return Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")))
+
+    def _collectors(self, learners: Mapping[str, ModelAgent]) -> tuple[Collector, Collector]:
+        """Who collects and who measures: the same one, but for games with different opponents."""
+        if capability(self.world, HasPlayers) is None:
+            collector = self._against("self", learners)
+            return collector, collector
+        game = self.config.game or GameConfig()
+        return self._against(game.opponent, learners), self._against(game.eval_opponent, learners)
+
+    def _against(self, opponent: str, learners: Mapping[str, ModelAgent]) -> Collector:
+        config, rollout = self.config, self.config.rollout
+        others = opponents(opponent, self.world, num_slots=rollout.num_slots, threads=rollout.threads)
+        threads = WorldThreads(rollout.env_threads, rollout.env_order)
+        seating = Seating(learners, others)
+        return Collector(self.config.env.make, seating, seed=config.seed, success=self.success, threads=threads)
+
+
+def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
+    """What decides a run's memory: the model's shape, which is read without its weights, and how much is held at once.
+
+    Raises ValueError where the model's configuration cannot be found.
+    """
+    demand = Demand(
+        microbatch_tokens=config.optimizer.microbatch_tokens,
+        max_context_tokens=config.agent.max_context_tokens,
+        num_slots=config.rollout.num_slots,
+        device=config.device,
+        gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
+    )
+    return shape_of(config.model, config.lora), demand
+
+
+def fitted(config: RunConfig) -> RunConfig:
+    """``config``, with smaller microbatches and a warning where those configured would not fit into what is free now.
+
+    A model whose shape cannot be read is left to whoever loads it. Raises ValueError where nothing fits.
+    """
+    try:
+        shape, demand = demand_of(config)
+    except ValueError:
+        return config
+    tokens = fitting_microbatch(shape, demand)
+    if tokens == demand.microbatch_tokens:
+        return config
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"microbatch_tokens": tokens})})

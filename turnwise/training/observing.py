@@ -1,0 +1,83 @@
+"""Who is told what happens in a run: a display, a test, a caller's callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from turnwise.cloning.cloner import Progress
+from turnwise.evaluation.report import Report
+from turnwise.trajectory import Trajectory
+
+
+class Observer(Protocol):
+    """What the trainer tells. An exception that a method raises ends the run, which can be resumed."""
+
+    def stage(self, name: str) -> None:
+        """The run goes on to ``clone``, ``measure``, ``train``, or ``stop`` (after a signal)."""
+
+    def cloning(self, progress: Progress) -> None:
+        """Cloning has come so far."""
+
+    def episode(self, trajectory: Trajectory) -> None:
+        """An episode has ended, in training or in a measurement."""
+
+    def update(self, record: dict[str, Any]) -> None:
+        """An update is done; ``record`` is its line in metrics.jsonl."""
+
+    def report(self, report: Report) -> None:
+        """A measurement on the test panel is done."""
+
+
+class Callback:
+    """An observer that does nothing: subclass it and override what you want to be told."""
+
+    def stage(self, name: str) -> None: ...
+    def cloning(self, progress: Progress) -> None: ...
+    def episode(self, trajectory: Trajectory) -> None: ...
+    def update(self, record: dict[str, Any]) -> None: ...
+    def report(self, report: Report) -> None: ...
+
+
+class _OnUpdate(Callback):
+    def __init__(self, function: Callable[[dict[str, Any]], object]) -> None:
+        self._function = function
+
+    def update(self, record: dict[str, Any]) -> None:
+        self._function(record)
+
+
+class Together(Callback):
+    """Several observers as one, told in order. A function among them is called with each update's record."""
+
+    def __init__(self, observers: Sequence[Observer | Callable[[dict[str, Any]], object]]) -> None:
+        self._all: list[Observer] = []
+        for each in observers:
+            if all(hasattr(each, name) for name in ("stage", "cloning", "episode", "update", "report")):
+                self._all.append(each)  # type: ignore[arg-type]
+            elif callable(each):
+                self._all.append(_OnUpdate(each))
+            else:
+                raise ValueError(
+                    f"a callback is a function of an update's record, or a turnwise.Callback; got {each!r}"[:200]
+                )
+
+    def stage(self, name: str) -> None:
+        for each in self._all:
+            each.stage(name)
+
+    def cloning(self, progress: Progress) -> None:
+        for each in self._all:
+            each.cloning(progress)
+
+    def episode(self, trajectory: Trajectory) -> None:
+        for each in self._all:
+            each.episode(trajectory)
+
+    def update(self, record: dict[str, Any]) -> None:
+        for each in self._all:
+            each.update(record)
+
+    def report(self, report: Report) -> None:
+        for each in self._all:
+            each.report(report)
