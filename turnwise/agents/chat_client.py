@@ -247,7 +247,7 @@ class ChatClient:
 
     def _pause(self, error: _PassingError, attempt: int) -> None:
         """Wait before the next attempt. Raises EndpointError where there is none."""
-        hint = "Finished episodes are kept with --out: the same command goes on from there"
+        hint = "With --out, finished episodes are kept: run the same command again to continue"
         if error.unreachable and not self._reached:
             raise EndpointError(f"{self._url} cannot be reached ({error}). Does the server run, is the address right?")
         if attempt == self.config.retries:

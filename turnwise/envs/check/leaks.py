@@ -73,9 +73,7 @@ def _verdict(probe: Probe, trained: dict[str, list[_Look]], tested: dict[str, li
     if _too_many(known, tested):
         return failed(f"{text}; make more different tasks, or give each split its own")
     if all(shows for shows in hidden.values()):
-        return passed(
-            f"{text}; but the same question is followed by different things there, so its answer is in hidden state"
-        )
+        return passed(f"{text}; but there one question is followed by different things: its answer is in hidden state")
     why = "the answers may be in hidden state, which random actions do not show"
     if probe.has_panels:
         return passed(f"{text}; but {why}. By their content keys the tasks differ")
