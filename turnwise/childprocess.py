@@ -1,8 +1,12 @@
-"""A process that holds an object and answers calls to its methods, each within a time limit.
+"""A child process that holds an object, whose methods the parent calls with a time limit.
 
-It ends with its ``Child``, or with the parent, however the parent ends; what it started itself ends with it. It gets
-the parent's environment variables as they are when it starts, and never runs the parent's script again: no
-``if __name__ == "__main__"`` is needed.
+    child = Child(pickle.dumps(make_world), "forkserver", ("reset_timeout_s", 300.0), preload=("my_module",))
+    observation, info = child.ask("reset", limit=("reset_timeout_s", 300.0))
+    child.end()
+
+The process ends with its ``Child`` object, and when the parent ends for any reason. Processes that it has started end
+with it. It gets the parent's environment variables as they are at its start. It does not run the parent's script again,
+so that no ``if __name__ == "__main__"`` is needed there.
 """
 
 from __future__ import annotations
@@ -25,23 +29,29 @@ from typing import Any
 from gymnasium.error import ResetNeeded
 
 Limit = tuple[str, float]
-"""(name of the setting, seconds)"""
+"""A time limit: the name of its setting, for messages, and its seconds."""
 
 START_METHODS = tuple(m for m in ("forkserver", "spawn") if m in multiprocessing.get_all_start_methods())
-"""Best first: forking a clean server takes milliseconds, a new interpreter imports everything again. Neither forks
-the parent, so that threads of torch do no harm."""
+"""Start methods that the system has, the fastest first.
+
+"forkserver" forks a clean server process, which takes milliseconds. "spawn" starts a new interpreter, which imports
+everything again. Neither forks the parent, whose torch threads would make that unsafe."""
 
 
 class EnvTimeoutError(TimeoutError):
-    """A call took longer than its limit; the process was killed."""
+    """A call took longer than its limit. The process was killed."""
 
 
 class EnvDiedError(RuntimeError):
-    """The process ended in the middle of a call, or before it."""
+    """The process ended during a call or before it."""
 
 
 class EnvRaisedError(RuntimeError):
-    """The call raised. ``type_name`` and ``message`` are the exception's; ``trace`` is its traceback, also a note."""
+    """The method raised an exception.
+
+    ``call`` is the call, ``type_name`` and ``message`` describe the exception, and ``trace`` is its traceback, which is
+    also added as a note.
+    """
 
     def __init__(self, call: str, type_name: str, message: str, trace: str) -> None:
         super().__init__(f"{call} raised {type_name}: {message}")
@@ -53,11 +63,12 @@ class EnvRaisedError(RuntimeError):
 
 
 class Child:
-    """``packed`` is a pickled function that makes the object there; ``what`` it is, for messages.
+    """A process with an object whose methods can be called.
 
-    ``preload`` names the modules that it needs: the server imports them once, if this child is the first.
-
-    After a failure of the process it stays dead.
+    ``packed`` is a pickled function that makes the object there, within ``limit``. ``preload`` names the modules that
+    it needs; with "forkserver" the server imports them once, at its first child. Messages call the object ``what``.
+    Raises EnvTimeoutError, EnvDiedError and EnvRaisedError where the object cannot be made. After any failure of the
+    process it is not started again.
     """
 
     def __init__(
@@ -76,28 +87,32 @@ class Child:
             self._process.start()
         theirs.close()
         self.end = weakref.finalize(self, _kill, self._process, self._connection, os.getpid())
-        """Kills the process; once."""
+        """Kills the process. Further calls do nothing."""
         self._result(f"starting the {what}", limit)
 
     @property
     def alive(self) -> bool:
-        """Between two calls, a living process has nothing to say."""
+        """Whether the process runs. To be used between calls only."""
         return self.end.alive and not wait([self._connection, self._process.sentinel], 0)
 
     def ask(self, name: str, *arguments: Any, limit: Limit) -> Any:
-        """What the method returns. Raises EnvTimeoutError, EnvDiedError, EnvRaisedError; ResetNeeded when dead."""
+        """Call a method and return its result.
+
+        Raises EnvTimeoutError, EnvDiedError or EnvRaisedError where the call fails, and ResetNeeded where the process
+        has ended before.
+        """
         self.tell(name, *arguments)
         return self.told(name, limit=limit)
 
     def tell(self, name: str, *arguments: Any) -> None:
-        """Begin a call whose result ``told`` gives; one at a time."""
+        """Start a call without waiting for its result, which ``told`` returns. Only one call at a time."""
         if not self.end.alive:
             raise ResetNeeded(f"The {self._what}'s process has ended: call reset(), which starts a fresh one.")
         with self._ending(), self._death_said(f"{name}()"):
             self._connection.send((name, arguments))
 
     def told(self, name: str, *, limit: Limit) -> Any:
-        """What the call that was begun returns."""
+        """Wait for the call that ``tell`` started, and return its result. Raises as ``ask`` does."""
         return self._result(f"{name}()", limit)
 
     def _result(self, call: str, limit: Limit) -> Any:
@@ -111,7 +126,7 @@ class Child:
     def _ending(self) -> Iterator[None]:
         try:
             yield
-        except BaseException:  # an interrupt too: the next answer would be that of this call
+        except BaseException:  # an interrupt as well: otherwise the next call would get the answer of this one
             self.end()
             raise
 
@@ -146,7 +161,7 @@ def _fate(process: BaseProcess) -> str:
 
 
 def _kill(process: BaseProcess, connection: Connection, owner: int) -> None:
-    """End a process and what it started. (Not from a fork of the parent, which inherits the object.)"""
+    """End a process and the processes that it started. Does nothing in a fork of the parent, which has a copy."""
     if os.getpid() != owner:
         return
     connection.close()
@@ -159,7 +174,7 @@ def _kill(process: BaseProcess, connection: Connection, owner: int) -> None:
 
 @contextlib.contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Keeps ``multiprocessing`` from running the parent's script again in the child, which needs nothing of it."""
+    """A context in which ``multiprocessing`` does not run the parent's script again in a new child."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -169,9 +184,9 @@ def _no_main_module() -> Iterator[None]:
 
 
 def _serve(connection: Connection, packed: bytes, variables: dict[str, str]) -> None:
-    """What the process does: make the object, then answer calls until the pipe closes."""
+    """The main function of the process: make the object, then answer calls until the pipe closes."""
     if hasattr(os, "setsid"):
-        os.setsid()  # a group of its own: Ctrl-C is the parent's to handle, and a kill reaches what the world started
+        os.setsid()  # a process group of its own: the parent handles Ctrl-C, and a kill reaches all its children
     os.environ.clear()
     os.environ.update(variables)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -188,7 +203,7 @@ def _serve(connection: Connection, packed: bytes, variables: dict[str, str]) -> 
 
 
 def _answer(function: Callable[..., Any], *arguments: Any) -> bytes:
-    """(True, what it returned) or (False, how it failed), pickled."""
+    """Pickled: (True, result), or (False, (type, message and traceback of the exception))."""
     try:
         return pickle.dumps((True, function(*arguments)))
     except (Exception, SystemExit) as error:  # whatever a third party's world raises; an answer that is not pickled
@@ -196,7 +211,7 @@ def _answer(function: Callable[..., Any], *arguments: Any) -> bytes:
 
 
 def _die_with_parent() -> None:
-    """A thread: a world that hangs would never notice that its pipe has closed."""
+    """A thread that ends the process with its parent. (A world that hangs would not notice that the pipe is closed.)"""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -126,8 +126,12 @@ def test_a_game_of_two_is_followed_to_its_end() -> None:
 @pytest.mark.parametrize(
     ("entry", "outcome", "words"),
     [
-        (worlds.Database, "passed", "hidden state that random strings do not show: that the tasks differ is the word"),
-        (worlds.DatabaseOfSeeds, "skipped", "tasks(split) with content keys, or an expert, would tell"),
+        (
+            worlds.Database,
+            "passed",
+            "hidden state, which random actions do not show. By their content keys the tasks differ",
+        ),
+        (worlds.DatabaseOfSeeds, "skipped", "Add tasks(split) with content keys, or an expert, to make sure"),
         (worlds.DatabaseWithClerk, "passed", "one question is followed by different things"),
         (worlds.DatabaseOfChoices, "passed", "one question is followed by different things"),
     ],

@@ -420,6 +420,6 @@ def test_a_model_whose_logits_are_not_finite_neither_trains_nor_is_measured(mode
         with pytest.raises(AgentError, match=r"broken \(update 0\) .* episode test-\d.*, turn 1: .* nan or infinite"):
             evaluate(broken, env="turnwise/FrozenLake-v0", tasks=2, engines=engines)
     with pytest.raises(
-        AgentError, match=r"the policy \(update 0\) cannot go on in episode .*, turn 1: .* nan or infinite"
+        AgentError, match=r"the policy \(update 0\) cannot continue in episode .*, turn 1: .* nan or infinite"
     ):
         train(config(broken), tmp_path / "run")

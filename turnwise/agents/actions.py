@@ -1,4 +1,4 @@
-"""From a reply to an action. Tolerant: what cannot be parsed is an ordinary outcome, recorded as not valid."""
+"""Reads the action from a reply. A reply without an action is an ordinary outcome: the action is marked not valid."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from typing import Literal
 ActionFormat = Literal["plain", "tags", "whole"]
 
 MAX_ACTION_CHARS = 65_536
-"""A longer action is not sent: a world is not meant to be given a book, nor a part of one."""
+"""Characters. A longer action is not sent to the environment, not even a part of it."""
 
 _THOUGHT = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
-# The innermost whole pair: no other tag of the kind inside.
+# The innermost complete pair of tags.
 _TAGGED = re.compile(r"<action>((?:(?!</?action>).)*)</action>", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedAction:
-    """What is sent to the world, and whether the reply held an action."""
+    """The text that is sent to the environment, and whether the reply held an action."""
 
     text: str
     valid: bool
 
 
 def parse_action(reply: str, style: ActionFormat) -> ParsedAction:
-    """Read the answer, which is what follows the reply's last thought (``<think>...</think>``).
+    """The action in a reply. For example, ``<think>It is red.</think> take mug`` holds the action ``take mug``.
 
-    ``plain``: its first line that is not empty. ``tags``: the text of its last whole ``<action>...</action>``, with the
-    white space inside; without one the answer's last line is sent and marked not valid (some worlds still take it).
-    ``whole``: the reply as it is, thoughts included, for worlds that read tags themselves. White space at both ends is
-    dropped; nothing is ever cut: of an action beyond ``MAX_ACTION_CHARS`` nothing is sent (``unsent`` says so).
+    The answer is what follows the last thought (``<think>...</think>``). What is read from it depends on ``style``:
+
+    plain   its first line that is not empty
+    tags    the text in its last complete ``<action>...</action>``. Without one, its last line is sent and marked not
+            valid (some environments still understand it)
+    whole   the whole reply, thoughts included, for environments that read tags themselves
+
+    White space at both ends is dropped. An action longer than ``MAX_ACTION_CHARS`` is not sent and not shortened: the
+    text is then empty and not valid.
     """
     if style == "whole":
         return _checked(reply)
@@ -47,9 +52,9 @@ def parse_action(reply: str, style: ActionFormat) -> ParsedAction:
 
 
 def answer(reply: str) -> str | None:
-    """What follows the last thought of a reply; None where that thought does not end.
+    """What follows the last thought of a reply; None where that thought has no end.
 
-    A thought may have been opened by the prompt: then only its end stands in the reply.
+    The prompt may have opened the thought. Then the reply contains only ``</think>``.
     """
     tags = list(_THOUGHT.finditer(reply))
     if not tags:
@@ -58,7 +63,7 @@ def answer(reply: str) -> str | None:
 
 
 def unsent(reply: str) -> str:
-    """Why nothing of a reply that is not valid was sent to the world, for whoever is shown the reply."""
+    """A short reason, for display, why nothing of a reply was sent to the environment."""
     said = answer(reply)
     if said is None:
         return "the reply ends inside a thought"

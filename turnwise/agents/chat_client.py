@@ -1,9 +1,10 @@
-"""A client of the chat completions API that OpenAI defined and many servers speak; standard library only.
+"""A client of the chat completions API, which OpenAI defined and many servers offer. Standard library only.
 
-One request is ``POST {base_url}/chat/completions`` with a model's name and messages. What can pass by itself is asked
-again after a pause that doubles: no connection, no answer in time, an answer that is none, status 408, 409, 425, 429
-and 5xx (``Retry-After`` is obeyed, by all threads). Everything else ends with one sentence (``EndpointError``). The key
-comes from the environment, goes into one header, and is blotted out of whatever the server says.
+A request is ``POST {base_url}/chat/completions`` with a model's name and messages. Failures that may be temporary are
+retried after a pause that doubles each time: no connection, no answer in time, an answer that cannot be read, and
+status 408, 409, 425, 429 and 5xx. Where the server sends ``Retry-After``, all threads wait so long. Any other failure
+raises EndpointError. The API key comes from an environment variable, is sent in one header, and is removed from every
+message of the server before that is shown.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _EXCERPT = 200  # characters of an answer that an error quotes
 
 
 class EndpointError(AgentError):
-    """The endpoint cannot be used as it is, or has stopped answering."""
+    """The endpoint refuses requests, cannot be reached, or has stopped answering."""
 
 
 class ContextFullError(Exception):
@@ -78,9 +79,9 @@ class EndpointConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was asked of an endpoint; tokens as the server counted them.
+    """Requests to an endpoint, and tokens as the server counted them.
 
-    ``retries`` are among the ``requests``; ``uncounted`` answers came without a count, so that the tokens are too few.
+    ``requests`` include ``retries``. ``uncounted`` answers came without token counts, so that the sums are too low.
     """
 
     requests: int = 0
@@ -99,7 +100,7 @@ class Usage:
         )
 
     def cost(self, config: EndpointConfig) -> float | None:
-        """In the currency of the prices; None without them. Too low where answers came without a count."""
+        """The cost in the currency of the prices; None without prices. Too low where answers are ``uncounted``."""
         if config.input_price is None or config.output_price is None:
             return None
         return (self.prompt_tokens * config.input_price + self.completion_tokens * config.output_price) / 1e6
@@ -107,14 +108,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``text`` as the model wrote it, and what it took."""
+    """The model's text, and the requests and tokens that it took."""
 
     text: str
     usage: Usage
 
 
 class _PassingError(Exception):
-    """A failure that may pass; ``pause_s`` is what the server asks for, if it does."""
+    """A failure that may be temporary. ``pause_s`` is the pause that the server asks for, or None."""
 
     def __init__(self, what: str, pause_s: float | None = None, unreachable: bool = False) -> None:
         super().__init__(what)
@@ -122,7 +123,7 @@ class _PassingError(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Following one would hand the key to another host."""
+    """Does not follow redirects, which would send the key to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -130,9 +131,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 @dataclass
 class ChatClient:
-    """Asks one model of one endpoint; any number of threads may. ``spent`` counts everything that was asked.
+    """A client for one model of one endpoint. Several threads may use it; ``spent`` sums up all their requests.
 
-    Raises ValueError for a key that cannot be sent, or that would go over an open line.
+    Raises ValueError for a key with characters that cannot be sent, and where it would be sent unencrypted to another
+    machine.
     """
 
     model: str
@@ -157,13 +159,14 @@ class ChatClient:
         self._jitter = random.Random()
 
     def close(self) -> None:
-        """Let threads that wait for their turn give up."""
+        """Make threads that wait for their next request raise EndpointError."""
         self._stop.set()
 
     def ask(self, messages: Sequence[Mapping[str, str]], fields: Mapping[str, Any]) -> Answer:
-        """The model's answer; ``fields`` are further ones of the request, under ``extra``.
+        """The model's answer to these messages.
 
-        Raises ContextFullError, and EndpointError where asking again would not help or did not.
+        ``fields`` are added to the request; ``endpoint.extra`` overrides them. Raises ContextFullError where the server
+        says that the context is too long, and EndpointError where the request fails for good.
         """
         body = {"model": self.model, "messages": list(messages), **fields, **self.config.extra}
         data = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
@@ -215,7 +218,7 @@ class ChatClient:
         return str(text or ""), Usage(uncounted=1)
 
     def _refused(self, error: urllib.error.HTTPError, deadline: float) -> NoReturn:
-        """Raise what a status other than 2xx means."""
+        """Raise the exception for a status other than 2xx."""
         try:
             content = _read(error, deadline)
         except (OSError, http.client.HTTPException):
@@ -232,7 +235,7 @@ class ChatClient:
         raise _PassingError(said, _retry_after(error.headers.get("Retry-After")))
 
     def _unreachable(self, error: Exception) -> Exception:
-        """What a failure of the line means."""
+        """The exception for a failed connection."""
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
             return EndpointError(f"{self._url} does not prove who it is ({reason.verify_message})")
@@ -243,8 +246,8 @@ class ChatClient:
         return _PassingError(self._hide(f"{type(reason).__name__}: {reason}"), unreachable=nobody)
 
     def _pause(self, error: _PassingError, attempt: int) -> None:
-        """Wait before the next attempt, or raise where there is none."""
-        hint = "Finished episodes are kept with --out: the same command goes on from there"
+        """Wait before the next attempt. Raises EndpointError where there is none."""
+        hint = "With --out, finished episodes are kept: run the same command again to continue"
         if error.unreachable and not self._reached:
             raise EndpointError(f"{self._url} cannot be reached ({error}). Does the server run, is the address right?")
         if attempt == self.config.retries:
@@ -259,7 +262,7 @@ class ChatClient:
                 self._next = max(self._next, time.monotonic() + error.pause_s)
         else:
             pause = min(_MAX_PAUSE_S, self.config.backoff_s * 2**attempt)
-            self._sleep(pause * self._jitter.uniform(0.5, 1.0))  # threads that failed together part
+            self._sleep(pause * self._jitter.uniform(0.5, 1.0))  # so that threads do not all retry at once
 
     def _wait_for_turn(self) -> None:
         per_minute = self.config.requests_per_minute
@@ -277,7 +280,7 @@ class ChatClient:
             self.spent += usage
 
     def _quoted(self, content: bytes) -> str:
-        """The server's own message where it has the usual form, else the beginning of what it sent."""
+        """The server's error message where it has the usual form, else the beginning of its answer."""
         text = content.decode(errors="replace")
         try:
             inner = json.loads(text)["error"]
@@ -291,7 +294,7 @@ class ChatClient:
 
 
 def _read(response: Any, deadline: float) -> bytes:
-    """All of it, by the deadline: the socket's own limit is for each piece. Raises TimeoutError."""
+    """The whole answer. Raises TimeoutError after the deadline (the socket's own limit is for each piece)."""
     parts, size = [], 0
     while part := response.read1(1 << 16):
         parts.append(part)
@@ -304,7 +307,7 @@ def _read(response: Any, deadline: float) -> bytes:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds, from a number of them or a date; None where there is neither."""
+    """The seconds in a Retry-After header, which is a number or a date; None where it is neither."""
     if value is None:
         return None
     try:

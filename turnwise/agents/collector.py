@@ -241,7 +241,7 @@ class Rollouts:
             assert seat.model is not None
             who = f"{seat.model.name or 'the policy'} (update {seat.model.version})"
             where = f"episode {rollout.job.episode}, turn {len(seat.turns) + 1}"
-            raise AgentError(f"{who} cannot go on in {where}: {error}") from None
+            raise AgentError(f"{who} cannot continue in {where}: {error}") from None
 
     def _environment_results(self) -> Iterator[TurnFinished | RolloutFinished]:
         """Continue the rollouts whose environments have finished a reset or a step, and report what happened."""

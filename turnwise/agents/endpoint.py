@@ -1,8 +1,9 @@
-"""A model behind a chat API as a player: ``openai:MODEL``, or ``openai:MODEL@http://127.0.0.1:8000/v1``.
+"""An agent whose model is behind a chat API: ``openai:MODEL``, or ``openai:MODEL@http://127.0.0.1:8000/v1``.
 
-It is shown the world as a model of ours is: the same context policies lay out the conversation and the same formats
-read the actions. Only tokens stay on the server: turns hold text, and its counts go into ``Usage``. How long a context
-may be is the server's to say too; a refusal ends the episode (or opens a fresh context, with ``on_overflow=restart``).
+The model is shown the environment as a model of turnwise is: by the same context policies, and its actions are read by
+the same formats. Its tokens stay on the server. Turns hold text only, and the server's token counts are added up in
+``Usage``. The server also decides how long a context may be. Where it refuses one as too long, the episode is truncated
+(with ``on_overflow=restart`` the conversation first starts anew).
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from turnwise.trajectory import IntArray
 PREFIX = "openai:"
 
 UNTRAINED: Mapping[str, Any] = {"instructions": True, "show_admissible": True, "max_reply_tokens": 256}
-"""Agent settings of an endpoint unless told otherwise: its model has not been trained on the world."""
+"""Default agent settings for an endpoint, whose model has not been trained on the environment."""
 
 
 class TextChat:
-    """The conversation of a context policy as text: every piece is a message of its own, its ids are code points."""
+    """A ``Chat`` for context policies whose "tokens" are the code points of a message's text.
+
+    So the same policies can be used without a tokenizer.
+    """
 
     def open(self, text: str) -> IntArray:
         return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<i4").astype(np.int32)
@@ -44,7 +48,7 @@ class TextChat:
 
 @dataclass
 class Endpoint:
-    """Makes a player for each episode; ``sampling`` may be changed between episodes."""
+    """Makes an agent for each episode. ``sampling`` may be changed between episodes."""
 
     client: ChatClient
     settings: AgentConfig
@@ -54,7 +58,7 @@ class Endpoint:
         return ChatAgent(self, instructions_of(env), seed)
 
     def fields(self, seed: int) -> dict[str, Any]:
-        """The request's fields beside model and messages."""
+        """The fields of a request except model and messages. ``seed`` is sent where ``endpoint.send_seed`` is true."""
         drawn = {"temperature": self.sampling.temperature, "max_tokens": self.settings.max_reply_tokens}
         if self.sampling.top_p < 1:
             drawn["top_p"] = self.sampling.top_p
@@ -64,7 +68,7 @@ class Endpoint:
 
 
 class ChatAgent:
-    """One episode of an endpoint's model; ``usage`` is what it took so far."""
+    """The agent of one episode. ``usage`` counts its requests and tokens so far."""
 
     def __init__(self, endpoint: Endpoint, instructions: str, seed: int) -> None:
         self.usage = Usage()
@@ -80,7 +84,7 @@ class ChatAgent:
         pass
 
     def act(self, observation: str, info: Info) -> AgentReply:
-        """Raises CutShortError where the turns are used up or the context is full."""
+        """Ask the model. Raises CutShortError where the turns are used up or the server says the context is full."""
         if self._turn >= self._settings.max_turns:
             raise CutShortError("max_turns")
         self._see(observation, info.get("admissible_actions"))
@@ -126,9 +130,9 @@ def is_endpoint(name: str) -> bool:
 
 
 def endpoint(name: str, settings: AgentConfig, config: EndpointConfig) -> Scripted:
-    """The player that ``openai:MODEL[@URL]`` names; the URL goes before the configuration's.
+    """The agent that ``openai:MODEL[@URL]`` names. A URL in the name replaces that of the configuration.
 
-    Raises ValueError for a name without a model, an address that is none, and a key that must not be sent there.
+    Raises ValueError for a name without a model, for a malformed URL, and where the key would be sent unencrypted.
     """
     model, at, url = name.removeprefix(PREFIX).rpartition("@http")
     if not at:

@@ -1,12 +1,17 @@
-"""Token deltas: what each turn adds to the context, rendered once and never again.
+r"""The tokens that each turn adds to a model's context.
 
-``ChatFormat`` takes a tokenizer's own chat template apart (``templates.py``) into fixed pieces; a conversation is
-those pieces laid around the observations and the sampled replies, with the tokens that the whole text would have
-(``spelling.py``). History is never re-rendered (chat templates may strip earlier thoughts) and never re-tokenised.
-Text of an environment is encoded with special tokens disabled, so an observation that spells ``<|im_end|>`` stays text.
+With a ChatML template, for example, the first prompt is ``<|im_start|>user\n``, the observation,
+``<|im_end|>\n<|im_start|>assistant\n``. The model samples a reply and its end token. The next prompt is only what
+comes after them: ``\n<|im_start|>user\n``, the next observation, and the assistant's header again. The whole context
+has the tokens that a tokenizer gives for the same text at once.
 
-A *context policy* decides what the model sees: everything so far (``FullHistory``), or the task and the last k
-turns, rendered afresh each turn (``Window``). Both yield ``prompt_ids`` and ``continues`` of a ``Turn``.
+``ChatFormat`` makes these pieces. It splits a tokenizer's own chat template into fixed parts (``templates.py``) and
+encodes text so that the pieces fit together (``spelling.py``). Earlier turns are never rendered again, because chat
+templates may remove earlier thoughts, and never tokenised again. Text of an environment is encoded without special
+tokens: an observation that contains ``<|im_end|>`` stays ordinary text.
+
+A *context policy* decides what the model is shown: the whole conversation (``FullHistory``), or the task and the last k
+turns, in a fresh context every turn (``Window``). Both give ``prompt_ids`` and ``continues`` of a ``Turn``.
 """
 
 from __future__ import annotations
@@ -33,10 +38,11 @@ TAG_INSTRUCTIONS = (
 
 
 class ChatFormat:
-    """The fixed tokens of a chat template. Raises ValueError for a template that cannot be taken apart.
+    """A tokenizer's chat template, as functions from text to the tokens of one message.
 
-    ``date`` (year-month-day) is what a template shows that asks for today's. ``end_ids`` are further tokens that end a
-    reply, such as those of the model's generation_config.
+    ``system`` is the system message; None leaves it to the template. ``date`` (year-month-day) is shown by templates
+    that show today's date. ``end_ids`` are further tokens that end a reply, such as those of the model's
+    generation_config. Raises ValueError, which says why, for a template that cannot be used.
     """
 
     def __init__(
@@ -49,26 +55,29 @@ class ChatFormat:
         end = spelling.control(layout.between)
         if not end.ids or end.ends[0] > len(layout.closing):
             raise ValueError(
-                "the chat template does not end an assistant's message with a special token (whatever comes next, it "
-                f"writes {layout.closing!r}): nothing would tell where a reply ends"
+                "the chat template does not end an assistant's message with a special token (it writes "
+                f"{layout.closing!r} there), so that the end of a reply could not be recognised: use a template that "
+                "writes one"
             )
         self.end_id = end.ids[0]
-        """The special token that the template writes after a reply, which a model has to write itself."""
+        """The special token that the template writes after a reply. A model samples it to end its reply."""
         eos = tokenizer.eos_token_id
         self.end_ids = frozenset({self.end_id, *end_ids, *([] if eos is None else [eos])})
-        """Tokens that end a reply: the template's own, the tokenizer's end of sequence, and those given."""
+        """All tokens that end a reply: ``end_id``, the tokenizer's end of sequence, and the given ``end_ids``."""
         self._first, self._next = spelling.opening(layout.before), spelling.opening(layout.between, skip=1)
         self._head, self._header = spelling.closing(layout.after)
         self._trail = end.texts[0]
-        # The text between a header's last special token and the reply, and tokens of it to decode a reply after.
+        # The text between the header's last special token and the reply, and its tokens. Replies are decoded after it.
         self._stem = spelling.control(layout.after).texts[-1]
         self._stem_ids = spelling.plain(self._stem, True) or (*self._header, self.end_id)[:1]
-        # A space that the tokenizer puts before a reply is no part of it, nor is what the template puts there.
+        # A space that the tokenizer adds before a reply is not part of the reply. Nor is the template's white space.
         self._before_reply = spelling.text_after(self._stem_ids, self._spelled(layout.lead + "x")).partition("x")[0]
 
     def message(self, prompt_ids: IntArray, *, fresh: bool) -> str:
-        """The text that ``open`` (``fresh``) or ``extend`` made ``prompt_ids`` of, less what the template drops at its
-        ends; ValueError where neither did.
+        """The message in ``prompt_ids`` [P], which ``open`` (``fresh``) or ``extend`` (not ``fresh``) made.
+
+        White space that the template drops at the ends of a message is missing. Raises ValueError for tokens that were
+        not made so.
         """
         ids = tuple(prompt_ids.tolist())
         opening = self._first if fresh else self._next
@@ -85,11 +94,15 @@ class ChatFormat:
         raise ValueError("these tokens are not a message in this tokenizer's chat template")
 
     def open(self, text: str) -> IntArray:
-        """A fresh conversation: one user message, then the assistant's header."""
+        """The tokens [P] of a new conversation: a user message with ``text``, then the assistant's header."""
         return self._prompt((), self._first, text)
 
     def extend(self, reply_ids: IntArray, text: str) -> IntArray:
-        """The next user message. A reply that was cut gets its missing end token here, outside its mask."""
+        """The tokens [P] after a reply: the next user message with ``text``, then the assistant's header.
+
+        A reply that was cut off at its token limit has no end token. It is added here, as the first token of the
+        prompt, where it is not trained on.
+        """
         ended = len(reply_ids) > 0 and int(reply_ids[-1]) in self.end_ids
         return self._prompt(() if ended else (self.end_id,), self._next, text)
 
@@ -100,21 +113,21 @@ class ChatFormat:
         return np.asarray([*missing, *opening.ids, *segment, *self._header], np.int32)
 
     def reply(self, text: str) -> IntArray:
-        """A reply as demonstrations give it: the text and the end token, behind no thought."""
+        """The tokens [A] of a demonstrated reply: ``text`` without a thought, and the end token."""
         lead = "</think>\n\n" if self._layout.opened else self._layout.lead
         return np.asarray([*self._spelled(lead + self._layout.of_assistant(text) + self._trail), self.end_id], np.int32)
 
     def _spelled(self, said: str) -> tuple[int, ...]:
-        """The tokens of a reply where it stands: behind the header, whose own tokens are there before it."""
+        """The tokens of a reply after the header, whose own tokens must not change."""
         if self._stem:
-            for stem in (self._stem, "\n"):  # text that merges with the header follows a line's end
+            for stem in (self._stem, "\n"):  # where text merges with the header's tokens, a line break stands for it
                 ahead, whole = self._plain(stem, True), self._plain(stem + said, True)
                 if whole[: len(ahead)] == ahead:
                     return whole[len(ahead) :]
         return self._plain(said, True)
 
     def decode(self, reply_ids: IntArray) -> str:
-        """The reply's text, without the end token; with the thought's tag where the header opened one."""
+        """The text of a reply [A] without its end token. It begins with ``<think>`` where the header ends with that."""
         ids, trail = reply_ids.tolist(), ""
         if ids and ids[-1] in self.end_ids:
             trail, ids = self._trail, ids[:-1]
@@ -123,7 +136,7 @@ class ChatFormat:
 
 
 class Chat(Protocol):
-    """What a context policy lays a conversation with: the pieces that each message adds."""
+    """What a context policy needs of a ``ChatFormat``: the tokens that each message adds."""
 
     def open(self, text: str) -> IntArray: ...
     def extend(self, reply_ids: IntArray, text: str) -> IntArray: ...
@@ -178,11 +191,12 @@ class AgentConfig(BaseModel):
 
 
 class Context(Protocol):
-    """One episode's context; made as ``Class(chat, config, instructions)``.
+    """A context policy in one episode. It is made as ``Class(chat, config, instructions)``.
 
-    ``begin`` and ``extend`` give the tokens to add before the next reply; ``extend`` also whether they continue the
-    context (or are all of a fresh one). ``restart`` gives the prompt of a fresh context at the present turn, ``fork`` a
-    copy.
+    ``begin`` gets the first observation, ``extend`` the last reply with its action and the next observation. Both
+    return the token ids [P] of the next prompt. ``extend`` also returns whether they continue the present context; if
+    not, they are a whole new one. ``restart`` returns a prompt for the present turn in a new context. ``fork`` returns
+    an independent copy.
     """
 
     def begin(self, observation: str, admissible: list[str] | None) -> IntArray: ...
@@ -197,14 +211,17 @@ NewContext = Callable[[Chat, AgentConfig, str], Context]
 
 
 def message(observation: str, admissible: list[str] | None, config: AgentConfig) -> str:
-    """The user's text for one observation."""
+    """The user message for one observation."""
     if not config.show_admissible or admissible is None:
         return observation
     return f"{observation}\nAdmissible actions: {', '.join(admissible)}"
 
 
 class FullHistory:
-    """The whole conversation; each turn adds its observation. A restart keeps the task and the last turn."""
+    """The whole conversation. Each turn adds its observation.
+
+    After a restart the context holds the first observation, which states the task, and the present one.
+    """
 
     def __init__(self, chat: Chat, config: AgentConfig, instructions: str = "") -> None:
         self._chat, self._config, self._instructions = chat, config, instructions
@@ -231,7 +248,10 @@ class FullHistory:
 
 
 class Window:
-    """Task, the last k observations with their actions, and the present one: a fresh context every turn."""
+    """A new context every turn: the task, the last k observations with their actions, and the present observation.
+
+    k is ``config.window``.
+    """
 
     def __init__(self, chat: Chat, config: AgentConfig, instructions: str = "") -> None:
         self._chat, self._config, self._instructions = chat, config, instructions
@@ -271,7 +291,7 @@ class Window:
 
 
 def new_context(chat: Chat, config: AgentConfig, env_instructions: str) -> Context:
-    """The context policy that ``config`` names."""
+    """A context policy for one episode, as ``config`` names it."""
     parts = []
     if config.instructions:
         parts = [env_instructions] if env_instructions else []
@@ -283,7 +303,10 @@ def new_context(chat: Chat, config: AgentConfig, env_instructions: str) -> Conte
 
 @lru_cache
 def context_policy(name: str) -> NewContext:
-    """``full``, ``window``, or ``module:Class`` of your own; ValueError for what is none of them."""
+    """The class that a name stands for: ``full``, ``window``, or ``module:Class`` for one of your own.
+
+    Raises ValueError for an unknown name and for a class that cannot be imported.
+    """
     known: dict[str, NewContext] = {"full": FullHistory, "window": Window}
     if name in known:
         return known[name]
@@ -293,4 +316,4 @@ def context_policy(name: str) -> NewContext:
     try:
         return cast(NewContext, getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"Context policy {name!r} cannot be imported as module:Class: {error}") from error
+        raise ValueError(f"context policy {name!r} cannot be imported as module:Class: {error}") from error

@@ -1,4 +1,4 @@
-"""Agents without a model: random, expert, and a person at the terminal. They play through the same trajectories."""
+"""Agents without a model: random, expert, and a person at the terminal. Their trajectories have the same form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from turnwise.trajectory import End, Trajectory
 
 
 class RandomAgent:
-    """Uniform over the admissible actions. Raises ValueError where a world does not list them."""
+    """Chooses uniformly among the admissible actions. ``act`` raises ValueError where the environment lists none."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
@@ -26,12 +26,14 @@ class RandomAgent:
     def act(self, observation: str, info: Info) -> str:
         actions = info.get("admissible_actions")
         if not actions:
-            raise ValueError("a random agent needs info['admissible_actions'], which this environment lacks")
+            raise ValueError(
+                "a random agent needs info['admissible_actions'], a list of strings, which this environment lacks"
+            )
         return str(actions[int(self._rng.integers(len(actions)))])
 
 
 class HumanAgent:
-    """Asks a person; ``ask`` shows the observation and returns what was typed."""
+    """A person. ``ask`` shows the observation and returns what was typed."""
 
     def __init__(self, ask: Callable[[str, Info], str]) -> None:
         self._ask = ask
@@ -44,7 +46,7 @@ class HumanAgent:
 
 
 def scripted(name: str) -> Scripted | None:
-    """``random``, ``expert`` and ``expert:KIND``; None for any other name."""
+    """The agent that ``random``, ``expert`` or ``expert:KIND`` names; None for any other name."""
     if name == "random":
         return Scripted(name, lambda env, seed: RandomAgent(seed))
     kind, _, which = name.partition(":")
@@ -63,9 +65,10 @@ def play_episode(
     limit: int = 10_000,
     on_observation: Callable[[str], None] | None = None,
 ) -> list[Trajectory]:
-    """One episode of scripted players: a trajectory for each recorded seat, whose turns hold text and no tokens.
+    """Play one episode of agents without a model. Returns a trajectory for each recorded seat.
 
-    ``on_observation`` hears what follows each action, the last one's too. After ``limit`` steps the episode is cut.
+    Their turns hold text and no tokens. ``on_observation`` is called with the observation after each action, including
+    the last one. After ``limit`` steps the episode is truncated.
     """
     episode = Episode(env, job, 0, seating.seats(env, job, agent_seed))
     end, reason = play_out(episode, limit=limit, on_observation=on_observation)
@@ -75,7 +78,7 @@ def play_episode(
 def play_out(
     episode: Episode, *, limit: int = 10_000, on_observation: Callable[[str], None] | None = None
 ) -> tuple[End, str]:
-    """Play to the end, or for ``limit`` steps; how it ended, and what truncated it."""
+    """Play an episode to its end, or for ``limit`` steps. Returns how it ended, and what truncated it ("": nothing)."""
     try:
         for _ in range(limit):
             if episode.end is not None:

@@ -1,11 +1,12 @@
-"""Text as tokens, in pieces that spell what the whole text would: one frozen tokenizer of our own.
+"""Encodes a conversation piece by piece, so that the pieces have the tokens that the whole text would have.
 
-A tokenizer treats the text between two special tokens by itself: SentencePiece puts a space before it or does not,
-byte pairs merge inside it. So such a *segment* is encoded in one go, with the template's part of it, and behind an
-anchor that stands for the special token before it.
+A tokenizer treats the text between two special tokens as a unit, here called a segment. Byte pairs merge only inside a
+segment, and SentencePiece may put a space before it. So a segment is always encoded at once: in ``<|im_start|>user``,
+line break, observation, ``<|im_end|>`` the segment is everything between the two special tokens, the template's "user"
+included. Where a special token precedes a segment, a placeholder (the anchor) is encoded in its place.
 
-transformers keeps as state of the shared tokenizer whether special tokens are recognised in text. Here that is set
-once, on a copy that nothing else holds: threads may encode side by side.
+Whether special tokens are recognised in text is state of a transformers tokenizer, which other code may change. Here it
+is set once, on a copy of the tokenizer that nothing else uses. Several threads may encode at the same time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Two code points that Unicode reserves for no character: worlds do not write them.
+# Two code points that are no characters in Unicode, so that no environment writes them.
 _ANCHOR, _NOT_AN_ANCHOR = "\U0010fffe\U0010ffff", "\ufffd\ufffd"
 
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
@@ -23,8 +24,10 @@ _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A template's text: special tokens, the plain text before, between and after them (one more), and where in the
-    whole text each token ends, in characters.
+    """A text of the template, split at its n special tokens.
+
+    ``ids``: the n special tokens. ``texts``: the n + 1 plain texts before, between and after them. ``ends``: the place
+    in the text, in characters, where each special token ends.
     """
 
     ids: tuple[int, ...]
@@ -34,7 +37,10 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What comes before a message: tokens, then text that is encoded with it, ``behind`` a special token or not."""
+    """What precedes a message: tokens, then a text that is encoded together with the message.
+
+    ``behind`` says whether a special token precedes that text.
+    """
 
     ids: tuple[int, ...]
     tail: str
@@ -42,17 +48,18 @@ class Opening:
 
 
 def encodable(text: str) -> str:
-    """The same text where UTF-8 can hold it; halves of surrogate pairs become U+FFFD."""
+    """The text as UTF-8 can encode it: lone surrogates become U+FFFD."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace(_ANCHOR, _NOT_AN_ANCHOR)
 
 
 class Spelling:
-    """What special tokens ``control`` texts hold, and the tokens of plain segments.
+    """Encodes segments, and splits the ``control`` texts of a template at their special tokens.
 
-    Added tokens that look like markup and stand in a control text are special here, whatever the tokenizer says of
-    them: a world's text must not spell them. Raises ValueError for a tokenizer without a tokenizer.json.
+    Added tokens that look like markup (``<...>``, ``[...]``) and occur in a control text count as special, whatever the
+    tokenizer's own flag says, so that text of an environment cannot contain them. Raises ValueError for a tokenizer
+    without a tokenizer.json.
     """
 
     def __init__(self, tokenizer: Any, control: Sequence[str]) -> None:
@@ -78,9 +85,9 @@ class Spelling:
         special = {n: token.content for n, token in self._own.get_added_tokens_decoder().items() if token.special}
         self._control = {text: self._split(text, special) for text in control}
         self.used = frozenset(number for found in self._control.values() for number in found.ids)
-        """The special tokens of the control texts: no plain segment holds one."""
+        """The special tokens of the control texts. No segment contains one."""
         self._own.add_tokens([AddedToken(_ANCHOR, special=False, normalized=False)])
-        self._own.encode_special_tokens = True  # from here on nothing of it changes
+        self._own.encode_special_tokens = True  # the tokenizer is not changed after this
 
     def _split(self, text: str, special: dict[int, str]) -> Control:
         text = encodable(text)
@@ -88,7 +95,7 @@ class Spelling:
         places = [
             (start, end, number)
             for number, (start, end) in zip(found.ids, found.offsets, strict=True)
-            # A byte without a token of its own may be spelled by a token that is called special, such as <0x3C>.
+            # A byte token such as <0x3C> may be called special, but here it stands for a plain character.
             if number in special and special[number] in text[start:end]
         ]
         ends = [end for _, end, _ in places]
@@ -96,25 +103,28 @@ class Spelling:
         return Control(tuple(number for _, _, number in places), tuple(texts), tuple(ends))
 
     def control(self, text: str) -> Control:
-        """A control text that was named when this was made."""
+        """The split of a control text. It must be one of those given to the constructor."""
         return self._control[text]
 
     def opening(self, text: str, skip: int = 0) -> Opening:
-        """A control text that stands before a message, without its first ``skip`` special tokens."""
+        """A control text that precedes a message, without its first ``skip`` special tokens."""
         found, ids = self._control[text], []
         for i in range(skip, len(found.ids)):
             ids += [*self.plain(found.texts[i], i > 0), found.ids[i]]
         return Opening(tuple(ids), found.texts[-1], bool(found.ids))
 
     def closing(self, text: str) -> tuple[str, tuple[int, ...]]:
-        """A control text that stands after a message: what is encoded with the message, and the tokens after that."""
+        """A control text that follows a message: the text to encode with the message, and the tokens after that."""
         found, ids = self._control[text], []
         for number, between in zip(found.ids, found.texts[1:], strict=True):
             ids += [number, *self.plain(between, True)]
         return found.texts[0], tuple(ids)
 
     def plain(self, segment: str, behind: bool) -> tuple[int, ...]:
-        """The tokens of a segment, none of them special; ``behind`` a special token, or at the very beginning."""
+        """The tokens of a segment, none of them special.
+
+        ``behind``: whether a special token precedes the segment. If not, the segment is the beginning of the text.
+        """
         if not segment:
             return ()
         if not behind:
@@ -122,20 +132,20 @@ class Spelling:
         return tuple(self._own.encode(_ANCHOR + encodable(segment), add_special_tokens=False).ids[1:])
 
     def text(self, ids: Sequence[int]) -> str:
-        """As the tokenizer decodes them, special tokens spelled out."""
+        """The text of these tokens, special tokens included."""
         return str(self._shared.decode(list(ids), skip_special_tokens=False))
 
     def text_after(self, stem: Sequence[int], ids: Sequence[int]) -> str:
-        """What ``ids`` add to the text of ``stem``."""
+        """The text that ``ids`` add after the tokens ``stem``."""
         before, whole = self.text(stem), self.text([*stem, *ids])
-        # An unfinished character at the seam may swallow its neighbour: then the tokens speak for themselves.
+        # Where a character's bytes are split between both, the text of stem changes. Then ids are decoded alone.
         return whole[len(before) :] if whole.startswith(before) else self.text(ids)
 
     def text_of(self, segment: Sequence[int], behind: bool, stem: Sequence[int]) -> str:
-        """The text that ``plain`` made a segment of; ``stem``: any tokens that may come before it.
+        """The text of a segment: the inverse of ``plain``. ``stem`` is any tokens that may precede a segment.
 
-        SentencePiece may have put a space before it, which decoders drop or do not: the text that gives the same
-        tokens again is the right one.
+        SentencePiece may have added a space, which decoding may or may not drop. Of the possible texts the one that
+        gives the same tokens again is returned.
         """
         alone, after = self.text(segment), self.text_after(stem, segment)
         likely = dict.fromkeys((alone.removeprefix(" "), after.removeprefix(" "), alone, after))

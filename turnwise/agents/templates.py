@@ -1,8 +1,10 @@
-"""A chat template taken apart by rendering it: what it writes around messages, and what a reply ends with.
+"""Splits a chat template into the fixed texts that it writes around messages.
 
-A template is a program. It is asked for conversations whose messages are marks, with and without the assistant's
-header, and what stands between the marks is compared. Whatever would make a rollout differ from the conversations
-that the model was trained on is refused.
+A template is a program, so it is not parsed but run. For example, it renders a conversation with the messages
+``<<<One>>>``, ``<<<Two>>>`` and ``<<<Three>>>``. What it writes between these marks is what it writes between any user
+message, reply and next user message. Conversations of several lengths, with and without the assistant's header, are
+compared. A template that would make rollouts differ from the conversations that the model was trained on gives a
+ValueError.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ from itertools import product, takewhile
 from typing import Any
 
 DATE = "2024-07-26"
-"""What templates with a date show unless told otherwise: the day that Llama's own fall back to."""
+"""The date that templates show by default. Llama's templates use the same one."""
 
 _FIRST, _ANSWER, _SECOND = "<<<One>>>", "<<<Two>>>", "<<<Three>>>"
 
-# What messages may hold at their ends, and inside: a template might rewrite it.
+# White space at the ends of a message, and text inside it, that a template might change.
 _PAD, _INSIDE = " \n ", ".\n\n\n a  b\t'c' & <b>\"D\"</b> {{ 1 }} żó "
 _ENDS: dict[str, Callable[[str], str]] = {"": str, "strip": str.strip, "lstrip": str.lstrip, "rstrip": str.rstrip}
 
@@ -32,16 +34,17 @@ _OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Text around messages.
+    """The texts around messages.
 
-    before    before the first user's message, with what the template opens with
-    after     after a user's message: the assistant's header
-    lead      white space between header and reply that a model writes itself
-    closing   what follows a reply whatever comes next: the first special token in it is the end of a turn
-    between   after a reply, up to the next user's message; begins with ``closing``
-    opened    a thought's tag that the header leaves open
-    shown     what the template does to a message of the user; ``said``: of the assistant; ``began``: to the first of
-              all (a method of str that drops white space at its ends, or none)
+    before    before the first user message, with everything that the template begins with
+    after     after a user message: the assistant's header
+    lead      white space between the header and the reply, which the model has to write
+    closing   what follows a reply in every case. Its first special token ends the reply
+    between   from a reply to the next user message. It begins with ``closing``
+    opened    a ``<think>`` tag at the end of the header, or ""
+    shown     how the template strips user messages ("strip", "lstrip", "rstrip" or ""), except the first one
+    said      how it strips the assistant's messages
+    began     how it strips the first user message
     """
 
     before: str
@@ -62,7 +65,7 @@ class Layout:
 
 
 def take_apart(tokenizer: Any, system: str | None, date: str) -> Layout:
-    """Raises ValueError, which says why, for a template that cannot be taken apart."""
+    """The layout of a tokenizer's chat template. Raises ValueError, which says why, for one that cannot be used."""
     if tokenizer.chat_template is None:
         raise ValueError(
             "the tokenizer has no chat template: pass a chat (instruct) model, or set tokenizer.chat_template"
@@ -82,11 +85,14 @@ def take_apart(tokenizer: Any, system: str | None, date: str) -> Layout:
         if "chat template" in str(error):
             raise
         raise ValueError(
-            "the chat template does not show each message exactly once: turnwise cannot build token deltas "
-            "from it; use a template that renders every message verbatim"
+            "the chat template does not show each message exactly once, so turnwise cannot tell which tokens a message "
+            "adds: use a template that renders every message verbatim"
         ) from None
     if later != after:
-        raise ValueError("the chat template opens the assistant's turn differently later in a conversation")
+        raise ValueError(
+            f"the chat template writes {after[-60:]!r} before the first reply, but {later[-60:]!r} before a later one: "
+            "use a template with the same assistant's header everywhere"
+        )
     began, shown, said = _trims(tokenizer, opening[:-1], date, (before, header, between, after))
     ignored = first == _rendered(tokenizer, opening, date, header=False)
     opened = _OPENED_THOUGHT.search(after)
@@ -106,10 +112,9 @@ def take_apart(tokenizer: Any, system: str | None, date: str) -> Layout:
 def _trims(
     tokenizer: Any, opening: list[dict[str, str]], date: str, pieces: tuple[str, str, str, str]
 ) -> tuple[str, str, str]:
-    """What the template does to the first message, to the user's later ones and to the assistant's.
+    """How the template strips the first message, later user messages and the assistant's: keys of ``_ENDS``.
 
-    Raises ValueError unless the pieces, laid around them, are what it writes for a conversation longer than the one
-    that they were taken from.
+    Raises ValueError where the pieces, put together for a longer conversation, are not what the template writes.
     """
     before, header, between, after = pieces
     texts = [f"{_PAD}{mark}{_INSIDE}{mark}{_PAD}" for mark in (_FIRST, _ANSWER, _SECOND, _ANSWER, _SECOND)]
@@ -137,7 +142,11 @@ def _trims(
 
 
 def _lead(header: str, after: str, ignored: bool) -> str:
-    """``header`` stands before replies in the history, ``after`` where a reply is asked for: how they may differ."""
+    """The white space that a model has to write before its reply.
+
+    ``header`` is what the template writes before earlier replies, ``after`` what it writes where a reply is asked for.
+    Raises ValueError where they differ by more than white space and thoughts.
+    """
     rest = header.removeprefix(after)
     if after.startswith(header) or (header.startswith(after) and _EMPTY_THOUGHT.fullmatch(rest)):
         return ""  # the prompt opens a thought, or the history shows that there was none
@@ -152,7 +161,10 @@ def _lead(header: str, after: str, ignored: bool) -> str:
 
 
 def dated(template: str, date: str) -> str:
-    """The template with its clock stopped at ``date`` (year-month-day): in front stands a macro of the clock's name."""
+    """The template with a fixed date: a macro named ``strftime_now`` at its beginning always gives ``date``.
+
+    ``date`` is year-month-day.
+    """
     template = _STOPPED_CLOCK.sub("", template)
     if "strftime_now" not in template:
         return template

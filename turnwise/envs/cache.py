@@ -1,4 +1,4 @@
-"""The cache on disk: what is slow to make is made once, and appears whole or not at all."""
+"""The cache on disk, for files that are slow to make. A file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """``TURNWISE_CACHE``, else ``~/.cache/turnwise``."""
+    """The cache's folder: the environment variable ``TURNWISE_CACHE``, or else ``~/.cache/turnwise``."""
     return Path(os.environ.get("TURNWISE_CACHE") or "~/.cache/turnwise").expanduser()
 
 
 def made_once(path: Path, make: Callable[[Path], None]) -> Path:
-    """``path``, a file or a folder; unless it exists, ``make(partial)`` makes it under another name first.
+    """``path``, a file or a folder, which is made first where it does not exist.
 
-    Processes that make the same thing at the same time each make their own and rename it: a reader never sees half
-    of it. Raises ValueError where the cache cannot be written.
+    ``make(partial)`` makes it under the temporary name ``partial``, and it is renamed when it is complete. So readers
+    never see an incomplete one, and several processes may make it at the same time. Raises ValueError where the cache
+    cannot be written.
     """
     if path.exists():
         return path

@@ -1,15 +1,25 @@
-"""What turnwise asks of an environment, and the optional things it can offer.
+"""What turnwise needs of an environment, and what an environment may offer.
 
-Required: a ``gymnasium.Env`` whose observations and actions are strings. Everything else is a small protocol
-that an environment may satisfy structurally; nobody has to import this module to be trained on.
+An environment (also called a world) must be a ``gymnasium.Env`` whose observations and actions are strings. That is
+all. A world may offer optional methods. ``tasks(split)`` gives fixed lists of evaluation tasks, which we call panels.
+``snapshot()`` and ``restore()`` make copying an episode cheap; ARPO and AEPO use this to branch. ``expert()``
+demonstrates the tasks, so that a small model can be cloned before RL begins. ``players`` and ``role()`` make the world
+a game of several players. The protocols below describe these methods. A world need not import this module; it is enough
+that it has methods of these names.
 
-A world may use the same names for things of its own. What is of another sort than the protocol's (``tasks`` a list,
-``players`` a number) is the world's and left alone; what is of the same sort (a method, names) is taken, and has to
-fit: ValueError says what is there and what was expected.
+A world may use the same names for something else. An attribute of another kind (``tasks`` is a list, ``players`` is a
+number) is ignored. An attribute of the same kind (a method, a list of names) is used, and must have the arguments that
+the protocol declares. Otherwise a ValueError says what was found and what was expected.
 
-``info`` keys that are understood where present: ``admissible_actions`` (list of strings), ``success`` (bool),
-``score`` (float in [0, 1]), ``valid`` (bool: the last action was understood), ``task_type`` (str: names the task's
-type in tables, where the panel does not). Those of ``HasPlayers`` are read in games alone.
+These keys of ``info`` are read where they are present:
+
+    admissible_actions   list of strings: the actions that are possible now
+    success              bool: whether the task is solved
+    score                float in [0, 1]
+    valid                bool: whether the last action was understood
+    task_type            str: the task's type, for tables, where the panel does not give it
+
+Games have further keys (``HasPlayers``).
 """
 
 from __future__ import annotations
@@ -32,7 +42,7 @@ TextEnv = gymnasium.Env[str, str]
 
 
 class AnyText(Text):
-    """Every string. (``gymnasium.spaces.Text`` admits only the characters of its charset: no spaces.)"""
+    """The space of all strings. (``gymnasium.spaces.Text`` allows only the characters of a given set.)"""
 
     def __init__(self, seed: int | np.random.Generator | None = None) -> None:
         super().__init__(max_length=1_000_000, min_length=0, charset="abcdefghijklmnopqrstuvwxyz ", seed=seed)
@@ -41,7 +51,7 @@ class AnyText(Text):
         return isinstance(x, str)
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """A short random string: letters and spaces, 1 to 20 of them."""
+        """A random string of 1 to 20 letters and spaces."""
         length = int(self.np_random.integers(1, 21))
         return "".join(self.np_random.choice(list(self.characters), size=length))
 
@@ -57,7 +67,7 @@ class AnyText(Text):
 
 @dataclass(frozen=True)
 class Panel(Sequence[Task]):
-    """A fixed, ordered list of tasks; ``hash`` (16 hex digits) identifies its content and order."""
+    """A fixed, ordered list of tasks. ``hash`` (16 hexadecimal digits) identifies the tasks and their order."""
 
     env: str
     split: str
@@ -78,7 +88,7 @@ class Panel(Sequence[Task]):
         return self.entries[index]
 
     def may_contain(self, key: str) -> bool:
-        """Whether a task of this content key may be in the panel; False is a proof that it is not."""
+        """Whether a task with this content key may be in the panel. False means that it is certainly not."""
         return key in self._keys
 
     @cached_property
@@ -88,14 +98,17 @@ class Panel(Sequence[Task]):
 
 @runtime_checkable
 class HasTasks(Protocol):
-    """``reset(options={"split": task.split, "task": task.index})`` starts a task of the panel."""
+    """A world with fixed panels of tasks.
+
+    ``reset(options={"split": task.split, "task": task.index})`` starts a task of a panel.
+    """
 
     def tasks(self, split: str) -> Panel: ...
 
 
 @runtime_checkable
 class HasSnapshots(Protocol):
-    """Exact and cheap copies of the whole state, the step counter included."""
+    """A world whose episodes can be copied. A snapshot holds the whole state, including the number of steps."""
 
     def snapshot(self) -> Any: ...
     def restore(self, snapshot: Any) -> None: ...
@@ -103,12 +116,13 @@ class HasSnapshots(Protocol):
 
 @runtime_checkable
 class HasPlayers(Protocol):
-    """A game of several players as one stream of turns.
+    """A game of several players, as one stream of turns.
 
-    Each observation is for ``info["player"]``, whose action the next ``step`` takes; ``info["rewards"]`` is what
-    every player earned in the last step. When the game has terminated ``info["successes"]`` and ``info["scores"]``
-    (in [0, 1]) hold each player's. ``players`` are all there may be, in the order of their seats; ``role(player)`` is
-    what a policy may be kept for: players of one role are alike.
+    Each observation is for the player ``info["player"]``, and the next ``step`` takes that player's action. After a
+    step ``info["rewards"]`` holds the reward of every player, by name. When the game has terminated,
+    ``info["successes"]`` (bool) and ``info["scores"]`` (in [0, 1]) hold the result of every player. ``players`` are the
+    names of all players, in a fixed order. ``role(player)`` names the kind of player; players of one role may share a
+    policy.
     """
 
     players: tuple[str, ...]
@@ -117,7 +131,7 @@ class HasPlayers(Protocol):
 
 
 class Expert(Protocol):
-    """Plays one episode: ``begin`` with the first observation, then ``act`` on each observation in turn."""
+    """Plays one episode. ``begin`` gets the first observation; then ``act`` gets each one and returns the action."""
 
     def begin(self, observation: str, info: Info) -> None: ...
     def act(self, observation: str, info: Info) -> str: ...
@@ -125,14 +139,17 @@ class Expert(Protocol):
 
 @runtime_checkable
 class CanBeOverruled(Protocol):
-    """An expert that wants to know when another action than its own was played."""
+    """An expert that must be told when another action than its own was taken."""
 
     def overrule(self, action: str) -> None: ...
 
 
 @runtime_checkable
 class HasExpert(Protocol):
-    """``kind`` "knowing" sees the state, "searching" sees what a player sees."""
+    """A world that demonstrates its tasks.
+
+    An expert of ``kind`` "knowing" sees the hidden state. One of kind "searching" sees what a player sees.
+    """
 
     def expert(self, kind: str = "searching", *, seed: int = 0) -> Expert: ...
 
@@ -141,18 +158,19 @@ Capability = TypeVar("Capability")
 
 
 def capability(env: TextEnv, protocol: Callable[..., Capability]) -> Capability | None:
-    """The innermost environment as ``protocol``, or None where it does not offer it.
+    """The innermost environment if it offers ``protocol``, else None.
 
-    Raises ValueError for a method of a protocol's name that cannot be called as turnwise calls it.
+    Raises ValueError where a method has the right name but does not take the protocol's arguments.
     """
     # Typed as a callable because mypy admits no protocol class as ``type[...]``.
     return fitting(env.unwrapped, protocol, world_name(env))
 
 
 def fitting(found: object, protocol: Callable[..., Capability], name: str) -> Capability | None:
-    """``found`` as ``protocol``, or None where a part is missing or of another sort; ``name`` it in errors.
+    """``found`` if it satisfies ``protocol``; None where an attribute is missing or of another kind.
 
-    Raises ValueError for a method that does not take the protocol's arguments, and for a player named twice.
+    Raises ValueError for a method that does not take the protocol's arguments, and where two players have the same
+    name. Errors call the object ``name``.
     """
     declared = {part: there for part, there in vars(protocol).items() if inspect.isfunction(there) and part[0] != "_"}
     if not all(callable(_value(found, part)) for part in declared):
@@ -168,12 +186,15 @@ def fitting(found: object, protocol: Callable[..., Capability], name: str) -> Ca
 
 
 def are_names(found: object) -> TypeGuard[Sequence[str]]:
-    """Whether this is a list or tuple of strings, and not an empty one."""
+    """Whether this is a non-empty list or tuple of strings."""
     return isinstance(found, list | tuple) and bool(found) and all(isinstance(name, str) for name in found)
 
 
 def instructions_of(env: TextEnv) -> str:
-    """How actions are written, for the prompt; ``""`` where the world does not say. ValueError for what is no text."""
+    """The world's ``instructions``: how actions are written. They go into the prompt; "" where the world has none.
+
+    Raises ValueError where they are not a string.
+    """
     found = getattr(env.unwrapped, "instructions", None)
     if found is None or isinstance(found, str):
         return found or ""
@@ -184,13 +205,13 @@ def instructions_of(env: TextEnv) -> str:
 
 
 def world_name(env: TextEnv) -> str:
-    """What to call a world in errors: its id, else its class."""
+    """The world's name in error messages: its id, or else its class."""
     spec = getattr(env, "spec", None)
     return str(spec.id) if spec is not None else type(env.unwrapped).__name__
 
 
 def _value(found: object, part: str) -> Any:
-    """The attribute, or None; ``__getattr__`` is not asked (some wrappers of simulators answer to every name)."""
+    """The attribute, or None. ``__getattr__`` is not used, since some wrappers of simulators answer to every name."""
     if inspect.getattr_static(found, part, None) is None:
         return None
     try:

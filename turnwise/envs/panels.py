@@ -1,7 +1,9 @@
-"""Panels of generated tasks, and the proof that their splits are disjoint.
+"""Panels of generated tasks whose splits have no task in common.
 
-The *content* of a task decides its split: the first hexadecimal digit of its key, so each split owns an equal share
-of all tasks there could be, whoever generates them from whatever seed. No task of one split can turn up in another.
+A task's content decides its split. Its key is a hash of the content, and the first hexadecimal digit of the key gives
+the split. With four splits, for example, "train" has the tasks whose keys begin with 0 to 3. So a task belongs to the
+same split whatever seed generates it, and it cannot be in two splits. Each split has an equal share of all possible
+tasks.
 """
 
 from __future__ import annotations
@@ -23,19 +25,23 @@ Content = TypeVar("Content")
 SIZES: Mapping[str, int] = MappingProxyType(
     {"train": 100_000, "demonstrations": 100_000, "validation": 256, "test": 512}
 )
-"""Split -> number of tasks, unless a world says otherwise."""
+"""The default number of tasks of each split."""
 MAX_ATTEMPTS = 1000
+"""Seeds that are tried to find one task of a split, before an error says that there are too few different tasks."""
 _LAZY_FROM = 5_000
-"""Panels at least this long are generated task by task, when asked for."""
+"""Tasks. In panels at least this long each task is generated when it is first used."""
 
 
 def content_key(text: str) -> str:
-    """16 hex digits that identify a task by its content."""
+    """A hash of a task's content: 16 hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def mixed(types: Sequence[str]) -> list[int]:
-    """An order of tasks in which any first N hold about each type's share of all; within a type it stays as it is."""
+    """An order of tasks that mixes their types evenly. Returns task numbers.
+
+    For any N, the first N tasks hold about the same share of each type as all tasks do. Within a type the order stays.
+    """
     sizes, seen, shares = Counter(types), Counter[str](), list[float]()
     for type_ in types:
         shares.append((seen[type_] + 0.5) / sizes[type_])
@@ -45,11 +51,13 @@ def mixed(types: Sequence[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class GeneratedTasks(Generic[Content]):
-    """Tasks made from seeds.
+    """Panels of tasks that are generated from seeds.
 
-    ``make(seed)`` is a pure function; ``key(content)`` at least one hex digit of a hash of the content. With
-    ``num_types`` types of task, ``seed % num_types`` is the type and the tasks of a panel take turns. ``definition``
-    names everything that decides what is generated (version, settings): it identifies the long panels.
+    ``make(seed)`` returns a task's content. It must be a pure function. ``key(content)`` is a hash of the content in
+    hexadecimal digits (``content_key``), ``type(content)`` its type for tables. With ``num_types`` types of task,
+    ``make`` must use type ``seed % num_types``; the types then alternate in a panel. ``definition`` names everything
+    that decides what is generated, such as version and settings. The hash of a long panel is computed from it.
+    ``cache_size`` is the number of contents that are kept in memory.
     """
 
     env: str
@@ -66,18 +74,18 @@ class GeneratedTasks(Generic[Content]):
         return tuple(self.sizes)
 
     def split_of(self, key: str) -> str:
-        """The split that a task belongs to, by its content key."""
+        """The split of the task with this content key."""
         return self.splits[int(key[0], 16) * len(self.sizes) // 16]
 
     def panel(self, split: str) -> Panel:
-        """The tasks of a split, in order. Raises ValueError for an unknown one."""
+        """The tasks of a split, in order. Raises ValueError for an unknown split."""
         self._check(split)
         if split not in self._panels:
             self._panels[split] = LazyPanel(self, split) if self._is_lazy(split) else self._whole(split)
         return self._panels[split]
 
     def content(self, split: str, index: int) -> Content:
-        """What a task is made of: the same every time. Raises ValueError for an unknown task."""
+        """The content of a task, the same every time. Raises ValueError for an unknown split or index."""
         self._check(split)
         if not 0 <= index < self.sizes[split]:
             raise ValueError(f"Task {index} is not in split {split!r}: it has 0 to {self.sizes[split] - 1}.")
@@ -115,7 +123,7 @@ class GeneratedTasks(Generic[Content]):
         return Panel(self.env, split, tuple(self.task(split, index) for index in range(self.sizes[split])))
 
     def _seeds_of(self, split: str) -> list[int]:
-        """The seed of every task of a short panel, no two of one content."""
+        """The seed of every task of a short panel. No two tasks have the same content."""
         if split not in self._seeds:
             seen: set[str] = set()
             seeds = []
@@ -128,7 +136,10 @@ class GeneratedTasks(Generic[Content]):
         return self._seeds[split]
 
     def _candidates(self, split: str, index: int) -> Iterator[tuple[int, Content]]:
-        """(seed, content) of the index's own seeds whose content belongs to the split."""
+        """(seed, content) for those seeds of a task's index whose content belongs to the split.
+
+        Raises ValueError after ``MAX_ATTEMPTS`` seeds.
+        """
         for attempt in range(MAX_ATTEMPTS):
             seed = self._seed(split, index, attempt)
             made = self.make(seed)
@@ -140,16 +151,16 @@ class GeneratedTasks(Generic[Content]):
         )
 
     def _seed(self, split: str, index: int, attempt: int) -> int:
-        """Distinct for all triples, and of the type ``index % num_types`` in every attempt."""
+        """A seed that no other (split, index, attempt) has. Its type is ``index % num_types`` in every attempt."""
         block = (attempt * len(self.sizes) + self.splits.index(split)) * 10**8 + index // self.num_types
         return block * self.num_types + index % self.num_types
 
 
 class LazyPanel(Panel):
-    """A long panel whose tasks are generated on access.
+    """A long panel, whose tasks are generated on access.
 
-    Its ``hash`` is that of what defines it (definition, split, length), not of the contents: hashing those would
-    mean generating them all.
+    Its ``hash`` is computed from its definition, split and length. A hash of the contents would need all tasks to be
+    generated.
     """
 
     def __init__(self, source: GeneratedTasks[Any], split: str) -> None:
@@ -168,7 +179,7 @@ class LazyPanel(Panel):
 
     @property
     def entries(self) -> tuple[Task, ...]:
-        """All tasks: generates every one of them."""
+        """All tasks. This generates every one of them."""
         return tuple(self)
 
     def __len__(self) -> int:
@@ -189,7 +200,7 @@ class LazyPanel(Panel):
         return self.source.task(self.split, index)
 
     def may_contain(self, key: str) -> bool:
-        """By the key alone: a split holds the tasks whose key falls to it, and no others."""
+        """Whether a task with this content key belongs to the split. The key alone decides."""
         return self.source.split_of(key) == self.split
 
     def __eq__(self, other: object) -> bool:

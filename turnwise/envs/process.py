@@ -1,9 +1,11 @@
-"""An environment in a process of its own: what hangs is killed, what dies is reported, the next ``reset`` starts anew.
+"""An environment in a process of its own.
 
-Everything passes through a pipe by value: actions, observations, ``info``, snapshots and short panels are pickled.
-Long panels that generate their tasks stay in the process and are asked for tasks; so do experts, which may look into
-the world. ``info["admissible_actions"]`` arrives as a list whatever it was; other values in ``info`` must be
-picklable. How processes begin and end: ``turnwise.childprocess``.
+A process that hangs is killed, and one that dies is reported. In both cases the next ``reset`` starts a new process.
+
+Actions, observations, ``info``, snapshots and short panels are pickled and sent through a pipe. Values in ``info`` must
+therefore be picklable; ``info["admissible_actions"]`` always arrives as a list. Long panels, which generate their
+tasks, stay in the process and are asked for single tasks. Experts stay there too, because they may look into the
+world. ``turnwise.childprocess`` starts and ends the processes.
 """
 
 from __future__ import annotations
@@ -46,24 +48,26 @@ __all__ = ["EnvDiedError", "EnvRaisedError", "EnvTimeoutError", "ProcessEnv"]
 
 Step = tuple[str, float, bool, bool, Info]
 CHUNK = 256
-"""Tasks fetched at once by who goes through a long panel."""
+"""Tasks that are fetched at once when a long panel is iterated."""
 
 
 class ProcessEnv(gymnasium.Env[str, str]):
-    """The environment that ``source`` makes, in a process of its own.
+    """An environment in a process of its own.
 
-    ``source`` is an id ("turnwise/Sokoban-v0", or "module:ns/Id-v0" to import the module that registers it), made
-    with ``kwargs``; or a function without arguments, sent by cloudpickle. Prefer ids.
+    ``source`` is the environment's id: "turnwise/Sokoban-v0", or "module:ns/Id-v0" to import first the module that
+    registers it. It is made with ``kwargs``. ``source`` may also be a function without arguments, which is sent by
+    cloudpickle. Ids are preferable.
 
-    A ``step`` (also a call of an expert, a snapshot, ``close``) that takes longer than ``step_timeout_s`` seconds, a
-    ``reset`` (also the start of the process, a look into a panel) longer than ``reset_timeout_s`` raises
-    EnvTimeoutError; a process that ends raises EnvDiedError; an exception of the world is an EnvRaisedError, a
-    RuntimeError. After any of them in ``reset`` or ``step``, the next ``reset`` starts a fresh process.
+    EnvTimeoutError is raised where ``reset``, the start of the process or a call of a panel takes longer than
+    ``reset_timeout_s`` seconds, and where ``step`` or any other call takes longer than ``step_timeout_s``. EnvDiedError
+    is raised where the process ends, and EnvRaisedError (a RuntimeError) where the world raises. After any of these in
+    ``reset`` or ``step``, the next ``reset`` starts a new process.
 
-    It offers what the world offers and nothing else: ``tasks``, ``expert``, ``snapshot`` and ``restore``, ``players``
-    and ``role``, ``splits`` (``turnwise.envs.interface``). One thread at a time may use it.
+    The object has the optional methods that the world has, and no others: ``tasks``, ``expert``, ``snapshot`` and
+    ``restore``, ``players`` and ``role``, ``splits`` (``turnwise.envs.interface``). It must not be used by several
+    threads at the same time.
 
-    ``start_method``: "forkserver" or "spawn"; by default the first where there is one (Unix).
+    ``start_method`` is "forkserver" or "spawn". The default is "forkserver" where the system has it (Unix).
     """
 
     instructions = ""
@@ -83,7 +87,10 @@ class ProcessEnv(gymnasium.Env[str, str]):
         if start_method not in START_METHODS:
             raise unknown("start method", start_method, START_METHODS)
         if kwargs and not isinstance(source, str):
-            raise ValueError("kwargs go with an environment's id; a function is called without any.")
+            raise ValueError(
+                "kwargs are for an environment's id, but source is a function, which is called without any. Bind them "
+                "to the function (functools.partial)."
+            )
         make = partial(make_env, source, **(kwargs or {})) if isinstance(source, str) else source
         self._packed = pickle.dumps(CloudpickleWrapper(partial(Served, make)))
         self._start_method = start_method
@@ -98,21 +105,21 @@ class ProcessEnv(gymnasium.Env[str, str]):
             self._child.end()
             if error.type_name != ValueError.__name__:
                 raise
-            raise ValueError(error.message) from None  # an offer that does not fit: as without a process
+            raise ValueError(error.message) from None  # a method that does not fit: the same error as without a process
         for name, value in described.attributes.items():
             setattr(self, name, value)
         self.spec = EnvSpec(described.spec_id) if described.spec_id else None
         self.__class__ = _class_with(described.offers)
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[str, Info]:
-        """Start an episode, in a fresh process where the last one has ended."""
+        """Start an episode, in a new process where the last one has ended."""
         super().reset(seed=seed)
         wanted = None if options is None else dict(options)
         if self._child.alive:
             try:
                 return self._reset(seed, wanted)
             except EnvDiedError:
-                pass  # perhaps it had died unnoticed before: a fresh one decides
+                pass  # it may have died earlier without notice, so try once more in a new process
         return self._reset(seed, wanted)
 
     def _reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[str, Info]:
@@ -124,14 +131,14 @@ class ProcessEnv(gymnasium.Env[str, str]):
         return answer
 
     def close(self) -> None:
-        """Close the world, and end its process. (A later ``reset`` starts another.)"""
+        """Close the world and end its process. A later ``reset`` starts another one."""
         if self._child.alive:
             with contextlib.suppress(EnvTimeoutError, EnvDiedError, EnvRaisedError):
                 self._child.ask("close", limit=self._step_limit)
         self._child.end()
 
     def _decisive(self, child: Child, name: str, *arguments: Any, limit: Limit) -> Any:
-        """A call after whose failure the world is not used again."""
+        """A call after whose failure the world must not be used again: its process is ended."""
         try:
             return child.ask(name, *arguments, limit=limit)
         except EnvRaisedError:
@@ -139,7 +146,7 @@ class ProcessEnv(gymnasium.Env[str, str]):
             raise
 
     def _living(self) -> Child:
-        """The process, a fresh one where it has ended: for calls that need no episode."""
+        """The process, or a new one where it has ended. For calls that need no running episode."""
         if not self._child.alive:
             self._child.end()
             self._child = self._new_child()
@@ -151,7 +158,7 @@ class ProcessEnv(gymnasium.Env[str, str]):
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a world is asked once: capabilities (names in ``_OFFERS``), its id, and values for the ``ProcessEnv``."""
+    """What a world tells once: the protocols that it offers (keys of ``_OFFERS``), its id, and attributes to copy."""
 
     offers: frozenset[str]
     spec_id: str | None
@@ -160,7 +167,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A panel that stays where it is."""
+    """A description of a panel that stays in the process."""
 
     env: str
     split: str
@@ -169,7 +176,7 @@ class Outline:
 
 
 class Served:
-    """The world inside its process, as far as it may be called from outside."""
+    """The world in its process, with the methods that the ``ProcessEnv`` calls."""
 
     def __init__(self, make: Callable[[], TextEnv]) -> None:
         self.env = make()
@@ -213,7 +220,7 @@ class Served:
         self.world.restore(snapshot)
 
     def expert(self, number: int, kind: str, seed: int, forgotten: list[int]) -> bool:
-        """Keep a new expert under a number; whether it can be overruled."""
+        """Make an expert and keep it under ``number``. Returns whether it has a method ``overrule``."""
         for old in forgotten:
             self.experts.pop(old, None)
         self.experts[number] = expert_of(self.env, kind, seed)
@@ -277,17 +284,16 @@ _OFFERS: dict[str, tuple[Any, type[ProcessEnv]]] = {
 
 @cache
 def _class_with(offers: frozenset[str]) -> type[ProcessEnv]:
-    """A ProcessEnv with the methods of these capabilities.
+    """A ProcessEnv with the methods of these protocols, and no others.
 
-    Whether an object satisfies a protocol is read off its class without running ``__getattr__``, so the methods must
-    be there, and no others.
+    Whether an object satisfies a protocol is found by looking at its class, so the class must have just these methods.
     """
     bases = tuple(extended for name, (_, extended) in _OFFERS.items() if name in offers)
     return type("ProcessEnv", bases or (ProcessEnv,), {"__doc__": ProcessEnv.__doc__, "__module__": __name__})
 
 
 class RemoteExpert:
-    """An expert that lives beside its world, and ends with the process."""
+    """An expert that is in the world's process and ends with it."""
 
     def __init__(self, child: Child, number: int, limit: Limit) -> None:
         self._child, self._number, self._limit = child, number, limit
@@ -308,7 +314,7 @@ class OverrulableExpert(RemoteExpert):
 
 
 class RemotePanel(Panel):
-    """A panel that stays in the process and is asked for its tasks."""
+    """A panel that stays in the process. Its tasks are fetched when they are needed."""
 
     def __init__(self, world: WithTasks, outline: Outline) -> None:
         # Panel is a frozen dataclass: its fields are set past the freeze, as its own __post_init__ does.
@@ -321,7 +327,7 @@ class RemotePanel(Panel):
 
     @property
     def entries(self) -> tuple[Task, ...]:
-        """All tasks: generates and fetches every one of them."""
+        """All tasks. This generates and fetches every one of them."""
         return tuple(self)
 
     def __len__(self) -> int:
@@ -337,7 +343,7 @@ class RemotePanel(Panel):
         return self.world.look("look_up", self.split, index)
 
     def may_contain(self, key: str) -> bool:
-        """Whether a task of this content key may be in the panel; False is a proof that it is not."""
+        """Whether a task with this content key may be in the panel. False means that it is certainly not."""
         return bool(self.world.look("may_contain", self.split, key))
 
     def __eq__(self, other: object) -> bool:

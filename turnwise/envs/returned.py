@@ -1,6 +1,7 @@
-"""What a world returned, checked: a third party's slip is named here, before it becomes a wrong number in training.
+"""Checks of what a world returned, so that a mistake in it gives an error and not a wrong number in training.
 
-``players`` are those of a game; in a world of one (``()``) what ``info`` says of players is its own affair.
+Every function raises ValueError, which says what the world returned and what was expected. ``players`` are the names of
+a game's players. In a world of one player they are (), and the keys of ``info`` about players are not checked.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _PARTS = {
 
 
 def check_parts(env: TextEnv, call: str, returned: object) -> tuple[Any, ...]:
-    """What ``reset`` or ``step`` returned, where it has as many parts as gymnasium says; else ValueError likewise."""
+    """What ``reset`` or ``step`` (``call``) returned, which must be a tuple of the length that gymnasium defines."""
     if not isinstance(returned, tuple) or len(returned) != len(_PARTS[call]):
         raise _wrong(env, f"from {call}", returned, f"a tuple ({', '.join(_PARTS[call])})")
     return returned
 
 
 def check_seen(env: TextEnv, observation: object, info: object, players: Collection[str] = ()) -> None:
-    """What ``reset`` and ``step`` share. Raises ValueError that says what was returned and what was expected."""
+    """Check observation and ``info``, which both ``reset`` and ``step`` return."""
     if not isinstance(observation, str):
         raise _wrong(env, "the observation", observation, "a string")
     if not isinstance(info, dict):
@@ -46,7 +47,7 @@ def check_seen(env: TextEnv, observation: object, info: object, players: Collect
 def check_step(
     env: TextEnv, reward: object, terminated: object, truncated: object, info: Info, players: Collection[str] = ()
 ) -> None:
-    """Raises ValueError likewise. A game says what everybody earned, and after its end who has won."""
+    """Check reward and flags of a ``step``. A game must give all rewards, and at its end all successes."""
     if not _is_number(reward):
         raise _wrong(env, "the reward", reward, "a finite number")
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
@@ -59,13 +60,13 @@ def check_step(
 
 
 def check_turn(env: TextEnv, info: Info, players: Collection[str]) -> None:
-    """In a game that goes on somebody is to move. Raises ValueError likewise."""
+    """Check that a game which has not ended says whose turn it is."""
     if players and info.get("player") not in players:
         raise _wrong(env, "info['player']", info.get("player"), f"whose turn it is, one of {', '.join(players)}")
 
 
 def check_tasks(env: TextEnv, split: str, found: Any) -> None:
-    """What ``tasks(split)`` returned. Raises ValueError likewise, also for a split without tasks."""
+    """Check what ``tasks(split)`` returned: tasks, and at least one."""
     listed = isinstance(found, Sequence) and not isinstance(found, str)
     if not isinstance(found, Panel) and not (listed and all(isinstance(task, Task) for task in found)):
         raise _wrong(
@@ -98,7 +99,7 @@ def _check_info(env: TextEnv, info: Info) -> None:
 
 
 def _check_told(env: TextEnv, info: Info, players: Collection[str]) -> None:
-    """What a game's ``info`` holds for each player."""
+    """Check the keys of a game's ``info`` that hold a value for each player."""
     kinds = {"rewards": (_is_number, "a finite number"), "successes": (_is_flag, "True or False")}
     for name, (fits, kind) in {**kinds, "scores": (_is_share, "a number in [0, 1]")}.items():
         of_players = info.get(name)
@@ -115,7 +116,7 @@ def _is_number(found: object) -> bool:
 
 
 def _is_flag(found: Any) -> bool:
-    """A number between failure and success would be taken for a success."""
+    """True, False, 0 or 1. Any other number is refused, because it would count as a success."""
     return _is_number(found) and float(found) in (0.0, 1.0)
 
 

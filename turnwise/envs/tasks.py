@@ -1,4 +1,8 @@
-"""Starting tasks: one way for worlds with fixed panels and for worlds that only know seeds."""
+"""Making environments, listing their tasks, and starting and stepping episodes.
+
+The same functions serve worlds with fixed panels and worlds that only take a seed. For these, each split is a range of
+reset seeds, and a task is one seed.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +54,17 @@ _log = logging.getLogger(__name__)
 
 _STATELESS = (OrderEnforcing, PassiveEnvChecker)
 
-# Worlds without panels: each split owns a range of reset seeds, so that no seed serves two splits.
+# Worlds without panels: (first seed, number of seeds) of each split. No seed belongs to two splits.
 _SEED_RANGES = {"train": (0, 1_000_000), "validation": (2_000_000, 256), "test": (3_000_000, 512)}
 
 
 class WorldExitError(RuntimeError):
-    """A world, or a library below it, called ``sys.exit``: a failure of the world, not the end of a run."""
+    """A world, or a library that it uses, called ``sys.exit``. The run treats it as a failure of the world."""
 
 
 @contextmanager
 def no_exit(world: str, call: str) -> Iterator[None]:
-    """``SystemExit`` as a WorldExitError that says who left, and where."""
+    """A context that turns SystemExit into a WorldExitError, which names the ``world`` and the ``call``."""
     try:
         yield
     except SystemExit as error:
@@ -68,9 +72,11 @@ def no_exit(world: str, call: str) -> Iterator[None]:
 
 
 def make_env(env_id: str, **kwargs: Any) -> TextEnv:
-    """``gymnasium.make`` with errors for a reader: unknown ids name the nearest right one.
+    """``gymnasium.make`` with clear errors: for an unknown id it names the nearest known one.
 
-    ``module:ns/Id-v0`` imports the module first, which registers the environment.
+    With ``module:ns/Id-v0`` the module, which registers the environment, is imported first. Raises ValueError where it
+    cannot be imported, for an unknown id, and for settings that the environment does not take. ValueError, OSError and
+    RuntimeError of the environment are passed on.
     """
     import turnwise.envs  # noqa: F401  (registers turnwise/...)
 
@@ -107,12 +113,12 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
 
 
 def maker(env_id: str, **kwargs: Any) -> Callable[[], TextEnv]:
-    """A factory of fresh, equal environments."""
+    """A function that makes an environment with these settings each time it is called."""
     return lambda: make_env(env_id, **kwargs)
 
 
 def close(env: TextEnv) -> None:
-    """Close the world. One that cannot be closed is logged: what it did before counts."""
+    """Close a world. Where that fails it is logged and not raised, so that no result is lost by it."""
     try:
         env.close()
     except (Exception, SystemExit) as error:  # whatever a third party's world raises
@@ -121,7 +127,7 @@ def close(env: TextEnv) -> None:
 
 @contextmanager
 def closed_after(env: TextEnv) -> Iterator[TextEnv]:
-    """``env``, closed at the end by ``close``."""
+    """A context that closes ``env`` at its end."""
     try:
         yield env
     finally:
@@ -129,9 +135,9 @@ def closed_after(env: TextEnv) -> Iterator[TextEnv]:
 
 
 def panel(env: TextEnv, split: str) -> Sequence[Task]:
-    """The tasks of a split: the world's own panel, else a range of reset seeds.
+    """The tasks of a split: the world's own panel, or else a range of reset seeds.
 
-    Raises ValueError for an unknown split, one without tasks, and where ``tasks`` returns something else.
+    Raises ValueError for an unknown split, for one without tasks, and where the world's ``tasks`` returns no tasks.
     """
     world = capability(env, HasTasks)
     if world is not None:
@@ -149,7 +155,7 @@ def panel(env: TextEnv, split: str) -> Sequence[Task]:
 
 
 def snapshots(env: TextEnv) -> HasSnapshots | None:
-    """The world's snapshots, where nothing around it has a state of its own that they would miss."""
+    """The world, if it offers snapshots; None where it does not, or where a wrapper may have a state of its own."""
     layer: Any = env
     while isinstance(layer, _STATELESS):
         layer = layer.env
@@ -157,13 +163,16 @@ def snapshots(env: TextEnv) -> HasSnapshots | None:
 
 
 def players_of(env: TextEnv) -> tuple[str, ...]:
-    """The players of a game, in the order of their seats; none of a world of one player."""
+    """The names of a game's players, in their order; () for a world of one player."""
     game = capability(env, HasPlayers)
     return tuple(game.players) if game is not None else ()
 
 
 def expert_of(env: TextEnv, kind: str, seed: int) -> Expert:
-    """The world's own expert. Raises ValueError where it has none, or none of this kind; what it is must fit, too."""
+    """The world's own expert of this ``kind`` ("knowing" or "searching").
+
+    Raises ValueError where the world has none, and where it returns an object without the methods of an ``Expert``.
+    """
     world, name = capability(env, HasExpert), world_name(env)
     if world is None:
         raise ValueError(
@@ -183,10 +192,11 @@ def expert_of(env: TextEnv, kind: str, seed: int) -> Expert:
 
 
 def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
-    """Reset ``env`` to ``task``. ``seed`` feeds the world's own randomness where the task does not fix it.
+    """Reset ``env`` to ``task``. Returns the first observation and its ``info``.
 
-    Raises ValueError where it returns something else than a text and an ``info`` (``returned.py``), WorldExitError
-    where it calls ``sys.exit``.
+    ``seed`` is for the randomness of a world with panels. In a world without panels the task itself is a seed. Raises
+    ValueError where ``reset`` returns anything but a string and a dictionary that fits (``returned.py``), and
+    WorldExitError where it calls ``sys.exit``.
     """
     name, players = world_name(env), players_of(env)
     with no_exit(name, "reset"):
@@ -208,9 +218,10 @@ def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
 
 
 def step(env: TextEnv, action: str, players: Collection[str] = ()) -> tuple[str, float, bool, bool, Info]:
-    """``env.step``; ValueError likewise, also for a reward that is no finite number; WorldExitError likewise.
+    """Take an action. Returns observation, reward, terminated, truncated and ``info``, as ``env.step`` does.
 
-    ``players`` are those of a game.
+    ``players`` are the names of a game's players. Raises ValueError where ``step`` returns something that does not fit
+    (``returned.py``), such as a reward that is no finite number, and WorldExitError where it calls ``sys.exit``.
     """
     try:
         returned: Any = env.step(action)

@@ -1,11 +1,10 @@
 """Shared memory for ``AnyText``, so that ``make_vec(..., vectorization_mode="async")`` carries observations.
 
-gymnasium stores a ``Text`` as character numbers within its charset; ours holds every string, as UTF-8 after
-its length in bytes. Importing this module registers it.
+gymnasium stores a ``Text`` as numbers of characters in a fixed set. Here any string is stored, as its length in bytes
+and then UTF-8. Importing this module registers it.
 
-``AsyncVectorEnv`` reads the memory once, when it starts, and takes for granted that it got a view that
-changes with the memory (true of arrays, false of strings). So what it reads is a view here too, and becomes a
-tuple of strings where it copies the observations to hand them out.
+``AsyncVectorEnv`` reads the memory only once, at its start, and expects an object that changes with the memory, as an
+array does and a string does not. So it gets a view, which becomes a tuple of strings when observations are copied.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What every world of ours has in common: tasks by panel and index, a step limit, the order of calls.
+"""The base class of turnwise's own worlds: tasks by split and index, a step limit, and checks of the order of calls.
 
-A world is then three things: its panels (``tasks``), how a task starts (``begin``), what an action does (``act``).
-Third parties need none of this: any ``gymnasium.Env`` of strings can be trained on (``interface.py``).
+A subclass defines three things: its panels (``tasks``), how a task starts (``begin``), and what an action does
+(``act``). A world of your own need not use this class. Any ``gymnasium.Env`` of strings can be trained on
+(``interface.py``).
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from turnwise.envs.interface import AnyText, Info, Panel
 class TaskEnv(gymnasium.Env[str, str], ABC):
     """A text world with fixed panels of tasks.
 
-    ``reset`` starts ``options["task"]`` (an index) of ``options["split"]``; without an index one is drawn with the
-    environment's own generator, without a split it is that of the constructor. An episode is truncated after
-    ``step_limit`` steps, a count that is part of every snapshot. (``gymnasium.make`` keeps the name
-    ``max_episode_steps`` for its own wrapper, which is in none.)
+    ``reset(options={"split": "test", "task": 3})`` starts task 3 of the split "test". Without "task" one is drawn with
+    the environment's own random generator. Without "split" it is the ``split`` of the constructor. An episode is
+    truncated after ``step_limit`` steps. (The setting is not called ``max_episode_steps``, because ``gymnasium.make``
+    gives that to a wrapper of its own, whose count would be missing in snapshots.)
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (gymnasium's own declaration)
     instructions = ""
-    """How an action is written, for a model that has never seen this world."""
+    """How actions are written, for a model that was not trained on this world."""
 
     def __init__(self, split: str = "train", step_limit: int = 50) -> None:
         if step_limit < 1:
@@ -45,28 +46,28 @@ class TaskEnv(gymnasium.Env[str, str], ABC):
     @property
     @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        """The names that ``tasks`` takes."""
+        """The names of the splits."""
 
     @abstractmethod
     def tasks(self, split: str) -> Panel:
-        """The fixed panel of a split. Raises ValueError for an unknown one."""
+        """The fixed panel of a split. Raises ValueError for an unknown split."""
 
     def _size(self, split: str) -> int:
-        """Of a split. Raises ValueError likewise."""
+        """The number of tasks of a split. Raises ValueError for an unknown split."""
         return len(self.tasks(split))
 
     @abstractmethod
     def begin(self, split: str, index: int) -> tuple[str, Info]:
-        """Start a task: the first observation and its ``info``. ``self.np_random`` is seeded by then."""
+        """Start a task. Returns the first observation and its ``info``. ``self.np_random`` has been seeded before."""
 
     @abstractmethod
     def act(self, action: str) -> tuple[str, float, bool, Info]:
-        """Do an action (any string): observation, reward, whether the episode terminated, ``info``."""
+        """Take an action, which may be any string. Returns observation, reward, terminated and ``info``."""
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[str, Info]:
         """Start a task. Raises ValueError for an unknown option, split or task."""
         super().reset(seed=seed)
-        self._ended = True  # whatever fails below, there is no episode to step
+        self._ended = True  # where anything below fails, there is no episode to step
         split, index = self._choose(dict(options or {}))
         observation, info = self.begin(split, index)
         self._num_steps = 0
@@ -75,7 +76,11 @@ class TaskEnv(gymnasium.Env[str, str], ABC):
         return observation, info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
-        """Any string is an action. Raises ResetNeeded before ``reset`` and after the end, TypeError for no string."""
+        """Take an action, which may be any string.
+
+        Raises ResetNeeded before ``reset`` and after the end of the episode, and TypeError where ``action`` is no
+        string.
+        """
         if self._ended:
             raise ResetNeeded("The episode has not begun or is over: call reset() before step().")
         if not isinstance(action, str):
@@ -105,7 +110,7 @@ class TaskEnv(gymnasium.Env[str, str], ABC):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """An episode, whole: the state that the world saved, and how far it is."""
+    """An episode at one moment: the state that the world saved, and its number of steps."""
 
     state: Any
     num_steps: int
@@ -114,9 +119,10 @@ class Snapshot:
 
 
 class SnapshotEnv(TaskEnv):
-    """A world whose episodes can be copied: ``save`` gives a state that nothing changes later, ``load`` takes it up.
+    """A world whose episodes can be copied.
 
-    A state is complete: it can be loaded by another instance, which may have played another task before.
+    ``save`` returns the state, which later steps must not change. ``load`` continues from it. The state must be
+    complete: another instance, which has played another task before, must be able to load it.
     """
 
     @abstractmethod
@@ -126,11 +132,11 @@ class SnapshotEnv(TaskEnv):
     def load(self, state: Any) -> None: ...
 
     def snapshot(self) -> Snapshot:
-        """The episode. (The generator that draws tasks belongs to the environment and is not part of it.)"""
+        """The present episode. The random generator that draws tasks is not part of it."""
         return Snapshot(self.save(), self._num_steps, self._step_limit, self._ended)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue the episode of ``snapshot``, whichever environment took it."""
+        """Continue the episode of ``snapshot``, which may come from another instance."""
         self.load(snapshot.state)
         self._num_steps = snapshot.num_steps
         self._step_limit = snapshot.step_limit

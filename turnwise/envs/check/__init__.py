@@ -1,7 +1,7 @@
-"""Is a text world fit for training? A list of small checks, each with one sentence of finding.
+"""Checks whether a text world is fit for training. Each check reports its result in one sentence.
 
-Any environment by its gymnasium id will do; what it does not offer is skipped with a reason. An environment that
-raises is a finding, never an error of the check.
+An environment is named by its gymnasium id. Checks of optional methods that it does not have are skipped. Where the
+environment raises, that is a failed check and not an error of this function.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CHECKS: tuple[Check, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found, in the order of ``CHECKS``; ``steps_per_s`` of the random play that it took (wall time)."""
+    """The findings, in the order of ``CHECKS``. ``steps_per_s`` is the speed of the random play, in wall time."""
 
     env: str
     findings: tuple[Finding, ...]
@@ -66,10 +66,10 @@ def check(
     on_finding: Callable[[Finding], None] | None = None,
     **env_kwargs: Any,
 ) -> Report:
-    """Run every check on an environment; about ``seconds`` in all, of which each check has a fair share.
+    """Run every check on an environment, in about ``seconds`` in all, which the checks share evenly.
 
-    ``on_finding`` hears each finding at once. Raises ValueError where there is no such environment, or it does not
-    take these settings. (An environment that never returns from ``step`` is not interrupted.)
+    ``on_finding`` is called with each finding at once. Raises ValueError where there is no such environment, and where
+    it does not take these settings. An environment that never returns from ``step`` is not interrupted.
     """
     began = time.perf_counter()
     findings: list[Finding] = []

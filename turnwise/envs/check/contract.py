@@ -1,4 +1,4 @@
-"""Checks of one episode: what gymnasium asks of ``reset`` and ``step``, and what training takes for granted."""
+"""Checks of single episodes: what gymnasium requires of ``reset`` and ``step``, and what training relies on."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from turnwise.envs.interface import HasExpert, HasPlayers, HasSnapshots, HasTask
 
 OFFERED = ("tasks", "snapshot", "restore", "expert", "players", "role")
 MAX_STEPS = 1000
-"""An episode that goes on longer without an end is taken for endless."""
+"""An episode with more steps is taken to be endless."""
 ODD_ACTION_S = 5.0
-"""Seconds in which a world answers even those:"""
+"""The time limit in seconds for a step with one of these actions:"""
 ODD_ACTIONS = {
     "empty": "",
     "blank": " \n\t ",
@@ -58,7 +58,7 @@ def spaces_are_of_strings(probe: Probe) -> Finding:
 
 
 def offers_fit(probe: Probe) -> Finding:
-    """Which of the names that turnwise knows are taken for its own, and which are left to the world."""
+    """Whether the world's optional methods fit, and which attributes of the same names are ignored."""
     inner, taken, left = probe.env.unwrapped, list[str](), list[str]()
     for offer in (HasTasks, HasSnapshots, HasExpert, HasPlayers):
         names = [name for name in (*vars(offer), *offer.__annotations__) if name in OFFERED]
@@ -72,14 +72,14 @@ def offers_fit(probe: Probe) -> Finding:
 
 
 def gymnasium_accepts_it(probe: Probe) -> Finding:
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             check_env(probe.env.unwrapped, skip_render_check=True)
         except AssertionError as error:
             hint = " (Text holds its charset alone, turnwise.envs.interface.AnyText every string)"
             return failed(first_line(error) + (hint if "not within the observation space" in str(error) else ""))
-    remarks = [str(each.message) for each in heard]
+    remarks = [str(each.message) for each in caught]
     return passed(f"with {len(remarks)} remarks, such as: {remarks[0]}" if remarks else "without a remark")
 
 
@@ -116,7 +116,7 @@ def _wrong_types(frame: Frame) -> Iterator[str]:
 
 
 def odd_actions_are_ordinary(probe: Probe) -> Finding:
-    """In a process of its own, where there can be one: some engines hang on them, or take Python down."""
+    """Whether the world survives odd actions. It runs in a process of its own, because some engines hang or crash."""
     task = probe.examples(1)[0]
     try:
         env = probe.elsewhere(step_timeout_s=ODD_ACTION_S)
@@ -155,7 +155,7 @@ def admissible_actions_are_valid(probe: Probe) -> Finding:
 
 
 def episodes_end(probe: Probe) -> Finding:
-    """At random, and with one unknown action over and over: the way in which a bad policy plays."""
+    """Whether episodes end under random play, and under one unknown action again and again, as bad policies play."""
     task = probe.examples(1)[0]
     played = probe.record(probe.env, task, MAX_STEPS)
     num_steps, frame = 0, begin(probe.env, task)
@@ -173,7 +173,7 @@ def episodes_end(probe: Probe) -> Finding:
 
 
 def step_needs_a_game(probe: Probe) -> Finding:
-    """What gymnasium leaves undefined: an error is best, but no reward may come of it."""
+    """What ``step`` does without a running episode. An error is best; there must be no reward."""
     found, env = [], probe.fresh()
     for when in ("before reset", "after the end"):
         if when == "after the end" and not probe.record(env, probe.examples(1)[0], MAX_STEPS).over:
@@ -223,7 +223,7 @@ def players_are_told(probe: Probe) -> Finding:
 
 
 def closing_is_harmless(probe: Probe) -> Finding:
-    """Unplayed, in the middle of a game, and twice."""
+    """Whether ``close`` works before a game, in the middle of one, and twice."""
     probe.fresh().close()
     env = probe.fresh()
     begin(env, probe.examples(1)[0])

@@ -1,10 +1,13 @@
-"""The weaker proof that evaluation tasks are new: what episodes look like, where content keys might not tell the truth.
+"""Checks that evaluation tasks do not look like training tasks.
 
-What is *asked* is what a player sees at first; what *follows* is what it sees then, and earns, under actions that
-depend on what was seen alone. An evaluation task is known where a training task asks the same and the same follows.
-But where one question is followed by different things, the answer lies in hidden state (a database behind a templated
-question, a world of tools): then the question says nothing about which task it is, and meeting it again is no leak.
-That excuses a coincidence: how often training tasks look like each other says how often one is to be expected.
+Content keys prove that two tasks differ, if the world computes them correctly. This check does not rely on them. It
+compares what episodes look like, which is weaker evidence.
+
+Two tasks look alike where they show the same first observation (the question) and where the same observations and
+rewards follow, under actions that depend only on what was seen. An evaluation task that looks like a training task
+counts as known. There is an exception. Where one question is followed by different things, its answer is in hidden
+state, such as a database. Then the question does not identify the task, and meeting it again is no leak. The exception
+applies only where training tasks look like one another so often that the match is expected by chance.
 """
 
 from __future__ import annotations
@@ -24,12 +27,15 @@ _LEAK_SHARE = 0.5
 _NUM_TRAINED, _NUM_TESTED = 256, 64
 _WAY_STEPS = 50
 _NUM_TRIED, _WORDS = 8, 24
-"""Questions, and words of each, that are tried as its answer."""
+"""The number of questions, and of words in each, that are tried as its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """Hashes of what a task asks, and of all that was seen and earned in it; ``blind``: nothing told what to do."""
+    """What a task looks like: hashes of its first observation, and of all that was seen and earned in it.
+
+    ``blind`` is True where neither an expert nor a list of admissible actions said what to do.
+    """
 
     key: str
     asked: str
@@ -38,9 +44,9 @@ class _Look:
 
 
 def evaluation_starts_look_new(probe: Probe) -> Finding:
-    """How many episodes of evaluation tasks look like one of a training task."""
+    """Whether at most half of the evaluation tasks look like a training task."""
     if capability(probe.env, HasPlayers) is not None:
-        return skipped("a game of several players: what is new in a test is the opponent")
+        return skipped("a game of several players, whose evaluation differs by the opponent")
     if probe.splits[0] not in ("train", "demonstrations") or not probe.evaluation_splits:
         return skipped("no training split beside an evaluation split")
     trained: dict[str, list[_Look]] = defaultdict(list)  # by what is asked
@@ -56,26 +62,26 @@ def evaluation_starts_look_new(probe: Probe) -> Finding:
 def _verdict(probe: Probe, trained: dict[str, list[_Look]], tested: dict[str, list[_Look]]) -> Finding:
     met = {look.seen for looks in trained.values() for look in looks}
     if len(met.union(look.seen for looks in tested.values() for look in looks)) == 1:
-        return skipped("every episode looks the same at first: looks prove nothing here")
+        return skipped("every episode looks the same, so that looks prove nothing")
     alike = {split: [look for look in looks if look.seen in met] for split, looks in tested.items()}
     text = ", ".join(f"{split} {len(alike[split])} of {len(looks)}" for split, looks in tested.items())
     text = f"look like one of {len(met)} different training episodes: {text}"
     if not _too_many(alike, tested):
-        return passed(f"{text} (a weaker proof than content keys)")
+        return passed(f"{text} (weaker evidence than content keys)")
     hidden = _hidden_behind(probe, trained) if _repeats_itself(trained) else {}
     known = {split: [look for look in looks if look.asked not in hidden] for split, looks in alike.items()}
     if _too_many(known, tested):
         return failed(f"{text}; make more different tasks, or give each split its own")
     if all(shows for shows in hidden.values()):
-        return passed(f"{text}; but there one question is followed by different things: what it asks is hidden state")
-    why = "the answers lie in hidden state that random strings do not show"
+        return passed(f"{text}; but there one question is followed by different things: its answer is in hidden state")
+    why = "the answers may be in hidden state, which random actions do not show"
     if probe.has_panels:
-        return passed(f"{text}; but {why}: that the tasks differ is the word of their content keys")
-    return skipped(f"{text}; perhaps {why}: tasks(split) with content keys, or an expert, would tell")
+        return passed(f"{text}; but {why}. By their content keys the tasks differ")
+    return skipped(f"{text}; {why}. Add tasks(split) with content keys, or an expert, to make sure")
 
 
 def _repeats_itself(trained: dict[str, list[_Look]]) -> bool:
-    """Whether so many training tasks look like another one that evaluation tasks would by chance."""
+    """Whether training tasks look like one another so often that evaluation tasks would, too, by chance."""
     times = Counter(look.seen for looks in trained.values() for look in looks)
     return sum(n for n in times.values() if n > 1) > _LEAK_SHARE * times.total()
 
@@ -85,10 +91,10 @@ def _too_many(some: dict[str, list[_Look]], all_: dict[str, list[_Look]]) -> boo
 
 
 def _hidden_behind(probe: Probe, trained: dict[str, list[_Look]]) -> dict[str, bool]:
-    """The questions whose answers lie in hidden state, and whether that shows (or is only not to be excluded).
+    """The questions whose answers are in hidden state: True where that is certain, False where it is only possible.
 
-    It shows where different things follow one question. It cannot be excluded where nothing told what to do, tasks
-    of different keys ask the same, and in most questions (a few are tried) no word is an answer.
+    It is certain where different things follow one question. It is possible where nothing said what to do, tasks with
+    different keys ask the same question, and in most of the tried questions no word is an answer.
     """
     shows = {asked: True for asked, looks in trained.items() if len({look.seen for look in looks}) > 1}
     unclear = {
@@ -101,7 +107,7 @@ def _hidden_behind(probe: Probe, trained: dict[str, list[_Look]]) -> dict[str, b
 
 
 def _answered_by_a_word(probe: Probe, key: str) -> bool:
-    """Whether a word of the first observation, played as an action, earns something: then what is asked is seen."""
+    """Whether a word of the first observation, taken as an action, is rewarded. Then the answer is not hidden."""
     task = next(task for task in probe.tasks(probe.splits[0]) if task.key == key)
     words = dict.fromkeys(re.findall(r"[\w.-]+", begin(probe.env, task).observation))
     for word in list(words)[-_WORDS:]:  # what is asked stands at the end
@@ -113,7 +119,7 @@ def _answered_by_a_word(probe: Probe, key: str) -> bool:
 
 
 def _looks(probe: Probe, tasks: Sequence[Task], index: int) -> list[_Look]:
-    """One task's look; nothing past the end of the panel."""
+    """What one task looks like; [] past the end of the panel."""
     if index >= len(tasks):
         return []
     task, expert = tasks[index], _expert(probe)
@@ -129,7 +135,7 @@ def _looks(probe: Probe, tasks: Sequence[Task], index: int) -> list[_Look]:
 
 
 def _way(probe: Probe, task: Task, expert: Expert) -> list[Frame]:
-    """What the expert sees and earns on its way."""
+    """What the expert sees and earns in its episode."""
     frames = [begin(probe.env, task)]
     expert.begin(frames[0].observation, frames[0].info)
     while not frames[-1].over and len(frames) <= _WAY_STEPS:
@@ -138,7 +144,7 @@ def _way(probe: Probe, task: Task, expert: Expert) -> list[Frame]:
 
 
 def _expert(probe: Probe) -> Expert | None:
-    """One that reads what is seen, else one that knows; always of the same seed."""
+    """A "searching" expert, or else a "knowing" one, always with the same seed; None where there is none."""
     if capability(probe.env, HasExpert) is None:
         return None
     for kind in ("searching", "knowing"):

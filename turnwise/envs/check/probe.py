@@ -1,4 +1,4 @@
-"""What the checks work with: the environment under test, episodes as they were seen, verdicts, and the time."""
+"""Tools of the checks: the environment under test, recorded episodes, findings, and the time that is left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Outcome = Literal["passed", "failed", "skipped"]
 Item = TypeVar("Item")
 
 TRAINING_SPLITS = ("train", "demonstrations")
-"""Splits that may repeat tasks; success is reported on the others."""
+"""Splits for training, in which tasks may repeat. Success is reported on the others."""
 INFO_KEYS = (
     *("admissible_actions", "success", "score", "valid", "task_type"),
     *("player", "rewards", "successes", "scores"),
@@ -31,12 +31,12 @@ INFO_KEYS = (
 _USUAL_SPLITS = ("train", "demonstrations", "validation", "test")
 _SEED = 7
 FEW_STEPS = 8
-"""What is played even when the time is up."""
+"""Steps that are taken even when no time is left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found, in one sentence. ``rates``: name -> (successes, of how many), where it counted some."""
+    """The result of one check, in one sentence. ``rates`` maps a name to (successes, attempts) where it counted any."""
 
     outcome: Outcome
     text: str
@@ -59,7 +59,7 @@ def skipped(reason: str) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What ``reset`` (with reward 0) or ``step`` returned; of ``info`` the keys that turnwise understands."""
+    """What ``reset`` (with reward 0) or ``step`` returned. Of ``info`` only the keys that turnwise reads are kept."""
 
     observation: str
     reward: float
@@ -74,7 +74,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """A task, the actions played, and what was seen: one frame more than actions."""
+    """A task, the actions taken, and what was seen. There is one frame more than actions."""
 
     task: Task
     actions: tuple[str, ...]
@@ -86,10 +86,10 @@ class Episode:
 
 
 class Probe:
-    """The environment under test. Making one raises what making the environment raises.
+    """The environment under test. The constructor raises what making the environment raises.
 
-    ``env`` serves all checks, ``fresh`` gives more of the kind until ``tidy``. A check that goes on until its time is
-    up iterates with ``some``; ``until`` is on the clock of ``time.perf_counter``.
+    All checks share ``env``. ``fresh`` makes further instances, which ``tidy`` closes. A check that uses all its time
+    iterates with ``some``. ``until`` is the end of that time, on the clock of ``time.perf_counter``.
     """
 
     def __init__(self, env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> None:
@@ -106,17 +106,17 @@ class Probe:
         return self._extra[-1]
 
     def elsewhere(self, step_timeout_s: float = 60.0) -> TextEnv:
-        """One in a process of its own, where it may hang or die. Raises EnvRaisedError where none can be made there."""
+        """An instance in a process of its own, which may hang or die. Raises EnvRaisedError where that fails."""
         self._extra.append(ProcessEnv(self.env_id, self.env_kwargs, step_timeout_s=step_timeout_s))
         return self._extra[-1]
 
     def renew(self) -> None:
-        """Another main instance for one that broke."""
+        """Replace ``env`` by a new instance, after a failure."""
         self._extra.append(self.env)
         self.env = self.make()
 
     def tidy(self) -> None:
-        """Close the extra instances. (What closing raises is ``closing_is_harmless``'s to say.)"""
+        """Close the further instances. Exceptions are ignored, since ``closing_is_harmless`` reports them."""
         while self._extra:
             env = self._extra.pop()
             with contextlib.suppress(Exception, SystemExit):
@@ -128,7 +128,7 @@ class Probe:
         self.tidy()
 
     def some(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The first item, then more until the time is up."""
+        """Yield the first item, and further ones as long as there is time."""
         for number, item in enumerate(items):
             if number and time.perf_counter() > self.until:
                 return
@@ -140,7 +140,7 @@ class Probe:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The names of the panels; of the seed ranges that stand for them in worlds without."""
+        """The names of the splits."""
         names = getattr(self.env.unwrapped, "splits", None)
         return (
             tuple(names)
@@ -169,7 +169,7 @@ class Probe:
         return [tasks[index] for index in range(min(num, len(tasks)))]
 
     def record(self, env: TextEnv, task: Task, max_steps: int = 30, seed: int = 0) -> Episode:
-        """Play at random (see ``RandomPlayer``) from the task's start; a few steps only once the time is up."""
+        """Play a task at random (``RandomPlayer``) for up to ``max_steps``; a few steps only where no time is left."""
         frames, actions, player = [begin(env, task)], list[str](), RandomPlayer(env, seed)
         player.begin(frames[0])
         while not frames[-1].over and len(actions) < max_steps:
@@ -184,7 +184,7 @@ class Probe:
 
 
 class RandomPlayer:
-    """Plays admissible actions; where a world lists none its expert's, where it has none random strings."""
+    """Plays random admissible actions. Where a world lists none it plays the expert's, or else random strings."""
 
     def __init__(self, env: TextEnv, seed: int) -> None:
         self._space, self._rng = env.action_space, random.Random(seed)
@@ -216,7 +216,7 @@ def step(env: TextEnv, action: str) -> Frame:
 
 
 def replay(env: TextEnv, episode: Episode) -> tuple[Frame, ...]:
-    """The episode's actions again, from its start; shorter where the environment ends earlier."""
+    """The frames of the same actions, taken again from the start. They are fewer where the environment ends earlier."""
     frames = [begin(env, episode.task)]
     for action in episode.actions:
         if frames[-1].over:
@@ -226,7 +226,7 @@ def replay(env: TextEnv, episode: Episode) -> tuple[Frame, ...]:
 
 
 def difference(expected: Sequence[Frame], seen: Sequence[Frame]) -> str:
-    """Where two runs part, in words; empty where they are the same."""
+    """The first difference between two runs, in words; "" where there is none."""
     for number, (one, other) in enumerate(zip(expected, seen, strict=False)):
         for name in ("observation", "reward", "terminated", "truncated"):
             if getattr(one, name) != getattr(other, name):
@@ -246,7 +246,7 @@ def shown(value: object, length: int = 60) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """``RuntimeError: the simulator died``; of a world in another process, what was raised there."""
+    """An exception in one line: ``RuntimeError: the simulator died``. For another process, what was raised there."""
     kind, message = type(error).__name__, str(error)
     if isinstance(error, EnvRaisedError):
         kind, message = error.type_name, error.message
@@ -254,7 +254,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _apart(one: object, other: object) -> str:
-    """Long values are shown from shortly before the place where they part."""
+    """Two long values, each shown from shortly before their first difference."""
     left, right = repr(one), repr(other)
     same = next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     cut = max(0, same - 20)
@@ -262,7 +262,7 @@ def _apart(one: object, other: object) -> str:
 
 
 def _understood(info: Info) -> Info:
-    """A copy: some worlds go on changing the lists that they gave out."""
+    """A copy, because some worlds later change the lists that they returned."""
     if not isinstance(info, dict):
         raise gymnasium.error.Error(f"info is {shown(info)}, expected a dict")
     return {key: copy.deepcopy(info[key]) for key in INFO_KEYS if key in info}

@@ -1,4 +1,4 @@
-"""Checks that an episode can be had again: what groups, forks, evaluations and resumed runs rest on."""
+"""Checks that an episode can be repeated exactly. Groups, forks, evaluations and resumed runs rely on that."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OWN_RANDOMNESS = "draw from self.np_random alone, and sort what comes from sets
 
 
 def repeats_itself(probe: Probe) -> Finding:
-    """The same start and actions in the same instance, after another game was played there."""
+    """Whether the same start and actions give the same episode, in an instance that played another one meanwhile."""
     num_episodes = 0
     for first, second in probe.some(_pairs(probe)):
         episode = probe.record(probe.env, first)
@@ -47,7 +47,7 @@ def repeats_in_a_fresh_instance(probe: Probe) -> Finding:
 
 
 def repeats_in_a_fresh_process(probe: Probe) -> Finding:
-    """Another process hashes strings differently: the order of sets shows."""
+    """Whether an episode is the same in another process, where strings have other hashes and sets another order."""
     episode = probe.record(probe.env, probe.examples(1)[0])
     try:
         env = probe.elsewhere()
@@ -59,7 +59,7 @@ def repeats_in_a_fresh_process(probe: Probe) -> Finding:
 
 
 def instances_do_not_disturb_each_other(probe: Probe) -> Finding:
-    """Two games played in turns are as each is alone."""
+    """Whether two instances that take turns play the same episodes as each does alone."""
     num_pairs, left, right = 0, probe.fresh(), probe.fresh()
     for pair in probe.some(_pairs(probe)):
         first, second = probe.record(left, pair[0]), probe.record(right, pair[1], seed=1)
@@ -76,7 +76,7 @@ def instances_do_not_disturb_each_other(probe: Probe) -> Finding:
 
 
 def snapshots_continue_exactly(probe: Probe) -> Finding:
-    """A restored snapshot goes on as the original did: twice here, then in an instance with another game."""
+    """Whether a restored snapshot continues as the original did, in the same instance and in another one."""
     if capability(probe.env, HasSnapshots) is None:
         return skipped("no snapshot() and restore(): forks replay the actions instead")
     num_snapshots, other = 0, probe.fresh()

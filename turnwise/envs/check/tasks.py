@@ -1,4 +1,4 @@
-"""Checks of the tasks: they are what the panels say, no task serves two splits, and the expert solves them."""
+"""Checks of the tasks: they are what the panels say, no task is in two splits, and the expert solves them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _panel(env: TextEnv, split: str) -> Panel:
 
 
 def tasks_start_what_they_say(probe: Probe) -> Finding:
-    """The same task twice, other tasks in between: one first observation, and the type that the task has."""
+    """Whether a task that is started twice, with others in between, has the same first observation and its own type."""
     num_tasks = 0
     for split in probe.some(probe.splits):
         tasks = probe.tasks(split)
@@ -71,7 +71,7 @@ def evaluation_tasks_are_unique(probe: Probe) -> Finding:
 
 
 def splits_share_no_task(probe: Probe) -> Finding:
-    """By content key, for every pair with an evaluation split in it."""
+    """Whether content keys differ between an evaluation split and every other split."""
     if not probe.has_panels:
         return skipped(NO_PANELS)
     pairs = [pair for pair in combinations(probe.splits, 2) if set(pair) & set(probe.evaluation_splits)]
@@ -106,7 +106,7 @@ def expert_succeeds(probe: Probe) -> Finding:
 
 
 def _wins(probe: Probe, task: Task, kind: str) -> bool | None:
-    """None where the world has no expert of this kind."""
+    """Whether the expert solves the task; None where the world has no expert of this kind."""
     world = capability(probe.env, HasExpert)
     assert world is not None
     try:
