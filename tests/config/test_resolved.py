@@ -15,7 +15,7 @@ from turnwise.cli import app
 from turnwise.commands.play import settings_table
 from turnwise.config.files import load_config, parse_config, read_config, shipped_configs
 
-PAGES = Path(__file__).parent.parent / "docs" / "algorithms"
+PAGES = Path(__file__).parents[2] / "docs" / "algorithms"
 FOR_ONE_ALGORITHM = {"alfworld-long": "gigpo"}
 """Shipped files with settings of an algorithm: they exist for that one."""
 

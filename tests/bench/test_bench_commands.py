@@ -28,7 +28,7 @@ from turnwise.config.files import load_config
 from turnwise.models.engine import torch_threads
 from turnwise.trajectory import Task, Trajectory, Turn
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = ("rollout={num_tasks: 1, group_size: 2, num_slots: 2}", "agent={max_context_tokens: 128, max_reply_tokens: 3}")
 SETTINGS = ("threads=1", "optimizer.num_minibatches=1", "algorithm={type: grpo, drop_uniform_groups: false}", *SMALL)
 

@@ -19,7 +19,7 @@ from turnwise.envs.tasks import expert_of, make_env
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 
-BOOK = Path(__file__).parent.parent / "docs" / "cookbook"
+BOOK = Path(__file__).parents[2] / "docs" / "cookbook"
 PAGES = ("own_environment", "own_algorithm", "own_reward_shaper", "own_context")
 FILES = {
     name: text
