@@ -26,7 +26,7 @@ from turnwise.training.trainer import CollectionError, Silent, Trainer
 from turnwise.trajectory import Task
 
 TINY = [
-    *MODEL,
+    *(*MODEL, "agent.max_turns=6"),
     "warmstart.max_tokens=20000",
     "rollout.num_tasks=2",
     "rollout.group_size=3",
