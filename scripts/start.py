@@ -2,7 +2,7 @@
 """From a bare machine to a running turnwise: makes .venv beside this project, installs into it, and runs.
 
     python3 scripts/start.py                 the demo (arguments follow: demo --seed 1, demo --smoke)
-    python3 scripts/start.py test            the tests (arguments follow: test -k engine)
+    python3 scripts/start.py test            the fast tests (arguments follow: test -k engine; -n 0: one process)
     python3 scripts/start.py check           format, lint, types and tests
     python3 scripts/start.py run train ...   any turnwise command
     python3 scripts/start.py docs            the documentation into site/ (docs --serve: on a local port, as you write)
@@ -45,7 +45,8 @@ def main() -> int:
     mkdocs = ["serve", *(word for word in words if word != "--serve")]
     if "--serve" not in words:
         mkdocs = ["build", "--strict", *words]  # strict: a broken link fails
-    tests = [python, "-m", "pytest", "-m", "not slow and not gpu", *words]
+    workers = ["-n", "2", "--dist", "loadfile"] if (os.cpu_count() or 1) > 1 else []
+    tests = [python, "-m", "pytest", "-m", "not slow and not gpu", *workers, *words]
     commands = {
         "demo": [[python, "-m", "turnwise.cli", "demo", *words]],
         "run": [[python, "-m", "turnwise.cli", *words]],

@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENTS = Path(__file__).with_name("equivalents.json")
 FILES = ("turnwise/algorithms", "turnwise/learning", "turnwise/replay")
 TESTS = (
-    "tests/algorithms", "tests/golden", "tests/learning", "tests/replay", "tests/test_prefixes.py",
-    "tests/test_config.py", "tests/test_mechanisms.py", "tests/test_resolved.py",
+    "tests/algorithms", "tests/golden", "tests/learning", "tests/replay", "tests/test_prefixes.py", "tests/config",
+    "tests/evaluation/test_mechanisms.py",
 )  # fmt: skip
 MARKS = "not slow and not gpu"
 

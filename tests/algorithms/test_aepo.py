@@ -285,7 +285,7 @@ def test_released_forms_are_as_the_docs_write_them() -> None:
 @pytest.mark.slow
 def test_a_composed_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trees, replay and EPO on GiGPO in Household: six updates are four, a crash, and two."""
-    from tests.test_training import StopAfter, StopError, timeless
+    from tests.training.tiny import StopAfter, StopError, timeless
     from turnwise.config.files import load_config
     from turnwise.training.experiment import resume, train
 

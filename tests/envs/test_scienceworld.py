@@ -308,6 +308,7 @@ def test_always_and_never(env: ScienceWorldEnv) -> None:
 # The Java process.
 
 
+@pytest.mark.slow  # another Java process; tests/envs/test_process.py kills those of other worlds
 def test_a_killed_process_raises_and_the_next_reset_starts_another(env: ScienceWorldEnv) -> None:
     env.reset(options={"task": 0})
     before = env.step("look around")[0]
@@ -394,7 +395,7 @@ def test_the_expert_solves_and_finds_back_after_noise(
     assert len(list(tmp_path.rglob("*.txt"))) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_task_is_solved_by_its_own_solution_or_takes_too_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,7 +422,7 @@ def test_every_task_is_solved_by_its_own_solution_or_takes_too_long(
     assert min(unsolved.values()) > 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_official_wrapper_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Observations, rewards, scores and ends of all thirty tasks, with objects in the same order."""
     _needs_the_simulator()

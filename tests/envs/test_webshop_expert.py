@@ -164,7 +164,7 @@ def test_the_knowing_expert_gets_1_for_everything_that_people_asked() -> None:
 
 
 @needs_data
-@pytest.mark.slow  # half a minute
+@pytest.mark.long  # half a minute
 def test_the_knowing_expert_gets_1_on_all_official_goals_but_those_that_no_exact_purchase_reaches() -> None:
     env = _official()
     missed = 0
@@ -177,7 +177,7 @@ def test_the_knowing_expert_gets_1_on_all_official_goals_but_those_that_no_exact
 
 
 @needs_data
-@pytest.mark.slow  # half a minute
+@pytest.mark.long  # half a minute
 def test_what_the_exact_purchase_does_not_reach_no_other_purchase_does() -> None:
     """Every product with every choice of its options that could matter, against the 458 goals.
 

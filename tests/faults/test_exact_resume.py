@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.faults.runs import assert_same, config, timeless, trainer
-from tests.models import scratch_folder
 from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.config.schema import RunConfig
 from turnwise.runs.directory import RunDirectory
@@ -24,11 +23,6 @@ FORMS = {
 }
 ALL = {name: name for name in ALGORITHMS} | FORMS
 FAST = ("ppo", "all at once")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_folder(tmp_path_factory.mktemp("model"))
 
 
 def broken_and_whole(

@@ -19,7 +19,6 @@ import pytest
 import torch
 
 from tests.faults.runs import assert_same, config, timeless
-from tests.models import scratch_folder
 from turnwise.errors import AgentError
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.learning import learner as update
@@ -36,11 +35,6 @@ from turnwise.training.faults import (
     storage,
 )
 from turnwise.training.observing import Callback
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from turnwise.algorithms.common import GroupAdvantage
 from turnwise.config.files import parse_config
 from turnwise.training.experiment import Result, train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SETTINGS: dict[str, Any] = {
     "env": {"id": "tests.worlds:tests/Cue-v0"},

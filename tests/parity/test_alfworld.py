@@ -127,7 +127,7 @@ def test_sampled_walkthroughs_win() -> None:
             assert_walkthrough_wins(game)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_games
 def test_all_4027_walkthroughs_win_and_the_knowing_expert_is_nearly_as_short() -> None:
     steps, official, num_games = 0, 0, 0
@@ -210,7 +210,7 @@ def test_loading_a_game_is_quick() -> None:
     assert sorted(costs)[len(costs) // 2] < 0.005
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_games
 def test_memory_does_not_grow_over_ten_thousand_real_episodes() -> None:
     """Peak memory of the process, KiB."""

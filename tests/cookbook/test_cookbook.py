@@ -19,7 +19,7 @@ from turnwise.envs.tasks import expert_of, make_env
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 
-BOOK = Path(__file__).parent.parent / "docs" / "cookbook"
+BOOK = Path(__file__).parents[2] / "docs" / "cookbook"
 PAGES = ("own_environment", "own_algorithm", "own_reward_shaper", "own_context")
 FILES = {
     name: text
@@ -74,11 +74,9 @@ def test_the_world_is_as_small_as_the_page_says() -> None:
 
 
 def test_the_commands_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a few settings more, which make the training short."""
-    shown = {
-        " ".join(words[:2]): run([*words, *(QUICK.split() if words[0] == "train" else [])], monkeypatch, capsys)
-        for words in commands()
-    }
+    """With a few words more, which make the training and the look at a world short."""
+    quick = {"train": QUICK.split(), "check-env": ["--seconds", "2"]}
+    shown = {" ".join(words[:2]): run([*words, *quick.get(words[0], [])], monkeypatch, capsys) for words in commands()}
     assert len(shown) == len(commands()) == 6
     assert " 0 failed" in shown["check-env my_worlds:my/Lift-v0"]
     assert " 0 failed" in shown["check-env my_panels:my/PanelLift-v0"]
@@ -88,7 +86,7 @@ def test_the_commands_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert Path("runs/lift/evaluation.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_as_the_page_has_it_helps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (words,) = [words for words in commands() if words[0] == "train"]
     shown = run(words, monkeypatch, capsys)

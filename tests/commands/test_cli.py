@@ -122,21 +122,12 @@ def test_json_is_for_machines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert found["targets"][0]["reports"]["sampled"]["success"]["value"] == 1.0
 
 
-def test_a_person_can_play(tmp_path: Path) -> None:
-    asked = subprocess.run(
-        [sys.executable, "-m", "turnwise.cli", "play"],
-        input="?\nlook\nfly\n",
-        cwd=tmp_path,
-        env={**os.environ, "COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert asked.returncode == 0
-    assert "go to" in asked.stdout, "? lists the admissible actions"
-    assert "Nothing happens." in asked.stdout
-    assert "stopped" in asked.stdout
+def test_a_person_can_play(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("?\nlook\nfly\n"))
+    played = shown(["play"], monkeypatch, capsys)
+    assert "go to" in played, "? lists the admissible actions"
+    assert "Nothing happens." in played
+    assert "stopped" in played
 
 
 def test_smoke_demo_then_resume_evaluate_and_export(
@@ -144,7 +135,14 @@ def test_smoke_demo_then_resume_evaluate_and_export(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
-    small = ["warmstart.max_tokens=20000", "warmstart.tokenizer_episodes=40", "model.hidden_size=32", "num_updates=2"]
+    small = ["warmstart.max_tokens=8000", "warmstart.tokenizer_episodes=40", "model.hidden_size=32", "num_updates=2"]
+    small += [
+        "agent.max_turns=6",
+        "agent.max_reply_tokens=8",
+        "rollout.num_tasks=2",
+        "eval.tasks=2",
+        "eval.test_tasks=4",
+    ]
     made = shown(["demo", "--smoke", "--out", "first", *small], monkeypatch, capsys)
     assert "Nothing is expected to be learned in it" in made.splitlines()[0]
     assert "Warm start: cloning the expert" in made

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.models import scratch_folder
+from tests.training.tiny import MODEL
 from turnwise.assembly.players import model_agent, players
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
@@ -30,8 +31,7 @@ from turnwise.training.trainer import Trainer
 
 # A learning rate at which one update changes log-probs by less than the numbers could tell.
 TINY = [
-    *("model.hidden_size=32", "model.head_dim=16", "model.ffn_size=48", "agent.max_reply_tokens=8"),
-    *("warmstart.max_tokens=8000", "warmstart.tokenizer_episodes=40", "warmstart.split=train"),
+    *(*MODEL, "warmstart.max_tokens=8000", "warmstart.split=train"),
     *("rollout.num_tasks=2", "rollout.group_size=4", "rollout.num_slots=8", "optimizer.num_minibatches=2"),
     *(
         "eval.every=100",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.test_training import StopAfter, StopError, timeless
+from tests.training.tiny import MODEL, StopAfter, StopError, timeless
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.evaluation.evaluate import evaluate
@@ -19,20 +18,16 @@ from turnwise.training.experiment import export, resume, train
 NIM = "tests.worlds:tests/Nim-v0"
 TINY = [
     f"env.id={NIM}",
-    "model.hidden_size=32",
-    "model.head_dim=16",
-    "model.ffn_size=48",
+    *MODEL,
     "warmstart.split=train",
     "warmstart.stop_split=validation",
     "warmstart.max_tokens=8000",
-    "warmstart.tokenizer_episodes=40",
-    "agent.max_reply_tokens=8",
     "rollout.num_tasks=2",
     "rollout.group_size=4",
     "rollout.num_slots=8",
     "eval.every=2",
-    "eval.tasks=8",
-    "eval.test_tasks=8",
+    "eval.tasks=4",
+    "eval.test_tasks=4",
     "eval.greedy=false",
     "num_updates=2",
     "checkpoint_every=1",
@@ -40,12 +35,7 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TURNWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 def config(*settings: str) -> RunConfig:

@@ -38,11 +38,6 @@ CUE, NIM, HOUSEHOLD = "tests.worlds:tests/Cue-v0", "tests.worlds:tests/Nim-v0", 
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_folder(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list[Path]:
     """Two seeds of a method that learns nothing: without updates, on Household's first six test tasks."""
     folder = tmp_path_factory.mktemp("runs")

@@ -23,7 +23,7 @@ from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import resume, train
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 
-PAGE = (Path(__file__).parent.parent / "docs" / "watchdog.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "watchdog.md").read_text()
 
 HEALTHY: dict[str, Any] = {
     "success": 0.4,

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from tests.models import TINY as TINY_MODEL
-from tests.models import scratch_folder, tiny_model
+from tests.models import tiny_model
 from turnwise import cli
 from turnwise.bench import floor, gpu
 from turnwise.bench.floor import Load, Machine
@@ -28,7 +28,7 @@ from turnwise.config.files import load_config
 from turnwise.models.engine import torch_threads
 from turnwise.trajectory import Task, Trajectory, Turn
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = ("rollout={num_tasks: 1, group_size: 2, num_slots: 2}", "agent={max_context_tokens: 128, max_reply_tokens: 3}")
 SETTINGS = ("threads=1", "optimizer.num_minibatches=1", "algorithm={type: grpo, drop_uniform_groups: false}", *SMALL)
 
@@ -39,11 +39,6 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(floor, "_ENOUGH_S", 0.0)
     with torch_threads(1):
         yield
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_folder(tmp_path_factory.mktemp("bench") / "model")
 
 
 def test_a_clock_divides_the_time_of_joint_work_by_tokens() -> None:
@@ -106,8 +101,8 @@ def test_contexts_are_what_a_token_comes_after() -> None:
     assert played.contexts() == (1.5, 5.0)  # places 0 to 3, and 4 to 6
 
 
-def test_the_figures_of_an_own_model_add_up(model_folder: Path) -> None:
-    found = own_bench(str(model_folder), SETTINGS, env="turnwise/FrozenLake-v0", num_generate=1)
+def test_the_figures_of_an_own_model_add_up(model: Path) -> None:
+    found = own_bench(str(model), SETTINGS, env="turnwise/FrozenLake-v0", num_generate=1)
     stages = {stage.name: stage for stage in found.stages}
     assert list(stages) == ["environment", "prefill", "decode", "score", "train", "other"]
     assert sum(stage.share for stage in found.stages) == pytest.approx(1.0)
@@ -141,22 +136,22 @@ def test_bench_measures_a_model_of_ones_own(
     command: str,
     expected: tuple[str, ...],
     absent: tuple[str, ...],
-    model_folder: Path,
+    model: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["bench", command, str(model_folder), *SETTINGS, "--env", "turnwise/FrozenLake-v0"]
+    words = ["bench", command, str(model), *SETTINGS, "--env", "turnwise/FrozenLake-v0"]
     text = shown(words, monkeypatch, capsys)
     assert all(word in text for word in (*expected, "GFLOP/s"))
     assert not any(f"\n  {word}" in text or f"│ {word}" in text for word in absent)
 
 
 def test_bench_all_measures_a_run(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from turnwise.training.experiment import train
 
-    own = ["model={}", f"model.path={model_folder}", "warmstart=null"]
+    own = ["model={}", f"model.path={model}", "warmstart=null"]
     short = ["num_updates=1", "eval={every: 0, test_split: null}"]
     config = load_config(None, [*own, *short, *SETTINGS], env="turnwise/FrozenLake-v0")
     train(config, tmp_path / "run")
@@ -177,6 +172,7 @@ def test_a_target_that_is_not_there_is_one_message(target: str, message: str) ->
     assert message in str(raised.value)
 
 
+@pytest.mark.slow  # half precision on a CPU; the fast tests take its parts: bench, and the test below
 def test_the_gpu_check_takes_every_path_on_a_cpu() -> None:
     found = gpu.gpu_check("cpu", gpu.TINY)
     assert not found.faults
@@ -189,6 +185,7 @@ def test_the_gpu_check_takes_every_path_on_a_cpu() -> None:
 def test_a_disagreement_is_a_fault_of_the_gpu_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "HALF_LIMITS", (-1.0, -1.0))
     monkeypatch.setattr(gpu, "_run", lambda *given: None)
+    monkeypatch.setattr(gpu.Machine, "measure", lambda model: Machine(1e9, 1e9))
     assert "disagree" in gpu.gpu_check("cpu", gpu.TINY).markdown()
 
 
@@ -232,10 +229,10 @@ def test_growth_measures_and_draws(
 
 
 def test_our_side_of_the_peer_benchmark(
-    benchmarks: Any, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmarks: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer = benchmarks.peer_trl
-    monkeypatch.setattr(peer, "warmstart", lambda config: model_folder)
+    monkeypatch.setattr(peer, "warmstart", lambda config: model)
     given = type("Given", (), {"config": "smoke", "updates": 2, "tasks": 1, "minibatches": 1, "seed": 0})
     config = peer.configured(given)
     assert (config.algorithm.type, config.rollout.group_size, config.lora.rank) == ("grpo", 8, 16)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parents[1] / "benchmarks" / "mutants"
+HERE = Path(__file__).resolve().parents[2] / "benchmarks" / "mutants"
 
 CODE = '''"""A module."""
 

@@ -9,18 +9,12 @@ from typing import Any
 import pytest
 
 from tests.faults.runs import assert_same, config, timeless
-from tests.models import scratch_folder
 from turnwise.config.files import all_settings, parse_config
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.changes import MAY_CHANGE, changed, check_goes_on
 from turnwise.training.experiment import resume, train
 
 FALLING = "optimizer={schedule: linear, min_lr_share: 0.2, lr: 1e-2}"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_folder(tmp_path_factory.mktemp("model"))
 
 
 def test_a_finished_run_is_prolonged_to_what_the_longer_one_would_be(model: Path, tmp_path: Path) -> None:

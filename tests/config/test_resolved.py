@@ -20,7 +20,7 @@ from turnwise.cli import app
 from turnwise.commands.play import settings_table
 from turnwise.config.files import load_config, parse_config, read_config, shipped_configs
 
-PAGES = Path(__file__).parent.parent / "docs" / "algorithms"
+PAGES = Path(__file__).parents[2] / "docs" / "algorithms"
 SCRIPT = runpy.run_path(str(PAGES.parent.parent / "scripts" / "algorithm_pages.py"))
 SECTIONS = (
     "The paper",

@@ -14,7 +14,7 @@ from rich.console import Console
 from tests.chat_server import Response, completion, serving
 from turnwise import cli
 
-PAGE = (Path(__file__).parent.parent / "docs" / "cookbook" / "evaluate_endpoint.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "cookbook" / "evaluate_endpoint.md").read_text()
 TASKS = "2"  # instead of 64
 
 

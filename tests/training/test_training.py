@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import turnwise
+from tests.training.tiny import MODEL, StopAfter, StopError, timeless
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
@@ -18,19 +19,14 @@ from turnwise.evaluation.evaluate import evaluate
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import export, resume, train, warmstart
-from turnwise.training.observing import Callback
 from turnwise.training.side import DisagreementError
 from turnwise.training.tasksets import TaskOrder, prove_disjoint
 from turnwise.training.trainer import CollectionError, Trainer
 from turnwise.trajectory import Task
 
 TINY = [
-    "model.hidden_size=32",
-    "model.head_dim=16",
-    "model.ffn_size=48",
+    *(*MODEL, "agent.max_turns=6"),
     "warmstart.max_tokens=20000",
-    "warmstart.tokenizer_episodes=40",
-    "agent.max_reply_tokens=8",
     "rollout.num_tasks=2",
     "rollout.group_size=3",
     "eval.every=2",
@@ -43,36 +39,11 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One warm start for the whole module, in a cache of its own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TURNWISE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("shared_cache")
 
 
 def config(*settings: str) -> RunConfig:
     return load_config("smoke", [*TINY, *settings])
-
-
-class StopError(Exception):
-    """Stands for a crash."""
-
-
-class StopAfter(Callback):
-    """Stops a run once some updates are logged."""
-
-    def __init__(self, updates: int) -> None:
-        self.updates = updates
-
-    def update(self, record: dict[str, Any]) -> None:
-        if record["update"] + 1 == self.updates:
-            raise StopError
-
-
-def timeless(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in RunDirectory.open(run).metrics()]
 
 
 @pytest.fixture(scope="module")

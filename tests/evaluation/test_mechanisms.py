@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_compare import make_run
-from tests.test_lora_proof import TINY
+from tests.evaluation.test_compare import make_run
+from tests.training.test_lora_proof import TINY
 from turnwise.algorithms.registry import build, resolve
 from turnwise.config.files import load_config
 from turnwise.evaluation.compare import compare

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_watchdog import levers
+from tests.monitoring.test_watchdog import levers
 from turnwise.monitoring import mirrors
 from turnwise.monitoring.mirrors import Mirrors, WandB, scalars
 from turnwise.runs.directory import RunDirectory

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tests.models import scratch_folder
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.settings import EnvConfig
@@ -15,11 +14,6 @@ from turnwise.evaluation.evaluate import evaluate
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.experiment import train
 from turnwise.training.trainer import CollectionError
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_folder(tmp_path_factory.mktemp("model"))
 
 
 def config(model: Path, way: str, marks: Path, times: int, *settings: str) -> RunConfig:

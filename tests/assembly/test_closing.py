@@ -10,7 +10,6 @@ import gymnasium
 import pytest
 import torch
 
-from tests.models import scratch_folder
 from tests.worlds import Cue, Nim
 from turnwise.agents.collector import Collector
 from turnwise.agents.jobs import jobs_for
@@ -74,11 +73,6 @@ TINY = [
     *("rollout.num_tasks=2", "rollout.group_size=2", "eval.every=1", "eval.tasks=2", "eval.test_tasks=2"),
     *("num_updates=1", "checkpoint_every=1", "eval.greedy=false"),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return scratch_folder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from turnwise.runs.directory import RunDirectory
 from turnwise.training.observing import Callback
 from turnwise.trajectory import Trajectory
 
-FOLDER = Path(__file__).parent.parent / "benchmarks" / "learning"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "learning"
 
 
 @pytest.fixture(scope="module")
