@@ -52,8 +52,8 @@ from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.evaluation.report import Report
+from turnwise.jobs import warmstart
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import warmstart
 from turnwise.training.trainer import Trainer
 from turnwise.trajectory import Group, Task
 

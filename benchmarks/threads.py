@@ -67,8 +67,8 @@ def measure(config_name: str, learning: int, sampling: int, updates: int) -> dic
 
     from turnwise.assembly.run import Assembly
     from turnwise.config.files import load_config
+    from turnwise.jobs import warmstart
     from turnwise.runs.directory import RunDirectory
-    from turnwise.training.experiment import warmstart
 
     settings = ["eval={every: 0, test_split: null}", f"threads={learning}", f"rollout.threads={sampling}"]
     config = load_config(config_name, settings)

@@ -13,12 +13,12 @@ from turnwise.algorithms.registry import build
 from turnwise.assembly.players import model_agent
 from turnwise.config.files import load_config
 from turnwise.envs.tasks import make_env, panel
+from turnwise.jobs import warmstart
 from turnwise.learning.learner import Learner
 from turnwise.learning.planning import GroupPlanner
 from turnwise.models.drawing import Sampling
 from turnwise.models.policy import Policy
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.training.experiment import warmstart
 from turnwise.trajectory import group_by_task
 
 NUM_TASKS, GROUP_SIZE = 8, 8

@@ -15,9 +15,9 @@ from turnwise.commands import ending
 from turnwise.commands.display import LiveDisplay, gain_line, result_table
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.evaluation.report import Report
+from turnwise.jobs import Result
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate
-from turnwise.training.experiment import Result
 
 
 def main(folder: str, out: str) -> None:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from turnwise import jobs
 from turnwise.agents.acting import Acting
 from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.scripted import scripted
@@ -20,11 +21,10 @@ from turnwise.envs.given import named
 from turnwise.envs.interface import TextEnv
 from turnwise.evaluation import evaluate as evaluation
 from turnwise.evaluation.report import Report
+from turnwise.jobs import Result
 from turnwise.learning.settings import Settings
 from turnwise.models.drawing import Sampling
 from turnwise.models.policy import Policy
-from turnwise.training import experiment
-from turnwise.training.experiment import Result
 from turnwise.training.observing import Observer, Together
 
 if TYPE_CHECKING:
@@ -69,11 +69,11 @@ def train(
         resolved = config
     else:
         resolved = _configuration(config, env, model, algorithm, settings)
-    folder = Path(out) if out is not None else experiment.new_folder(resolved)
+    folder = Path(out) if out is not None else jobs.new_folder(resolved)
     loaded = _loaded(model) if isinstance(model, tuple) else None
     with _display(progress, resolved) as display:
         observer = Together([*([display] if display is not None else []), *callbacks])
-        return experiment.train(resolved, folder, observer, loaded)
+        return jobs.train(resolved, folder, observer, loaded)
 
 
 def resume(
@@ -93,10 +93,10 @@ def resume(
         named(env)
     from turnwise.runs.directory import RunDirectory
 
-    shown = experiment.resumed_config(RunDirectory.open(path), settings)
+    shown = jobs.resumed_config(RunDirectory.open(path), settings)
     with _display(progress, shown) as display:
         observer = Together([*([display] if display is not None else []), *callbacks])
-        return experiment.resume(path, observer, settings)
+        return jobs.resume(path, observer, settings)
 
 
 def evaluate(target: str | Path, *, env: AnyEnv | None = None, **asked: Any) -> Report:
@@ -234,4 +234,4 @@ def _display(progress: bool, config: RunConfig) -> Any:
 
     from turnwise.commands.display import LiveDisplay
 
-    return LiveDisplay(Console(), config.num_updates, experiment.title_of(config))
+    return LiveDisplay(Console(), config.num_updates, jobs.title_of(config))

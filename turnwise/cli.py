@@ -24,8 +24,8 @@ from turnwise.commands.bench import quiet
 if TYPE_CHECKING:
     from turnwise.commands.display import LiveDisplay
     from turnwise.commands.ending import Ending
+    from turnwise.jobs import Result
     from turnwise.runs.checkpoints import CheckpointName
-    from turnwise.training.experiment import Result
 
 app = typer.Typer(
     name="turnwise",
@@ -88,8 +88,8 @@ def train(
         typer.echo(dump_config(config), nl=False)
         return
     from turnwise.commands.ending import closing
-    from turnwise.training.experiment import new_folder, title_of
-    from turnwise.training.experiment import train as run_train
+    from turnwise.jobs import new_folder, title_of
+    from turnwise.jobs import train as run_train
 
     folder = out or new_folder(config)
     _run(folder, title_of(config), config.num_updates, lambda display: run_train(config, folder, display), closing)
@@ -97,8 +97,8 @@ def train(
 
 def _resume(folder: Path, changes: Sequence[str]) -> None:
     from turnwise.commands.ending import closing
+    from turnwise.jobs import resume, resumed_config, title_of
     from turnwise.runs.directory import RunDirectory
-    from turnwise.training.experiment import resume, resumed_config, title_of
 
     shown = resumed_config(RunDirectory.open(folder), changes)
     _run(folder, title_of(shown), shown.num_updates, lambda display: resume(folder, display, changes), closing)
@@ -124,8 +124,8 @@ def demo(
     more = [f"seed={seed}"] if seed is not None else []
     from turnwise.commands.ending import SMOKE, demo_closing, smoke_closing
     from turnwise.config.files import load_config
-    from turnwise.training.experiment import new_folder, title_of
-    from turnwise.training.experiment import train as run_train
+    from turnwise.jobs import new_folder, title_of
+    from turnwise.jobs import train as run_train
 
     name, given = _words([*_DEMOS[smoke], *(settings or [])], more)
     config = load_config(name, given)
@@ -320,9 +320,9 @@ def warmstart(
     """Clone the environment's expert into an ordinary Hugging Face model folder (cached)."""
     from turnwise.commands.display import LiveDisplay
     from turnwise.config.files import load_config
+    from turnwise.jobs import has_warmstart
+    from turnwise.jobs import warmstart as run_warmstart
     from turnwise.models.loading import check_device
-    from turnwise.training.experiment import has_warmstart
-    from turnwise.training.experiment import warmstart as run_warmstart
 
     name, given = _words(settings)
     config = load_config(name, given, env=env)
@@ -350,7 +350,7 @@ def export(
     side: Annotated[str | None, typer.Option(help="Role whose policy, where a game has one for each.")] = None,
 ) -> None:
     """Write a run's policy as a merged Hugging Face folder, or as its adapter."""
-    from turnwise.training.experiment import export as run_export
+    from turnwise.jobs import export as run_export
 
     quiet()
     folder = run_export(run, to, adapter=adapter, checkpoint=_checkpoint(checkpoint), side=side)

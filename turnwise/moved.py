@@ -28,6 +28,7 @@ MODULES = {
     "turnwise.records.rundir": "turnwise.runs.directory",
     "turnwise.settingnames": "turnwise.config.names",
     "turnwise.training.cloning": "turnwise.cloning.cloner",
+    "turnwise.training.experiment": "turnwise.jobs",
     "turnwise.training.mirrors": "turnwise.monitoring.mirrors",
     "turnwise.training.warmstart": "turnwise.cloning.warmstart",
     "turnwise.training.watchdog": "turnwise.monitoring.watchdog",

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from turnwise.config.schema import RunConfig
+from turnwise.jobs import resume, train
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import resume, train
 from turnwise.training.observing import Observer
 
 

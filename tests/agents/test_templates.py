@@ -22,12 +22,12 @@ from tests.stored import ECHO, run_config, stored_run
 from turnwise.agents.actions import parse_action
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.templates import dated
+from turnwise.jobs import export
 from turnwise.models.policy import Policy
 from turnwise.models.settings import LoRAConfig
 from turnwise.runs.directory import RunDirectory
 from turnwise.runs.exporting import export_trajectories
 from turnwise.runs.trajectories import Selection
-from turnwise.training.experiment import export
 
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|eot|>"]
 
@@ -314,7 +314,7 @@ def test_an_exported_model_shows_the_day_of_its_training(tmp_path: Path, monkeyp
     config = run_config(ECHO, agent={"date": "2025-01-05"})
     RunDirectory.create(tmp_path / "run", config, {})
     policy = Policy(tiny_model(), dated_tokenizer(), lora=LoRAConfig(rank=2))
-    monkeypatch.setattr("turnwise.training.experiment.load_policies", lambda *_, **__: {"": policy})
+    monkeypatch.setattr("turnwise.jobs.load_policies", lambda *_, **__: {"": policy})
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
     for adapter in (False, True):
         exported = AutoTokenizer.from_pretrained(export(tmp_path / "run", tmp_path / f"out{adapter}", adapter=adapter))

@@ -287,7 +287,7 @@ def test_a_composed_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.M
     """Trees, replay and EPO on GiGPO in Household: six updates are four, a crash, and two."""
     from tests.training.tiny import StopAfter, StopError, timeless
     from turnwise.config.files import load_config
-    from turnwise.training.experiment import resume, train
+    from turnwise.jobs import resume, train
 
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "composed.yaml"

@@ -19,9 +19,9 @@ from turnwise.config.files import load_config
 from turnwise.envs.check import check
 from turnwise.envs.tasks import panel
 from turnwise.evaluation.evaluate import evaluate
+from turnwise.jobs import export, train, warmstart
 from turnwise.models.engine import Sampling
 from turnwise.models.policy import Policy
-from turnwise.training.experiment import export, train, warmstart
 from turnwise.training.observing import Callback
 from turnwise.training.trainer import CollectionError
 

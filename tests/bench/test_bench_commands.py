@@ -149,7 +149,7 @@ def test_bench_measures_a_model_of_ones_own(
 def test_bench_all_measures_a_run(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from turnwise.training.experiment import train
+    from turnwise.jobs import train
 
     own = ["model={}", f"model.path={model}", "warmstart=null"]
     short = ["num_updates=1", "eval={every: 0, test_split: null}"]

@@ -19,16 +19,16 @@ from rich.text import Text
 from tests.faults.runs import config
 from tests.models import scratch_folder
 from turnwise import cli
+from turnwise import jobs as experiment
 from turnwise.assembly.run import Assembly
 from turnwise.cloning.cloner import Progress
 from turnwise.commands import ending
 from turnwise.commands.display import LiveDisplay
 from turnwise.config.files import load_config
 from turnwise.evaluation.report import Report, summarize
+from turnwise.jobs import Result
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate
-from turnwise.training import experiment
-from turnwise.training.experiment import Result
 from turnwise.training.faults import InterruptedRunError
 from turnwise.trajectory import Task, Trajectory, Turn
 

@@ -15,10 +15,10 @@ from turnwise.algorithms.registry import build, resolve
 from turnwise.config.files import load_config
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import markdown
+from turnwise.jobs import resume, train
 from turnwise.learning.metrics import Occurrences
 from turnwise.learning.settings import RunInfo
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import resume, train
 
 
 def test_occurrences_are_shares_since_last_asked() -> None:

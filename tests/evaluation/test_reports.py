@@ -14,8 +14,8 @@ from rich.console import Console
 from turnwise.commands.display import LiveDisplay, gain_line, report_table, result_table, sparkline
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report, summarize
+from turnwise.jobs import Result
 from turnwise.statistics import Estimate, paired_difference, wilson
-from turnwise.training.experiment import Result
 from turnwise.trajectory import Task, Trajectory, Turn
 
 TASKS = [Task("env", "test", i, f"key{i}", "clean" if i % 2 else "heat") for i in range(4)]

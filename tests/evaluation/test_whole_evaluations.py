@@ -27,9 +27,9 @@ from turnwise.evaluation.file import read_evaluation
 from turnwise.evaluation.report import Report
 from turnwise.evaluation.subjects import Asked, overlap_with
 from turnwise.evaluation.tables import evaluation_table
+from turnwise.jobs import train
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import train
 from turnwise.trajectory import Trajectory
 
 torch.set_num_threads(1)

@@ -11,8 +11,8 @@ from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.settings import EnvConfig
 from turnwise.evaluation.evaluate import evaluate
+from turnwise.jobs import train
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import train
 from turnwise.training.trainer import CollectionError
 
 

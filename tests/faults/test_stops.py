@@ -21,11 +21,11 @@ import torch
 from tests.faults.runs import assert_same, config, timeless
 from turnwise.errors import AgentError
 from turnwise.evaluation.evaluate import evaluate
+from turnwise.jobs import export, resume, train
 from turnwise.learning import learner as update
 from turnwise.models.drawing import DRAW
 from turnwise.models.policy import Policy
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import export, resume, train
 from turnwise.training.faults import (
     DivergedError,
     InterruptedRunError,

@@ -25,7 +25,7 @@ from tests.models import scratch_folder
 from tests.stored import ECHO
 from turnwise import cli
 from turnwise.config.files import load_config
-from turnwise.training.experiment import train
+from turnwise.jobs import train
 
 _BAD_SETTINGS = ["optimizr.lr=1", "num_updates=x", "eval.tasks=-1", "device=gpu", "env.id=a/B-v0"]
 _NAMES = ["run", "random", "expert", "expert:knowing", "nowhere", "grpo", "epo", "smoke", "turnwise/Sokoban-v0"]

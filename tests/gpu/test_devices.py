@@ -12,10 +12,10 @@ import torch
 from tests.models import scratch_folder, tiny_model
 from turnwise.bench.rollout import max_logprob_error, run_engine, scripts
 from turnwise.config.files import load_config
+from turnwise.jobs import train
 from turnwise.models.drawing import draw, numbers, position_seeds, sample
 from turnwise.models.engine import Sampling, SlotEngine, torch_threads
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import train
 from turnwise.trajectory import IntArray
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

@@ -10,7 +10,7 @@ import torch
 
 from turnwise.algorithms.common import GroupAdvantage
 from turnwise.config.files import parse_config
-from turnwise.training.experiment import Result, train
+from turnwise.jobs import Result, train
 
 pytestmark = pytest.mark.long
 

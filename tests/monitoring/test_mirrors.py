@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.monitoring.test_watchdog import levers
+from turnwise.jobs import train
 from turnwise.monitoring import mirrors
 from turnwise.monitoring.mirrors import Mirrors, WandB, scalars
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import train
 
 RECORD = {
     "update": 3,

@@ -18,9 +18,9 @@ from rich.console import Console
 from turnwise.commands.display import LiveDisplay
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
+from turnwise.jobs import resume, train
 from turnwise.monitoring.watchdog import CHECKS, UnhealthyRunError, Watchdog, WatchdogConfig, signs
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import resume, train
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 
 PAGE = (Path(__file__).parents[2] / "docs" / "watchdog.md").read_text()

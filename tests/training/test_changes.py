@@ -10,9 +10,9 @@ import pytest
 
 from tests.faults.runs import assert_same, config, timeless
 from turnwise.config.files import all_settings, parse_config
+from turnwise.jobs import resume, train
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.changes import MAY_CHANGE, changed, check_goes_on
-from turnwise.training.experiment import resume, train
 
 FALLING = "optimizer={schedule: linear, min_lr_share: 0.2, lr: 1e-2}"
 

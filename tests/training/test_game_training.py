@@ -11,9 +11,9 @@ from tests.training.tiny import MODEL, StopAfter, StopError, timeless
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.evaluation.evaluate import evaluate
+from turnwise.jobs import export, resume, train
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import export, resume, train
 
 NIM = "tests.worlds:tests/Nim-v0"
 TINY = [

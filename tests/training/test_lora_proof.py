@@ -18,12 +18,12 @@ from turnwise.assembly.players import model_agent, players
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
+from turnwise.jobs import warmstart
 from turnwise.learning.metrics import Agreement
 from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.checkpoints import Checkpoint
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import warmstart
 from turnwise.training.noise import Limits, floor_of, sampled_batch
 from turnwise.training.proof import broken_link, prove
 from turnwise.training.side import DisagreementError, Side

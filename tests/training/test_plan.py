@@ -21,11 +21,11 @@ from turnwise.assembly.run import demand_of, fitted
 from turnwise.cli import app
 from turnwise.config.files import load_config, parse_config
 from turnwise.config.schema import RunConfig
+from turnwise.jobs import train
 from turnwise.models.cache import SlotCache
 from turnwise.models.packing import Sharing, pack
 from turnwise.models.policy import Policy
 from turnwise.models.settings import LoRAConfig
-from turnwise.training.experiment import train
 from turnwise.training.plan import FREED, GIB, THRESHOLD, Shape, cache_capacity, fit, plan
 
 torch.set_num_threads(1)

@@ -16,9 +16,9 @@ from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.interface import Panel
 from turnwise.evaluation.evaluate import evaluate
+from turnwise.jobs import export, resume, train, warmstart
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.experiment import export, resume, train, warmstart
 from turnwise.training.side import DisagreementError
 from turnwise.training.tasksets import TaskOrder, prove_disjoint
 from turnwise.training.trainer import CollectionError, Trainer

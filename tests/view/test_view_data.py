@@ -114,7 +114,7 @@ def test_replays_have_their_age(tmp_path: Path) -> None:
 def test_recomputed_credit_is_what_training_logged(algorithm: str, tmp_path: Path) -> None:
     """A real run: mean and std of advantages and the number of rows, in every update; replayed rows; branchings."""
     from turnwise.config.files import load_config
-    from turnwise.training.experiment import train
+    from turnwise.jobs import train
 
     small = ("num_updates=4", "eval.tasks=4", "eval.test_tasks=4")
     config = load_config("smoke", [f"algorithm={algorithm}", *small])

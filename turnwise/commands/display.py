@@ -25,8 +25,8 @@ from rich.text import Text
 from turnwise.clock import time_line
 from turnwise.cloning.cloner import Progress as Cloning
 from turnwise.evaluation.report import Report
+from turnwise.jobs import Result
 from turnwise.statistics import Estimate
-from turnwise.training.experiment import Result
 from turnwise.trajectory import Trajectory
 
 UNKNOWN = "–"
