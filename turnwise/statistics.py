@@ -160,3 +160,31 @@ def _checked(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence}")
     return confidence
+
+
+UNKNOWN = "–"
+"""Where nothing was counted."""
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """``73.8 % [68.1, 78.8]``."""
+    if not estimate.num:
+        return UNKNOWN
+    return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def number_text(value: float, digits: int = 3) -> str:
+    """``0.738``; a dash for nan, where nothing was counted."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else UNKNOWN
+
+
+def share_text(value: float) -> str:
+    """``73.8 %``; a dash likewise."""
+    return f"{100 * value:.1f} %" if math.isfinite(value) else UNKNOWN
+
+
+def score_text(estimate: Estimate) -> str:
+    """``0.738 [0.681, 0.788]``."""
+    if not estimate.num:
+        return UNKNOWN
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

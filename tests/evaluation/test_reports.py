@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from turnwise.commands.display import LiveDisplay, gain_line, report_table, result_table, sparkline
+from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report, summarize
+from turnwise.evaluation.tables import report_table
 from turnwise.jobs import Result
 from turnwise.statistics import Estimate, paired_difference, wilson
 from turnwise.trajectory import Task, Trajectory, Turn

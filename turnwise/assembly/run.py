@@ -31,7 +31,7 @@ from turnwise.cloning.warmstart import Cloning, begin_model, cached_model, warms
 from turnwise.config.schema import GameConfig, RunConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, close, closed_after, make_env, panel
-from turnwise.evaluation.report import evaluate_policy
+from turnwise.evaluation.report import WARMSTART_KEY, evaluate_policy
 from turnwise.learning.learner import Learner
 from turnwise.learning.planning import GroupPlanner
 from turnwise.learning.recipe import Recipe
@@ -49,8 +49,6 @@ from turnwise.training.tasksets import Panels, TaskOrder, open_panels
 from turnwise.training.trainer import LoopSettings, Trainer
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
-
-_STOP_KEY = 1 << 42  # of the reply draws while cloning; updates count from 0
 
 
 class Assembly:
@@ -170,7 +168,7 @@ class Assembly:
                     tasks[:num],
                     name="warmstart",
                     max_tokens=config.agent.max_reply_tokens,
-                    key=_STOP_KEY,
+                    key=WARMSTART_KEY,
                 )
                 if why := report.too_many_errors(config.eval.max_error_share):
                     raise ValueError(why)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,10 +25,9 @@ from turnwise.clock import time_line
 from turnwise.cloning.cloner import Progress as Cloning
 from turnwise.evaluation.report import Report
 from turnwise.jobs import Result
-from turnwise.statistics import Estimate
+from turnwise.statistics import UNKNOWN, Estimate, estimate_text, number_text, score_text, share_text
 from turnwise.trajectory import Trajectory
 
-UNKNOWN = "–"
 _BARS = "▁▂▃▄▅▆▇█"
 _STAGES = {
     "clone": "Warm start: cloning the expert",
@@ -202,30 +200,6 @@ def _share_cell(name: str, value: float | None) -> Text:
     return Text.assemble((f"{name} ", "dim"), (UNKNOWN if value is None else share_text(value), "bold"))
 
 
-def estimate_text(estimate: Estimate) -> str:
-    """``73.8 % [68.1, 78.8]``."""
-    if not estimate.num:
-        return UNKNOWN
-    return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def number_text(value: float, digits: int = 3) -> str:
-    """``0.738``; a dash for nan, where nothing was counted."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else UNKNOWN
-
-
-def share_text(value: float) -> str:
-    """``73.8 %``; a dash likewise."""
-    return f"{100 * value:.1f} %" if math.isfinite(value) else UNKNOWN
-
-
-def score_text(estimate: Estimate) -> str:
-    """``0.738 [0.681, 0.788]``."""
-    if not estimate.num:
-        return UNKNOWN
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-
-
 def result_table(result: Result) -> Table:
     """Before and after on the same panel: overall sampled and greedy, then sampled per task type."""
     table = Table(title="Success on unseen tasks, with 95 % intervals", title_justify="left")
@@ -268,33 +242,3 @@ def gain_line(gain: Estimate, after: Report) -> str:
     unit, scale, digits = ("points", 100, 1) if after.success is not None else ("of mean return", 1, 3)
     value, low, high = (f"{scale * number:+.{digits}f}" for number in (gain.value, gain.low, gain.high))
     return f"gain, paired by task: [bold]{value} {unit}[/bold] [{low}, {high}] over {gain.num} tasks"
-
-
-def report_table(report: Report) -> Table:
-    """One evaluation: success overall and per type, pass@k, and what the episodes were like."""
-    table = Table(title=f"{report.name} on {report.env} {report.split}", title_justify="left")
-    table.add_column("")
-    table.add_column("episodes", justify="right")
-    table.add_column("success (95 % interval)")
-    episodes = sum(map(len, report.outcomes))
-    if report.success is None:
-        table.add_row("mean return", str(episodes), number_text(report.mean_return))
-    else:
-        table.add_row("[bold]all[/bold]", str(episodes), estimate_text(report.success))
-        for kind, estimate in {**report.per_type, **report.per_player}.items():
-            table.add_row(kind, str(estimate.num), estimate_text(estimate))
-    table.add_section()
-    if report.draw_share is not None:
-        table.add_row("draws", "", f"{100 * report.draw_share:.1f} %")
-    if report.score is not None:
-        table.add_row("mean score", "", score_text(report.score))
-    for k, value in report.pass_at.items():
-        if k > 1:
-            table.add_row(f"pass@{k}", str(episodes), f"{100 * value:.1f} %")
-    table.add_row("turns", "", number_text(report.mean_turns, 1))
-    table.add_row("invalid actions", "", share_text(report.invalid_share))
-    if report.context_share > 0:
-        table.add_row("ended by a full context", "", share_text(report.context_share))
-    if report.errors:
-        table.add_row("[red]failed episodes (left out)[/red]", str(report.errors), "")
-    return table

@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.clock import time_line
-from turnwise.commands.display import LiveDisplay, gain_line, result_table, share_text, sparkline
+from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
 from turnwise.evaluation.report import Report
 from turnwise.jobs import Result
 from turnwise.runs.directory import RunDirectory
 from turnwise.runs.trajectory_tables import printable
+from turnwise.statistics import share_text
 from turnwise.trajectory import Trajectory
 
 Ending = Callable[[Console, Result, LiveDisplay], None]

@@ -21,10 +21,9 @@ from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, closed_after
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
 from turnwise.evaluation.pooling import pool
-from turnwise.evaluation.report import Report, evaluate_policy, evaluate_scripted
+from turnwise.evaluation.report import TEST_KEY, Report, evaluate_policy, evaluate_scripted
 from turnwise.evaluation.subjects import Asked, Subject, check_seeds
 from turnwise.models.engine import Sampling
-from turnwise.training.trainer import TEST_KEY
 from turnwise.trajectory import Trajectory
 
 

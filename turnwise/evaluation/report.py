@@ -26,6 +26,9 @@ from turnwise.trajectory import Task, Trajectory
 
 _MEANS = ("mean_return", "mean_turns", "mean_action_tokens", "invalid_share", "entropy", "context_share")
 
+# Keys of the reply draws. Updates count from 0; each kind of measurement has a key of its own.
+VALIDATION_KEY, TEST_KEY, WARMSTART_KEY = 1 << 40, 1 << 41, 1 << 42
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -7,10 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.agents.chat_client import Usage
-from turnwise.commands.display import estimate_text, number_text, report_table, score_text, share_text
 from turnwise.evaluation.file import Evaluation
 from turnwise.evaluation.pooling import Pooled
 from turnwise.evaluation.report import Report
+from turnwise.statistics import estimate_text, number_text, score_text, share_text
 
 
 def evaluation_table(evaluation: Evaluation) -> Group:
@@ -86,4 +86,34 @@ def _pooled_table(name: str, found: Pooled, reports: list[Report]) -> Table:
     if found.errors:
         table.add_row("[red]failed episodes (left out)[/red]", str(found.errors), "")
     table.caption = "Pooled: bootstrap over seeds and tasks. One seed: over tasks alone."
+    return table
+
+
+def report_table(report: Report) -> Table:
+    """One evaluation: success overall and per type, pass@k, and what the episodes were like."""
+    table = Table(title=f"{report.name} on {report.env} {report.split}", title_justify="left")
+    table.add_column("")
+    table.add_column("episodes", justify="right")
+    table.add_column("success (95 % interval)")
+    episodes = sum(map(len, report.outcomes))
+    if report.success is None:
+        table.add_row("mean return", str(episodes), number_text(report.mean_return))
+    else:
+        table.add_row("[bold]all[/bold]", str(episodes), estimate_text(report.success))
+        for kind, estimate in {**report.per_type, **report.per_player}.items():
+            table.add_row(kind, str(estimate.num), estimate_text(estimate))
+    table.add_section()
+    if report.draw_share is not None:
+        table.add_row("draws", "", f"{100 * report.draw_share:.1f} %")
+    if report.score is not None:
+        table.add_row("mean score", "", score_text(report.score))
+    for k, value in report.pass_at.items():
+        if k > 1:
+            table.add_row(f"pass@{k}", str(episodes), f"{100 * value:.1f} %")
+    table.add_row("turns", "", number_text(report.mean_turns, 1))
+    table.add_row("invalid actions", "", share_text(report.invalid_share))
+    if report.context_share > 0:
+        table.add_row("ended by a full context", "", share_text(report.context_share))
+    if report.errors:
+        table.add_row("[red]failed episodes (left out)[/red]", str(report.errors), "")
     return table

@@ -19,7 +19,7 @@ import torch
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.clock import Clock
 from turnwise.config.schema import EvalConfig
-from turnwise.evaluation.report import Report, evaluate_policy
+from turnwise.evaluation.report import TEST_KEY, VALIDATION_KEY, Report, evaluate_policy
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.planning import Planner
 from turnwise.models.engine import Sampling
@@ -35,9 +35,6 @@ from turnwise.training.observing import Observer
 from turnwise.training.side import Side
 from turnwise.training.tasksets import Panels, TaskOrder
 from turnwise.trajectory import Group, Task, Trajectory, group_by_task
-
-# Keys of the reply draws: updates count from 0, measurements have their own.
-_EVAL_KEY, TEST_KEY = 1 << 40, 1 << 41
 
 _DIVERGED = "lower optimizer.lr, and look for extreme rewards or overflow in half precision"
 
@@ -237,7 +234,7 @@ class Trainer:
 
     def validate(self) -> float:
         """Sampled success (mean return where success is unknown) on the validation panel; notes the best."""
-        report = self.measure(self.panels.validation, "validation", temperature=1.0, key=_EVAL_KEY)
+        report = self.measure(self.panels.validation, "validation", temperature=1.0, key=VALIDATION_KEY)
         value = report.success.value if report.success else report.mean_return
         if value > self.best.success:
             self.best = _Best(value, self.finished)
