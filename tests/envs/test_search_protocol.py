@@ -6,8 +6,8 @@ import pytest
 
 from turnwise.envs.search.answers import em, f1, measure, normalised, sub_em
 from turnwise.envs.search.corpus import Document, document
+from turnwise.envs.search.hits import Hit
 from turnwise.envs.search.protocol import PROTOCOLS, Call, protocol_named
-from turnwise.envs.search.retrieval import Hit
 
 R1, PLAIN = PROTOCOLS["search_r1"], PROTOCOLS["plain"]
 HITS = [

@@ -24,8 +24,9 @@ from turnwise.envs.search.bm25 import BM25, words
 from turnwise.envs.search.corpus import Document, MemoryCorpus, document
 from turnwise.envs.search.env import SearchEnv
 from turnwise.envs.search.facts import GeneratedQuestions
+from turnwise.envs.search.hits import Hit
 from turnwise.envs.search.remote import RemoteRetriever
-from turnwise.envs.search.retrieval import DiskRetriever, Hit, MemoryRetriever, open_retriever
+from turnwise.envs.search.retrieval import DiskRetriever, MemoryRetriever, open_retriever
 
 CORPUS = MemoryCorpus(
     "three documents",

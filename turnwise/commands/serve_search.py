@@ -16,7 +16,8 @@ from typing import Any
 
 from turnwise.envs.search.corpus import Corpus, Paths, open_corpus
 from turnwise.envs.search.facts import GeneratedQuestions
-from turnwise.envs.search.retrieval import ENGINES, Retriever, as_json, open_retriever
+from turnwise.envs.search.hits import as_json
+from turnwise.envs.search.retrieval import ENGINES, Retriever, open_retriever
 from turnwise.errors import unknown
 
 MAX_BODY = 16 * 2**20

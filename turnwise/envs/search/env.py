@@ -13,9 +13,10 @@ from turnwise.envs.search.answers import Measure, em, f1, measure
 from turnwise.envs.search.corpus import Corpus, Paths, open_corpus
 from turnwise.envs.search.experts import KnowingExpert, SearchingExpert
 from turnwise.envs.search.facts import GeneratedQuestions, Settings
+from turnwise.envs.search.hits import Hit
 from turnwise.envs.search.protocol import SearchProtocol, protocol_named
 from turnwise.envs.search.questions import FileQuestions, Question, Questions
-from turnwise.envs.search.retrieval import Hit, Retriever, open_retriever
+from turnwise.envs.search.retrieval import Retriever, open_retriever
 from turnwise.envs.world import SnapshotEnv
 from turnwise.errors import unknown
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-from turnwise.envs.search.retrieval import Hit
+from turnwise.envs.search.hits import Hit
 from turnwise.errors import unknown
 
 

@@ -11,9 +11,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from turnwise.envs.search.retrieval import Hit, from_json
+from turnwise.envs.search.hits import Hit, from_json
 
-# Retrieval servers stand beside the training: a proxy from the environment would only get in the way.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

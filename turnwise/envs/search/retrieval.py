@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,20 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 from turnwise.envs.cache import cache_dir, made_once
 from turnwise.envs.search.bm25 import BM25
 from turnwise.envs.search.corpus import Corpus, Document
+from turnwise.envs.search.hits import Hit
 from turnwise.errors import unknown
 
 ENGINES = ("bm25", "bm25s")
 MEMORY_LIMIT = 300_000
 """Most documents of the engine that keeps them in memory."""
 _FORMAT = 1  # raise when the analysis of words changes: older indexes are then rebuilt
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A document that was found; scores compare within one engine only, higher is better."""
-
-    document: Document
-    score: float
 
 
 @runtime_checkable
@@ -140,28 +131,3 @@ class _Shared:
 @lru_cache(maxsize=8)
 def _opened(engine: str, shared: _Shared) -> Retriever:
     return MemoryRetriever(shared.corpus) if engine == "bm25" else DiskRetriever(shared.corpus)
-
-
-def as_json(hits: Sequence[Hit], with_scores: bool) -> list[Any]:
-    """The hits of one query as /retrieve answers them: {"document", "score"} each, or the document alone."""
-    rows = [{"id": hit.document.id, "contents": hit.document.contents} for hit in hits]
-    return [{"document": r, "score": h.score} for r, h in zip(rows, hits, strict=True)] if with_scores else rows
-
-
-def from_json(rows: Any) -> list[Hit]:
-    """The hits of one query from either answer. Raises ValueError, saying what was expected, for anything else."""
-    if not isinstance(rows, list):
-        raise ValueError(f"expected a list of documents for each query, got {json.dumps(rows)[:80]}")
-    return [_hit(row) for row in rows]
-
-
-def _hit(row: Any) -> Hit:
-    scored = isinstance(row, dict) and isinstance(row.get("document"), dict)
-    found = row["document"] if scored else row
-    if not isinstance(found, dict) or not isinstance(found.get("contents"), str):
-        forms = '{"id", "contents"}, or {"document": {"id", "contents"}, "score"}'
-        raise ValueError(f"expected each document as {forms}, got {json.dumps(row)[:80]}")
-    score = row.get("score", 0.0) if scored else 0.0
-    if not isinstance(score, int | float):
-        raise ValueError(f'expected a number as "score", got {json.dumps(score)[:80]}')
-    return Hit(Document(str(found.get("id", "")), found["contents"]), float(score))
