@@ -7,6 +7,8 @@ Read it from `for update`: collect episodes, store them, learn from them, bring 
 
 import sys
 
+import torch
+
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.agents.seating import Seating
 from turnwise.algorithms.registry import build
@@ -29,6 +31,7 @@ def main(num_updates: int = 5) -> list[float]:
         "household", algorithm="grpo"
     )  # settings of the algorithm and the optimizer; a model to begin with
     env_id = config.env.id
+    torch.set_num_threads(1)  # the products of so small a model are too small for more
     policy = Policy.load(warmstart(config), lora=config.lora)  # the model, with LoRA adapters
     agent = model_agent(policy, config.agent, num_slots=64)  # the sampler: a generation engine over the same weights
     info = config.run_info
