@@ -27,9 +27,7 @@ NUM_TASKS, GROUP_SIZE = 8, 8
 
 
 def main(num_updates: int = 5) -> list[float]:
-    config = load_config(
-        "household", algorithm="grpo"
-    )  # settings of the algorithm and the optimizer; a model to begin with
+    config = load_config("household", algorithm="grpo")  # settings: of the model, the algorithm, the optimizer
     env_id = config.env.id
     torch.set_num_threads(1)  # the products of so small a model are too small for more
     policy = Policy.load(warmstart(config), lora=config.lora)  # the model, with LoRA adapters
@@ -47,9 +45,7 @@ def main(num_updates: int = 5) -> list[float]:
         policy.sync(update + 1)  # merge the adapters into the sampler's copy
         agent.version, agent.adapter_hash = policy.version, policy.adapter_hash
         success.append(sum(bool(t.success) for t in played) / len(played))
-        print(
-            f"update {update}: success {success[-1]:6.1%}, entropy {metrics.entropy:.3f} nats, loss {metrics.loss:+.4f}"
-        )
+        print(f"update {update}: success {success[-1]:.1%}, entropy {metrics.entropy:.3f}, loss {metrics.loss:+.4f}")
     collector.close()
     return success
 
