@@ -13,7 +13,8 @@ from typing import Any
 
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import AgentConfig
-from turnwise.cloning.cloner import Measure, OnProgress, Progress, clone, demonstrations
+from turnwise.cloning.cloner import Measure, OnProgress, Progress, clone
+from turnwise.cloning.demonstrations import demonstrations
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.envs.cache import cache_dir
 from turnwise.envs.settings import EnvConfig

@@ -16,7 +16,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def envs() -> None:
     """List the environments: what they are, splits and their sizes."""
-    from turnwise.commands.play import envs_table
+    from turnwise.commands.lists import envs_table
 
     console.print(envs_table())
 
