@@ -12,7 +12,7 @@ _MODELS = (
     *("parallel", "policy", "remote", "scratch"),
 )
 _LEARNING = ("credit", "metrics", "optimizer", "parts", "planning", "primitives", "recipe", "rewards", "schedules")
-_RUNS = ("checkpoints", "exporting", "lock", "replaying", "trajectories", "trajectory_tables", "translating")
+_RUNS = ("checkpoints", "exporting", "lock", "trajectories", "trajectory_tables", "translating")
 
 MODULES = {
     **{f"turnwise.agents.{name}": f"turnwise.models.{name}" for name in _MODELS},
@@ -25,6 +25,7 @@ MODULES = {
     "turnwise.players": "turnwise.assembly.players",
     "turnwise.record": "turnwise.monitoring.record",
     "turnwise.records": "turnwise.runs",
+    "turnwise.records.replaying": "turnwise.runs.reproducing",
     "turnwise.records.rundir": "turnwise.runs.directory",
     "turnwise.settingnames": "turnwise.config.names",
     "turnwise.training.cloning": "turnwise.cloning.cloner",

@@ -19,7 +19,9 @@ from turnwise.commands.display import LiveDisplay
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.jobs import resume, train
-from turnwise.monitoring.watchdog import CHECKS, UnhealthyRunError, Watchdog, WatchdogConfig, signs
+from turnwise.monitoring.checks import CHECKS
+from turnwise.monitoring.settings import WatchdogConfig
+from turnwise.monitoring.watchdog import UnhealthyRunError, Watchdog, signs
 from turnwise.runs.directory import RunDirectory
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 

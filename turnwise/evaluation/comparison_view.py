@@ -10,7 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from turnwise.evaluation.compare import Comparison, Difference, Method
+from turnwise.evaluation.compare import Comparison
+from turnwise.evaluation.methods import Difference, Method
 from turnwise.statistics import Estimate
 from turnwise.svg import Line, Panel, small_multiples
 

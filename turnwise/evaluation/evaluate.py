@@ -20,8 +20,9 @@ from turnwise.assembly.players import WhichCheckpoint, opponents, players
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, closed_after
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
+from turnwise.evaluation.playing import TEST_KEY, evaluate_policy, evaluate_scripted
 from turnwise.evaluation.pooling import pool
-from turnwise.evaluation.report import TEST_KEY, Report, evaluate_policy, evaluate_scripted
+from turnwise.evaluation.report import Report
 from turnwise.evaluation.subjects import Asked, Subject, check_seeds
 from turnwise.models.engine import Sampling
 from turnwise.trajectory import Trajectory

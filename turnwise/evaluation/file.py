@@ -22,7 +22,8 @@ from typing import Any
 from turnwise.agents.chat_client import Usage
 from turnwise.agents.textplay import Played
 from turnwise.evaluation.pooling import Pooled
-from turnwise.evaluation.report import Report, without_nan, write_json
+from turnwise.evaluation.report import Report
+from turnwise.jsonfile import without_nan, write_json
 from turnwise.models.drawing import other_draw
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
 from turnwise.runs.directory import provenance

@@ -11,8 +11,9 @@ from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import WhichCheckpoint, open_run
+from turnwise.config.checks import check_engines
 from turnwise.config.files import parse_section
-from turnwise.config.schema import EvalConfig, EvaluationOverrides, GameConfig, check_engines
+from turnwise.config.sections import EvalConfig, EvaluationOverrides, GameConfig
 from turnwise.envs.interface import Panel
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import closed_after, panel

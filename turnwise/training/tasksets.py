@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from turnwise.cloning.settings import WarmstartConfig
-from turnwise.config.schema import EvalConfig
+from turnwise.config.sections import EvalConfig
 from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import TextEnv, closed_after, make_env, panel
 from turnwise.seeds import mix

@@ -18,8 +18,9 @@ import torch
 
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.clock import Clock
-from turnwise.config.schema import EvalConfig
-from turnwise.evaluation.report import TEST_KEY, VALIDATION_KEY, Report, evaluate_policy
+from turnwise.config.sections import EvalConfig
+from turnwise.evaluation.playing import TEST_KEY, VALIDATION_KEY, evaluate_policy
+from turnwise.evaluation.report import Report
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.planning import Planner
 from turnwise.models.engine import Sampling

@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from turnwise.config.schema import EvalConfig
+from turnwise.config.sections import EvalConfig
 from turnwise.runs.directory import RunDirectory
 from turnwise.view.episodes import pack, read_episodes
 from turnwise.view.runs import columns, comparison, describe, evaluation, events, interval, validation
