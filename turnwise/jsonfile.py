@@ -1,4 +1,4 @@
-"""JSON: reading a file that may be damaged, writing one atomically, and values that JSON lacks."""
+"""JSON files: reading one that may be damaged, and writing one atomically. A leaf: standard library only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def without_nan(value: Any) -> Any:
-    """For JSON, which has no nan: None in its place, however deep."""
+    """The value with None in place of nan and infinity, which JSON does not have; nested values included."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -30,7 +30,7 @@ def without_nan(value: Any) -> Any:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write atomically, down to the disk: a reader sees the old file or the new one, after a crash too."""
+    """Replace a file atomically and synchronise it to the disk: a reader sees the old file or the new one."""
     partial = path.with_suffix(path.suffix + ".tmp")
     with partial.open("w") as file:
         json.dump(content, file, indent=1)

@@ -108,7 +108,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_report(
     broken = tmp_path / "broken.json"
     with pytest.raises(StopError):
         evaluate(name, out=broken, on_episode=stop_after(3), **more)
-    with pytest.raises(ValueError, match="is not finished: the command that made it goes on"):
+    with pytest.raises(ValueError, match="is not finished: the command that made it continues it"):
         read_evaluation(broken)
     episodes = tmp_path / "broken.trajectories.jsonl.gz"
     kept = len(list(TrajectoryReader(episodes)))

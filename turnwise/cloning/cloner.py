@@ -28,7 +28,7 @@ from turnwise.models.layers import projected
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where cloning stands; ``success`` is the latest measurement, in [0, 1]."""
+    """How far cloning has come. ``loss`` is in nats, smoothed; ``success`` is the latest measurement, in [0, 1]."""
 
     tokens: int
     max_tokens: int
@@ -43,7 +43,7 @@ Measure = Callable[[Any, Any], float]
 
 @dataclass(frozen=True, slots=True)
 class CloningRow:
-    """Token ids [T] and the loss weight [T] of each as a target."""
+    """One sequence to train on: token ids [T], and the weight [T] of each token in the loss."""
 
     ids: np.ndarray
     weights: np.ndarray
@@ -52,7 +52,11 @@ class CloningRow:
 def rows_of(
     shown: Demonstration, chat: ChatFormat, agent: AgentConfig, instructions: str, observation_weight: float
 ) -> list[CloningRow]:
-    """A demonstration as training rows, under the same context policy as the agent's own episodes."""
+    """A demonstration as rows to train on, with the prompts and contexts that the agent has in its own episodes.
+
+    An agent with a full context has one row an episode, one with a window a row for each turn. Rows longer than
+    ``agent.max_context_tokens`` are left out.
+    """
     context = new_context(chat, agent, instructions)
     prompt, continues = context.begin(shown.observations[0], shown.admissible[0]), False
     rows: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
@@ -71,7 +75,7 @@ def rows_of(
 
 
 class Cloner:
-    """Trains a causal LM on cloning rows; Muon (Jordan et al. 2024) on matrices, AdamW on the rest."""
+    """Trains a causal LM on cloning rows, with Muon (Jordan et al. 2024) for matrices and AdamW for the rest."""
 
     def __init__(self, model: Any, config: WarmstartConfig) -> None:
         self.model, self.config = model, config
@@ -90,9 +94,9 @@ class Cloner:
         self.steps = 0
 
     def step(self, rows: Sequence[CloningRow], left: float = 1.0) -> float:
-        """One optimizer step on rows laid end to end; the weighted mean loss in nats.
+        """Take one optimizer step on rows; returns the weighted mean loss in nats.
 
-        ``left`` is the share of the tokens still to come, in (0, 1], on which the cooldown goes.
+        ``left`` is the share of the token budget still to come, in (0, 1]; the cooldown of the rates follows it.
         """
         share = min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
         if left < self.config.cooldown_share:
@@ -111,7 +115,7 @@ class Cloner:
 
 
 def cloning_loss(model: Any, rows: Sequence[CloningRow]) -> Tensor:
-    """Weighted mean cross-entropy (nats) of every token given those before it in its row."""
+    """Weighted mean cross-entropy in nats of each token, given the tokens before it in its row."""
     device = model.lm_head.weight.device
     lengths = [len(row.ids) for row in rows]
     ids = torch.from_numpy(np.concatenate([row.ids for row in rows]).astype(np.int64)).to(device)
@@ -137,9 +141,10 @@ def clone(
     measure: Measure | None = None,
     on_progress: OnProgress | None = None,
 ) -> Progress:
-    """Train ``model`` in place until success or the token budget is reached; where it ended.
+    """Train ``model`` in place until ``stop_success`` or ``max_tokens`` is reached; returns the last progress.
 
-    ``measure(model, tokenizer)`` gives the success that ``stop_success`` is compared with.
+    ``measure(model, tokenizer)`` returns the success, in [0, 1], that is compared with ``stop_success``. Raises
+    ValueError where no demonstration fits into the agent's context.
     """
     chat = ChatFormat(tokenizer, agent.system, date=agent.date)
     instructions = instructions_of(env)

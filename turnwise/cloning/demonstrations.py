@@ -26,7 +26,7 @@ _NOT_LOST = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What was seen and done, turn by turn; ``learn[n]`` is False where noise acted."""
+    """One player's episode, turn by turn. ``learn[n]`` is False where noise chose the action of turn n."""
 
     observations: tuple[str, ...]
     admissible: tuple[list[str] | None, ...]
@@ -36,7 +36,7 @@ class Demonstration:
 
 
 class _Demonstrator:
-    """One player's expert with noise, and what it was shown and did."""
+    """One player's expert with noise in its actions; it keeps what the player saw and did."""
 
     def __init__(self, expert: Expert, config: WarmstartConfig, rng: np.random.Generator) -> None:
         self._expert, self._config, self._rng = expert, config, rng
@@ -71,6 +71,7 @@ class _Demonstrator:
         return action
 
     def shown(self, success: bool) -> Demonstration:
+        """The episode so far as a demonstration."""
         return Demonstration(
             tuple(self.observations), tuple(self.admissible), tuple(self.actions), tuple(self.learn), success
         )
@@ -79,9 +80,10 @@ class _Demonstrator:
 def demonstrate(
     env: TextEnv, task: Task, config: WarmstartConfig, seed: int, rule: SuccessRule | None = None
 ) -> list[Demonstration]:
-    """One episode of the expert with noise, as every player saw it.
+    """Play one episode of the expert with noise; one demonstration for each player.
 
-    Success is what the world or ``rule`` says, else to have terminated; in a game, not to have lost.
+    Success is what the world or ``rule`` says. Where neither says it, an episode that terminated is a success. In a
+    game a player succeeds who does not lose.
     """
     # Three streams: a world and its expert with equal generators would not be independent.
     rng, world_seed, expert_seed = np.random.default_rng(seed), mix("world", seed) >> 33, mix("expert", seed) >> 33
@@ -111,7 +113,10 @@ def demonstrate(
 def demonstrations(
     env: TextEnv, config: WarmstartConfig, seed: int, rule: SuccessRule | None = None
 ) -> Iterator[Demonstration]:
-    """An endless stream; with ``num_demonstrations`` the first so many again and again, shuffled for each pass."""
+    """An endless stream of demonstrations.
+
+    With ``num_demonstrations`` the stream repeats its first so many, in a new order for each pass.
+    """
     fresh = _fresh_demonstrations(env, config, seed, rule)
     if config.num_demonstrations is None:
         yield from fresh
@@ -127,7 +132,7 @@ def demonstrations(
 def _fresh_demonstrations(
     env: TextEnv, config: WarmstartConfig, seed: int, rule: SuccessRule | None
 ) -> Iterator[Demonstration]:
-    """Over the split's tasks, in a shuffled order for each pass."""
+    """Demonstrations of the split's tasks, in a new order for each pass, without end."""
     tasks = panel(env, config.split)
     passes = 0
     while True:

@@ -1,4 +1,4 @@
-"""Settings of behaviour cloning. Without torch, so that reading them is quick."""
+"""Settings of behaviour cloning. This module imports no torch, so that reading settings is quick."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class WarmstartConfig(BaseModel):
-    """Behaviour cloning. It ends at ``stop_success``, measured by sampling, or when ``max_tokens`` are seen."""
+    """Behaviour cloning. It ends when sampled success reaches ``stop_success``, or after ``max_tokens``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,9 +1,9 @@
-"""Runs side by side: pooled over seeds, paired by seed and task with a baseline, on the same panel from the same start.
+"""Comparing methods: their runs are pooled over seeds, and paired by seed and task with those of a baseline.
 
-Runs that differ in nothing but the seed are one method. Beside folders of runs, files of ``turnwise evaluate --out``
-are taken; what has no seed of its own (an expert, a model folder, an endpoint) stands against every seed of the others.
-What would make a comparison unfair (another world, panel or starting model) is refused; what weakens it is said in
-``Comparison.notes``.
+Runs that differ in nothing but the seed are one method. Files of ``turnwise evaluate --out`` can be compared as well as
+folders of runs. A target without a seed of its own (an expert, a model folder, an endpoint) is paired with every seed
+of the others. A comparison that would be unfair, of different worlds, panels or starting models, is refused.
+``Comparison.notes`` says what weakens one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNEQUAL = 1.1  # budgets further apart than this factor are worth a note
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """``unit`` is ``success`` or, where the world does not say what that is, ``return``."""
+    """All methods on one panel. ``unit`` is ``success``, or ``return`` where the world does not say what success is."""
 
     env: str
     split: str
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def compare(paths: Sequence[str | Path], baseline: str | None = None) -> Comparison:
-    """Compare runs and evaluations; ``baseline`` names the method that differences are to, by default the first's.
+    """Compare runs and evaluations. ``baseline`` names the method that differences are taken to; default: the first.
 
     Raises ValueError for runs on different worlds, panels or starting models, for one run given twice, and where no
     seed is shared with the baseline.
@@ -72,12 +72,15 @@ def compare(paths: Sequence[str | Path], baseline: str | None = None) -> Compari
 
 
 def plain(comparison: Comparison) -> dict[str, Any]:
-    """For ``--json``: the same numbers as dictionaries and lists, nan as None."""
+    """The comparison as JSON values, with None in place of nan."""
     return dict(without_nan(asdict(comparison)))
 
 
 def _check_ground(runs: Sequence[Run]) -> None:
-    """Same world, same panel, for each seed the same starting weights; each difference names the two runs."""
+    """Check that all runs have the same world and panel, and for each seed the same starting weights.
+
+    Raises ValueError that names the first two runs that differ.
+    """
     first = runs[0]
     for run in runs[1:]:
         _same("environments", first, run, *_worlds(first, run))
@@ -92,7 +95,7 @@ def _check_ground(runs: Sequence[Run]) -> None:
 
 
 def _worlds(*runs: Run) -> list[dict[str, Any]]:
-    """What each was measured in, and among runs the split that they were trained on."""
+    """The world that each was measured in, and for runs the split that they were trained on."""
     names = [key for run in runs for key in run.settings if key.startswith(("env.", "opponents."))]
     if any(run.seed is None for run in runs):
         names = [name for name in names if name != "env.split"]
@@ -104,7 +107,7 @@ def _same(what: str, first: Run, second: Run, a: Any, b: Any) -> None:
         return
     if isinstance(a, dict):
         differing = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
-        a, b = (", ".join(f"{key}={side.get(key)}" for key in differing) for side in (a, b))
+        a, b = (", ".join(f"{key}={own.get(key)}" for key in differing) for own in (a, b))
     raise ValueError(
         f"{first.path} and {second.path} cannot be compared: they have different {what} ({a} against {b}). "
         "Compare runs that differ in their method and seed alone"
@@ -118,7 +121,7 @@ def _same_panel(first: Run, second: Run) -> None:
 
 
 def _grouped(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs of equal settings together, in order of appearance and seed."""
+    """Runs with equal settings as one group. Groups are in order of appearance, runs in order of their seeds."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         group = groups.setdefault(json.dumps(run.settings, sort_keys=True), [])
@@ -130,7 +133,7 @@ def _grouped(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def _named(groups: Sequence[list[Run]]) -> dict[str, list[Run]]:
-    """Each by its algorithm or name; those of one algorithm by the settings in which they differ, too."""
+    """The groups by the name of their algorithm. Groups of one algorithm are also named by the settings that differ."""
     named: dict[str, list[Run]] = {}
     for group in groups:
         own, kind = group[0].settings, group[0].method
@@ -142,7 +145,7 @@ def _named(groups: Sequence[list[Run]]) -> dict[str, list[Run]]:
 
 
 def _notes(groups: Mapping[str, Sequence[Run]], base: str) -> Iterable[str]:
-    """What a reader should know before believing the numbers."""
+    """What weakens the comparison, one sentence each."""
     seeds = {name: {run.seed for run in runs if run.seed is not None} for name, runs in groups.items()}
     if lonely := [name for name, own in seeds.items() if len(own) == 1]:
         yield f"One seed only ({', '.join(lonely)}): the intervals are over tasks and say nothing about other seeds."

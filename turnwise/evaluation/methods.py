@@ -20,7 +20,11 @@ _BINS = 30  # of a plotted curve
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """To the baseline, paired. ``more_episodes`` of each side would resolve one of this size; None: it is exactly 0."""
+    """A method's difference to the baseline, paired by seed and task.
+
+    ``detectable`` is the smallest true difference that this comparison would find with 80 % power at 5 %. About
+    ``more_episodes`` more episodes of each method would resolve a difference of this size; None where it is exactly 0.
+    """
 
     estimate: Estimate
     seeds: tuple[int, ...]
@@ -30,7 +34,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A learning curve over sampled tokens: mean, lowest and highest seed, all [N]."""
+    """A learning curve over sampled tokens: the mean, lowest and highest seed at each place, all [N]."""
 
     tokens: tuple[float, ...]
     mean: tuple[float, ...]
@@ -40,12 +44,13 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """Runs that differ in their seed alone. Reports by decoding (``sampled``, ``greedy``); the rest is of training.
+    """Runs that differ in their seed alone.
 
-    ``areas`` are mean heights of the learning curve up to the comparison's horizon on each axis, ``area_gains`` their
-    differences to the baseline, paired by seed; ``spent`` is the mean of a run. ``acted`` is the share of updates in
-    which each mechanism did something, where the metrics tell; ``mechanisms`` give the mean of what parts count
-    themselves, and the share of updates in which it was not 0.
+    ``before``, ``after`` and ``differences`` are measurements, by decoding (``sampled``, ``greedy``). The rest is about
+    training. ``areas`` are mean heights of the learning curve up to the comparison's horizon on each axis, and
+    ``area_gains`` their differences to the baseline, paired by seed. ``spent`` is the mean over the runs. ``acted``
+    is the share of updates in which each mechanism had an effect, where the metrics show it. ``mechanisms`` holds, for
+    each count that an algorithm's parts log, its mean and the share of updates in which it was not 0.
     """
 
     name: str
@@ -64,7 +69,10 @@ class Method:
 
 
 def method_of(name: str, runs: Sequence[Run], base: Sequence[Run], horizon: Mapping[str, float]) -> Method:
-    """``base`` are the baseline's runs, none for the baseline itself."""
+    """The method of some runs. ``base`` are the baseline's runs, empty for the baseline itself.
+
+    Raises ValueError where no seed is shared with the baseline, or no decoding was measured for both.
+    """
     pairs = [(run, other) for run in runs for other in base if run.seed == other.seed or None in (run.seed, other.seed)]
     if base and not pairs:
         raise ValueError(
@@ -107,7 +115,7 @@ def method_of(name: str, runs: Sequence[Run], base: Sequence[Run], horizon: Mapp
 
 
 def _spent(runs: Sequence[Run]) -> dict[str, float]:
-    """Means over the runs; {} of evaluations, whose training is not known."""
+    """What a run spent, as means over the runs; {} for evaluations, whose training is not known."""
     if not all(run.has_course for run in runs):
         return {}
     return {
@@ -117,10 +125,10 @@ def _spent(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _difference(pairs: Sequence[tuple[Run, Run]], decoding: str) -> Difference:
-    sides = [(run.after[decoding], other.after[decoding]) for run, other in pairs]
-    gaps = [[x - y for x, y in zip(cells(a), cells(b), strict=True)] for a, b in sides]
+    reports = [(run.after[decoding], other.after[decoding]) for run, other in pairs]
+    gaps = [[x - y for x, y in zip(cells(a), cells(b), strict=True)] for a, b in reports]
     estimate = crossed_bootstrap(gaps)
-    episodes = sum(len(task) for report, _ in sides for task in report.outcomes)
+    episodes = sum(len(task) for report, _ in reports for task in report.outcomes)
     seeds = tuple(
         seed for run, other in pairs if (seed := run.seed if run.seed is not None else other.seed) is not None
     )
@@ -128,7 +136,7 @@ def _difference(pairs: Sequence[tuple[Run, Run]], decoding: str) -> Difference:
 
 
 def _entropy(runs: Sequence[Run]) -> tuple[float, float, float] | None:
-    """Mean entropy of the sampled tokens early, midway and late, over the runs."""
+    """Mean entropy of the sampled tokens in the first, middle and last tenth of the updates, over the runs."""
     found = [[line["entropy"] for line in run.metrics if line.get("entropy") is not None] for run in runs]
     if not all(found):
         return None

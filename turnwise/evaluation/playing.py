@@ -1,4 +1,4 @@
-"""Playing every task of a panel, ``samples`` times each, and reporting on the episodes."""
+"""Playing a panel: every task ``samples`` times, and the report of these episodes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from turnwise.evaluation.report import Report, summarize
 from turnwise.models.engine import Sampling
 from turnwise.trajectory import Task, Trajectory
 
-# Keys of the reply draws. Updates count from 0; each kind of measurement has a key of its own.
 VALIDATION_KEY, TEST_KEY, WARMSTART_KEY = 1 << 40, 1 << 41, 1 << 42
+"""Keys that replies are drawn with, one for each kind of measurement. The keys of updates count from 0."""
 
 
 def evaluate_policy(
@@ -31,9 +31,9 @@ def evaluate_policy(
     on_episode: OnEpisode | None = None,
     played: Sequence[Trajectory] = (),
 ) -> tuple[Report, list[Trajectory]]:
-    """Play every task ``samples`` times. The same key, tasks and weights give the same episodes.
+    """Play every task ``samples`` times with a model. The same key, tasks and weights give the same episodes.
 
-    ``played`` are whole jobs of an earlier sitting, which are not played again.
+    ``played`` are trajectories of episodes that an earlier, interrupted call played; they are not played again.
     """
     jobs = jobs_for(tasks, samples, key)
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens)
@@ -57,7 +57,10 @@ def evaluate_scripted(
     on_played: Callable[[Played], None] | None = None,
     played: Sequence[Trajectory] = (),
 ) -> tuple[Report, list[Trajectory]]:
-    """The same for players that answer by themselves, ``workers`` episodes at once; ``temperature`` is of endpoints."""
+    """The same for players without an engine of ours: scripts, experts, endpoints. ``workers`` episodes run at once.
+
+    ``temperature`` is what endpoints sample with; here it is only written into the report.
+    """
     jobs = jobs_for(tasks, samples, 0)
     fresh: list[Trajectory] = []
     for found in play_jobs(make_env, seating, _left(jobs, played), seed=seed, success=success, workers=workers):
@@ -70,12 +73,12 @@ def evaluate_scripted(
 
 
 def _left(jobs: Sequence[Job], played: Sequence[Trajectory]) -> list[tuple[int, Job]]:
-    """Jobs that were not played yet, with their numbers among all."""
+    """The jobs that were not played yet, with their numbers among all jobs."""
     done = {(t.task, t.sample) for t in played}
     return [(number, job) for number, job in enumerate(jobs) if (job.task, job.sample) not in done]
 
 
 def _in_order(jobs: Sequence[Job], trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """In the order of the jobs, whenever they were played; a job's own stay in theirs."""
+    """The trajectories in the order of the jobs. Those of one job keep their order."""
     places = {(job.task, job.sample): place for place, job in enumerate(jobs)}
     return sorted(trajectories, key=lambda t: places[t.task, t.sample])

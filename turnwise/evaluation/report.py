@@ -1,4 +1,4 @@
-"""Success rates that can be trusted: a fixed panel, every task once (or k times), and an interval beside each rate."""
+"""A report: what the episodes of a fixed panel of tasks showed, with an interval beside each success rate."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ _MEANS = ("mean_return", "mean_turns", "mean_action_tokens", "invalid_share", "e
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a panel of episodes showed. ``errors`` ended in a fault of the environment: they count neither as failures
-    nor as returns of 0, every number here is of the others. Where there are no others the means are nan.
-    ``first_error`` is the first fault's reason. ``success`` is None where the world does not say what success is.
+    """What the episodes of a panel showed. ``success`` is None where the world does not say what success is.
 
-    ``overlap`` counts the tasks that the agent may have met before, by their use: ``trained on``, ``cloned on``,
-    ``selected on`` (they chose the checkpoint, or ended the cloning). Empty: proven that there are none; None: unknown.
+    ``errors`` counts the episodes that a fault of the environment ended. They are left out of all other numbers: they
+    are neither failures nor returns of 0. Where no other episode was played the means are nan. ``first_error`` is the
+    reason of the first one.
+
+    ``overlap`` counts the tasks that the agent may have met before, by their use: ``trained on``, ``cloned on`` or
+    ``selected on`` (they chose the checkpoint, or ended the cloning). It is empty where it is proven that there are
+    none, and None where that is unknown.
     """
 
     name: str
@@ -60,11 +63,11 @@ class Report:
 
     @property
     def num_episodes(self) -> int:
-        """Those that count."""
+        """Episodes that count: those without an error."""
         return sum(map(len, self.outcomes))
 
     def too_many_errors(self, max_error_share: float) -> str:
-        """Why the numbers are not to be trusted, with the first fault; ``""`` where few enough episodes failed."""
+        """An error message where too many episodes failed, with the first reason; ``""`` where few enough did."""
         played = self.num_episodes + self.errors
         if self.num_episodes and self.errors <= max_error_share * played:
             return ""
@@ -80,7 +83,7 @@ class Report:
 
     @classmethod
     def from_plain(cls, raw: dict[str, Any]) -> Report:
-        """Inverse of ``asdict`` after a trip through JSON, nan or None."""
+        """Inverse of ``asdict`` after writing to JSON and reading back; nan may have become None."""
         return cls(
             **{
                 **raw,
@@ -107,7 +110,7 @@ def summarize(
     samples: int,
     temperature: float,
 ) -> Report:
-    """A report of ``samples`` episodes for each task; in a game that is won, drawn or lost, success is to win.
+    """A report of ``samples`` episodes for each task. In a game that is won, drawn or lost, success means to win.
 
     With one sample per task the interval of the success rate is Wilson's. With several it is a bootstrap over tasks,
     since attempts at one task are not independent. A single task leaves a bootstrap nothing to resample: its interval
@@ -185,7 +188,7 @@ def _draw_share(trajectories: Sequence[Trajectory]) -> float | None:
 def _score(found: Sequence[Sequence[float]]) -> Estimate | None:
     """Mean of ``[task][attempt]`` scores, with a bootstrap over tasks; None where there are no scores."""
     means = [float(np.mean(scores)) for scores in found if scores]
-    if len(means) == 1:  # nothing to resample but the episodes of the one task
+    if len(means) == 1:  # one task: only its attempts can be resampled
         means = [*next(scores for scores in found if scores)]
     return bootstrap_mean(means) if means else None
 
@@ -200,16 +203,17 @@ def _per_player(trajectories: Sequence[Trajectory]) -> dict[str, Estimate]:
 
 
 def _rate(outcomes: Sequence[Sequence[float]]) -> Estimate:
+    """Success over ``[task][attempt]`` outcomes, with its interval."""
     means = [float(np.mean(task)) for task in outcomes if task]
-    if len(means) == 1:  # nothing to resample: the interval speaks of this task alone
+    if len(means) == 1:  # nothing to resample: the interval is about this task alone
         return wilson(int(sum(map(sum, outcomes))), sum(map(len, outcomes)))
     if all(len(task) <= 1 for task in outcomes) or set(means) <= {0.0} or set(means) <= {1.0}:
-        return wilson(int(sum(means)), len(means))  # equal means leave a bootstrap nothing to vary
+        return wilson(int(sum(means)), len(means))  # a bootstrap of equal means would have no width
     return bootstrap_mean(means)
 
 
 def _per_type(types: Sequence[str], outcomes: Sequence[Sequence[float]]) -> dict[str, Estimate]:
-    """Of the types that have an episode that counts."""
+    """Success of each task type that has an episode that counts."""
     found: dict[str, list[Sequence[float]]] = defaultdict(list)
     for kind, result in zip(types, outcomes, strict=True):
         if kind and result:
@@ -218,6 +222,7 @@ def _per_type(types: Sequence[str], outcomes: Sequence[Sequence[float]]) -> dict
 
 
 def _pass_at(outcomes: Sequence[Sequence[float]], samples: int) -> dict[int, float]:
+    """pass@k for powers of two up to ``samples``, over the tasks of which no attempt failed with an error."""
     powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
     full = [task for task in outcomes if len(task) == samples]
     if not full:
@@ -226,5 +231,5 @@ def _pass_at(outcomes: Sequence[Sequence[float]], samples: int) -> dict[int, flo
 
 
 def _mean(values: Sequence[float]) -> float:
-    """nan of nothing: a mean of 0 would be a result."""
+    """The mean; nan of no values, since 0 would look like a result."""
     return float(np.mean(values)) if values else math.nan

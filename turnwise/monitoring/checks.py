@@ -24,9 +24,9 @@ _PLACES = 10  # updates that a trend (reward hacking) or a usual size (gradient 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """``measure`` gives the value from the records so far and the window, or None where there is nothing to say.
+    """One check. ``measure(records so far, window)`` returns its value, or None where it cannot be measured yet.
 
-    ``diagnosis`` is formatted with ``value``. ``below`` fires under the threshold instead of over it.
+    ``diagnosis`` is formatted with ``value``. The check fires above its threshold, or with ``below`` under it.
     """
 
     measure: Callable[[History, int], float | None]
@@ -35,7 +35,7 @@ class Check:
     below: bool = False
 
     def severity(self, value: float, threshold: float) -> float:
-        """1 at the threshold, more beyond it."""
+        """How far the value is: 1 at the threshold, more than 1 beyond it."""
         above, limit = (threshold, value) if self.below else (value, threshold)
         if above <= 0:
             return 0.0
@@ -43,7 +43,7 @@ class Check:
 
 
 def mean(values: Sequence[float]) -> float:
-    """0 of nothing."""
+    """The mean; 0 of no values."""
     return float(np.mean(values)) if len(values) else 0.0
 
 
@@ -52,13 +52,13 @@ def _known(history: History, name: str) -> list[float]:
 
 
 def _late(history: History, name: str, window: int) -> float | None:
-    """Mean over the last updates; None before there are enough of them."""
+    """Mean over the last ``window`` updates; None before there are so many."""
     values = _known(history[-window:], name)
     return mean(values) if len(values) == window else None
 
 
 def _start(history: History, name: str, window: int) -> float | None:
-    """Mean over the run's first updates; None while these are not over."""
+    """Mean over the run's first ``window`` updates; None until these are over."""
     values = _known(history[:window], name)
     return mean(values) if len(values) == window < len(history) else None
 
@@ -76,7 +76,7 @@ def _rise(name: str) -> Callable[[History, int], float | None]:
 
 
 def _growth(name: str, floor: float = 1e-12) -> Callable[[History, int], float | None]:
-    """Last over first; a start below ``floor`` counts as ``floor``."""
+    """Mean of the last updates divided by the mean of the first. A start below ``floor`` counts as ``floor``."""
 
     def measure(history: History, window: int) -> float | None:
         late, start = _late(history, name, window), _start(history, name, window)
@@ -86,7 +86,7 @@ def _growth(name: str, floor: float = 1e-12) -> Callable[[History, int], float |
 
 
 def _drift(name: str) -> Callable[[History, int], float | None]:
-    """How many times longer or shorter, 1 where success has risen: then it is what the agent has learned."""
+    """Factor by which a length grew or shrank; 1 where success has risen, since the agent then learned it."""
 
     def measure(history: History, window: int) -> float | None:
         factor, gain = _growth(name)(history, window), _rise(_goal(history))(history, window)
@@ -98,12 +98,12 @@ def _drift(name: str) -> Callable[[History, int], float | None]:
 
 
 def _goal(history: History) -> str:
-    """What the run is for: success, or the raw reward where a world does not say what that is."""
+    """What the run maximises: success, or the raw reward in worlds that do not say what success is."""
     return "reward" if history[-1].get("success") is None else "success"
 
 
 def _hacking(history: History, window: int) -> float | None:
-    """Rise of the shaped return in standard errors; 0 where success (or the raw reward) rises as well."""
+    """Rise of the shaped return, in standard errors; 0 where success (or the raw reward) rises as well."""
     if len(history) < 2 * _PLACES:
         return None
     first, last = (_known(part, "return_mean") for part in (history[:_PLACES], history[-_PLACES:]))
@@ -116,7 +116,7 @@ def _hacking(history: History, window: int) -> float | None:
 
 
 def _spike(history: History, window: int) -> float | None:
-    """This update's gradient norm over the median of those before."""
+    """This update's gradient norm divided by the median of the updates before."""
     before = _known(history[-_PLACES - 1 : -1], "grad_norm")
     now = history[-1].get("grad_norm")
     median = float(np.median(before)) if len(before) == _PLACES else 0.0

@@ -1,4 +1,4 @@
-"""Settings of the watchdog: a threshold for each check, and what happens when one fires. Without torch."""
+"""Settings of the watchdog: a threshold for each check, and what happens when one fires."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Action = Literal["warn", "stop"]
 
 
 class WatchdogConfig(BaseModel):
-    """Signs that training goes wrong. Each check has a threshold (null: off); what they mean: docs/watchdog.md."""
+    """Checks for signs that training goes wrong. Each has a threshold; null switches it off. docs/watchdog.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -29,7 +29,7 @@ class UnhealthyRunError(StoppedRunError):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A check that has just fired. ``level`` is what follows from it; value and threshold are in the check's unit."""
+    """A check that has just fired. ``level`` says what follows; ``value`` and ``threshold`` are in the check's unit."""
 
     name: str
     level: Action
@@ -40,10 +40,10 @@ class Event:
 
 
 def signs(groups: Sequence[Group], max_reply_tokens: int) -> dict[str, float]:
-    """What the checks need to know of an update's episodes beside its metrics; shares in [0, 1].
+    """Numbers of an update's episodes that the checks need and the metrics do not have; shares are in [0, 1].
 
-    ``uniform_share`` is of the groups with two sound episodes or more; a state is known by its anchor, else by the
-    observation's text.
+    ``uniform_share`` counts groups whose episodes were all rewarded alike, among the groups with two sound episodes or
+    more. Two states are the same where their anchors are, or without anchors the texts of their observations.
     """
     played = [t for group in groups for t in group.trajectories if t.end != "error" and t.sample >= 0]
     turns = [turn for t in played for turn in t.turns]
@@ -63,13 +63,13 @@ def signs(groups: Sequence[Group], max_reply_tokens: int) -> dict[str, float]:
 
 
 def _repeats(trajectory: Trajectory) -> int:
-    """Turns whose state and action are those of the turn before."""
+    """How many turns have the state and the action of the turn before."""
     seen = [(turn.anchor or turn.observation, turn.action) for turn in trajectory.turns]
     return sum(a == b for a, b in pairwise(seen))
 
 
 class Watchdog:
-    """Hears the record of every update; ``records`` are those of the updates before."""
+    """Checks the record of every update. ``records`` are those of the updates that a resumed run has done already."""
 
     def __init__(self, config: WatchdogConfig, records: Iterable[Record] = ()) -> None:
         self.config = config
@@ -79,7 +79,7 @@ class Watchdog:
             self.watch(record)
 
     def watch(self, record: Record) -> list[dict[str, Any]]:
-        """The events of an update, JSON-able; those of one policy among several have its name in front."""
+        """The events of an update as JSON values. With several sides an event's name begins with its side's name."""
         events = []
         for side, view in _views(record).items():
             history = self._histories.setdefault(side, [])
@@ -103,7 +103,7 @@ class Watchdog:
 
 
 def stop_where_asked(events: Iterable[Mapping[str, Any]], update: int) -> None:
-    """Raises UnhealthyRunError that names the first event whose level is ``stop``."""
+    """Raise UnhealthyRunError for the first event whose level is ``stop``, if there is one."""
     for event in events:
         if event["level"] == "stop":
             raise UnhealthyRunError(
@@ -114,7 +114,7 @@ def stop_where_asked(events: Iterable[Mapping[str, Any]], update: int) -> None:
 
 
 def _views(record: Record) -> dict[str, Record]:
-    """The record of each policy by its prefix: one, or those of a game's sides."""
+    """A record for each policy, by its prefix. A run with one policy has one, under ``""``."""
     sides = [name.removesuffix("grad_norm") for name in record if name.endswith("/grad_norm")]
     if not sides:
         return {"": record}
