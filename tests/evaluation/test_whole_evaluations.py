@@ -258,7 +258,7 @@ def test_an_endpoint_that_fails_midway_is_taken_up_again(
         whole = evaluate("openai:m", **asked(server.url))
     with serving(failing) as server:
         server_url = server.url
-        with pytest.raises(EndpointError, match="Finished episodes are kept") as raised:
+        with pytest.raises(EndpointError, match="finished episodes are kept") as raised:
             evaluate("openai:m", out=out, **asked(server_url, concurrency=concurrency))
         kept = len(list(TrajectoryReader(tmp_path / "e.trajectories.jsonl.gz")))
         assert 0 < kept < 6

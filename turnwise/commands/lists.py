@@ -15,12 +15,12 @@ from turnwise.envs.tasks import make_env, panel
 
 
 def _cells(*texts: str) -> list[Text]:
-    """The cells of a row as they are: a plain string would lose ``[envs]`` to rich's markup."""
+    """Cells of a row as plain text, since rich takes ``[envs]`` in a string for markup."""
     return [Text(text) for text in texts]
 
 
 def envs_table() -> Table:
-    """Registered turnwise worlds, with splits and sizes where their data is at hand."""
+    """The worlds of turnwise, with their splits and sizes where the world's data is installed."""
     table = Table(title="Environments", title_justify="left")
     for column in ("id", "what", "splits (tasks)"):
         table.add_column(column, overflow="fold")
@@ -31,19 +31,22 @@ def envs_table() -> Table:
 
 
 def splits_of(env_id: str) -> str:
-    """The splits of a world and their sizes, or what it lacks."""
+    """The splits of a world and their sizes, or what has to be installed for it."""
     try:
         env = make_env(env_id)
     except ValueError as error:
         return str(error).splitlines()[0]
     world: Any = env.unwrapped
-    # What a world knows by itself: making a panel may mean making its games.
+    # Ask the world first: making a panel may generate all of its games.
     sizes = getattr(world, "sizes", None) or {name: len(panel(env, name)) for name in getattr(world, "splits", ())}
     return ", ".join(f"{name} ({size:,})" for name, size in sizes.items())
 
 
 def settings_table(section: str) -> Table:
-    """Name, default and meaning of the settings whose name starts with ``section``; the default algorithm's own."""
+    """Name, default and meaning of the settings whose name starts with ``section``.
+
+    Of algorithms there are the settings of the default one. Raises ValueError where no name starts so.
+    """
     from turnwise.config.files import run_settings
     from turnwise.config.names import DEFAULT_ALGORITHM
 
@@ -68,7 +71,7 @@ def settings_table(section: str) -> Table:
 
 
 def algorithms_table() -> Table:
-    """Every algorithm: what it is in a sentence, its paper, and whether it goes on top of another."""
+    """Every algorithm: a sentence about it, its paper, and whether it modifies another one, its base."""
     table = Table(title="Algorithms", title_justify="left")
     for column in ("name", "what", "paper", ""):
         table.add_column(column, overflow="fold")
@@ -81,7 +84,7 @@ def algorithms_table() -> Table:
 
 
 def algorithm_page(name: str) -> RenderableType:
-    """One algorithm: its text with the equations, its settings, and where paper and released code part."""
+    """One algorithm: its text with the equations, its settings, and where the paper and the released code differ."""
     found = describe(name)
     table = Table(title="Settings", title_justify="left")
     for column in ("algorithm.", "type", "default", "meaning"):

@@ -32,11 +32,11 @@ def play(
     opponent: str,
     temperature: float = 1.0,
 ) -> None:
-    """One episode on the console, turn by turn as it is played.
+    """Play one episode and show it on the console, turn by turn.
 
     ``agent`` and ``opponent`` are human, random, expert, expert:KIND, a run, a model folder or hub name, or
-    openai:MODEL@URL. ``temperature`` (0: greedy) is of those with a model. Raises ValueError for an unknown agent,
-    split or task.
+    openai:MODEL@URL. Models sample with ``temperature``; 0 is greedy. Raises ValueError for an unknown agent, split or
+    task.
     """
     env = make_env(env_id, **kwargs)
     tasks = panel(env, split)
@@ -67,7 +67,7 @@ def play(
 
 
 def _agents(name: str, env: Any, temperature: float) -> dict[str, AnyAgent]:
-    """Who plays under a name, by role or player; a model answers turn by turn."""
+    """The players that a name stands for, by role or player."""
     found = scripted(name)
     if found is not None:
         return {"": found}
@@ -78,7 +78,7 @@ def _agents(name: str, env: Any, temperature: float) -> dict[str, AnyAgent]:
         )
     made = players(name, env, num_slots=2)
     sampling = Sampling(temperature)
-    return {side: as_player(who, sampling) if isinstance(who, ModelAgent) else who for side, who in made.items()}
+    return {role: as_player(who, sampling) if isinstance(who, ModelAgent) else who for role, who in made.items()}
 
 
 def _show(console: Console, turn: Turn) -> None:

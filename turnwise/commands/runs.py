@@ -1,4 +1,4 @@
-"""Commands about what a run has stored: find, show and export its episodes, and play them again."""
+"""Commands about the episodes that a run has stored: find, show, export them, and play them again."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def replay(
     sample: Annotated[int | None, typer.Option(min=1, help="So many of them, drawn at random.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
 ) -> None:
-    """Play stored episodes again in their world: are they the same? Exit code 1 where one is not.
+    """Play stored episodes again in their world, and compare. Exit code 1 where one differs.
 
     Every observation, validity, reward, the end and the success are compared.
     """

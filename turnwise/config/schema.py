@@ -62,7 +62,7 @@ class RunConfig(Section):
     @field_validator("model", mode="before")
     @classmethod
     def _kind_of_model(cls, value: Any) -> Any:
-        """A path means a pretrained model; without one the model is made from nothing."""
+        """Add the type: a section with a path is a pretrained model, one without is a model with random weights."""
         if isinstance(value, Mapping) and "type" not in value:
             return {"type": "pretrained" if "path" in value else "scratch", **value}
         return value
@@ -70,7 +70,7 @@ class RunConfig(Section):
     @field_validator("algorithm", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Settings:
-        """``"grpo"``, ``{"type": "grpo", ...}`` (EPO where there is no type), or ``module:recipe`` from outside."""
+        """Read ``"grpo"``, ``{"type": "grpo", ...}`` (EPO without a type), or ``module:recipe`` for one of your own."""
         if isinstance(value, Settings):
             return value
         given = {"type": value} if isinstance(value, str) else value

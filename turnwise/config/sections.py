@@ -39,8 +39,9 @@ class RolloutConfig(Section):
 
 
 class GameConfig(Section):
-    """Worlds of several players: who has the other seats. An opponent is ``random``, ``expert[:KIND]``, or the folder
-    of a run or model, and never learns.
+    """Worlds of several players: who has the other seats.
+
+    An opponent is ``random``, ``expert[:KIND]``, or the folder of a run or model. It never learns.
     """
 
     opponent: str = Field("self", description="in training; self: learners take every seat (self-play)")
@@ -51,7 +52,7 @@ class GameConfig(Section):
 
 
 class EvalConfig(Section):
-    """Measurements along the way (``split``) and before and after training (``test_split``)."""
+    """Measurements during training (on ``split``), and before and after it (on ``test_split``)."""
 
     every: int = Field(10, ge=0, description="updates between two evaluations; 0: never")
     split: str = Field("validation", description="panel that chooses the best checkpoint")
@@ -73,7 +74,7 @@ class _WorldOverrides(Section):
     reset_timeout_s: float | None = None
 
     def where(self) -> dict[str, Any]:
-        """What is said of where the world works, and for how long at most."""
+        """The settings of the world's process and its time limits that are given."""
         return self.model_dump(include={"process", "step_timeout_s", "reset_timeout_s"}, exclude_none=True)
 
 
@@ -87,9 +88,7 @@ class _EvalOverrides(Section):
 
 
 class EvaluationOverrides(Section):
-    """What ``turnwise evaluate`` may change about a run or a model: the agent's settings, the world's, how much goes
-    on at once, and how many episodes may fail.
-    """
+    """What ``turnwise evaluate`` may change: settings of the agent and the world, the speed, and how many may fail."""
 
     agent: dict[str, Any] = Field(default_factory=dict)
     env: _WorldOverrides = _WorldOverrides()
