@@ -285,7 +285,7 @@ def test_more_at_once_gives_the_same_report(runs: list[Path]) -> None:
 
 
 def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
-    with pytest.raises(ValueError, match="--greedy is about a model's replies"):
+    with pytest.raises(ValueError, match="--greedy is about how a model replies"):
         evaluate_all(["expert"], Asked(env=CUE, greedy=True))
     with pytest.raises(ValueError, match=r"takes endpoint\.extra\.top_k=N"):
         evaluate("openai:m", env=CUE, tasks=1, top_k=5)
