@@ -39,10 +39,12 @@ class RunConfig(Section):
     watchdog: WatchdogConfig = WatchdogConfig()
     num_updates: int = Field(100, ge=0, description="updates (collect, then train)")
     max_sampled_tokens: int | None = Field(
-        None, ge=1, description="stop after the update that reaches it; num_updates then only spans the schedules"
+        None,
+        ge=1,
+        description="stop after the update that reaches so many; num_updates is then only the span of schedules",
     )
     schedule_updates: int | None = Field(
-        None, ge=1, description="updates that schedules span; None: num_updates. A prolonged run keeps its own"
+        None, ge=1, description="updates that schedules span; None: num_updates. A run that is prolonged keeps its span"
     )
     checkpoint_every: int = Field(10, ge=1, description="updates between two checkpoints")
     max_skipped_updates: int = Field(
@@ -51,8 +53,8 @@ class RunConfig(Section):
     mirrors: tuple[MirrorName, ...] = Field(
         (), description="where metrics.jsonl is copied to: tensorboard, wandb (offline unless WANDB_MODE=online)"
     )
-    seed: int = Field(0, ge=0, description="of everything random")
-    device: str = Field("cpu", description="cpu, cuda, cuda:1")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    device: str = Field("cpu", description="device of the model, such as cpu, cuda or cuda:1")
     threads: int = Field(1, ge=1, description="torch threads while learning; with 2 a small model gains a third")
     keep_checkpoint: Literal["best", "last"] = Field(
         "last",

@@ -23,19 +23,24 @@ class RolloutConfig(Section):
     group_size: int = Field(8, ge=1, description="episodes per task, G")
     num_slots: int = Field(64, ge=1, description="episodes played at once")
     engines: int = Field(
-        1, ge=1, description="processes that divide the slots and sample at once (on a CPU); 1: this one"
+        1, ge=1, description="processes that share the slots and sample at the same time, on a CPU; 1: the main process"
     )
-    threads: int | None = Field(1, ge=1, description="torch threads of an engine; None: as while learning")
+    threads: int | None = Field(
+        1, ge=1, description="torch threads of an engine; None: the number for learning (threads)"
+    )
     env_threads: int = Field(
-        0, ge=0, description="threads in which worlds work while others generate, for worlds that wait; 0: in between"
+        0, ge=0, description="threads for worlds that wait, so that they work during generation; 0: no threads"
     )
     env_order: Order = Field(
-        "fixed", description="fixed: worlds' answers are taken so that runs repeat; free: as they come (throughput)"
+        "fixed",
+        description="order in which worlds' answers are taken. fixed: runs repeat; free: as they come, which is faster",
     )
     max_error_share: float = Field(
         0.25, ge=0, le=1, description="stop the run when more of an update's episodes fail in their environment"
     )
-    temperature: float = Field(1.0, gt=0, le=10, description="of sampling, and of the log-probs that are trained")
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="temperature of sampling, and of the log-probs that are trained"
+    )
 
 
 class GameConfig(Section):
@@ -44,11 +49,11 @@ class GameConfig(Section):
     An opponent is ``random``, ``expert[:KIND]``, or the folder of a run or model. It never learns.
     """
 
-    opponent: str = Field("self", description="in training; self: learners take every seat (self-play)")
+    opponent: str = Field("self", description="opponent in training; self: learners take every seat (self-play)")
     policies: Literal["shared", "per_role", "per_player"] = Field(
         "shared", description="one policy for all seats, one for each role, or one for each seat"
     )
-    eval_opponent: str = Field("random", description="when measured; self as above")
+    eval_opponent: str = Field("random", description="opponent in measurements; self: as in training")
 
 
 class EvalConfig(Section):
@@ -56,11 +61,13 @@ class EvalConfig(Section):
 
     every: int = Field(10, ge=0, description="updates between two evaluations; 0: never")
     split: str = Field("validation", description="panel that chooses the best checkpoint")
-    tasks: int = Field(128, ge=1, description="tasks of that panel")
-    test_split: str | None = Field("test", description="panel measured before and after; None: skip")
+    tasks: int = Field(128, ge=1, description="tasks of the panel eval.split")
+    test_split: str | None = Field(
+        "test", description="panel measured before and after training; None: no such measurement"
+    )
     test_tasks: int = Field(256, ge=1, description="tasks of the test panel")
     samples: int = Field(1, ge=1, description="sampled episodes per task")
-    greedy: bool = Field(True, description="measure greedy decoding beside sampling before and after")
+    greedy: bool = Field(True, description="measure greedy decoding as well as sampling, before and after training")
     max_error_share: float = Field(
         0.25, ge=0, le=1, description="refuse a measurement when more of its episodes fail in their environment"
     )

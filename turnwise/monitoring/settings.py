@@ -19,7 +19,7 @@ class WatchdogConfig(BaseModel):
 
     action: Action = Field("warn", description="what a check that fires does: warn, or stop the run with a checkpoint")
     actions: dict[str, Action] = Field(
-        default_factory=dict, description="for single checks, such as {kl_behaviour: stop}"
+        default_factory=dict, description="the same for single checks, such as {kl_behaviour: stop}"
     )
     window: int = Field(5, ge=1, description="updates that levels are averaged over, and that make the run's start")
     entropy_collapse: float | None = Field(0.1, gt=0, lt=1, description="entropy below this share of the start's")
@@ -30,7 +30,9 @@ class WatchdogConfig(BaseModel):
         0.35, gt=0, lt=1, description="share of turns that repeat the last action in the same state"
     )
     invalid_actions: float | None = Field(0.9, gt=0, lt=1, description="share of turns with an invalid action")
-    invalid_rise: float | None = Field(0.2, gt=0, lt=1, description="rise of that share since the start")
+    invalid_rise: float | None = Field(
+        0.2, gt=0, lt=1, description="rise of the share of invalid actions since the start"
+    )
     kl_behaviour: float | None = Field(
         0.1, gt=0, description="nats per token between the learner in its update and the sampler"
     )
