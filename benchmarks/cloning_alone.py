@@ -20,7 +20,7 @@ from turnwise.cloning.cloner import Progress, clone
 from turnwise.cloning.warmstart import begin_model
 from turnwise.config.files import load_config
 from turnwise.envs.tasks import make_env, maker, panel
-from turnwise.evaluation.report import evaluate_policy
+from turnwise.evaluation.playing import evaluate_policy
 from turnwise.models.engine import SlotEngine
 from turnwise.models.policy import Policy
 

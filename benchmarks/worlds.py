@@ -58,7 +58,7 @@ def measure(entry: Entry) -> dict[str, Any]:
     from turnwise.envs.bench import bench
     from turnwise.envs.interface import HasPlayers, capability
     from turnwise.envs.tasks import make_env, maker, panel
-    from turnwise.evaluation.report import evaluate_scripted
+    from turnwise.evaluation.playing import evaluate_scripted
 
     speed = bench(entry.games, entry.seconds, entry.id, split=entry.split, **entry.kwargs)
     env = make_env(entry.id, **entry.kwargs)

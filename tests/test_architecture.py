@@ -31,18 +31,19 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"agents", "algorithms", "cloning", "envs", "errors", "learning", "models", "monitoring", "moved"},
     "runs": {"turnwise", "agents", "config", "envs", "errors", "models", "replay", "trajectory"},
     # What a measurement is, apart from whole evaluations: training measures too.
-    "evaluation.report": {"agents", "envs", "models", "statistics", "trajectory"},
+    "evaluation.report": {"agents", "envs", "jsonfile", "statistics", "trajectory"},
+    "evaluation.playing": {"agents", "evaluation.report", "models", "trajectory"},
     "training": {
-        *("agents", "clock", "cloning", "config", "envs", "errors", "evaluation.report", "learning", "models"),
-        *("monitoring", "replay", "runs", "seeds", "trajectory"),
+        *("agents", "clock", "cloning", "config", "envs", "errors", "evaluation.playing", "evaluation.report"),
+        *("learning", "models", "monitoring", "replay", "runs", "seeds", "trajectory"),
     },
     "assembly": {
-        *("agents", "algorithms", "cloning", "config", "envs", "evaluation.report", "jsonfile", "learning", "models"),
-        *("monitoring", "replay", "runs", "training"),
+        *("agents", "algorithms", "cloning", "config", "envs", "evaluation.playing", "jsonfile", "learning"),
+        *("models", "monitoring", "replay", "runs", "training"),
     },
     "evaluation": {
-        *("agents", "assembly", "config", "envs", "errors", "evaluation.report", "jsonfile", "models", "replay"),
-        *("runs", "statistics", "svg", "trajectory"),
+        *("agents", "assembly", "config", "envs", "errors", "evaluation.playing", "evaluation.report", "jsonfile"),
+        *("models", "replay", "runs", "statistics", "svg", "trajectory"),
     },
     "jobs": {
         *("agents", "algorithms", "assembly", "cloning", "config", "errors", "evaluation.report", "jsonfile"),

@@ -310,7 +310,7 @@ def algorithms(
     name: Annotated[str | None, typer.Argument(help="One of them, or module:recipe; all without.")] = None,
 ) -> None:
     """List the algorithms, or show one: paper, equations, every setting, and where paper and released code part."""
-    from turnwise.commands.play import algorithm_page, algorithms_table
+    from turnwise.commands.lists import algorithm_page, algorithms_table
 
     if name is None:
         console.print(algorithms_table())
@@ -321,7 +321,7 @@ def algorithms(
 @app.command()
 def settings(section: Annotated[str, typer.Argument(help="Such as optimizer or warmstart; all without.")] = "") -> None:
     """Every setting of a run: its default and what it means."""
-    from turnwise.commands.play import settings_table
+    from turnwise.commands.lists import settings_table
 
     console.print(settings_table(section))
 

@@ -12,7 +12,8 @@ _MODELS = (
     *("parallel", "policy", "remote", "scratch"),
 )
 _LEARNING = ("credit", "metrics", "optimizer", "parts", "planning", "primitives", "recipe", "rewards", "schedules")
-_RUNS = ("checkpoints", "exporting", "lock", "replaying", "trajectories", "trajectory_tables", "translating")
+_RUNS = ("checkpoints", "exporting", "lock", "trajectories", "trajectory_tables", "translating")
+_SECTIONS = ("EvalConfig", "GameConfig", "RolloutConfig")
 
 MODULES = {
     **{f"turnwise.agents.{name}": f"turnwise.models.{name}" for name in _MODELS},
@@ -25,6 +26,7 @@ MODULES = {
     "turnwise.players": "turnwise.assembly.players",
     "turnwise.record": "turnwise.monitoring.record",
     "turnwise.records": "turnwise.runs",
+    "turnwise.records.replaying": "turnwise.runs.reproducing",
     "turnwise.records.rundir": "turnwise.runs.directory",
     "turnwise.settingnames": "turnwise.config.names",
     "turnwise.training.cloning": "turnwise.cloning.cloner",
@@ -40,7 +42,8 @@ def told(old: str) -> str | None:
     """What to say of an old module or name; None for one that never was."""
     name = old.rpartition(".")[2]
     classes = name.endswith("Config") and old in (f"turnwise.{name}", f"turnwise.config.{name}")
-    new = f"turnwise.config.schema.{name}" if classes else MODULES.get(old)
+    module = "sections" if name in _SECTIONS else "schema"
+    new = f"turnwise.config.{module}.{name}" if classes else MODULES.get(old)
     return None if new is None else f"{old} has moved in version 0.2: import {new} (docs/migration.md)"
 
 

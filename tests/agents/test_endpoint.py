@@ -23,7 +23,7 @@ from turnwise.agents.seating import ModelAgent, Scripted, Seating
 from turnwise.agents.textplay import play_jobs
 from turnwise.assembly.players import model_agent, players
 from turnwise.envs.tasks import make_env, maker, panel
-from turnwise.evaluation.report import evaluate_policy, evaluate_scripted
+from turnwise.evaluation.playing import evaluate_policy, evaluate_scripted
 from turnwise.models.engine import Sampling
 from turnwise.models.policy import Policy
 

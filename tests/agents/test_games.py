@@ -14,7 +14,7 @@ from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import play_episode, scripted
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.envs.tasks import make_env, maker, panel
-from turnwise.evaluation.report import evaluate_policy, evaluate_scripted
+from turnwise.evaluation.playing import evaluate_policy, evaluate_scripted
 from turnwise.learning.planning import GroupPlanner
 from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.trajectory import Trajectory, TurnFinished, group_by_task

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +11,11 @@ import torch
 from tests.models import TINY, tokenizer
 from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.assembly.run import Assembly
-from turnwise.cloning.cloner import Cloner, Demonstration, cloning_loss, demonstrate, demonstrations, rows_of
+from turnwise.cloning.cloner import Cloner, cloning_loss, rows_of
+from turnwise.cloning.demonstrations import Demonstration, demonstrations
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.files import load_config
-from turnwise.envs.tasks import make_env, panel
+from turnwise.envs.tasks import make_env
 from turnwise.models.scratch import new_model, set_phrases, train_tokenizer
 
 AGENT = AgentConfig()
@@ -47,19 +47,6 @@ def test_windowed_agents_clone_one_row_a_turn() -> None:
         "",
         "go to drawer 2<|end|>",
     ]
-
-
-def test_demonstrations_show_recoveries_and_are_reproducible() -> None:
-    env = make_env("turnwise/Household-v0")
-    config = WarmstartConfig(noise=0.4)
-    tasks = panel(env, "demonstrations")
-    shown = [each for i in range(40) for each in demonstrate(env, tasks[i], config, seed=i)]
-    assert [each for i in range(40) for each in demonstrate(env, tasks[i], config, seed=i)] == shown
-    noisy = [not learn for each in shown for learn in each.learn]
-    assert 0.3 < np.mean(noisy) < 0.5
-    assert not any(action == "help" for each in shown for action in each.actions)
-    source = demonstrations(env, config, seed=0)
-    assert all(next(source).success for _ in range(30))
 
 
 def test_the_loss_is_the_weighted_cross_entropy() -> None:
@@ -147,22 +134,6 @@ def test_the_cache_key_follows_what_matters() -> None:
     assert key() == key("num_updates=3", "optimizer.lr=1e-5", "algorithm=grpo")
     different = [key(s) for s in ("seed=1", "warmstart.noise=0.3", "model.num_layers=2", "agent.max_reply_tokens=9")]
     assert len({key(), *different}) == 5
-
-
-def test_a_world_without_an_expert_says_so(tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match=r"has no expert: demonstrations need an `expert\(kind, seed=\)` method"):
-        next(
-            demonstrations(make_env("tests.worlds:tests/Echo-v0"), WarmstartConfig(split="train", stop_split="test"), 0)
-        )
-
-
-def test_few_demonstrations_are_seen_again() -> None:
-    env = make_env("turnwise/Household-v0")
-    source = demonstrations(env, WarmstartConfig(num_demonstrations=5), seed=0)
-    shown = [next(source) for _ in range(20)]
-    assert len({each.actions for each in shown[:5]}) > 1
-    for start in range(0, 20, 5):
-        assert sorted(each.actions for each in shown[start : start + 5]) == sorted(each.actions for each in shown[:5])
 
 
 def test_split_digits_make_numbers_copyable() -> None:

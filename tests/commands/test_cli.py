@@ -106,7 +106,7 @@ def test_brackets_in_tables_are_shown(
     words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rich takes ``[games]`` in a plain string for markup and prints nothing in its place."""
-    monkeypatch.setattr("turnwise.commands.play.splits_of", lambda env_id: 'needs pip install -e ".[games]"')
+    monkeypatch.setattr("turnwise.commands.lists.splits_of", lambda env_id: 'needs pip install -e ".[games]"')
     assert expected in shown(words, monkeypatch, capsys)
 
 

@@ -29,7 +29,7 @@ from turnwise.config.files import (
     shipped_configs,
     with_algorithm,
 )
-from turnwise.config.schema import EvalConfig
+from turnwise.config.sections import EvalConfig
 from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.models.settings import ORIGIN_FILE, PretrainedModelConfig, ScratchModelConfig
 

@@ -17,7 +17,7 @@ from tests.test_docs import parse
 from turnwise.algorithms.description import describe
 from turnwise.algorithms.registry import ALGORITHMS, base_chain, resolve
 from turnwise.cli import app
-from turnwise.commands.play import settings_table
+from turnwise.commands.lists import settings_table
 from turnwise.config.files import load_config, parse_config, read_config, shipped_configs
 
 PAGES = Path(__file__).parents[2] / "docs" / "algorithms"
@@ -120,7 +120,7 @@ def test_a_base_is_named_with_what_builds_on_it() -> None:
 def test_settings_of_the_default_algorithm_are_its_own() -> None:
     """One row a setting, with the default that a run would have; not that of whichever algorithm has the name too."""
     rows = settings_table("algorithm.").columns
-    shown = dict(zip(rows[0].cells, rows[1].cells, strict=True))
+    shown = dict(zip(map(str, rows[0].cells), map(str, rows[1].cells), strict=True))
     assert shown == {f"algorithm.{s.name}": str(s.default) for s in describe("epo").settings}
     assert shown["algorithm.base.drop_uniform_groups"] == "False"
 

@@ -16,7 +16,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-from turnwise.commands.play import splits_of
+from turnwise.commands.lists import splits_of
 from turnwise.envs.interface import HasExpert, HasTasks, capability
 from turnwise.envs.tasks import make_env
 from turnwise.envs.textworld.env import TextWorldEnv

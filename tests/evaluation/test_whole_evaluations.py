@@ -108,7 +108,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_report(
     broken = tmp_path / "broken.json"
     with pytest.raises(StopError):
         evaluate(name, out=broken, on_episode=stop_after(3), **more)
-    with pytest.raises(ValueError, match="is not finished: the command that made it goes on"):
+    with pytest.raises(ValueError, match="is not finished: the command that made it continues it"):
         read_evaluation(broken)
     episodes = tmp_path / "broken.trajectories.jsonl.gz"
     kept = len(list(TrajectoryReader(episodes)))
@@ -258,7 +258,7 @@ def test_an_endpoint_that_fails_midway_is_taken_up_again(
         whole = evaluate("openai:m", **asked(server.url))
     with serving(failing) as server:
         server_url = server.url
-        with pytest.raises(EndpointError, match="Finished episodes are kept") as raised:
+        with pytest.raises(EndpointError, match="finished episodes are kept") as raised:
             evaluate("openai:m", out=out, **asked(server_url, concurrency=concurrency))
         kept = len(list(TrajectoryReader(tmp_path / "e.trajectories.jsonl.gz")))
         assert 0 < kept < 6
@@ -285,7 +285,7 @@ def test_more_at_once_gives_the_same_report(runs: list[Path]) -> None:
 
 
 def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
-    with pytest.raises(ValueError, match="--greedy is about a model's replies"):
+    with pytest.raises(ValueError, match="--greedy is about how a model replies"):
         evaluate_all(["expert"], Asked(env=CUE, greedy=True))
     with pytest.raises(ValueError, match=r"takes endpoint\.extra\.top_k=N"):
         evaluate("openai:m", env=CUE, tasks=1, top_k=5)

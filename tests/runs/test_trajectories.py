@@ -19,7 +19,7 @@ from turnwise.commands import runs as cli_runs
 from turnwise.config.schema import RunConfig
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
 from turnwise.runs.exporting import export_trajectories, trajectory_row
-from turnwise.runs.replaying import NotReplayableError, replay, replay_many
+from turnwise.runs.reproducing import NotReproducibleError, reproduce, reproduce_many
 from turnwise.runs.trajectories import Selection, find, parse_updates, select
 from turnwise.trajectory import Trajectory
 
@@ -91,15 +91,15 @@ def test_a_wrong_word_names_the_right_one(house: Path) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"agent": {"context": "window", "window": 1}}])
 def test_episodes_play_again(settings: dict[str, Any], tmp_path: Path) -> None:
-    tally = replay_many(stored_run(tmp_path / "run", run_config(HOUSE, {"kwargs": {"step_limit": 4}}, **settings)))
+    tally = reproduce_many(stored_run(tmp_path / "run", run_config(HOUSE, {"kwargs": {"step_limit": 4}}, **settings)))
     assert (tally.same, tally.num_turns, tally.different) == (8, 32, 0)
 
 
 def test_what_the_collector_cut_plays_again(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run", run_config(HOUSE, agent={"max_turns": 2}))
     assert {t.end_reason for t in TrajectoryReader(run / "trajectories.jsonl.gz")} == {"max_turns"}
-    assert replay_many(run).same == 8
-    assert replay_many(run, num=3, seed=1).same == 3
+    assert reproduce_many(run).same == 8
+    assert reproduce_many(run, num=3, seed=1).same == 3
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_what_the_collector_cut_plays_again(tmp_path: Path) -> None:
 def test_a_difference_is_found(house: Path, tmp_path: Path, change: Any, told: str) -> None:
     first = names(house)[0]
     changed = rewritten(house, tmp_path / "run", lambda t: change(t) if t.episode == first else t)
-    tally = replay_many(changed)
+    tally = reproduce_many(changed)
     assert (tally.same, tally.different) == (7, 1)
     assert tally.differing[0].episode == first
     assert str(tally.differing[0].difference).startswith(told)
@@ -130,7 +130,7 @@ def test_a_difference_is_found(house: Path, tmp_path: Path, change: Any, told: s
 
 def test_a_world_that_does_not_repeat_itself_is_found_out(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run", run_config("tests.worlds:tests/Drifting-v0"))
-    assert replay_many(run).different == 8
+    assert reproduce_many(run).different == 8
 
 
 def test_forks_play_again(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_forks_play_again(tmp_path: Path) -> None:
     both = forked(config, key=3, at=2)
     assert [t.fork is None for t in both] == [True, False]
     TrajectoryWriter(run / "trajectories.jsonl.gz").append(3, both)
-    assert replay_many(run).same == 2
-    assert replay(run, both[1].episode).num_turns == 5
+    assert reproduce_many(run).same == 2
+    assert reproduce(run, both[1].episode).num_turns == 5
 
 
 @pytest.mark.parametrize("opponent", ["self", "random", "expert"])
@@ -150,34 +150,34 @@ def test_games_play_again(opponent: str, tmp_path: Path) -> None:
     found = list(select(run, Selection()))
     assert len(found) == 8 * seats
     assert len(names(run, player="first")) == (8 if opponent == "self" else 4)
-    tally = replay_many(run)
+    tally = reproduce_many(run)
     assert (tally.same, tally.different) == (8, 0)
     one = found[0].trajectory
-    assert replay(run, one.episode).difference is None
+    assert reproduce(run, one.episode).difference is None
     assert len(find(run, one.episode.removesuffix(f"-{one.player}"))) == seats
     last = replace(one.turns[-1], reward=one.turns[-1].reward + 1)
     wrong = replace(one, turns=(*one.turns[:-1], last))
     other = rewritten(run, tmp_path / "other", lambda t: wrong if t.episode == one.episode else t)
-    assert f"of {one.player}: reward was" in str(replay(other, one.episode).difference)
+    assert f"of {one.player}: reward was" in str(reproduce(other, one.episode).difference)
 
 
 def test_a_model_that_was_not_recorded_cannot_be_played_again(tmp_path: Path) -> None:
     run = stored_run(tmp_path / "run", run_config(NIM, game={"opponent": "/some/run"}), opponent="random")
-    with pytest.raises(NotReplayableError, match="what /some/run did as second is not stored"):
-        replay(run, names(run, player="first")[0])
-    with pytest.raises(NotReplayableError, match="not stored"):
-        replay_many(run)
+    with pytest.raises(NotReproducibleError, match="what /some/run did as second is not stored"):
+        reproduce(run, names(run, player="first")[0])
+    with pytest.raises(NotReproducibleError, match="not stored"):
+        reproduce_many(run)
 
 
 def test_a_fault_of_the_world_is_compared_as_far_as_it_goes(tmp_path: Path, house: Path) -> None:
     def failed(t: Trajectory) -> Trajectory:
         return replace(t, turns=t.turns[:2], end="error", end_reason="RuntimeError: died", success=None, score=None)
 
-    tally = replay_many(rewritten(house, tmp_path / "run", failed))
+    tally = reproduce_many(rewritten(house, tmp_path / "run", failed))
     assert (tally.same, tally.partial, tally.different) == (0, 8, 0)
     empty = rewritten(house, tmp_path / "empty", lambda t: replace(failed(t), turns=()))
-    with pytest.raises(NotReplayableError, match="failed before the first turn"):
-        replay_many(empty)
+    with pytest.raises(NotReproducibleError, match="failed before the first turn"):
+        reproduce_many(empty)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

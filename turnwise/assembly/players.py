@@ -15,7 +15,7 @@ from turnwise.agents.prompts import AgentConfig, ChatFormat
 from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted
 from turnwise.config.files import parse_section
-from turnwise.config.schema import GameConfig
+from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object

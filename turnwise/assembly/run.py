@@ -28,10 +28,11 @@ from turnwise.algorithms.registry import build
 from turnwise.assembly.players import load_policies, model_agent, opponents, sides_of
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.warmstart import Cloning, begin_model, cached_model, warmstart
-from turnwise.config.schema import GameConfig, RunConfig
+from turnwise.config.schema import RunConfig
+from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, close, closed_after, make_env, panel
-from turnwise.evaluation.report import WARMSTART_KEY, evaluate_policy
+from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
 from turnwise.learning.learner import Learner
 from turnwise.learning.planning import GroupPlanner
 from turnwise.learning.recipe import Recipe

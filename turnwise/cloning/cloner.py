@@ -1,14 +1,13 @@
-"""Behaviour cloning: a policy good enough for reinforcement learning to improve, from a world's expert.
+"""Behaviour cloning: training a model on demonstrations, so that reinforcement learning starts from a useful policy.
 
-The expert plays tasks of the demonstration split; with probability ``noise`` another action is played in its
-place, admissible or not any more, so that the demonstrations show recoveries from both. Cloned are the expert's
-actions alone; noise stays in the context, unlearned, and observations count a little (they teach the words).
+The loss is cross-entropy. The expert's actions weigh 1, actions that noise chose weigh 0, and observations weigh
+``observation_weight``, which teaches the model the words of its world.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,33 +18,17 @@ from torch import Tensor
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import AgentConfig, ChatFormat, new_context
 from turnwise.agents.seating import TextEnv
+from turnwise.cloning.demonstrations import Demonstration, demonstrations
 from turnwise.cloning.settings import WarmstartConfig
-from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, instructions_of
-from turnwise.envs.tasks import expert_of, no_exit, panel, players_of, start, step
+from turnwise.envs.interface import instructions_of
 from turnwise.models.attention import packed_plan
 from turnwise.models.decoder import Decoder
 from turnwise.models.layers import projected
-from turnwise.seeds import mix
-from turnwise.trajectory import Task
-
-_NOT_LOST = 0.5
-"""Score of a game that was neither won nor lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstration:
-    """What was seen and done, turn by turn; ``learn[n]`` is False where noise acted."""
-
-    observations: tuple[str, ...]
-    admissible: tuple[list[str] | None, ...]
-    actions: tuple[str, ...]
-    learn: tuple[bool, ...]
-    success: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where cloning stands; ``success`` is the latest measurement, in [0, 1]."""
+    """How far cloning has come. ``loss`` is in nats, smoothed; ``success`` is the latest measurement, in [0, 1]."""
 
     tokens: int
     max_tokens: int
@@ -58,119 +41,9 @@ OnProgress = Callable[[Progress], None]
 Measure = Callable[[Any, Any], float]
 
 
-class _Demonstrator:
-    """One player's expert with noise, and what it was shown and did."""
-
-    def __init__(self, expert: Expert, config: WarmstartConfig, rng: np.random.Generator) -> None:
-        self._expert, self._config, self._rng = expert, config, rng
-        self._known: dict[str, None] = {}  # every action seen admissible so far, in order
-        self.observations: list[str] = []
-        self.admissible: list[list[str] | None] = []
-        self.actions: list[str] = []
-        self.learn: list[bool] = []
-
-    def act(self, observation: str, info: Info) -> str:
-        if not self.observations:
-            self._expert.begin(observation, info)
-        with no_exit("the expert", "act"):
-            action = self._expert.act(observation, info)
-        if not isinstance(action, str):
-            raise ValueError(f"the expert answered {action!r}"[:150] + "; expected an action, which is a string")
-        choices = [a for a in info.get("admissible_actions") or () if a not in self._config.noise_excludes]
-        noisy = bool(self._rng.random() < self._config.noise) and bool(choices)
-        present = dict.fromkeys(choices)
-        stale = [a for a in self._known if a not in present]
-        self._known.update(present)
-        if noisy and stale and self._rng.random() < self._config.noise_stale:
-            choices = stale
-        if noisy:
-            action = choices[int(self._rng.integers(len(choices)))]
-            if overrulable := fitting(self._expert, CanBeOverruled, "the expert"):
-                overrulable.overrule(action)
-        self.observations.append(observation)
-        self.admissible.append(info.get("admissible_actions"))
-        self.actions.append(action)
-        self.learn.append(not noisy)
-        return action
-
-    def shown(self, success: bool) -> Demonstration:
-        return Demonstration(
-            tuple(self.observations), tuple(self.admissible), tuple(self.actions), tuple(self.learn), success
-        )
-
-
-def demonstrate(
-    env: TextEnv, task: Task, config: WarmstartConfig, seed: int, rule: SuccessRule | None = None
-) -> list[Demonstration]:
-    """One episode of the expert with noise, as every player saw it.
-
-    Success is what the world or ``rule`` says, else to have terminated; in a game, not to have lost.
-    """
-    # Three streams: a world and its expert with equal generators would not be independent.
-    rng, world_seed, expert_seed = np.random.default_rng(seed), mix("world", seed) >> 33, mix("expert", seed) >> 33
-    players = players_of(env)
-    observation, info = start(env, task, world_seed)
-    demonstrators: dict[str, _Demonstrator] = {}
-    ended, total = False, 0.0
-    while not ended:
-        player = info["player"] if players else ""
-        if player not in demonstrators:
-            own_seed = mix(expert_seed, player) >> 33 if player else expert_seed
-            expert = expert_of(env, config.expert, own_seed if config.expert_jitter else 0)
-            demonstrators[player] = _Demonstrator(expert, config, rng)
-        action = demonstrators[player].act(observation, info)
-        observation, reward, terminated, truncated, info = step(env, action, players)
-        total += reward
-        ended = terminated or truncated
-    judged = (rule or SuccessRule()).judge(info, total)
-    success = bool(terminated) if judged is None else judged
-    scores = info.get("scores", {}) if players else {}
-    return [
-        found.shown(scores.get(player, 0.0) >= _NOT_LOST if player else success)
-        for player, found in demonstrators.items()
-    ]
-
-
-def demonstrations(
-    env: TextEnv, config: WarmstartConfig, seed: int, rule: SuccessRule | None = None
-) -> Iterator[Demonstration]:
-    """An endless stream; with ``num_demonstrations`` the first so many again and again, shuffled for each pass."""
-    fresh = _fresh_demonstrations(env, config, seed, rule)
-    if config.num_demonstrations is None:
-        yield from fresh
-    kept = []
-    for _ in range(config.num_demonstrations or 0):
-        kept.append(next(fresh))
-        yield kept[-1]
-    rng = np.random.default_rng(mix("again", seed))
-    while True:
-        yield from (kept[int(place)] for place in rng.permutation(len(kept)))
-
-
-def _fresh_demonstrations(
-    env: TextEnv, config: WarmstartConfig, seed: int, rule: SuccessRule | None
-) -> Iterator[Demonstration]:
-    """Over the split's tasks, in a shuffled order for each pass."""
-    tasks = panel(env, config.split)
-    passes = 0
-    while True:
-        order = np.random.default_rng(mix("demonstrations", seed, passes)).permutation(len(tasks))
-        found = False
-        for place in order:
-            for shown in demonstrate(env, tasks[int(place)], config, mix("episode", seed, passes, int(place)), rule):
-                if shown.success or not config.only_successes:
-                    found = True
-                    yield shown
-        if not found:
-            raise ValueError(
-                f"the {config.expert} expert won none of the {len(tasks)} tasks of {config.split!r}: nothing to clone"
-            )
-        passes += 1
-
-
 @dataclass(frozen=True, slots=True)
 class CloningRow:
-    """Token ids [T] and the loss weight [T] of each as a target."""
+    """One sequence to train on: token ids [T], and the weight [T] of each token in the loss."""
 
     ids: np.ndarray
     weights: np.ndarray
@@ -179,7 +52,11 @@ class CloningRow:
 def rows_of(
     shown: Demonstration, chat: ChatFormat, agent: AgentConfig, instructions: str, observation_weight: float
 ) -> list[CloningRow]:
-    """A demonstration as training rows, under the same context policy as the agent's own episodes."""
+    """A demonstration as rows to train on, with the prompts and contexts that the agent has in its own episodes.
+
+    An agent with a full context has one row an episode, one with a window a row for each turn. Rows longer than
+    ``agent.max_context_tokens`` are left out.
+    """
     context = new_context(chat, agent, instructions)
     prompt, continues = context.begin(shown.observations[0], shown.admissible[0]), False
     rows: list[tuple[list[np.ndarray], list[np.ndarray]]] = []
@@ -198,7 +75,7 @@ def rows_of(
 
 
 class Cloner:
-    """Trains a causal LM on cloning rows; Muon (Jordan et al. 2024) on matrices, AdamW on the rest."""
+    """Trains a causal LM on cloning rows, with Muon (Jordan et al. 2024) for matrices and AdamW for the rest."""
 
     def __init__(self, model: Any, config: WarmstartConfig) -> None:
         self.model, self.config = model, config
@@ -217,9 +94,9 @@ class Cloner:
         self.steps = 0
 
     def step(self, rows: Sequence[CloningRow], left: float = 1.0) -> float:
-        """One optimizer step on rows laid end to end; the weighted mean loss in nats.
+        """Take one optimizer step on rows; returns the weighted mean loss in nats.
 
-        ``left`` is the share of the tokens still to come, in (0, 1], on which the cooldown goes.
+        ``left`` is the share of the token budget still to come, in (0, 1]; the cooldown of the rates follows it.
         """
         share = min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
         if left < self.config.cooldown_share:
@@ -238,7 +115,7 @@ class Cloner:
 
 
 def cloning_loss(model: Any, rows: Sequence[CloningRow]) -> Tensor:
-    """Weighted mean cross-entropy (nats) of every token given those before it in its row."""
+    """Weighted mean cross-entropy in nats of each token, given the tokens before it in its row."""
     device = model.lm_head.weight.device
     lengths = [len(row.ids) for row in rows]
     ids = torch.from_numpy(np.concatenate([row.ids for row in rows]).astype(np.int64)).to(device)
@@ -264,9 +141,10 @@ def clone(
     measure: Measure | None = None,
     on_progress: OnProgress | None = None,
 ) -> Progress:
-    """Train ``model`` in place until success or the token budget is reached; where it ended.
+    """Train ``model`` in place until ``stop_success`` or ``max_tokens`` is reached; returns the last progress.
 
-    ``measure(model, tokenizer)`` gives the success that ``stop_success`` is compared with.
+    ``measure(model, tokenizer)`` returns the success, in [0, 1], that is compared with ``stop_success``. Raises
+    ValueError where no demonstration fits into the agent's context.
     """
     chat = ChatFormat(tokenizer, agent.system, date=agent.date)
     instructions = instructions_of(env)

@@ -1,4 +1,4 @@
-"""Settings of behaviour cloning. Without torch, so that reading them is quick."""
+"""Settings of behaviour cloning. This module imports no torch, so that reading settings is quick."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class WarmstartConfig(BaseModel):
-    """Behaviour cloning. It ends at ``stop_success``, measured by sampling, or when ``max_tokens`` are seen."""
+    """Behaviour cloning. It ends when sampled success reaches ``stop_success``, or after ``max_tokens``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     expert: str = Field("searching", description="which expert demonstrates")
     env: str | None = Field(
-        None, description="gymnasium id of the world to demonstrate in, of the same words; None: the run's own"
+        None, description="gymnasium id of another world with the same words to demonstrate in; None: the run's own"
     )
-    env_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of that world")
+    env_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of warmstart.env")
     split: str = Field("demonstrations", description="split whose tasks are demonstrated")
     noise: float = Field(0.2, ge=0, le=1, description="share of turns at which a random action is played")
     noise_stale: float = Field(
-        0.5, ge=0, le=1, description="share of the noise drawn from actions that were admissible earlier, not now"
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the noise that plays an action which was admissible earlier and is not now",
     )
     noise_excludes: tuple[str, ...] = Field(
-        ("help",), description="actions that noise never plays (long texts without consequence)"
+        ("help",), description="actions that noise never plays, such as a long help text"
     )
     expert_jitter: bool = Field(True, description="seed the expert per episode, so that demonstrations vary")
     only_successes: bool = Field(True, description="leave failed demonstrations out")
     num_demonstrations: int | None = Field(
-        None, ge=1, description="see so many and then the same again, for slow worlds; None: always new ones"
+        None, ge=1, description="make so many demonstrations and repeat them, for slow worlds; None: always new ones"
     )
     batch_episodes: int = Field(16, ge=1, description="demonstrations per optimizer step")
-    max_tokens: int = Field(4_000_000, ge=1, description="tokens of demonstrations to see at most")
+    max_tokens: int = Field(4_000_000, ge=1, description="most tokens of demonstrations to train on")
     observation_weight: float = Field(0.1, ge=0, description="loss weight of observation tokens (actions: 1)")
     muon_lr: float = Field(0.02, ge=0, description="Muon's rate on weight matrices; 0: AdamW for all")
     adamw_lr: float = Field(4e-3, gt=0, description="AdamW's rate on embeddings and norms")
@@ -44,8 +47,8 @@ class WarmstartConfig(BaseModel):
         None, gt=0, lt=1, description="stop at this sampled success on stop_split; None: run to max_tokens"
     )
     stop_split: str = Field("validation", description="split on which stop_success is measured")
-    stop_tasks: int = Field(256, ge=1, description="tasks of that split")
-    check_every: int = Field(150_000, ge=1, description="tokens between two measurements")
+    stop_tasks: int = Field(256, ge=1, description="tasks of stop_split to measure on")
+    check_every: int = Field(150_000, ge=1, description="tokens between two measurements of stop_success")
 
     @model_validator(mode="after")
     def _apart(self) -> WarmstartConfig:

@@ -1,4 +1,7 @@
-"""From an environment's expert to a model folder: made once, cached by the hash of everything it depends on."""
+"""Warm start: a model cloned from a world's expert, before RL begins.
+
+The model is made once and kept in the cache, under a hash of everything it depends on.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from typing import Any
 
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import AgentConfig
-from turnwise.cloning.cloner import Measure, OnProgress, Progress, clone, demonstrations
+from turnwise.cloning.cloner import Measure, OnProgress, Progress, clone
+from turnwise.cloning.demonstrations import demonstrations
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.envs.cache import cache_dir
 from turnwise.envs.settings import EnvConfig
@@ -32,8 +36,8 @@ FORMAT = 1
 class Cloning:
     """Everything that decides a warm-started model.
 
-    ``env`` is the world that the agent is for. ``described`` is the whole configuration as JSON values: it is stored
-    beside the model and decides nothing.
+    ``env`` is the world that the agent is trained for. ``described`` is the whole configuration as JSON values; it is
+    stored beside the model for the reader, and is not part of ``key``.
     """
 
     settings: WarmstartConfig
@@ -71,10 +75,10 @@ def cached_model(cloning: Cloning) -> Path | None:
 
 
 def warmstart(cloning: Cloning, world: TextEnv, measure: Measure, on_progress: OnProgress | None = None) -> Path:
-    """Clone the expert of ``world`` into a model folder in the cache.
+    """Clone the expert of ``world`` into a model folder in the cache; returns the folder.
 
-    ``measure(model, tokenizer)`` gives the success that ``stop_success`` is compared with. Raises ValueError where the
-    world has no such expert, or the model cannot be trained.
+    ``measure(model, tokenizer)`` returns the success that is compared with ``stop_success``. Raises ValueError where
+    the world has no such expert, or the model cannot be trained.
     """
     model, tokenizer = begin_model(cloning, world)
     progress = clone(
@@ -94,7 +98,7 @@ def warmstart(cloning: Cloning, world: TextEnv, measure: Measure, on_progress: O
 
 
 def begin_model(cloning: Cloning, world: TextEnv) -> tuple[Any, Any]:
-    """Model and tokenizer before cloning: random weights, or the pretrained ones."""
+    """Model and tokenizer before cloning, with random or pretrained weights."""
     if not isinstance(cloning.model, ScratchModelConfig):
         found = load_model(cloning.model.path, dtype=cloning.model.dtype, device=cloning.device)
         check_length(found[0].config, cloning.agent.max_context_tokens)
@@ -108,7 +112,7 @@ def begin_model(cloning: Cloning, world: TextEnv) -> tuple[Any, Any]:
 
 
 def _texts(cloning: Cloning, world: TextEnv) -> list[str]:
-    """Text of demonstrations, the world's words in their natural shares."""
+    """Texts of demonstrations for training a tokenizer: the world's words, as often as they occur."""
     source = demonstrations(world, cloning.settings, mix("tokenizer", cloning.seed), cloning.rule)
     texts: list[str] = []
     for _ in range(cloning.settings.tokenizer_episodes):
@@ -122,7 +126,7 @@ def _folder(cloning: Cloning) -> Path:
 
 
 def _store(folder: Path, model: Any, tokenizer: Any, cloning: Cloning, progress: Progress) -> None:
-    """Write beside, then rename: an interrupted warm start leaves no half folder."""
+    """Write the folder under another name, then rename it: an interrupted warm start leaves no incomplete folder."""
     partial_folder = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)

@@ -1,1 +1,1 @@
-"""The commands of the command line, one file a subject, and what they show."""
+"""The commands of the command line, one file for each subject, and what they show."""

@@ -1,4 +1,7 @@
-"""Commands that measure this machine: worlds, rollouts, updates, with the floors beside. Imports wait."""
+"""``turnwise bench``: how fast worlds, rollouts and updates are on this machine.
+
+The tables show a floor as well, the rate that the machine could reach. Heavy imports wait until a command runs.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +40,16 @@ def rollout(
     short: Annotated[bool, typer.Option(help="Without a target: also measure 6-12 turns (without a bar).")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Playing: the engine's time against ``generate()`` every turn and against the floor of this machine.
+    """Rollouts: the engine's time against calling ``generate()`` every turn, and against the floor of this machine.
 
-    Without a target on scripted episodes with a model of 5 M parameters, one thread; else with your model and world.
+    Without a target it plays scripted episodes with a model of 5 M parameters on one thread; with one, your own.
     """
     from dataclasses import asdict
 
     from turnwise.bench.rollout import bench_rollout as run_bench
 
     if against != "generate":
-        raise ValueError(f"--against knows generate, got {against!r}")
+        raise ValueError(f"--against {against!r}: expected generate")
     if target or env:
         _own(target, env, ROLLOUT, as_json)
         return
@@ -60,7 +63,7 @@ def rollout(
 
 @app.command("update")
 def update(target: TargetArg = None, env: EnvOption = None, as_json: JsonOption = False) -> None:
-    """Learning: scoring and training of one update of your run, model or configuration (default: household)."""
+    """Learning: scoring and training in one update of your run, model or configuration (default: household)."""
     _own(target, env, UPDATE, as_json)
 
 
@@ -118,7 +121,7 @@ def _below(found: OwnBench) -> list[str]:
 
 
 def quiet() -> None:
-    """Loading bars of the model library are noise here, its warnings are not; our own warnings are one sentence."""
+    """Switch off the loading bars of transformers, but not its warnings; print our own warnings as one sentence."""
     import warnings
 
     import transformers

@@ -1,4 +1,4 @@
-"""``turnwise check-env``: what was found about an environment, for a reader and for a machine."""
+"""``turnwise check-env``: the findings about an environment, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MARKS = {"passed": "[green]passed[/green]", "failed": "[bold red]failed[/bold r
 
 
 def check_table(report: Report) -> Table:
-    """One row for each check; rates with their 95 % Wilson intervals."""
+    """A table with one row for each check; rates have 95 % Wilson intervals."""
     table = Table(title=f"{report.env}: {summary(report)}", title_justify="left")
     for column in ("check", "", "what was found"):
         table.add_column(column, overflow="fold")
@@ -33,7 +33,7 @@ def summary(report: Report) -> str:
 
 
 def plain(report: Report) -> dict[str, Any]:
-    """The report as JSON has it; every rate as {value, low, high, num}."""
+    """The report as JSON values; each rate is {value, low, high, num}."""
     findings = [
         {**asdict(finding), "rates": {name: asdict(wilson(*rate)) for name, rate in finding.rates.items()}}
         for finding in report.findings

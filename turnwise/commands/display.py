@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live panel on a terminal, plain lines elsewhere; tables at the end."""
+"""What a run shows while it works, a live panel on a terminal or plain lines elsewhere, and its tables at the end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _STAGES = {
 
 
 def sparkline(values: Sequence[float], width: int = 60, low: float = 0.0, high: float = 1.0) -> str:
-    """Values as bars between ``low`` and ``high``; longer series are averaged into ``width`` bars."""
+    """Values between ``low`` and ``high`` as at most ``width`` bars; of longer series each bar is a mean."""
     if not values:
         return ""
     per_bar = max(1.0, len(values) / width)
@@ -52,7 +52,7 @@ def sparkline(values: Sequence[float], width: int = 60, low: float = 0.0, high: 
 
 
 class LiveDisplay:
-    """An observer of a run. Use as a context manager. ``clock`` gives seconds."""
+    """An observer that shows a run as it goes. Use it as a context manager. ``clock`` returns seconds."""
 
     def __init__(
         self, console: Console, num_updates: int, title: str, clock: Callable[[], float] = time.perf_counter
@@ -76,7 +76,7 @@ class LiveDisplay:
             TextColumn("· left"),
             TimeRemainingColumn(),
             get_time=clock,
-            speed_estimate_period=600.0,  # of some updates, however long one takes
+            speed_estimate_period=600.0,  # seconds: long enough to hold several slow updates
         )
         self._bar = self._progress.add_task("updates", total=num_updates, start=False)
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=4, transient=True)
@@ -166,7 +166,7 @@ class LiveDisplay:
         return self._panel(Group(*parts))
 
     def _panel(self, content: RenderableType) -> Panel:
-        """Narrower than the terminal, which writes ^C behind it: on a line of its own it would not be cleared away."""
+        """A panel that leaves room for the ^C that a terminal prints, which on a line of its own would stay there."""
         width = max(self.console.width - len("^C^C"), 20)
         return Panel(content, title=self.title, border_style="cyan", width=width)
 
@@ -201,7 +201,7 @@ def _share_cell(name: str, value: float | None) -> Text:
 
 
 def result_table(result: Result) -> Table:
-    """Before and after on the same panel: overall sampled and greedy, then sampled per task type."""
+    """Success before and after training on the same panel: sampled and greedy, then sampled by task type."""
     table = Table(title="Success on unseen tasks, with 95 % intervals", title_justify="left")
     table.add_column("")
     table.add_column("episodes", justify="right")
@@ -224,7 +224,7 @@ def result_table(result: Result) -> Table:
 
 
 def _is_success(report: Report) -> bool:
-    """Whether the score says no more than success does: a task is done or not."""
+    """Whether the score is the same as success, as in worlds where a task is done or not."""
     return report.score is not None and report.success is not None and report.score.value == report.success.value
 
 
@@ -238,7 +238,7 @@ def _row(table: Table, name: str, before: Report | None, after: Report) -> None:
 
 
 def gain_line(gain: Estimate, after: Report) -> str:
-    """In points of success; of mean return in worlds that do not say what success is."""
+    """The gain in points of success, or of mean return in worlds that do not say what success is."""
     unit, scale, digits = ("points", 100, 1) if after.success is not None else ("of mean return", 1, 3)
     value, low, high = (f"{scale * number:+.{digits}f}" for number in (gain.value, gain.low, gain.high))
     return f"gain, paired by task: [bold]{value} {unit}[/bold] [{low}, {high}] over {gain.num} tasks"

@@ -1,4 +1,4 @@
-"""How a run ends on the console: its closing lines, the demo's win and next commands, and what Ctrl-C leaves."""
+"""What the console shows at a run's end: closing lines, an episode that the demo's agent won, the next commands."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from turnwise.trajectory import Trajectory
 Ending = Callable[[Console, Result, LiveDisplay], None]
 
 SMOKE = "A smoke run: every part works once, on a tiny model. Nothing is expected to be learned in it."
-"""What ``turnwise demo --smoke`` begins with."""
+"""The first line of ``turnwise demo --smoke``."""
 
 
 def closing(console: Console, result: Result, display: LiveDisplay) -> None:
-    """Before and after on the test panel, where the time went, how training success went, and the run's folder."""
+    """Show success before and after training, where the time went, the curve of training success, and the folder."""
     if result.after:
         console.print(result_table(result))
     _course(console, result)
@@ -39,13 +39,13 @@ def closing(console: Console, result: Result, display: LiveDisplay) -> None:
 
 
 def demo_closing(console: Console, result: Result, display: LiveDisplay) -> None:
-    """The same, then an unseen task that the agent wins, turn by turn, and three commands to go on with."""
+    """Show the same, then an unseen task that the agent wins, turn by turn, and three commands to try next."""
     closing(console, result, display)
     win_and_next(console, result, display)
 
 
 def win_and_next(console: Console, result: Result, display: LiveDisplay) -> None:
-    """What the demo adds to the closing lines of other runs."""
+    """Show an unseen task that the agent wins, and the next commands."""
     console.print()
     console.print(won_episode(result, display.won))
     console.print()
@@ -53,7 +53,7 @@ def win_and_next(console: Console, result: Result, display: LiveDisplay) -> None
 
 
 def smoke_closing(console: Console, result: Result, display: LiveDisplay) -> None:
-    """That every part ran. A table of success would be one of zeros: so short a run learns nothing."""
+    """Show that every part ran. There is no table of success, since so short a run learns nothing."""
     updates = len(RunDirectory.open(result.path).metrics())
     console.print(
         f"[green]Every part ran[/green]: warm start, measuring, {updates} updates with checkpoints, measuring again.",
@@ -87,7 +87,8 @@ def _whereabouts(console: Console, result: Result) -> None:
 def unseen_win(result: Result, won: Mapping[str, Trajectory]) -> tuple[Trajectory, bool] | None:
     """A won episode of the test panel, of median length, and whether its task was lost before training.
 
-    ``won`` has successful episodes by task key. Tasks that were lost before come first; None where none was won.
+    ``won`` holds successful episodes by task key. The episode is of a task that was lost before training where there
+    is such a task. None where no task was won.
     """
     after, before = result.after.get("sampled"), result.before.get("sampled")
     wins = [won[key] for key in _tasks(after, True) if key in won]
@@ -98,7 +99,7 @@ def unseen_win(result: Result, won: Mapping[str, Trajectory]) -> tuple[Trajector
 
 
 def _tasks(report: Report | None, success: bool) -> Iterable[str]:
-    """Keys of the tasks that were won in some attempt, or lost in all; none where success is unknown."""
+    """Keys of the tasks that were won in some attempt (``success``), or lost in all; none where success is unknown."""
     if report is None or report.success is None:
         return []
     tried = zip(report.keys, report.outcomes, strict=True)
@@ -130,7 +131,7 @@ def won_episode(result: Result, won: Mapping[str, Trajectory]) -> RenderableType
 
 
 def next_commands(folder: Path) -> Text:
-    """Three commands that go on from a run, each on a line of its own. Print it with ``soft_wrap``."""
+    """Three commands to try next with a run, each on a line of its own. Print it with ``soft_wrap``."""
     run, program = shlex.quote(str(folder)), command_name()
     commands = {
         f"{program} view {run}": "every training episode, token by token, in one HTML file",
@@ -142,7 +143,7 @@ def next_commands(folder: Path) -> Text:
 
 
 def command_name() -> str:
-    """How ``turnwise`` is called here: by its name where a shell finds it, else by the script beside this Python."""
+    """How to call ``turnwise`` here: by its name where a shell finds it, else by the script beside this Python."""
     if shutil.which("turnwise") is not None:
         return "turnwise"
     script, here = Path(sys.executable).with_name("turnwise"), Path.cwd()
@@ -152,7 +153,7 @@ def command_name() -> str:
 
 
 def stopped_line(folder: Path) -> str:
-    """What is left of a run that Ctrl-C ended at once, and how to go on."""
+    """What is left of a run that a second Ctrl-C ended, and how to continue."""
     run = RunDirectory(folder)
     again = f"`turnwise train --resume {shlex.quote(str(folder))}`"
     if not (folder / "config.yaml").exists():

@@ -1,4 +1,4 @@
-"""``turnwise plan``: will it fit? Heavy imports wait until the command runs."""
+"""``turnwise plan``: how much memory a run will need. Heavy imports wait until the command runs."""
 
 from __future__ import annotations
 

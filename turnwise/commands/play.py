@@ -1,24 +1,19 @@
-"""What the command line shows of worlds and settings: an episode played, the lists."""
+"""``turnwise play``: one episode on the console, played by a person, an agent, an expert or a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from turnwise.agents.acting import as_player
 from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import HumanAgent, play_episode, scripted
 from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted, Seating
-from turnwise.algorithms.description import describe
-from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.assembly.players import open_run, players
-from turnwise.envs import WORLDS
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import make_env, panel
 from turnwise.models.drawing import Sampling
@@ -37,11 +32,11 @@ def play(
     opponent: str,
     temperature: float = 1.0,
 ) -> None:
-    """One episode on the console, turn by turn as it is played.
+    """Play one episode and show it on the console, turn by turn.
 
     ``agent`` and ``opponent`` are human, random, expert, expert:KIND, a run, a model folder or hub name, or
-    openai:MODEL@URL. ``temperature`` (0: greedy) is of those with a model. Raises ValueError for an unknown agent,
-    split or task.
+    openai:MODEL@URL. Models sample with ``temperature``; 0 is greedy. Raises ValueError for an unknown agent, split or
+    task.
     """
     env = make_env(env_id, **kwargs)
     tasks = panel(env, split)
@@ -72,7 +67,7 @@ def play(
 
 
 def _agents(name: str, env: Any, temperature: float) -> dict[str, AnyAgent]:
-    """Who plays under a name, by role or player; a model answers turn by turn."""
+    """The players that a name stands for, by role or player."""
     found = scripted(name)
     if found is not None:
         return {"": found}
@@ -83,7 +78,7 @@ def _agents(name: str, env: Any, temperature: float) -> dict[str, AnyAgent]:
         )
     made = players(name, env, num_slots=2)
     sampling = Sampling(temperature)
-    return {side: as_player(who, sampling) if isinstance(who, ModelAgent) else who for side, who in made.items()}
+    return {role: as_player(who, sampling) if isinstance(who, ModelAgent) else who for role, who in made.items()}
 
 
 def _show(console: Console, turn: Turn) -> None:
@@ -99,85 +94,3 @@ def _ask(console: Console, observation: str, info: Info) -> str:
             return action
         offered = info.get("admissible_actions", ["(this world does not list them)"])
         console.print("  " + "\n  ".join(offered), markup=False)
-
-
-def _cells(*texts: str) -> list[Text]:
-    """The cells of a row as they are: a plain string would lose ``[envs]`` to rich's markup."""
-    return [Text(text) for text in texts]
-
-
-def envs_table() -> Table:
-    """Registered turnwise worlds, with splits and sizes where their data is at hand."""
-    table = Table(title="Environments", title_justify="left")
-    for column in ("id", "what", "splits (tasks)"):
-        table.add_column(column, overflow="fold")
-    for env_id, world in WORLDS.items():
-        table.add_row(*_cells(env_id, world.summary, splits_of(env_id)))
-    table.caption = "your own: register it with gymnasium and say --env your_module:Your/Env-v0"
-    return table
-
-
-def splits_of(env_id: str) -> str:
-    """The splits of a world and their sizes, or what it lacks."""
-    try:
-        env = make_env(env_id)
-    except ValueError as error:
-        return str(error).splitlines()[0]
-    world: Any = env.unwrapped
-    # What a world knows by itself: making a panel may mean making its games.
-    sizes = getattr(world, "sizes", None) or {name: len(panel(env, name)) for name in getattr(world, "splits", ())}
-    return ", ".join(f"{name} ({size:,})" for name, size in sizes.items())
-
-
-def settings_table(section: str) -> Table:
-    """Name, default and meaning of the settings whose name starts with ``section``; the default algorithm's own."""
-    from turnwise.config.files import run_settings
-    from turnwise.config.names import DEFAULT_ALGORITHM
-
-    table = Table(title="Settings", title_justify="left")
-    for column in ("setting", "default", "meaning"):
-        table.add_column(column, overflow="fold")
-    rows: list[tuple[str, object, str]] = []
-    for name, info in run_settings():
-        default = "required" if info.is_required() else info.get_default(call_default_factory=True)
-        rows += [(name, default, info.description)] if info.description else []
-    rows += [(f"algorithm.{s.name}", s.default, s.meaning) for s in describe(DEFAULT_ALGORITHM).settings]
-    rows = [row for row in rows if row[0].startswith(section)]
-    if not rows:
-        raise ValueError(
-            f"no settings under {section!r}: try env, model, agent, warmstart, algorithm, rewards, optimizer, eval"
-        )
-    for name, default, meaning in rows:
-        table.add_row(*_cells(name, str(default), meaning))
-    if any(name.startswith("algorithm.") for name, *_ in rows):
-        table.caption = f"algorithm: of {DEFAULT_ALGORITHM}; those of another: turnwise algorithms NAME"
-    return table
-
-
-def algorithms_table() -> Table:
-    """Every algorithm: what it is in a sentence, its paper, and whether it goes on top of another."""
-    table = Table(title="Algorithms", title_justify="left")
-    for column in ("name", "what", "paper", ""):
-        table.add_column(column, overflow="fold")
-    for name in ALGORITHMS:
-        found = describe(name)
-        paper = f"{found.about.title}, arXiv:{found.about.arxiv}" if found.about else ""
-        table.add_row(*_cells(name, found.summary, paper, "with a base" if found.is_modifier else ""))
-    table.caption = "one of your own: --algorithm your_module:recipe"
-    return table
-
-
-def algorithm_page(name: str) -> RenderableType:
-    """One algorithm: its text with the equations, its settings, and where paper and released code part."""
-    found = describe(name)
-    table = Table(title="Settings", title_justify="left")
-    for column in ("algorithm.", "type", "default", "meaning"):
-        table.add_column(column, overflow="fold")
-    for setting in found.settings:
-        table.add_row(*_cells(setting.name, setting.type, str(setting.default), setting.meaning))
-    parts: list[RenderableType] = [Text(f"{name}\n", style="bold"), Text(found.text + "\n"), table]
-    if found.about is not None:
-        parts.append(Text(f"\n{found.about.title}, arXiv:{found.about.arxiv}"))
-        parts += [Text(f"Numbers held against {found.about.code}")] if found.about.code else []
-        parts += [Text(f"- {line}") for line in found.about.differences]
-    return Group(*parts)

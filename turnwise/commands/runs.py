@@ -1,4 +1,4 @@
-"""Commands about what a run has stored: find, show and export its episodes, and play them again."""
+"""Commands about the episodes that a run has stored: find, show, export them, and play them again."""
 
 from __future__ import annotations
 
@@ -67,22 +67,22 @@ def replay(
     sample: Annotated[int | None, typer.Option(min=1, help="So many of them, drawn at random.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
 ) -> None:
-    """Play stored episodes again in their world: are they the same? Exit code 1 where one is not.
+    """Play stored episodes again in their world, and compare. Exit code 1 where one differs.
 
     Every observation, validity, reward, the end and the success are compared.
     """
-    from turnwise.runs import replaying
+    from turnwise.runs import reproducing
     from turnwise.runs.trajectory_tables import printable
 
     if sum((episode is not None, everything, sample is not None)) != 1:
         raise ValueError("say which: an EPISODE (`turnwise trajectories RUN` lists them), --sample N, or --all")
-    tally = replaying.Tally()
+    tally = reproducing.Tally()
     if episode is not None:
-        tally.add(replaying.replay(run, episode))
+        tally.add(reproducing.reproduce(run, episode))
     else:
-        tally = replaying.replay_many(run, sample, seed)
-    for replayed in tally.differing:
-        console.print(f"{printable(replayed.episode)}: ", printable(str(replayed.difference)), markup=False)
+        tally = reproducing.reproduce_many(run, sample, seed)
+    for found in tally.differing:
+        console.print(f"{printable(found.episode)}: ", printable(str(found.difference)), markup=False)
     console.print(tally.summary(), highlight=False, markup=False)
     if tally.different:
         raise typer.Exit(1)

@@ -1,9 +1,9 @@
-"""A retrieval server: POST /retrieve as Search-R1's trainers call it, over our BM25 engines.
+"""A retrieval server over our BM25 engines, with the protocol that Search-R1's trainers use: POST /retrieve.
 
     {"queries": ["...", ...], "topk": 3 or null, "return_scores": true or false}
     -> {"result": [[{"document": {"id", "contents"}, "score"}, ...], ...]}    without scores each document alone
 
-GET /health answers {"status": "ok"}. What is wrong with a request is told as {"detail": "one sentence"}.
+GET /health answers {"status": "ok"}. A request that is wrong is answered with {"detail": "one sentence"}.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def serve(
     world: int = 0,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until interrupted (Ctrl-C returns). Raises ValueError for bad data or an address that cannot be had.
+    """Serve until interrupted; Ctrl-C returns. Raises ValueError for bad data, or where the address cannot be used.
 
-    ``corpus``: files as ``turnwise.envs.search.corpus`` reads them; without one, the documents of the generated world
-    of ``difficulty`` and number ``world``. ``retriever``: "bm25" (in memory) or "bm25s" (index on disk). ``topk``
-    counts where a request names none. ``on_ready`` hears the URL once requests are answered. The server knows no
-    passwords: on another ``host`` than this machine's own loopback, whoever reaches the port can search.
+    ``corpus`` names files that ``turnwise.envs.search.corpus`` reads. Without it the documents are those of the
+    generated world of ``difficulty`` with the number ``world``. ``retriever`` is "bm25" (in memory) or "bm25s" (index
+    on disk). ``topk`` is the number of documents where a request names none. ``on_ready`` is called with the URL once
+    requests are answered. The server has no passwords: with a ``host`` other than this machine's loopback address,
+    everyone who reaches the port can search.
     """
     if retriever not in ENGINES:
         raise unknown("retriever", retriever, ENGINES)
@@ -55,7 +56,10 @@ def serve(
 
 
 class SearchServer(ThreadingHTTPServer):
-    """Listens at once, answers under ``serve_forever``, a thread for each connection; ``port`` 0 takes a free one."""
+    """The server. It listens at once and answers within ``serve_forever``, with a thread for each connection.
+
+    ``port`` 0 takes a free port.
+    """
 
     daemon_threads = True
     request_queue_size = 128  # a batch of rollouts connects at once
@@ -75,7 +79,7 @@ class SearchServer(ThreadingHTTPServer):
         return f"http://{host!s}:{port}/retrieve"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away, or a search that failed: the others are served on."""
+        """Log the failure of one request, such as a client that went away; other requests are still served."""
         _log.warning("the request of %s failed", client_address, exc_info=True)
 
 
@@ -121,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _request(body: bytes, default_topk: int) -> tuple[list[str], int, bool]:
-    """(queries, topk, return_scores). Raises ValueError, one sentence for whoever sent it."""
+    """(queries, topk, return_scores) of a request. Raises ValueError with one sentence for its sender."""
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Commands about worlds: list, play, check, measure, serve. Heavy imports wait until a command needs them."""
+"""Commands about worlds: list, play, check, measure and serve them. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def envs() -> None:
     """List the environments: what they are, splits and their sizes."""
-    from turnwise.commands.play import envs_table
+    from turnwise.commands.lists import envs_table
 
     console.print(envs_table())
 
@@ -49,7 +49,7 @@ def check_env(
     seconds: Annotated[float, typer.Option(min=1.0, help="How long to look, about.")] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Is this environment fit for training? Exit code 1 where a check fails.
+    """Check whether an environment is fit for training. Exit code 1 where a check fails.
 
     Determinism, interleaving, odd actions, truncation, snapshots, leaks between splits, expert success, speed.
     """
@@ -87,7 +87,7 @@ def bench_env(
     elif against == "official":
         numbers = asdict(bench_against_official(env, num_games=games or 10, split=split, **kwargs))
     else:
-        raise ValueError(f"--against knows official, got {against!r}")
+        raise ValueError(f"--against {against!r}: expected official")
     print_numbers(console, numbers, as_json)
 
 
@@ -115,7 +115,7 @@ def serve_search(
 
 
 def print_numbers(to: Console, numbers: dict[str, Any], as_json: bool) -> None:
-    """Names and values, one a line; as JSON after them where asked."""
+    """Print names and values, one on each line, and after them JSON if ``as_json``."""
     import json
 
     for name, value in numbers.items():

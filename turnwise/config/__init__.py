@@ -1,4 +1,6 @@
-"""A run's configuration: its settings (``schema``), how it is read (``files``), how an error names them (``names``)."""
+"""A run's configuration: its settings (``schema``, ``sections``), which of them fit together (``checks``), how
+they are read (``files``), and how an error names them (``names``).
+"""
 
 from __future__ import annotations
 

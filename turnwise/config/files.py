@@ -1,7 +1,7 @@
-"""Configuration files: one YAML file and ``key.path=value`` overrides, read and checked at the edge.
+"""Reading a configuration: one YAML file, and ``key.path=value`` settings laid over it.
 
-Unknown keys, wrong types, impossible combinations and settings that the run would not use are errors of one line
-each, with the nearest right name.
+Unknown keys, wrong types, impossible combinations and settings that the run would not use are errors of one line each,
+with the nearest right name.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ def shipped_configs() -> list[str]:
 
 
 def read_config(name: str | Path, *, scratch: bool = True) -> dict[str, Any]:
-    """A configuration file by path, or a shipped one by name, as one mapping; ValueError that names the nearest.
+    """A configuration file by path, or a shipped one by name, as one mapping.
 
-    ``extends: NAME`` in a file takes that configuration and lays the file's own settings over it. Its sections
-    ``scratch:`` and ``pretrained:`` hold settings for a model made from nothing, or for one that is brought; the
-    argument ``scratch`` says which of the two are taken.
+    ``extends: NAME`` in a file takes that configuration and lays the file's own settings over it. The sections
+    ``scratch:`` and ``pretrained:`` hold settings for a model with random weights and for a pretrained one; the
+    argument ``scratch`` says which of the two apply. Raises ValueError, with the nearest name, for an unknown one.
     """
     return _settled(_layers(name), scratch)[0]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One file's own settings; ``shipped`` files come with turnwise, so that nobody set what they say by hand."""
+    """One file's own settings. A ``shipped`` file comes with turnwise: the user did not set what it says."""
 
     settings: dict[str, Any]
     shipped: bool
 
 
 def _layers(name: str | Path, above: tuple[str, ...] = ()) -> list[_Layer]:
-    """A file with those that it extends, the lowest first. ``above`` are the names that lead here."""
+    """A file and those that it extends, the lowest first. ``above`` are the files that led to this one."""
     read, shipped = _read_yaml(name)
     below = read.pop("extends", None)
     own = _Layer(read, shipped)
@@ -73,7 +73,7 @@ def _layers(name: str | Path, above: tuple[str, ...] = ()) -> list[_Layer]:
 
 
 def _settled(layers: Sequence[_Layer], scratch: bool) -> tuple[dict[str, Any], set[str]]:
-    """Layers as one mapping for that kind of model, and the dotted names that files of the user's own set."""
+    """Layers as one mapping for the kind of model, and the dotted names that the user's own files set."""
     made: dict[str, Any] = {}
     own: set[str] = set()
     for layer in layers:
@@ -94,7 +94,7 @@ def _settled(layers: Sequence[_Layer], scratch: bool) -> tuple[dict[str, Any], s
 
 
 def _open_names(settings: dict[str, Any], place: str) -> None:
-    """An algorithm given by its name alone as a section that says no more, and its bases likewise."""
+    """Replace an algorithm that is given by its name alone by a section with that type; likewise its bases."""
     if isinstance(settings.get(place), str):
         settings[place] = {"type": settings[place]}
     if isinstance(settings.get(place), dict):
@@ -102,21 +102,21 @@ def _open_names(settings: dict[str, Any], place: str) -> None:
 
 
 def _typed(section: Mapping[str, Any], default: str) -> dict[str, Any]:
-    """An algorithm's section that names it, and each base that is described in it: what stands in it is of that one."""
+    """An algorithm's section with its type written out, and likewise the sections of its bases."""
     made = {"type": default, **section}
     if isinstance(made.get("base"), Mapping):
         from turnwise.algorithms.registry import resolve
 
         try:
             field = resolve(str(made["type"])).config.model_fields.get("base")
-        except ValueError:  # an unknown name is told of where the whole is read
+        except ValueError:  # an unknown name is reported when the whole is validated
             return made
         made["base"] = _typed(made["base"], str(getattr(field and field.default, "type", "grpo")))
     return made
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of what a mapping sets, sections opened."""
+    """Dotted names of the values that a mapping sets, in nested sections too."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{name}.")
@@ -125,7 +125,7 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:
-    """What a file says, and whether it comes with turnwise."""
+    """The content of a file, and whether it comes with turnwise."""
     path = Path(name)
     if path.suffix not in CONFIG_SUFFIXES and not _is_file(path):
         path = config_folder() / f"{name}.yaml"
@@ -151,7 +151,7 @@ def _parsed(text: str) -> Any:
 
 
 def _is_file(path: Path) -> bool:
-    """Also for names that no file can have."""
+    """Whether there is such a file; False for names that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -159,9 +159,10 @@ def _is_file(path: Path) -> bool:
 
 
 def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """``key.path=value`` settings laid over a configuration; values are YAML (``true``, ``0.1``, ``[1, 2]``).
+    """The configuration with ``key.path=value`` settings laid over it; values are YAML (``true``, ``0.1``, ``[1, 2]``).
 
-    The later of two wins. Another ``type`` of a section takes out what described the old one, but what is given here.
+    Of two settings for one key the later wins. Changing the ``type`` of a section drops the settings of the old type,
+    but keeps those that are given here.
     """
     made: dict[str, Any] = _deep_copy(config)
     given: list[str] = []
@@ -186,7 +187,7 @@ def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
 
 
 def set_by(settings: Sequence[str]) -> set[str]:
-    """Dotted names of what ``key.path=value`` settings set."""
+    """Dotted names of the values that ``key.path=value`` settings set."""
     return set(_leaves(override({}, settings)))
 
 
@@ -204,7 +205,7 @@ def _chooses_a_type(key: str) -> bool:
 
 
 def _keep(section: dict[str, Any], places: Sequence[Sequence[str]]) -> None:
-    """Take everything out of a section but what stands at some places in it."""
+    """Drop everything from a section except some places in it."""
     kept = [(place, _at(section, place)) for place in places]
     section.clear()
     for place, value in kept:
@@ -235,7 +236,7 @@ def _place(made: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 
 def with_algorithm(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The configuration with an algorithm, whole: a section for that one is kept, one for another is dropped."""
+    """The configuration with algorithm ``name``. Its section is kept if it is for that one, and dropped otherwise."""
     made: dict[str, Any] = _deep_copy(config)
     present = made.get("algorithm", DEFAULT_ALGORITHM)
     if (present.get("type", DEFAULT_ALGORITHM) if isinstance(present, Mapping) else present) != name:
@@ -244,7 +245,7 @@ def with_algorithm(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def config_for_env(env_id: str) -> str:
-    """The shipped configuration that fits an environment: its own, else ``default``."""
+    """Name of the shipped configuration for an environment; ``default`` where there is none of its own."""
     name = env_id.rpartition("/")[2].rpartition("-v")[0].lower()
     return name if name in shipped_configs() else "default"
 
@@ -269,17 +270,17 @@ def _deep_copy(value: Any) -> Any:
 
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:
-    """Validate; a ValueError with one line per problem, each with the nearest right name."""
+    """Validate a configuration. Raises ValueError with one line for each problem, with the nearest right name."""
     return parse_section(RunConfig, raw)
 
 
 def parse_section(
     section: type[Section], raw: Mapping[str, Any], prefix: str = "", own: Collection[str] | None = None
 ) -> Section:
-    """The same for a part of the configuration that stands alone; ``prefix`` is its name.
+    """Validate a configuration, or a section of one, whose name is ``prefix``.
 
-    ``own`` are the dotted names that the user set (None: all). What others set and this run does not use goes back to
-    its default; what the user set and it does not use is an error.
+    ``own`` are the dotted names that the user set (None: all). A setting that the run does not use is an error where
+    the user set it; otherwise it goes back to its default. Raises ValueError as ``parse_config`` does.
     """
     place = (prefix,) if prefix else ()
     left: dict[str, Any] = _deep_copy(raw)
@@ -301,7 +302,7 @@ def parse_section(
 
 
 def _drop_unused(raw: dict[str, Any], problems: Sequence[Any], own: Collection[str]) -> bool:
-    """Take out what is not used and was not set by the user; whether anything was."""
+    """Drop settings that are not used and that the user did not set; returns whether there were any."""
     found = False
     for problem in problems:
         error = (problem.get("ctx") or {}).get("error")
@@ -319,7 +320,7 @@ def _drop_unused(raw: dict[str, Any], problems: Sequence[Any], own: Collection[s
 
 
 def _not_finite(found: Any) -> Iterator[tuple[str, ...]]:
-    """Where nan and infinite numbers are, but for what a world is given."""
+    """Places of nan and infinite numbers, except in the arguments of a world."""
     if isinstance(found, float) and not math.isfinite(found):
         yield ()
     named = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list | tuple) else ()
@@ -335,7 +336,10 @@ def load_config(
     env: str | None = None,
     algorithm: str | None = None,
 ) -> RunConfig:
-    """Read, override, validate. Without ``name`` the shipped configuration that fits ``env`` is taken."""
+    """Read a configuration, lay settings over it, and validate it.
+
+    Without ``name`` it is the shipped configuration for ``env``. Raises ValueError with one line for each problem.
+    """
     layers = _layers(name if name is not None else config_for_env(env or EnvConfig().id))
     raw, own = _settled(layers, scratch=True)
     if not _is_from_scratch(override(raw, settings)):
@@ -354,8 +358,10 @@ def load_config(
 
 
 def target_config(target: str, settings: Sequence[str] = (), *, env: str | None = None) -> RunConfig:
-    """The configuration that a word names: a configuration (a path or a shipped name), or a model folder or hub name,
-    which is taken as it is. Raises ValueError for a misspelt name of a shipped one, and as ``load_config`` does.
+    """The configuration that ``target`` names: by a path or a shipped name, or for a model by its folder or hub name.
+
+    A model is used as it is, without a warm start. Raises ValueError for a misspelt name of a shipped configuration,
+    and as ``load_config`` does.
     """
     shipped = shipped_configs()
     if target in shipped or Path(target).suffix in CONFIG_SUFFIXES:
@@ -366,19 +372,19 @@ def target_config(target: str, settings: Sequence[str] = (), *, env: str | None 
 
 
 def _is_from_scratch(raw: Mapping[str, Any]) -> bool:
-    """Whether the model is one made from nothing: by this run, or before, into the folder of ``model.path``."""
+    """Whether the model began with random weights: in this run, or before, in the folder ``model.path``."""
     model = raw.get("model")
     path = model.get("path") if isinstance(model, Mapping) else None
     return path is None or made_from_scratch(str(path))
 
 
 def resolved(raw: Mapping[str, Any], own: Collection[str] | None = None) -> dict[str, Any]:
-    """A configuration as plain JSON values, with the defaults of what it leaves open. Raises as ``parse_config``."""
+    """A configuration as JSON values, with defaults filled in. Raises ValueError as ``parse_config`` does."""
     return parse_section(RunConfig, raw, own=own).model_dump(mode="json")
 
 
 def all_settings() -> Iterator[tuple[str, Any]]:
-    """(dotted name, field) of every setting there is, those of each algorithm included."""
+    """(dotted name, field) of every setting, with those of all algorithms."""
     from turnwise.algorithms.registry import ALGORITHMS, resolve
 
     yield from run_settings()
@@ -387,7 +393,7 @@ def all_settings() -> Iterator[tuple[str, Any]]:
 
 
 def run_settings() -> Iterator[tuple[str, Any]]:
-    """(dotted name, field) of every setting of a run but its algorithm's."""
+    """(dotted name, field) of every setting of a run, without those of its algorithm."""
     return settings_of(RunConfig)
 
 

@@ -1,4 +1,4 @@
-"""Every setting by its dotted name: what a wrong one is told, and the nearest right one."""
+"""Settings by their dotted names, and error messages for wrong ones, with the nearest right name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MOVED = {
     "invalid_action_penalty": "rewards are the run's. Set rewards.invalid_action_penalty, a share of a success "
     "(0.1 of a success worth 10 is 0.01 now)",
 }
-"""Settings of files written for earlier versions, and where they are now."""
+"""Settings of earlier versions, and what takes their place."""
 
 
 def names_of(place: Iterable[Any]) -> list[str]:
-    """A problem's place as names of settings: the kind of model is no part of one."""
+    """The place of one of pydantic's problems as names of settings; the kind of model is left out."""
     parts = [str(part) for part in place]
     return [p for above, p in pairwise(["", *parts]) if above != "model" or p not in ("scratch", "pretrained")]
 
@@ -30,7 +30,7 @@ def names_of(place: Iterable[Any]) -> list[str]:
 def explained(problem: Any, whole: type[BaseModel], algorithm: object = None) -> str:
     """One of pydantic's problems as a sentence.
 
-    ``whole`` is the class of all that was read; ``algorithm`` what it says of the algorithm, where it may say that.
+    ``whole`` is the class of the whole configuration; ``algorithm`` is the value of its algorithm section, if any.
     """
     shown = ".".join(names_of(problem["loc"]))
     if problem["type"] == "extra_forbidden":
@@ -44,7 +44,7 @@ def explained(problem: Any, whole: type[BaseModel], algorithm: object = None) ->
 
 
 def _nearest(wrong: str, whole: type[BaseModel], algorithm: object) -> str:
-    """A hint: the same name in another section, else the nearest in this one, else what this section knows."""
+    """A hint: the same name in another section, else the nearest in this section, else all names of this section."""
     names = [name for name, _ in settings_of(whole)] + _algorithm_settings(algorithm)
     section, _, leaf = wrong.rpartition(".")
     elsewhere = [name for name in names if name.rpartition(".")[2] == leaf and name != wrong]
@@ -56,7 +56,7 @@ def _nearest(wrong: str, whole: type[BaseModel], algorithm: object) -> str:
 
 
 def _algorithm_settings(given: object) -> list[str]:
-    """Dotted names of the settings of an algorithm, as a configuration names it, those of its base included."""
+    """Dotted names of the settings of an algorithm and its bases; ``given`` is the algorithm section."""
     if given is None:
         return []
     from turnwise.algorithms.registry import resolve  # here: an algorithm brings torch

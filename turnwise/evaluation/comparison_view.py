@@ -1,4 +1,4 @@
-"""What a comparison looks like: tables for a terminal, Markdown, and learning curves as SVG."""
+"""Showing a comparison: tables for a terminal, Markdown, and learning curves as SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from turnwise.evaluation.compare import Comparison, Difference, Method
+from turnwise.evaluation.compare import Comparison
+from turnwise.evaluation.methods import Difference, Method
 from turnwise.statistics import Estimate
 from turnwise.svg import Line, Panel, small_multiples
 
@@ -19,7 +20,7 @@ _AXES = {"turns": "turns", "tokens": "sampled tokens", "seconds": "wall seconds"
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A table as text."""
+    """A table whose cells are text."""
 
     title: str
     header: tuple[str, ...]
@@ -27,14 +28,14 @@ class Sheet:
 
 
 def sheets(comparison: Comparison) -> list[Sheet]:
-    """Results and differences for each decoding, then the learning curves and the course of training."""
+    """The tables: results for each decoding, areas under the learning curves, and the course of training."""
     decodings = dict.fromkeys(name for method in comparison.methods for name in method.after)
     found = [*(_results(comparison, name) for name in decodings), _areas(comparison), _course(comparison)]
     return [sheet for sheet in found if len(sheet.header) > 1 and sheet.rows]
 
 
 def comparison_table(comparison: Comparison) -> Group:
-    """For a terminal, with the notes below."""
+    """The tables for a terminal, with the legend below."""
     parts: list[Table | Text] = []
     for sheet in sheets(comparison):
         table = Table(title=sheet.title, title_justify="left")
@@ -47,7 +48,7 @@ def comparison_table(comparison: Comparison) -> Group:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The same tables and notes for a document."""
+    """The tables and the legend as Markdown."""
     blocks = []
     for sheet in sheets(comparison):
         lines = [sheet.header, ("---",) * len(sheet.header), *sheet.rows]
@@ -57,7 +58,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def legend(comparison: Comparison) -> list[str]:
-    """How the numbers were made, then what the reader should beware of."""
+    """How the numbers were made, then the comparison's notes."""
     ends = ", ".join(f"{value:,.0f} {_AXES[axis]}" for axis, value in comparison.horizon.items())
     return [
         f"Panel: {comparison.env} {comparison.split}, {comparison.num_tasks} tasks, hash {comparison.panel_hash}.",
@@ -71,10 +72,10 @@ def legend(comparison: Comparison) -> list[str]:
 
 
 def curves_svg(comparison: Comparison) -> str:
-    """Training success against sampled tokens, a panel for each method with the baseline in grey.
+    """Learning curves: training success against sampled tokens, one panel for each method, the baseline in grey.
 
-    Lines are means over seeds, bands reach from the lowest to the highest seed; evaluations have none. Raises
-    ValueError where there is no update to show.
+    Lines are means over seeds, and bands reach from the lowest to the highest seed. Evaluations have no curve. Raises
+    ValueError where a run has no update, or there is no run.
     """
     if any(method.spent and method.curve is None for method in comparison.methods):
         raise ValueError("no learning curve: at least one run has not made a single update")
@@ -167,7 +168,7 @@ def _course(comparison: Comparison) -> Sheet:
 
 
 def _without_empty(sheet: Sheet) -> Sheet:
-    """Columns in which something stands."""
+    """The table without its empty columns."""
     kept = [i for i, name in enumerate(sheet.header) if name and any(row[i] for row in sheet.rows)]
 
     def pick(row: Sequence[str]) -> tuple[str, ...]:
@@ -177,7 +178,7 @@ def _without_empty(sheet: Sheet) -> Sheet:
 
 
 def _value(estimate: Estimate | None, percent: bool, *, sign: str = "", bare: bool = False) -> str:
-    """``73.8 [68.1, 78.8]`` in percent, three digits otherwise; ``bare``: without the interval."""
+    """``73.8 [68.1, 78.8]`` in percent, or with three digits. ``bare`` leaves the interval out."""
     if estimate is None:
         return ""
     value, low, high = (_number(x, percent, sign) for x in (estimate.value, estimate.low, estimate.high))

@@ -1,4 +1,4 @@
-"""What a comparison reads: folders of runs, and files of evaluations."""
+"""Reading what is compared: folders of runs, and files of evaluations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INCIDENTAL = (
     *("optimizer.microbatch_tokens", "env.process", "env.step_timeout_s", "env.reset_timeout_s"),
     *("watchdog.", "mirrors", "eval.max_error_share"),
 )
-"""Settings that do not make another method: they leave the numbers as they are, or are what is pooled over."""
+"""Settings that do not make another method: they change no numbers, or are what is pooled over (the seed)."""
 
 Record = Mapping[str, Any]
 AXES: dict[str, Callable[[Record], float]] = {
@@ -38,18 +38,18 @@ AXES: dict[str, Callable[[Record], float]] = {
     "tokens": lambda line: line["sampled_tokens"],
     "seconds": lambda line: line["seconds"]["collect"] + line["seconds"]["update"],
 }
-"""What an update spends: turns played in training, tokens sampled, wall seconds without evaluations."""
+"""What an update spends, by axis: turns played in training, sampled tokens, wall seconds without evaluations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A quantity of each update against what was spent: constant over what its update spent."""
+    """A quantity of each update against what was spent; it is constant over what its update spent."""
 
     spent: tuple[float, ...]  # [K] by the end of each update
     values: tuple[float, ...]  # [K]
 
     def mean(self, edges: Sequence[float]) -> list[float]:
-        """Mean height between neighbouring edges, all within [0, spent[-1]]; [N + 1] -> [N]."""
+        """Mean height between neighbouring edges, [N + 1] -> [N]. All edges are within [0, spent[-1]]."""
         knots = [0.0, *self.spent]
         areas = [0.0, *accumulate(v * (b - a) for v, a, b in zip(self.values, knots, self.spent, strict=False))]
         return [float(x) for x in np.diff(np.interp(edges, knots, areas)) / np.diff(edges)]
@@ -57,10 +57,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run or evaluation, as far as a comparison reads it.
+    """What a comparison reads of one finished run or evaluation.
 
-    ``start`` identifies the weights that a run started from, ``seed`` is its own; both are None for who was not
-    trained here. An evaluation has no ``before`` and no ``metrics``.
+    ``start`` identifies the weights that the run started from. ``start`` and ``seed`` are None for a target that is no
+    run of ours. An evaluation has no ``before`` and no ``metrics``.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def has_course(self) -> bool:
-        """Whether its training is known."""
+        """Whether it is a run, whose training is known."""
         return bool(self.metrics or self.before)
 
     @property
@@ -82,7 +82,7 @@ class Run:
         return all(report.success is not None for report in self.after.values())
 
     def curve(self, axis: str) -> Curve:
-        """Success in training (mean return where success is unknown); ``axis`` is one of AXES."""
+        """Success in training, or mean return where success is unknown. ``axis`` is a key of AXES."""
         name = "success" if self.by_success else "reward"
         known = [line for line in self.metrics if line[name] is not None]
         spent = accumulate(AXES[axis](line) for line in known)
@@ -90,7 +90,7 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
-    """A run's folder. Raises ValueError where it is none, or has not been measured after training."""
+    """Read a run's folder. Raises ValueError where it is no run, or was not measured after training."""
     run = RunDirectory.open(path)
     found = read_object(run.evaluation_path) if run.evaluation_path.exists() else {}
     if not found.get("after"):
@@ -111,7 +111,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def read(path: str | Path) -> list[Run]:
-    """A run's folder, or every target of an evaluation's file."""
+    """Read a run's folder, or every target of an evaluation's file."""
     if not Path(path).is_file():
         return [read_run(path)]
     found = read_evaluation(path)
@@ -121,7 +121,10 @@ def read(path: str | Path) -> list[Run]:
 
 
 def _from_evaluation(path: Path, measured: Measured, drawn: Mapping[str, Any]) -> Run:
-    """A run's settings are those it was trained with, unless it was evaluated with others; ``drawn``: how."""
+    """One target of an evaluation. ``drawn`` are sampling settings that differ from a run's own evaluation.
+
+    A run's settings are those that it was trained with, unless it was evaluated with others.
+    """
     about, reports = measured.described, measured.reports
     settings = {**about["settings"], **drawn, **flat({"env": about["env"], "opponents": about["opponents"]})}
     method = _method_of(settings) if about["settings"] else measured.target
@@ -131,7 +134,7 @@ def _from_evaluation(path: Path, measured: Measured, drawn: Mapping[str, Any]) -
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of a resolved configuration by its dotted name, but for the incidental ones."""
+    """The settings of a resolved configuration by dotted name, without those that do not make another method."""
     return {name: value for name, value in flat(config).items() if not name.startswith(_INCIDENTAL)}
 
 
@@ -150,7 +153,7 @@ def _reports(run: RunDirectory, raw: Mapping[str, Any]) -> dict[str, Report]:
 
 
 def start_of(run: RunDirectory) -> str:
-    """Hash of the weights in the run's folder, else the name of the model that it took."""
+    """Hash of the model in the run's folder, or the name of the pretrained model that the run took."""
     files = sorted(run.model_path.glob("*.safetensors"))
     if not files:
         return str(getattr(run.config().model, "path", ""))

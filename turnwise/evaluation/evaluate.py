@@ -1,4 +1,4 @@
-"""Whole evaluations, as the command line and Python call them: targets, panels, decodings, the file, the pool."""
+"""Whole evaluations, as the command line and Python call them: every target on its panel, with every decoding."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from turnwise.assembly.players import WhichCheckpoint, opponents, players
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, closed_after
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
+from turnwise.evaluation.playing import TEST_KEY, evaluate_policy, evaluate_scripted
 from turnwise.evaluation.pooling import pool
-from turnwise.evaluation.report import TEST_KEY, Report, evaluate_policy, evaluate_scripted
+from turnwise.evaluation.report import Report
 from turnwise.evaluation.subjects import Asked, Subject, check_seeds
 from turnwise.models.engine import Sampling
 from turnwise.trajectory import Trajectory
@@ -52,17 +53,20 @@ def evaluate(
     out: str | Path | None = None,
     on_episode: OnEpisode | None = None,
 ) -> Report:
-    """Success on a fixed panel: every task ``samples`` times, in panel order.
+    """Measure success on a fixed panel of tasks: every task ``samples`` times.
 
-    ``target`` is a run folder, one of its checkpoints' folders, a model folder or hub name, ``openai:MODEL[@URL]``,
-    ``random``, ``expert:searching`` or ``expert:knowing``. A run brings its own environment, agent settings, test
-    panel, seed, and the checkpoint that it names best or last; an exported folder brings its agent settings;
-    ``agent`` changes some of them. ``temperature`` 0 is greedy. ``opponent`` has the other seats of a game: the
-    same kinds of name, or ``self``. ``engines`` processes and ``env_threads`` let more happen at once (``turnwise
-    train``'s rollout.engines and rollout.env_threads) and change no number but by rounding. With ``out`` an
-    interrupted evaluation goes on where it was. Raises ValueError for a target, environment or split that is not
-    there, and where more than ``max_error_share`` (the run's eval.max_error_share) of the episodes fail in their
-    environment: what is left of the panel would not be the panel.
+    ``target`` is a run folder, the folder of one of its checkpoints, a model folder or hub name,
+    ``openai:MODEL[@URL]``, ``random``, ``expert:searching`` or ``expert:knowing``. A run brings its own environment,
+    agent settings, test panel and seed, and the checkpoint that its keep_checkpoint names. An exported folder brings
+    its agent settings. ``agent`` changes some of these settings. ``temperature`` 0 is greedy.
+
+    ``opponent`` plays the other seats of a game; it is a name of the same kinds, or ``self``. ``engines`` and
+    ``env_threads`` are rollout.engines and rollout.env_threads of training: they change the speed, and numbers by
+    rounding alone. With ``out`` an interrupted evaluation continues where it stopped.
+
+    Raises ValueError for a target, environment or split that does not exist. Also raises it where more than
+    ``max_error_share`` of the episodes (default: the run's eval.max_error_share) fail in their environment, since the
+    rest would not stand for the panel.
     """
     asked = Asked(
         env=env,
@@ -96,26 +100,25 @@ def evaluate(
 def evaluate_all(
     targets: Sequence[str], asked: Asked, *, out: str | Path | None = None, on_episode: OnEpisode | None = None
 ) -> Evaluation:
-    """Several runs of one method as one, or a single target of any kind, with every decoding that is asked for.
+    """Measure a single target of any kind, or several seeds of one method, with every decoding that is asked for.
 
-    ``Evaluation.refused`` names the reports with too many failed episodes.
-
-    Raises ValueError for targets that are not seeds of one method, and as ``evaluate`` does.
+    ``Evaluation.refused`` has a message for each report with too many failed episodes. Raises ValueError for several
+    targets that are not seeds of one method, and otherwise as ``evaluate`` does.
     """
     if not targets:
         raise ValueError("nobody to evaluate: give a run, a model folder, openai:MODEL, random or expert")
     subjects = [Subject.of(target, asked) for target in targets]
     check_seeds(subjects)
-    record = EvaluationFile(out, asked.plain(targets)) if out is not None else None
-    sitting = _Sitting(asked, record, on_episode)
+    file = EvaluationFile(out, asked.plain(targets)) if out is not None else None
+    evaluator = _Evaluator(asked, file, on_episode)
     try:
-        measured = tuple(sitting.measure(number, subject) for number, subject in enumerate(subjects))
+        measured = tuple(evaluator.measure(number, subject) for number, subject in enumerate(subjects))
     finally:
-        if record is not None:
-            record.pause()
+        if file is not None:
+            file.pause()
     names = measured[0].reports
     pooled = {name: pool([m.reports[name] for m in measured]) for name in names} if len(measured) > 1 else {}
-    origin, spent = (record.provenance, record.spent()) if record is not None else (about(), sitting.spent())
+    origin, spent = (file.provenance, file.spent()) if file is not None else (about(), evaluator.spent())
     cost = spent.cost(asked.endpoint)
     used = (spent, cost) if spent != Usage() else (None, None)
     refused = tuple(
@@ -125,39 +128,41 @@ def evaluate_all(
         if (why := report.too_many_errors(subject.max_error_share(asked)))
     )
     evaluation = Evaluation(asked.plain(targets), origin, measured, pooled, used[0], used[1], refused)
-    if record is not None:
-        record.finish(evaluation)
+    if file is not None:
+        file.finish(evaluation)
     return evaluation
 
 
-class _Sitting:
-    """One call's work: the players of each target in turn, every decoding, with what endpoints took."""
+class _Evaluator:
+    """Measures targets one after another, and counts what endpoints use."""
 
-    def __init__(self, asked: Asked, record: EvaluationFile | None, on_episode: OnEpisode | None) -> None:
-        self.asked, self.record = asked, record
+    def __init__(self, asked: Asked, file: EvaluationFile | None, on_episode: OnEpisode | None) -> None:
+        self.asked, self.file = asked, file
         self.on_episode = on_episode or (lambda trajectory: None)
         self.endpoints: list[Endpoint] = []
         self.decodings = asked.decodings()
-        if record is not None:
-            record.meter(self.spent)
+        if file is not None:
+            file.meter(self.spent)
 
     def spent(self) -> Usage:
+        """What the endpoints of this call have used so far."""
         return sum((endpoint.client.spent for endpoint in self.endpoints), Usage())
 
     def measure(self, number: int, subject: Subject) -> Measured:
+        """Every decoding of target ``number``."""
         with closed_after(subject.where.make()) as world:
             seating, num_seats = self._seating(subject, world)
         seed = self.asked.seed if self.asked.seed is not None else subject.seed or 0
         described = subject.described(seating, seed)
-        if self.record is not None:
-            self.record.describe(number, described)
+        if self.file is not None:
+            self.file.describe(number, described)
         endpoints = list(_endpoints(seating))
         self.endpoints += endpoints
         self._check_decodings(seating, endpoints)
         reports = {}
         try:
             for place, (name, (sampling, samples)) in enumerate(self.decodings.items()):
-                part = self.record.part(number * len(self.decodings) + place, num_seats) if self.record else None
+                part = self.file.part(number * len(self.decodings) + place, num_seats) if self.file else None
                 for endpoint in endpoints:
                     endpoint.sampling = sampling
                 measure = self._with_engines if seating.models else partial(self._by_text, endpoints=endpoints)
@@ -169,7 +174,7 @@ class _Sitting:
         return Measured(described, reports)
 
     def _seating(self, subject: Subject, world: TextEnv) -> tuple[Seating, int]:
-        """Who sits where, and how many seats are recorded."""
+        """Who has which seat, and how many seats of an episode are stored."""
         asked = self.asked
         made: dict[str, Any] = {"num_slots": asked.num_slots, "device": asked.device, "asked": asked.endpoint}
         learners = players(
@@ -187,7 +192,7 @@ class _Sitting:
 
     def _check_decodings(self, seating: Seating, endpoints: Sequence[Endpoint]) -> None:
         if self.asked.greedy and not seating.models and not endpoints:
-            raise ValueError("--greedy is about a model's replies, and nobody here has one")
+            raise ValueError("--greedy is about how a model replies, and no player here is a model")
         if self.asked.top_k and endpoints:
             raise ValueError("top_k is no field of the chat API; a server that has one takes endpoint.extra.top_k=N")
 
@@ -196,9 +201,9 @@ class _Sitting:
     ) -> Report:
         rule = SuccessRule(subject.where.success_threshold)
 
-        def hear(trajectory: Trajectory) -> None:
+        def on_episode(trajectory: Trajectory) -> None:
             if part is not None:
-                part.hear(trajectory)
+                part.add_seat(trajectory)
             self.on_episode(trajectory)
 
         threads = WorldThreads(self.asked.env_threads)
@@ -213,7 +218,7 @@ class _Sitting:
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 key=TEST_KEY,
-                on_episode=hear,
+                on_episode=on_episode,
                 played=part.played if part else (),
             )
         return report
@@ -231,10 +236,10 @@ class _Sitting:
     ) -> Report:
         used = dict(part.usage) if part else {}
 
-        def hear(played: Played) -> None:
+        def on_played(played: Played) -> None:
             used[played.job.episode] = played.usage
             if part is not None:
-                part.add(played)
+                part.add_episode(played)
             for trajectory in played.trajectories:
                 self.on_episode(trajectory)
 
@@ -248,7 +253,7 @@ class _Sitting:
             seed=seed,
             success=SuccessRule(subject.where.success_threshold),
             workers=self.asked.endpoint.concurrency if endpoints else 1,
-            on_played=hear,
+            on_played=on_played,
             played=part.played if part else (),
         )
         if not endpoints:

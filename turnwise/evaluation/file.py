@@ -1,12 +1,13 @@
-"""An evaluation on disk: what was asked of whom, every episode as it ends, and the reports.
+"""An evaluation on disk: what was asked, every episode as it ends, and the reports.
 
-FILE.json: ``asked``, ``provenance`` (versions, commit, command, date); ``targets`` (who, where, on which panel, with
-which seed, the reports by decoding); ``pooled``; where endpoints played ``usage`` of each episode and ``spent`` in all.
+FILE.json holds ``asked``; ``provenance`` (versions, commit, command, date); ``targets`` (who, where, on which panel,
+with which seed, and the reports by decoding); and ``pooled``. Where endpoints played it also holds the ``usage`` of
+each episode and what was ``spent`` in total.
 
-FILE.trajectories.jsonl.gz: the episodes, in the format of a run's; a part (a target and a decoding) has its number in
-place of the update.
+FILE.trajectories.jsonl.gz holds the episodes, in the format of a run. A part is one target with one decoding; its
+number stands where a run has the update.
 
-An interrupted evaluation goes on from its episodes. One that asks something else is refused, by what differs.
+An interrupted evaluation continues from its episodes. A call that asks something else is refused, with what differs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any
 from turnwise.agents.chat_client import Usage
 from turnwise.agents.textplay import Played
 from turnwise.evaluation.pooling import Pooled
-from turnwise.evaluation.report import Report, without_nan, write_json
+from turnwise.evaluation.report import Report
+from turnwise.jsonfile import without_nan, write_json
 from turnwise.models.drawing import other_draw
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
 from turnwise.runs.directory import provenance
@@ -34,7 +36,7 @@ FORMAT, VERSION = "turnwise-evaluation", 1
 
 @dataclass(frozen=True)
 class Measured:
-    """One target: ``described`` says who played where, on which panel; reports by decoding (sampled, greedy)."""
+    """One target. ``described`` says who played where, on which panel; ``reports`` are by decoding."""
 
     described: dict[str, Any]
     reports: dict[str, Report]
@@ -46,10 +48,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All targets of one call, and their pool where they are seeds of one method.
+    """All targets of one evaluation, and their pool where they are several seeds of one method.
 
-    ``spent`` is everything that endpoints were asked, unfinished episodes included; ``cost`` in the currency of the
-    prices, None without them. ``refused`` says of each report with too many failed episodes what they failed of.
+    ``spent`` is what endpoints used in total, unfinished episodes included. ``cost`` is in the currency of the given
+    prices, and None without prices. ``refused`` has a message for each report with too many failed episodes.
     """
 
     asked: dict[str, Any]
@@ -61,7 +63,7 @@ class Evaluation:
     refused: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """As the file holds it."""
+        """As JSON values, as the file holds it."""
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -75,18 +77,18 @@ class Evaluation:
 
 
 def read_evaluation(path: str | Path) -> Evaluation:
-    """A finished evaluation. Raises ValueError for a file of another kind, and for one that was interrupted."""
+    """Read a finished evaluation. Raises ValueError for a file of another kind, and for an interrupted evaluation."""
     raw = _raw(Path(path))
     if not raw.get("complete"):
-        raise ValueError(f"{path} is not finished: the command that made it goes on with it ({_command(raw)})")
+        raise ValueError(f"{path} is not finished: the command that made it continues it ({_command(raw)})")
     return _from_plain(Path(path), raw)
 
 
 class EvaluationFile:
-    """The file of an evaluation in progress: made, or taken up where it was left.
+    """The file of an evaluation in progress. It is made new, or continued where it was left.
 
-    Nobody else can until ``pause``. Raises ValueError where ``path`` is no evaluation, one that was asked something
-    else, or in somebody's hands.
+    It is locked until ``pause``. Raises ValueError where ``path`` is no evaluation, where it was asked something else,
+    or where another process has the lock.
     """
 
     def __init__(self, path: str | Path, asked: Mapping[str, Any]) -> None:
@@ -118,7 +120,7 @@ class EvaluationFile:
         return dict(self._raw["provenance"])
 
     def describe(self, number: int, described: Mapping[str, Any]) -> None:
-        """Target ``number`` begins, or goes on: then ValueError unless it is still the same."""
+        """Begin or continue target ``number``. Raises ValueError where the file describes it differently."""
         known, plain = self._raw["targets"], json.loads(json.dumps(described))
         if number < len(known):
             if "draw" in plain and (told := other_draw(known[number].get("draw", 1))):
@@ -132,11 +134,11 @@ class EvaluationFile:
             self._write()
 
     def meter(self, spent: Callable[[], Usage]) -> None:
-        """From now on ``spent`` says what this sitting asked of endpoints."""
+        """Take what endpoints have used in this call from ``spent`` from now on."""
         self._spent = spent
 
     def part(self, number: int, num_seats: int) -> Part:
-        """What is there of a part; ``num_seats`` trajectories are an episode."""
+        """Part ``number`` with the episodes that are stored already. An episode has ``num_seats`` trajectories."""
         episodes: dict[tuple[Task, int], tuple[Trajectory, ...]] = {}
         if self.episodes_path.exists():
             for flush in TrajectoryReader(self.episodes_path).flushes(range(number, number + 1)):
@@ -146,23 +148,24 @@ class EvaluationFile:
         return Part(self, number, num_seats, [t for found in episodes.values() for t in found], usage)
 
     def append(self, number: int, trajectories: Sequence[Trajectory], usage: Mapping[str, Usage]) -> None:
-        """One episode, down to the disk; what it took goes first, so that no episode is without."""
+        """Store one episode. Its usage is written first, so that every stored episode has one."""
         if usage:
             self._raw["usage"][str(number)] = {name: asdict(used) for name, used in usage.items()}
             self._write()
         self._writer.append(number, trajectories)
 
     def pause(self) -> None:
-        """Write down what was spent, and let go; call it however a sitting ends."""
+        """Write what was spent, and give up the lock. Call it however the evaluation ends."""
         with self._lock:
             if self._spent() != Usage():
                 self._write()
 
     def spent(self) -> Usage:
-        """Of all sittings."""
+        """What endpoints have used in total, earlier calls included."""
         return self._before + self._spent()
 
     def finish(self, evaluation: Evaluation) -> None:
+        """Write the finished evaluation in place of the one in progress."""
         self._raw = {**evaluation.plain(), "complete": True, "usage": self._raw["usage"]}
         write_json(self.path, self._raw)
 
@@ -174,7 +177,7 @@ class EvaluationFile:
 
 @dataclass
 class Part:
-    """The episodes of one target and decoding: those ``played`` before, and the new ones as they end."""
+    """The episodes of one target with one decoding. ``played`` were stored before; new ones are added as they end."""
 
     file: EvaluationFile
     number: int
@@ -183,23 +186,23 @@ class Part:
     usage: dict[str, Usage]
     _open: dict[tuple[Task, int], list[Trajectory]] = field(default_factory=dict)
 
-    def hear(self, trajectory: Trajectory) -> None:
-        """One seat's trajectory; an episode is written once all of them are there."""
+    def add_seat(self, trajectory: Trajectory) -> None:
+        """Add one seat's trajectory; the episode is stored once all of its seats are there."""
         own = self._open.setdefault((trajectory.task, trajectory.sample), [])
         own.append(trajectory)
         never_began = trajectory.end == "error" and self.num_seats > 1 and not trajectory.player
         if len(own) == self.num_seats or never_began:
             self.file.append(self.number, self._open.pop((trajectory.task, trajectory.sample)), {})
 
-    def add(self, played: Played) -> None:
-        """A whole episode."""
+    def add_episode(self, played: Played) -> None:
+        """Add a whole episode and store it."""
         if played.usage != Usage():
             self.usage[played.job.episode] = played.usage
         self.file.append(self.number, played.trajectories, self.usage)
 
 
 def about() -> dict[str, Any]:
-    """Where and when numbers are made: versions, platform, commit, command, date."""
+    """Where numbers come from: versions, platform, commit, command, date."""
     return {**provenance(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
@@ -234,8 +237,8 @@ def _from_plain(path: Path, raw: Mapping[str, Any]) -> Evaluation:
 
 
 def _same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ValueError that names what differs."""
-    a, b = ({name: v for name, v in flat(side).items() if not name.startswith("reports.")} for side in (before, now))
+    """Raise ValueError, with what differs, unless both are the same."""
+    a, b = ({name: v for name, v in flat(given).items() if not name.startswith("reports.")} for given in (before, now))
     differing = [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]
     if differing:
         told = "; ".join(f"{name}: {a.get(name)} there, {b.get(name)} now" for name in differing[:4])
@@ -243,7 +246,7 @@ def _same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None
 
 
 def flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, by dotted names."""
+    """Nested dictionaries as a single one with dotted names."""
     found: dict[str, Any] = {}
     for key, value in section.items():
         found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})

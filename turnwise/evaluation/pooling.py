@@ -1,4 +1,4 @@
-"""One method measured with several seeds: reports on the same panel as one, with intervals over seeds and tasks."""
+"""Pooling the reports of several seeds of one method, with intervals over seeds and tasks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from turnwise.statistics import Estimate, crossed_bootstrap, wilson
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """Several reports as one. Rates come with a bootstrap over seeds and tasks; the others are means over the reports.
+    """Several reports as one. Rates have bootstrap intervals over seeds and tasks; other numbers are means.
 
-    ``mean_return`` is an estimate as success is, for worlds that do not say what success is. Episodes that failed in
-    their environment (``errors``) are left out; where no other was played, means are nan.
+    ``mean_return`` has an interval too, for worlds that do not say what success is. Episodes that failed in their
+    environment (``errors``) are left out. Where no other episode was played the means are nan.
     """
 
     num_seeds: int
@@ -36,7 +36,7 @@ class Pooled:
 
     @classmethod
     def from_plain(cls, raw: dict[str, Any]) -> Pooled:
-        """Inverse of ``asdict`` after a trip through JSON."""
+        """Inverse of ``asdict`` after writing to JSON and reading back."""
         lost = [name for name, value in raw["mean_return"].items() if value is None]
         given = {
             **raw,
@@ -51,7 +51,10 @@ class Pooled:
 
 
 def pool(reports: Sequence[Report]) -> Pooled:
-    """Reports of one decoding, one for each seed. Raises ValueError for different panels."""
+    """Pool reports of one decoding, one for each seed.
+
+    Raises ValueError for different panels, or different numbers of samples.
+    """
     first = reports[0]
     for other in reports[1:]:
         if difference := panels_differ(first, other):
@@ -80,7 +83,7 @@ def pool(reports: Sequence[Report]) -> Pooled:
 def pooled_rate(reports: Sequence[Report]) -> Estimate:
     """Success over all reports (mean return where success is unknown), with a bootstrap over seeds and tasks.
 
-    One report keeps its own interval. Where nothing varies the tasks alone bound the rate (Wilson).
+    A single report keeps its own interval. A rate of exactly 0 or 1 gets Wilson's interval over the tasks.
     """
     if len(reports) == 1 and reports[0].success is not None:
         return reports[0].success
@@ -88,12 +91,12 @@ def pooled_rate(reports: Sequence[Report]) -> Estimate:
 
 
 def cells(report: Report) -> list[float]:
-    """[task] mean over its samples, nan where every episode failed in its environment."""
+    """Mean outcome of each task, [task]; nan where every episode of a task failed in its environment."""
     return _means(report.outcomes)
 
 
 def panels_differ(first: Report, second: Report) -> str:
-    """How the two panels differ, in a sentence; ``""``: not at all."""
+    """How the panels of two reports differ, as part of a sentence; ``""`` where they are the same."""
     if first.panel_hash == second.panel_hash:
         return ""
     a, b = (f"{r.env} {r.split}, {r.num_tasks} tasks, hash {r.panel_hash}" for r in (first, second))
@@ -110,13 +113,16 @@ def panels_differ(first: Report, second: Report) -> str:
 
 
 def _types(reports: Sequence[Report]) -> list[str]:
-    """[task], where any report knows it: a world may tell the type with an episode, which may have failed."""
+    """Type of each task, [task], from any report that knows it.
+
+    A world may tell the type at the start of an episode, so a report whose episode failed does not know it.
+    """
     columns = zip(*(report.types for report in reports if report.types), strict=True)
     return [next((kind for kind in told if kind), "") for told in columns]
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Over the reports in which an episode counted; nan where none did."""
+    """Mean over the reports in which an episode counted; nan where there are none."""
     counted = [value for value in values if math.isfinite(value)]
     return float(np.mean(counted)) if counted else math.nan
 
@@ -133,7 +139,7 @@ def _of_type(reports: Sequence[Report], kind: str) -> Estimate:
 
 
 def _rate(rows: Sequence[Sequence[float]], known: bool) -> Estimate:
-    """Of ``[seed][task]`` cells, nan where nothing is known."""
+    """The estimate over ``[seed][task]`` cells, of which some may be nan."""
     if not np.isfinite(np.asarray(rows)).any():
         return wilson(0, 0) if known else Estimate(math.nan, math.nan, math.nan, 0)
     found = crossed_bootstrap(rows)

@@ -1,4 +1,4 @@
-"""What an evaluation is asked, and of whom: targets with their panels, proven unseen or not."""
+"""The targets of an evaluation: what is asked, which panel each is measured on, and whether it has met these tasks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import WhichCheckpoint, open_run
+from turnwise.config.checks import check_engines
 from turnwise.config.files import parse_section
-from turnwise.config.schema import EvalConfig, EvaluationOverrides, GameConfig, check_engines
+from turnwise.config.sections import EvalConfig, EvaluationOverrides, GameConfig
 from turnwise.envs.interface import Panel
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import closed_after, panel
@@ -31,7 +32,7 @@ class Overrides(EvaluationOverrides):
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure, beside whom. None: as the run has it, or the default."""
+    """What an evaluation is asked besides its targets. None takes the run's own setting, or else the default."""
 
     env: str | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class Asked:
         check_engines(self.engines, self.device)
 
     def decodings(self) -> dict[str, tuple[Sampling, int]]:
-        """Each with its number of samples. Raises ValueError where samples would repeat each other."""
+        """Each decoding with its number of samples. Raises ValueError where all samples would be the same episode."""
         if self.temperature == 0 and self.samples > 1:
             raise ValueError("--temperature 0 is greedy: every sample would be the same episode; leave --samples at 1")
         greedy = {"greedy": (Sampling(0.0), 1)}
@@ -69,7 +70,7 @@ class Asked:
         return {**sampled, **greedy} if self.greedy else sampled
 
     def plain(self, targets: Sequence[str]) -> dict[str, Any]:
-        """All that decides the numbers, for the file."""
+        """Everything that decides the numbers, as the evaluation's file holds it."""
         hidden = ("env_where", "num_slots", "engines", "env_threads", "device", "endpoint", "max_error_share")
         return {
             "targets": list(targets),
@@ -80,7 +81,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Subject:
-    """One target, with what it is measured on; its model is not loaded yet."""
+    """One target and the tasks that it is measured on. Its model is not loaded yet."""
 
     target: str
     run: RunDirectory | None
@@ -114,7 +115,7 @@ class Subject:
         return cls(place, run, checkpoint, where, same_env, tasks, overlap)
 
     def max_error_share(self, asked: Asked) -> float:
-        """As asked, else the run's own, else the default."""
+        """The asked share, else the run's own, else the default."""
         usual = self.run.config().eval if self.run is not None else EvalConfig()
         return usual.max_error_share if asked.max_error_share is None else asked.max_error_share
 
@@ -124,12 +125,12 @@ class Subject:
 
     @property
     def game(self) -> GameConfig:
-        """Who usually has the other seats: as in the run's own world, else the default."""
+        """Who has the other seats unless an opponent is asked for: the run's own setting, or the default."""
         own = self.run.config().game if self.run is not None and self.same_env else None
         return own or GameConfig()
 
     def described(self, seating: Seating, draws: int) -> dict[str, Any]:
-        """Who plays where, on what: everything that an evaluation of the same name may not change."""
+        """Who plays where, on which panel. To continue an interrupted evaluation, all of this must be the same."""
         settings: dict[str, Any] = {}
         if self.run is not None:
             config = self.run.config()
@@ -144,8 +145,8 @@ class Subject:
             "draws": draws,
             "env": self.where.model_dump(include={"id", "kwargs", "success_threshold"}),
             "panel": {"split": self.tasks[0].split, "num": len(self.tasks), "hash": Panel("", "", (*self.tasks,)).hash},
-            "players": {side or "all": _who(player) for side, player in seating.learners.items()},
-            "opponents": {side or "all": _who(player) for side, player in (seating.opponents or {}).items()},
+            "players": {role or "all": _who(player) for role, player in seating.learners.items()},
+            "opponents": {role or "all": _who(player) for role, player in (seating.opponents or {}).items()},
             "start": start_of(self.run) if self.run else None,
             "settings": settings,
             **({"draw": DRAW} if seating.models else {}),
@@ -153,7 +154,10 @@ class Subject:
 
 
 def overlap_with(run: RunDirectory, tasks: Sequence[Task], checkpoint: WhichCheckpoint) -> dict[str, int]:
-    """How many of the tasks the run may have met, by use and by content; {}: proven that it met none."""
+    """How many of the tasks the run may have met, by use; {} where it is proven that it met none.
+
+    Tasks are compared by their content.
+    """
     config = run.config()
     uses: dict[str, tuple[str, int | None]] = {"trained on": (config.env.split, None)}
     if config.warmstart is not None and config.warmstart.env is None:
@@ -172,7 +176,7 @@ def overlap_with(run: RunDirectory, tasks: Sequence[Task], checkpoint: WhichChec
 
 
 def _checkpoint_in(target: str, asked: WhichCheckpoint | None) -> tuple[str, WhichCheckpoint | None]:
-    """A checkpoint's folder is its run and the update that it is named after."""
+    """The run and the checkpoint that a target names; the target may be a checkpoint's folder."""
     path = Path(target)
     if path.parent.name != "checkpoints" or not path.name.startswith("update-"):
         return target, asked
@@ -184,7 +188,7 @@ def _checkpoint_in(target: str, asked: WhichCheckpoint | None) -> tuple[str, Whi
 
 
 def check_seeds(subjects: Sequence[Subject]) -> None:
-    """Several targets are runs that differ in their seed alone."""
+    """Raise ValueError unless several targets are runs of one method with different seeds."""
     if len(subjects) < 2:
         return
     first = subjects[0]
@@ -202,7 +206,7 @@ def check_seeds(subjects: Sequence[Subject]) -> None:
 
 
 def _who(player: AnyAgent) -> dict[str, Any]:
-    """What identifies a player: its weights, or what is asked of whom; and how it is shown the world."""
+    """What identifies a player: its weights or its endpoint, and the agent's settings."""
     if isinstance(player, ModelAgent):
         return {
             "update": player.version,

@@ -1,4 +1,4 @@
-"""What an evaluation looks like at a terminal: a table for each report, the pool of several seeds, what it took."""
+"""Showing an evaluation on a terminal: a table for each report or for pooled seeds, and what endpoints used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from turnwise.statistics import estimate_text, number_text, score_text, share_te
 
 
 def evaluation_table(evaluation: Evaluation) -> Group:
-    """Several seeds are shown pooled, with a line for each; a single target in full."""
+    """Tables of an evaluation: a single target in full, or several seeds pooled with a line for each seed."""
     parts: list[Table | Text] = []
     if evaluation.pooled:
         reports = {name: [m.reports[name] for m in evaluation.targets] for name in evaluation.pooled}
@@ -90,7 +90,7 @@ def _pooled_table(name: str, found: Pooled, reports: list[Report]) -> Table:
 
 
 def report_table(report: Report) -> Table:
-    """One evaluation: success overall and per type, pass@k, and what the episodes were like."""
+    """One report: success overall and per type, pass@k, and means over the episodes."""
     table = Table(title=f"{report.name} on {report.env} {report.split}", title_justify="left")
     table.add_column("")
     table.add_column("episodes", justify="right")

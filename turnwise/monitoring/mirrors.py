@@ -1,7 +1,7 @@
 """Copies of metrics.jsonl for TensorBoard and Weights & Biases (``mirrors: [tensorboard, wandb]``), both extras.
 
-They only repeat what the record says. Weights & Biases is kept offline, in the run's folder, unless WANDB_MODE=online
-is set: then, and only then, something leaves the machine. ``wandb sync`` sends it later.
+They hold the numbers of the records and nothing else. Weights & Biases stays offline and writes to the run's folder,
+unless WANDB_MODE=online is set; only then does anything leave the machine. ``wandb sync`` sends an offline run later.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ MirrorName = Literal["tensorboard", "wandb"]
 
 
 class Mirror(Protocol):
-    """Where records go beside metrics.jsonl."""
+    """A place that records are copied to, beside metrics.jsonl."""
 
     def log(self, record: Mapping[str, Any]) -> None: ...
     def close(self) -> None: ...
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(name, value) of the numbers in a record, nested ones by path; events as ``watchdog/NAME`` with their value."""
+    """The numbers in a record as (name, value): nested ones by path, events as ``watchdog/NAME``."""
     for name, value in record.items():
         if name == "events":
             yield from ((f"watchdog/{event['name']}", float(event["value"])) for event in value)
@@ -35,7 +35,7 @@ def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard; what a resumed run repeats is purged from ``finished`` on."""
+    """Event files in RUN/tensorboard. A resumed run drops the entries from update ``finished`` on and repeats them."""
 
     def __init__(self, run: Path, finished: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -52,7 +52,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A run in RUN/wandb under an id made of the folder's place, so that a resumed one is the same."""
+    """A run in RUN/wandb. Its id is a hash of the folder's path, so a resumed run keeps it."""
 
     def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -77,7 +77,7 @@ class WandB:
 
 
 class Mirrors:
-    """Those that a run names; they open with its first record, which says where a resumed run goes on."""
+    """The mirrors that a run names. They open with its first record, which says where a resumed run continues."""
 
     def __init__(self, names: Sequence[MirrorName], run: Path, config: Mapping[str, Any]) -> None:
         self._names, self._run, self._config = names, run, config
@@ -98,7 +98,7 @@ class Mirrors:
 
 
 def check_mirrors(names: Sequence[MirrorName]) -> None:
-    """Raises ValueError, with the command that installs it, where a package is missing."""
+    """Raise ValueError for a mirror whose package is missing, with the command that installs it."""
     for name in names:
         if find_spec(name) is None:
             raise ValueError(f"mirrors names {name}, which is not installed: pip install -e '.[{name}]'")

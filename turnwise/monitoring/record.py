@@ -12,9 +12,9 @@ from turnwise.trajectory import Group
 
 
 def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
-    """What an update's episodes were like. Success is None where no world says what that is."""
+    """Means and counts over an update's episodes. ``success`` is None in worlds that do not say what success is."""
     played = [t for group in groups for t in group.trajectories]
-    episodes = [t for t in played if t.end != "error" and t.sample >= 0]  # a negative one was only looked at
+    episodes = [t for t in played if t.end != "error" and t.sample >= 0]  # a negative sample is not trained on
     turns = [turn for t in episodes for turn in t.turns]
     known = [t.success for t in episodes if t.success is not None]
     return {
@@ -29,7 +29,11 @@ def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def joined(sides: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """One side's numbers as they are; of several the means of what is known, and each side's own under its name."""
+    """The numbers of all sides together.
+
+    A single side's numbers stay as they are. Of several sides there is the mean of each known number, and each side's
+    own number as ``SIDE/NAME``.
+    """
     if len(sides) == 1:
         return dict(next(iter(sides.values())))
     known: dict[str, list[float]] = {}
@@ -40,5 +44,5 @@ def joined(sides: Mapping[str, Mapping[str, float | None]]) -> dict[str, float |
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """None in the place of nan and infinity, which JSON does not have."""
+    """The record with None in place of nan and infinity, which JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}

@@ -1,12 +1,12 @@
-"""Checkpoints: whole, verified, and no more of them than are needed. safetensors and JSON; nothing executes on load.
+"""Checkpoints of a run, in safetensors and JSON: loading one executes nothing, and verifies its checksums.
 
     update-00012/          everything of a run after 12 updates
       state.json           counters, state of the algorithm, buffers; update of the best one so far
       tensors.safetensors  weights, optimizer moments, modules of the algorithm
       manifest.json        format, update, SHA-256 of the other two
 
-A checkpoint is written aside (``.tmp``), down to the disk, and then renamed: a crash at any instant leaves those before
-it whole. The newest two stay, and the best on the validation panel.
+A checkpoint is written to a folder ``.tmp``, synchronised to the disk, and then renamed, so a crash at any moment
+leaves the earlier ones whole. The newest two are kept, and the best on the validation panel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ POLICY = "policy."
 """Prefix of the policy's own tensors in a checkpoint."""
 
 FORMAT = 1
-"""Raise whenever a checkpoint is written that the version before could not read."""
+"""Increase it whenever the version before could not read the checkpoints of this one."""
 
 _NUM_NEWEST = 2
 _STATE, _TENSORS, _MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
@@ -48,7 +48,7 @@ class Checkpoint:
     best: int | None = None
 
     def side(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one side of a game; ``""``: of a run with one policy, all of them."""
+        """The tensors of one side. A run with one policy has the side ``""``, with all of them."""
         prefix = side_prefix(name)
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
@@ -58,7 +58,7 @@ class Checkpoint:
 
 
 def side_prefix(name: str) -> str:
-    """What the tensors of a side are called by in a checkpoint."""
+    """What the names of a side's tensors begin with in a checkpoint."""
     return f"{name}/" if name else ""
 
 
@@ -69,7 +69,7 @@ class CheckpointFolder:
         self.path = path
 
     def updates(self) -> list[int]:
-        """Of what is there, sound or not; newest first."""
+        """The updates of all checkpoints in the folder, sound or not; newest first."""
         names = (re.fullmatch(r"update-(\d+)", entry.name) for entry in self.path.glob("update-*"))
         return sorted((int(name[1]) for name in names if name), reverse=True)
 
@@ -77,7 +77,10 @@ class CheckpointFolder:
         return self.path / f"update-{update:05d}"
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write it, then let go of those that are not needed any more. Raises OSError, and leaves nothing half."""
+        """Write a checkpoint, then remove those that are no longer needed.
+
+        Raises OSError where it cannot be written; no incomplete folder stays behind.
+        """
         target = self.folder(checkpoint.update)
         partial = target.with_name(f"{target.name}.tmp")
         shutil.rmtree(partial, ignore_errors=True)
@@ -98,7 +101,10 @@ class CheckpointFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def newest(self) -> Checkpoint:
-        """The newest sound one, with a warning that names damaged ones after it. Raises ValueError if none is."""
+        """The newest sound checkpoint, with a warning about newer ones that are damaged.
+
+        Raises ValueError where none is sound.
+        """
         damaged = []
         for update in self.updates():
             try:
@@ -114,14 +120,14 @@ class CheckpointFolder:
         raise ValueError("; ".join(damaged) or f"{self.path} holds no checkpoint")
 
     def best(self) -> Checkpoint:
-        """The best on the validation panel. Raises ValueError where it is damaged, or none was measured."""
+        """The best checkpoint on the validation panel. Raises ValueError where it is damaged or none was measured."""
         newest = self.newest()
         if newest.best is None:
             raise ValueError(f"{self.path} holds no best checkpoint: nothing was measured on eval.split; take the last")
         return newest if newest.best == newest.update else self.load(newest.best)
 
     def load(self, update: int) -> Checkpoint:
-        """Read and verify one. Raises ValueError where it is missing or damaged."""
+        """Read and verify the checkpoint of an update. Raises ValueError where it is missing or damaged."""
         from safetensors.torch import load_file
 
         folder = self.folder(update)
@@ -140,7 +146,7 @@ class CheckpointFolder:
         return Checkpoint(update, state["state"], load_file(folder / _TENSORS), state["best"])
 
     def drop_after(self, update: int) -> None:
-        """Remove those of later updates, newest first."""
+        """Remove the checkpoints of later updates, newest first."""
         for later in self.updates():
             if later > update:
                 shutil.rmtree(self.folder(later))
@@ -171,7 +177,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file at once, down to the disk: whoever reads, also after a crash, sees the old one or the new one."""
+    """Replace a file atomically and synchronise it to the disk: a reader sees the old file or the new one."""
     partial = path.with_name(f"{path.name}.tmp")
     try:
         with partial.open("w") as file:
@@ -186,7 +192,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's entries, down to the disk."""
+    """Synchronise a file's content, or a folder's entries, to the disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders
     handle = os.open(path, os.O_RDONLY)

@@ -1,13 +1,13 @@
-"""A run on disk: configuration, metrics, trajectories, checkpoints. safetensors and JSON; nothing executes on load.
+"""A run on disk: configuration, metrics, trajectories, checkpoints. Reading one executes nothing.
 
 config.yaml        the resolved configuration
-run.json           versions, commit, hashes of the panels, command, how tokens are drawn; locked while somebody trains
+run.json           versions, commit, hashes of the panels, command, how tokens are drawn; locked during training
 model/             the base model (scratch models; a pretrained one stays where it is)
-metrics.jsonl      one line per update, on the disk before the next begins
+metrics.jsonl      one record per update, on the disk before the next update begins
 trajectories.jsonl.gz   every training episode
 checkpoints/       turnwise.runs.checkpoints
 evaluation.json    measurements before and after
-changes.jsonl      what was changed when the run went on, and after which update (if anything was)
+changes.jsonl      settings that were changed at a resume, and after which update
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from turnwise.runs.lock import locked
 from turnwise.runs.translating import translated
 
 FORMAT = 2
-"""Of the run folder: 1 had rewards in the algorithm's section (``runs/translating.py`` reads it). docs/migration.md."""
+"""Of the run folder. Format 1 has rewards in the algorithm's section; ``runs/translating.py`` reads it."""
 
 _PACKAGES = ("torch", "transformers", "peft", "gymnasium", "numpy")
 
 
 class RunDirectory:
-    """Paths and formats of one run; knows nothing of training."""
+    """One run's folder: where its files are, and how they are read and written."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -53,9 +53,9 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig, panels: Mapping[str, str]) -> RunDirectory:
-        """Make the folder; write where the numbers come from (``panels``: their hashes), and the configuration.
+        """Make the folder, with run.json and config.yaml in it. ``panels`` are the hashes of the run's task panels.
 
-        Raises ValueError where something is already there, or the folder cannot be made.
+        Raises ValueError where the folder is not empty or cannot be made.
         """
         run = cls(path)
         if (run.path / "config.yaml").exists():
@@ -76,7 +76,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """An existing run; ValueError where there is none."""
+        """An existing run. Raises ValueError where there is none."""
         run = cls(path)
         if not (run.path / "config.yaml").is_file():
             raise ValueError(f"no run at {run.path}: expected a folder with config.yaml, as `turnwise train` makes it")
@@ -112,15 +112,17 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Nobody else trains here meanwhile; ValueError where somebody does."""
+        """A context in which no other process trains here. Raises ValueError where one does."""
         return locked(
             self.path / "run.json",
             f"another process is training in {self.path}: wait for it or end it, or choose another --out",
         )
 
     def check_unchanged(self, panels: Mapping[str, str]) -> None:
-        """ValueError where tasks or the draw of tokens are not those that the run began with; else a warning about
-        other versions.
+        """Check that the run can be resumed to the same numbers.
+
+        Raises ValueError where the tasks, or the way tokens are drawn, are not those that the run began with. Warns
+        where versions of packages differ.
         """
         try:
             made = json.loads((self.path / "run.json").read_text())
@@ -144,25 +146,25 @@ class RunDirectory:
             warnings.warn(f"{self.path} goes on with other versions ({', '.join(others)})", stacklevel=2)
 
     def change(self, config: RunConfig, note: Mapping[str, Any]) -> None:
-        """Go on with other settings: a line in changes.jsonl that says so, then config.yaml."""
+        """Change the run's configuration: add a line to changes.jsonl, then replace config.yaml."""
         with (self.path / "changes.jsonl").open("a") as file:
             file.write(json.dumps({**note, "command": provenance()["command"]}) + "\n")
         write_text(self.path / "config.yaml", dump_config(config))
         self._config = config
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl, down to the disk."""
+        """Append a record to metrics.jsonl and synchronise it to the disk."""
         with self.metrics_path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of metrics.jsonl. Raises ValueError that names a damaged one."""
+        """All complete records of metrics.jsonl. Raises ValueError, which names the line, where one is damaged."""
         return [line for line, _ in self._lines()]
 
     def _lines(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each complete line, and the byte after it."""
+        """Each complete line with the position of the byte after it."""
         if not self.metrics_path.exists():
             return
         end = 0
@@ -177,7 +179,10 @@ class RunDirectory:
             yield line, end
 
     def cut(self, finished: int) -> None:
-        """Drop what was saved and logged after ``finished`` updates, to be repeated; a crash here does no harm."""
+        """Drop checkpoints, trajectories and records after ``finished`` updates, which the run will repeat.
+
+        After a crash in here it can be called again.
+        """
         self.checkpoints.drop_after(finished)
         if self.trajectories_path.exists():
             truncate_after(self.trajectories_path, finished - 1)
@@ -188,9 +193,9 @@ class RunDirectory:
                 warnings.warn(f"{self.metrics_path} holds {len(ends)} of {finished} updates", stacklevel=2)
 
     def restart(self) -> None:
-        """Drop what a run left that stopped before its first checkpoint.
+        """Drop the files of a run that stopped before its first checkpoint.
 
-        Raises ValueError where its updates have begun: then there was one, and more than time would be lost.
+        Raises ValueError where its updates have begun: such a run had a checkpoint, and its episodes would be lost.
         """
         if self.metrics_path.exists() or self.trajectories_path.exists():
             raise ValueError(f"{self.path} has trained and holds no checkpoint: it cannot go on; start a new run")
@@ -201,11 +206,11 @@ class RunDirectory:
         self.checkpoints.save(checkpoint)
 
     def load(self, name: CheckpointName) -> Checkpoint:
-        """The newest sound checkpoint, or the best. Raises ValueError where there is none."""
+        """The newest sound checkpoint (``last``), or the best. Raises ValueError where there is none."""
         return self.checkpoints.newest() if name == "last" else self.checkpoints.best()
 
     def sides(self) -> list[str]:
-        """The policies that its newest checkpoint holds, by role or player; ``[""]``: one for all."""
+        """Names of the sides in the newest checkpoint: roles or players, or ``[""]`` for a single policy."""
         return list(self.load("last").state["sides"]) if self.has_checkpoint else [""]
 
     @property
@@ -214,7 +219,7 @@ class RunDirectory:
 
 
 def _check_format(made: Path) -> None:
-    """Raises ValueError for a run of a later version. A file that is missing or damaged is left to who needs it."""
+    """Raise ValueError for a run of a later format. A missing or damaged run.json is no error here: not all need it."""
     try:
         number = json.loads(made.read_text()).get("format", 1)
     except (OSError, ValueError, AttributeError):
@@ -227,7 +232,7 @@ def _check_format(made: Path) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, platform, commit (where this is a checkout) and command."""
+    """Where numbers come from: versions, platform, commit (in a checkout of turnwise) and command."""
     return {
         "versions": _versions(),
         "python": platform.python_version(),

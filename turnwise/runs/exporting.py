@@ -1,9 +1,9 @@
-"""Stored episodes as files of other tools: JSON lines, Parquet, a Hugging Face ``datasets`` folder.
+"""Exporting stored episodes for other tools: JSON lines, Parquet, or a Hugging Face ``datasets`` folder.
 
-Three kinds of row. ``trajectories``: everything, with token ids and log-probs as lists. ``sft``: chat messages, as
-TRL's SFTTrainer and most others read them. ``tokens``: the exact ids with the action mask, which SFTTrainer reads
-without tokenizing anything. The last two have a row for each context: one an episode, or one a turn where the agent
-saw a window.
+There are three kinds of row. ``trajectories`` rows hold everything, with token ids and log-probs as lists. ``sft`` rows
+hold chat messages, as TRL's SFTTrainer and most other trainers read them. ``tokens`` rows hold the exact ids with the
+action mask, which SFTTrainer reads without tokenizing anything. The last two kinds have a row for each context: one for
+an episode, or one for each turn where the agent saw a window.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ _CHUNK = 512  # rows held at once as Python objects
 
 
 def export_trajectories(target: str | Path, selection: Selection, out: str | Path, form: str = "trajectories") -> int:
-    """Write what is selected; the number of rows. ``sft`` and ``tokens`` take won episodes unless told otherwise.
+    """Write the selected trajectories to ``out``; returns the number of rows.
 
-    The name of ``out`` says the kind of file: ``.jsonl``, ``.parquet``, or none for a ``datasets`` folder. Raises
-    ValueError where it exists, where nothing is selected, and where a package is missing.
+    The suffix of ``out`` gives the kind of file: ``.jsonl``, ``.parquet``, or none for a ``datasets`` folder. The forms
+    ``sft`` and ``tokens`` take won episodes alone, unless the selection asks for a success or a return. Raises
+    ValueError where ``out`` exists, where nothing is selected, and where a package is missing.
     """
     if form not in FORMS:
         raise unknown("format", form, FORMS)
@@ -76,14 +77,14 @@ def _rows(target: str | Path, selection: Selection, form: str) -> Iterator[Row]:
 
 
 def trajectory_row(stored: Stored) -> Row:
-    """Every field of a trajectory; what is not finite becomes None."""
+    """Every field of a trajectory as JSON values; numbers that are not finite become None."""
     trajectory = stored.trajectory
     row: Row = {"update": stored.update, "total_reward": trajectory.total_reward, **asdict(trajectory)}
     return dict(_plain(row))
 
 
 def contexts(trajectory: Trajectory) -> list[list[Turn]]:
-    """The turns by the context they were sampled in: each opens with a turn that does not continue."""
+    """The turns of each context. A context begins with a turn that does not continue the one before."""
     found: list[list[Turn]] = []
     for turn in trajectory.turns:
         if not turn.continues or not found:
@@ -105,7 +106,7 @@ def _origin(stored: Stored) -> Row:
 
 
 def _tokens(context: list[Turn]) -> Row:
-    """Mask: 1 on sampled tokens."""
+    """Ids and mask of a context; the mask is 1 on sampled tokens."""
     ids: list[int] = []
     mask: list[int] = []
     for turn in context:
@@ -125,7 +126,7 @@ def _messages(chat: ChatFormat, system: str | None) -> Callable[[list[Turn]], Ro
 
 
 def _chat(target: str | Path) -> tuple[ChatFormat, str | None]:
-    """How the run's agent was shown the world: its tokenizer's template, and its system message."""
+    """The chat format and the system message that the run's agent had."""
     from turnwise.models.loading import load_tokenizer
 
     run = run_of(target)
@@ -136,8 +137,9 @@ def _chat(target: str | Path) -> tuple[ChatFormat, str | None]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON's values, of which all are finite and all text is UTF-8. A float32 is the shortest number that reads back
-    as the same.
+    """A value for JSON: numbers that are not finite become None, and text becomes valid UTF-8.
+
+    A float32 becomes the shortest decimal number that reads back as the same float32.
     """
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
@@ -198,7 +200,7 @@ def _package(name: str) -> Any:
 
 
 def _schema(form: str) -> Any:
-    """Arrow's, stated: what is None in every row still has its type."""
+    """Arrow's schema, written out so that a column that is None in every row has its type as well."""
     arrow = _package("pyarrow")
     text, whole, number, truth = arrow.string(), arrow.int64(), arrow.float64(), arrow.bool_()
     ids, nats = arrow.list_(arrow.int32()), arrow.list_(arrow.float32())
@@ -212,7 +214,7 @@ def _schema(form: str) -> Any:
     kinds = {"str": text, "int": whole, "float": number, "bool": truth, "IntArray": ids, "FloatArray": nats}
 
     def columns(noun: type) -> dict[str, Any]:
-        """By the annotation of each field; those of other nouns are added below."""
+        """Columns by the annotations of a class's fields; nested classes are added below."""
         named = {f.name: str(f.type).removesuffix(" | None") for f in fields(noun)}
         return {name: kinds["str" if kind == "End" else kind] for name, kind in named.items() if name not in nested}
 

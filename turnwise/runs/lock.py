@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""A lock on a file, so that one process at a time works on a run or an evaluation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, otherwise: str) -> Iterator[None]:
-    """Nobody else holds the file ``path`` meanwhile. Raises ValueError, which says ``otherwise``, where somebody does.
+    """Hold a lock on the file ``path`` within the context. Raises ValueError with the text ``otherwise`` if it is held.
 
-    The system lets go of the lock when the process ends, in whatever way. (Windows: there is no lock.)
+    The operating system frees the lock when the process ends, also after a crash. On Windows there is no lock.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""The stored episodes of a run, found by what is asked of them."""
+"""The stored episodes of a run, and how to select some of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUCCESSES: dict[str, bool | None] = {"yes": True, "no": False, "unknown": None}
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A trajectory and the update that it was collected in."""
+    """A stored trajectory and the update that it was collected in."""
 
     update: int
     trajectory: Trajectory
@@ -25,7 +25,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is asked for; None and ``""`` ask nothing.
+    """Which trajectories to take; a field that is None or ``""`` leaves nothing out.
 
     ``task`` is an index in its split or a content key, ``success`` one of ``SUCCESSES``, ``returns`` the lowest and the
     highest total reward, ``text`` a string in an observation, a reply or an action, in any case of letters.
@@ -49,7 +49,7 @@ class Selection:
             raise unknown("end", self.end, get_args(End))
 
     def keeps(self, trajectory: Trajectory) -> bool:
-        """Whether a trajectory, of one of the updates, is asked for."""
+        """Whether a trajectory of one of ``updates`` is selected."""
         low, high = self.returns
         return (
             all(not wanted or wanted in had for wanted, had in self._words(trajectory))
@@ -60,7 +60,7 @@ class Selection:
         )
 
     def _words(self, trajectory: Trajectory) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """What is asked, and what a trajectory answers to."""
+        """Pairs of a word of the selection and the words of the trajectory that match it."""
         task = trajectory.task
         return (
             (self.episode, (trajectory.episode, episode_of(trajectory))),
@@ -73,7 +73,7 @@ class Selection:
 
 
 def episode_of(trajectory: Trajectory) -> str:
-    """The episode, which the trajectories of a game's seats share: their name without the player."""
+    """Name of the episode: the trajectory's name without the player, which the seats of a game share."""
     return trajectory.episode.removesuffix(f"-{trajectory.player}") if trajectory.player else trajectory.episode
 
 
@@ -84,7 +84,7 @@ def _mentions(trajectory: Trajectory, text: str) -> bool:
 
 
 def parse_updates(given: str) -> range | None:
-    """``"7"``, ``"10:20"`` (20 is left out), ``"10:"``, ``":20"``; ``""``: None. ValueError for anything else."""
+    """``"7"``, ``"10:20"`` (20 is left out), ``"10:"``, ``":20"``, or ``""`` for None. Raises ValueError otherwise."""
     if not given:
         return None
     first, colon, end = given.partition(":")
@@ -99,7 +99,7 @@ def parse_updates(given: str) -> range | None:
 
 
 def trajectory_file(target: str | Path) -> Path:
-    """The file of a run's training episodes, or the file itself; ValueError where there is none."""
+    """The trajectory file of a run; ``target`` may be that file itself. Raises ValueError where there is none."""
     path = Path(target)
     found = path if path.is_file() else RunDirectory.open(path).trajectories_path
     if not found.is_file():
@@ -108,16 +108,16 @@ def trajectory_file(target: str | Path) -> Path:
 
 
 def run_of(target: str | Path) -> RunDirectory:
-    """The run at ``target``, or that a trajectory file is of; ValueError where there is none."""
+    """The run at ``target``, or the run of a trajectory file. Raises ValueError where there is none."""
     path = Path(target)
     return RunDirectory.open(path.parent if path.is_file() else path)
 
 
 def select(target: str | Path, selection: Selection) -> Iterator[Stored]:
-    """The stored trajectories that are asked for, in the order of the file.
+    """The stored trajectories that are selected, in the order of the file.
 
-    Raises ValueError for what is no run, for a damaged file, and where nothing is found and a word of the selection is
-    in no trajectory at all: the nearest that is.
+    Raises ValueError where ``target`` is no run or its file is damaged. Also raises it where nothing is found because
+    no trajectory has the selected type, split or player; the message names the nearest one.
     """
     seen: dict[str, set[str]] = {name: set() for name in ("type", "split", "player")}
     found = 0
@@ -134,7 +134,7 @@ def select(target: str | Path, selection: Selection) -> Iterator[Stored]:
 
 
 def find(target: str | Path, episode: str) -> list[Stored]:
-    """The trajectories of one episode, one for each recorded seat; ValueError where there is none."""
+    """The trajectories of one episode, one for each stored seat. Raises ValueError where there is none."""
     found = list(select(target, Selection(episode=episode)))
     if not found:
         first = next(select(target, Selection()), None)

@@ -26,7 +26,7 @@ _STYLES = {True: "green", False: "red", None: "dim"}
 
 @dataclass(slots=True)
 class Listing:
-    """The first ``limit`` of some trajectories (0: all), and what all of them come to."""
+    """The first ``limit`` of some trajectories (0: all), and totals over all of them."""
 
     limit: int
     rows: list[Stored] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Listing:
 
 
 def summary_row(stored: Stored) -> dict[str, Any]:
-    """One line about a trajectory, JSON-able. ``tokens`` are sampled ones."""
+    """One line about a trajectory, as JSON values. ``tokens`` counts sampled tokens."""
     trajectory = stored.trajectory
     fork = trajectory.fork
     return {
@@ -93,7 +93,7 @@ def summary_row(stored: Stored) -> dict[str, Any]:
 
 
 def episode_page(seats: Sequence[Stored]) -> RenderableType:
-    """One episode in full: what each recorded seat saw, replied and earned, in the order of its turns."""
+    """One episode in full: what each stored seat saw, replied and earned, turn by turn."""
     return Group(*(part for stored in seats for part in _page(stored)))
 
 
@@ -132,9 +132,7 @@ def _numbers(turn: Turn) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from models and worlds as a terminal may be given it: control characters and lone surrogates are shown,
-    not sent.
-    """
+    """Text of a model or a world that is safe to print: control characters and lone surrogates become escapes."""
     return "".join(
         repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cs", "Cf") and char not in "\n\t" else char
         for char in text

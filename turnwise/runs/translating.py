@@ -1,8 +1,8 @@
-"""Configurations of runs made before rewards were the run's own, in today's terms.
+"""Reading the configurations of format 1, in which rewards were part of the algorithm's section.
 
-Every algorithm had ``reward_scale`` and ``invalid_action_penalty``, and whatever is in units of reward was absolute.
-Now a run has ``rewards``, and such settings are shares of a success. A run folder of before is still read: to be
-measured, compared, looked at and exported.
+In format 1 each algorithm has ``reward_scale`` and ``invalid_action_penalty``, and settings in units of reward are
+absolute numbers. In format 2 the run has a section ``rewards``, and such settings are shares of a success. Runs of
+format 1 can still be measured, compared, viewed and exported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def translated(raw: Any) -> Any:
-    """A run's stored configuration; one of before with ``rewards`` and relative settings, others as they are."""
+    """A stored configuration in format 2; one that is in format 2 already stays as it is."""
     if not isinstance(raw, Mapping):
         return raw
     made = dict(raw)
@@ -34,13 +34,16 @@ def _innermost(algorithm: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _divides(algorithm: Mapping[str, Any]) -> bool:
-    """Whether its advantages are counted in standard deviations."""
+    """Whether the algorithm divides its advantages by their standard deviation."""
     base = _innermost(algorithm)
     return bool(base.get("normalize_std", base.get("whiten", base.get("type") == "reinforce_pp")))
 
 
 def _relative(section: Mapping[str, Any], scale: float, *, divides: bool) -> dict[str, Any]:
-    """Settings as shares of a success; those in the advantages' units only where these are units of reward."""
+    """The section with its settings in units of reward divided by ``scale``, which makes them shares of a success.
+
+    Settings in units of advantages are divided too, unless the advantages are divided by their standard deviation.
+    """
     made: dict[str, Any] = {}
     kind = section.get("type")
     for name, value in section.items():

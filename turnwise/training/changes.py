@@ -1,12 +1,12 @@
-"""What may change when a run goes on, and what may not.
+"""What may change when a run is resumed, and what may not.
 
-A run says in its configuration how its numbers came to be. So at a resume only that may change which decides no number
-of an update that is done, nor of the same update in an unbroken run: how long the run is, where and how fast it works,
-when it is stopped, saved and measured. ``MAY_CHANGE`` is the list; everything else is refused.
+A run's configuration says how all of its numbers came to be. So a resume may change only settings that decide no number
+of any update: how long the run is, where and how fast it works, and when it is stopped, saved and measured.
+``MAY_CHANGE`` lists them; other changes are refused.
 
 Schedules (of the learning rate, of an algorithm's coefficients) span the updates that the run began with, and stay at
-their ends after them: ``schedule_updates`` notes that where ``num_updates`` changes. The prolonged run is then the one
-that had been asked for the longer course with this ``schedule_updates`` from its first update on.
+their last value after them. Where ``num_updates`` changes, ``schedule_updates`` keeps the old span. The longer run then
+has the same numbers as one that was started with the new ``num_updates`` and this ``schedule_updates``.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ MAY_CHANGE: Mapping[str, str] = {
     "env.step_timeout_s": "when a world counts as hung",
     "env.reset_timeout_s": "when a world counts as hung",
 }
-"""Setting, or section -> what it decides."""
+"""Settings and sections that may change -> what each decides."""
 
 
 def changed(before: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """A run's resolved settings with ``key.path=value`` settings for the rest of the run.
+    """A run's resolved settings, with ``key.path=value`` settings laid over them for the rest of the run.
 
-    Raises ValueError for a setting that is unknown, or that may not change any more.
+    Raises ValueError for a setting that is unknown, or that may not change at a resume.
     """
     given = set_by(settings)
     made = resolved(override(before, settings), own=given)
     differing = differences(before, made)
     for name, (old, new) in differing.items():
         if not any(name == own or name.startswith(f"{own}.") or own.startswith(f"{name}.") for own in given):
-            continue  # not used any more, beside what was given: `eval.tasks` beside eval.every=0
+            continue  # no longer used because of what was given, as eval.tasks is with eval.every=0
         if not any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE):
             raise ValueError(
                 f"{name} cannot change at a resume: the run has trained with {old!r}, and its "
@@ -74,7 +74,7 @@ def changed(before: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any
 def check_goes_on(
     finished: int, sampled_tokens: int, *, num_updates: int, budget: int | None, span: int, rate: OptimizerConfig
 ) -> None:
-    """Whether a run whose length was changed has anything left to do. Raises ValueError where it has not.
+    """Raise ValueError where a run whose length was changed has nothing left to do.
 
     ``finished`` and ``span`` (of the schedules) are counted in updates; ``budget`` is max_sampled_tokens.
     """

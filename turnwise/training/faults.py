@@ -1,4 +1,4 @@
-"""What stops a run that is not a mistake of its user: each is one sentence that says what is safe and how to go on."""
+"""Faults that stop a run and are no mistake of its user. Each message says what is safe and how to continue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 class DivergedError(StoppedRunError):
-    """Gradients that are not finite, update after update, or weights that are not."""
+    """The gradient was not finite in several updates in a row, or the weights are not finite."""
 
 
 class UpdateMemoryError(StoppedRunError):
@@ -36,7 +36,7 @@ class InterruptedRunError(StoppedRunError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class for it on an accelerator, and a sentence on the CPU."""
+    """Whether memory ran out. torch has a class for that on an accelerator, and a message on the CPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -44,7 +44,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """A full, failing, read-only or vanished disk under ``path`` as a StorageError; other faults pass."""
+    """Turn errors of a full, failing, read-only or missing disk under ``path`` into StorageError; others pass."""
     try:
         yield
     except OSError as error:

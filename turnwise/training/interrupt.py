@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between updates, not within them."""
+"""Ctrl-C and SIGTERM stop a run between two updates, not within one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """A context in which the first SIGINT or SIGTERM is only noted, as ``received``; ``on_first`` hears of it.
+    """A context in which the first SIGINT or SIGTERM sets ``received`` and calls ``on_first``, and nothing else.
 
-    A second one does what it does elsewhere: it ends the process at once. Outside of the main thread nothing changes.
+    A second signal ends the process at once, as usual. Outside of the main thread the context has no effect.
     """
 
     def __init__(self, on_first: Callable[[], None]) -> None:

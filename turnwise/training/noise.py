@@ -1,18 +1,20 @@
-"""How far sampler and learner may be apart on the same tokens with the same weights: rounding, measured.
+"""How far the log-probs of sampler and learner may differ on the same tokens with the same weights: rounding.
 
-In float32 they agree to 1e-4 nats. In half precision what rounding does depends on the model: the log-probs of one with
-135 M real weights differ by .04 nats on average between any two ways to compute them, those of a small one by .001. So
-the model's own noise is measured where a run begins or goes on, before anything is trained: it answers a few prompts,
-and the log-probs that sampler and learner give these tokens are compared with those of transformers' own forward pass,
-the third way to compute the same. The smaller of the two distances is the floor: had one of our two sides a fault, the
-other's would still be rounding alone.
+In float32 they agree to 1e-4 nats. In half precision the rounding depends on the model. Between any two ways to compute
+them, the log-probs of a model with 135 M real weights differ by .04 nats on average, those of a small one by .001. So
+the model's own rounding is measured when a run begins or is resumed, before anything is trained. The model answers a
+few prompts. The log-probs of these tokens by the sampler and by the learner are compared with those of a third way,
+transformers' own forward pass. The smaller of the two distances is the floor: if one of the two had a fault, the
+other's distance would still be rounding alone.
 
-The rule: mean and 99th percentile of an update stay within three times the floor's (and ``LEAST``, which small models
-never reach), widened by 1 + 2 / sqrt(n) for n compared tokens. Three: from update to update the same weights on other
-texts were seen at .2 to 1.6 times the floor, and learning sharpens a policy, which scales its noise; faults of numbers
-(adapters off, another mask, a temperature that is wrong by 10 %) lie above, and one below it, a copy left out, is seen
-by the links, which are exact. The widening is about two standard errors of a mean over n tokens, whose distances vary
-as much as they are large.
+The rule: in an update the mean and the 99th percentile of the differences stay within three times the floor's. The
+limit is ``LEAST`` at least, which small models never reach, and it is widened by 1 + 2 / sqrt(n) for n compared tokens.
+
+Why three: the same weights on other texts were seen at .2 to 1.6 times the floor from update to update, and learning
+sharpens a policy, which scales its rounding. Numeric faults (adapters off, another mask, a temperature that is wrong by
+10 %) lie above the limit. One fault lies below it, a copy that was left out; the check of links (proof.py) is exact and
+finds it. The widening is about two standard errors of a mean over n tokens, whose standard deviation is as large as
+their mean.
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ from turnwise.replay.batch import TokenBatch, layout
 from turnwise.trajectory import Group, IntArray, Task, Trajectory, Turn
 
 FACTOR = 3.0
-"""On the measured floor."""
+"""Times the measured floor."""
 LEAST = (0.02, 0.2)
-"""Mean and 99th percentile in nats that half precision always may have."""
+"""Mean and 99th percentile in nats that are always allowed in half precision."""
 FLOAT32 = 1e-4
-"""Nats, the most on any token where arithmetic has 24 bits."""
+"""The largest difference in nats that is allowed on any token in float32."""
 
 _TOKENS = 512  # to measure on, at least; fewer where replies end at once
 _MOST_REPLIES, _REPLY = 64, 64
@@ -45,25 +47,26 @@ _MOST_REPLIES, _REPLY = 64, 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of the distances in an ``Agreement``, nats. ``floor`` is the measured noise, None where none was measured."""
+    """Limits of the differences in an ``Agreement``, in nats. ``floor`` is the measured rounding, None without one."""
 
     half: bool
     floor: Agreement | None = None
 
     def of(self, num_tokens: int) -> tuple[float, float]:
-        """Of mean and 99th percentile over so many tokens, in half precision."""
+        """Limits of the mean and the 99th percentile over ``num_tokens`` tokens, in half precision."""
         wider = 1.0 + 2.0 / math.sqrt(num_tokens)
         floor = (0.0, 0.0) if self.floor is None else (self.floor.mean_abs, self.floor.p99)
         return max(LEAST[0], FACTOR * floor[0]) * wider, max(LEAST[1], FACTOR * floor[1]) * wider
 
     def allow(self, seen: Agreement) -> bool:
-        """Never what is not finite."""
+        """Whether the differences are within the limits; False where they are not finite."""
         if not self.half:
             return seen.max_abs <= FLOAT32
         mean, p99 = self.of(seen.num_tokens)
         return seen.mean_abs <= mean and seen.p99 <= p99
 
     def told(self, num_tokens: int) -> str:
+        """The limits for a message."""
         if not self.half:
             return f"max {FLOAT32:.0e}"
         mean, p99 = self.of(num_tokens)
@@ -75,7 +78,10 @@ class Limits:
 
 
 def limits_of(policy: Policy, agent: ModelAgent) -> Limits:
-    """For weights as they are now, which sampler and learner must both hold. Plays: in half precision only."""
+    """Limits for the present weights, which sampler and learner must both have.
+
+    In half precision the model answers a few prompts for this.
+    """
     if not is_half(next(policy.sampler.parameters()).dtype):
         return Limits(half=False)
     batch = sampled_batch(agent, policy.temperature)
@@ -84,7 +90,7 @@ def limits_of(policy: Policy, agent: ModelAgent) -> Limits:
 
 @torch.no_grad()
 def floor_of(policy: Policy, batch: TokenBatch) -> Agreement:
-    """The nearer one of sampler and learner to transformers' forward pass of the sampler's weights."""
+    """The smaller of two distances to transformers' forward pass of the sampler's weights: sampler's and learner's."""
     mask, theirs = batch.action_mask, torch.zeros_like(batch.behaviour_logprobs)
     for row, length in enumerate(batch.lengths.tolist()):
         ids = batch.tokens[row, :length].to(policy.device)
@@ -97,7 +103,7 @@ def floor_of(policy: Policy, batch: TokenBatch) -> Agreement:
 
 
 def sampled_batch(agent: ModelAgent, temperature: float) -> TokenBatch | None:
-    """Replies to a few prompts, sampled as rollouts are; None where a prompt leaves no room for one."""
+    """Replies to a few prompts, sampled as in rollouts; None where the prompts leave no room for a reply."""
     engine, tokens, turns = agent.engine, 0, list[Turn]()
     prompts = [agent.chat.open(f"Room {n}. There is a table with {n + 1} cups, a door and a book.") for n in range(8)]
     room = min(_REPLY, engine.max_length - max(map(len, prompts)))

@@ -1,4 +1,4 @@
-"""Who is told what happens in a run: a display, a test, a caller's callbacks."""
+"""Observers of a run: a display, or the callbacks of a caller."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from turnwise.trajectory import Trajectory
 
 
 class Observer(Protocol):
-    """What the trainer tells. An exception that a method raises ends the run, which can be resumed."""
+    """The methods that a run calls. An exception in one of them ends the run, which can then be resumed."""
 
     def stage(self, name: str) -> None:
-        """The run goes on to ``clone``, ``measure``, ``train``, or ``stop`` (after a signal)."""
+        """A stage begins: ``clone``, ``measure``, ``train``, or ``stop`` (after a signal)."""
 
     def cloning(self, progress: Progress) -> None:
-        """Cloning has come so far."""
+        """Cloning has made progress."""
 
     def episode(self, trajectory: Trajectory) -> None:
         """An episode has ended, in training or in a measurement."""
 
     def update(self, record: dict[str, Any]) -> None:
-        """An update is done; ``record`` is its line in metrics.jsonl."""
+        """An update is done. ``record`` is its line in metrics.jsonl."""
 
     def report(self, report: Report) -> None:
         """A measurement on the test panel is done."""
 
 
 class Callback:
-    """An observer that does nothing: subclass it and override what you want to be told."""
+    """An observer that does nothing. Subclass it and override the methods that you need."""
 
     def stage(self, name: str) -> None: ...
     def cloning(self, progress: Progress) -> None: ...
@@ -48,7 +48,7 @@ class _OnUpdate(Callback):
 
 
 class Together(Callback):
-    """Several observers as one, told in order. A function among them is called with each update's record."""
+    """Several observers as one, called in order. A function among them is called with each update's record."""
 
     def __init__(self, observers: Sequence[Observer | Callable[[dict[str, Any]], object]]) -> None:
         self._all: list[Observer] = []

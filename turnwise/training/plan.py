@@ -1,7 +1,7 @@
-"""How much memory a run will take, before it takes it: part by part, from its configuration and the model's shape.
+"""How much memory a run will need, part by part, computed from its configuration and the model's shape.
 
-What is left out: Python and its libraries (some 400 MiB of main memory, on a GPU some 600 MiB of context), the worlds,
-and a cloning warm start. One policy is counted; a game with one for each role takes as many caches and adapters.
+Not counted are Python and its libraries (some 400 MiB of main memory, on a GPU some 600 MiB of context), the worlds,
+and a warm start. One policy is counted; a game with a policy for each role needs as many caches and adapters as roles.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FLOAT = 4  # bytes of float32, which optimizers and adapters are kept in
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What decides a model's memory. ``lora`` counts the adapters' parameters, ``adapted`` the weights under them."""
+    """What decides a model's memory. ``lora`` counts parameters of adapters, ``adapted`` the weights under them."""
 
     parameters: int
     lora: int
@@ -48,7 +48,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: Any, lora: LoRAConfig | None, itemsize: int) -> Shape:
-        """Of a causal LM, on the meta device where it is large. Adapters are put on it."""
+        """The shape of a causal LM, which may be on the meta device. Adapters are added to the model."""
         parameters = sum(p.numel() for p in model.parameters())
         config, adapted, added, ranks = model.config, 0, 0, 0
         if lora is not None:
@@ -75,7 +75,7 @@ class Shape:
 
     @property
     def layer_bytes(self) -> int:
-        """Kept for the way back, for each token of a layer: inputs of norms, products, attention, and of SwiGLU."""
+        """Bytes kept for the backward pass, for each token of a layer: inputs of norms, products, attention, SwiGLU."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         normed = queries + keys if self.normed_heads else 0
         kept = 4 * self.hidden + 3 * queries + 2 * keys + normed + 4 * self.ffn + self.ranks
@@ -84,13 +84,15 @@ class Shape:
 
     @property
     def gathered_bytes(self) -> int:
-        """Most that shared beginnings add for each token of a layer: keys, values and queries gathered for each row."""
+        """Most bytes that shared prefixes add for each token of a layer: keys, values, queries gathered by row."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         return (queries + 2 * (MAX_GATHERED - 1) * keys) * self.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
+    """One part of the memory; ``how`` says what it is computed from."""
+
     name: str
     bytes: int
     how: str
@@ -98,7 +100,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is in memory at the peak of a run: in an update, with the caches of sampling still held."""
+    """What is in memory at the peak of a run, which is in an update while the caches of sampling are still held."""
 
     parts: tuple[Part, ...]
     microbatch_tokens: int
@@ -110,7 +112,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """How much a run holds at once, beside its model."""
+    """The settings that decide memory, besides the model."""
 
     microbatch_tokens: int
     max_context_tokens: int
@@ -120,7 +122,7 @@ class Demand:
 
 
 def plan(shape: Shape, demand: Demand, microbatch_tokens: int | None = None) -> Plan:
-    """For microbatches of so many tokens, by default those asked for; a row may be as long as a context in any case."""
+    """The plan for microbatches of ``microbatch_tokens`` (default: the demand's), but of one context at least."""
     tokens = max(microbatch_tokens or demand.microbatch_tokens, demand.max_context_tokens)
     trained = shape.lora or shape.parameters
     state = _FLOAT if shape.lora else shape.itemsize
@@ -150,21 +152,24 @@ def plan(shape: Shape, demand: Demand, microbatch_tokens: int | None = None) -> 
 
 
 def cache_capacity(length: int) -> int:
-    """Tokens that a slot has room for once it has held ``length``: buffers double from 128."""
+    """Tokens that a slot has room for once it has held ``length``; buffers start at 128 and double."""
     return 128 << max(0, (length - 1).bit_length() - 7)
 
 
 def head_bytes(shape: Shape, tokens: int, device: str) -> int:
-    """States, slopes and their gradients, as if all tokens were sampled; logits: five tables of few, or three tiles."""
+    """Bytes of the output head: states, slopes and their gradients as if all tokens were sampled, and logits.
+
+    Logits are five whole tables where these are small, or three tiles.
+    """
     states = tokens * shape.hidden * (2 * shape.itemsize + 2 * _FLOAT)
     tile = max(TILE.get(torch.device(device).type, TILE["cpu"]), min(tokens, TILE_ROWS))
     return states + _FLOAT * max(5 * min(tokens * shape.vocab, WHOLE), 3 * min(tokens * shape.vocab, tile))
 
 
 def fit(shape: Shape, demand: Demand, available: int) -> Plan:
-    """The plan as asked for, or one with the largest smaller microbatch that fits into ``available`` bytes.
+    """The plan as asked for where it fits into ``available`` bytes, else one with a smaller microbatch that fits.
 
-    Raises ValueError where not even one context at a time does, though nothing freed were kept.
+    Raises ValueError where not even microbatches of one context fit, without counting freed blocks that are kept.
     """
     tokens, least = demand.microbatch_tokens, demand.max_context_tokens
     found = plan(shape, demand)
@@ -184,7 +189,7 @@ def fit(shape: Shape, demand: Demand, available: int) -> Plan:
 
 
 def fitting_microbatch(shape: Shape, demand: Demand) -> int:
-    """The microbatch in tokens that fits into what is free now; with a warning where that is smaller than asked for.
+    """The microbatch in tokens that fits into the free memory, with a warning where it is smaller than asked for.
 
     Raises ValueError as ``fit`` does.
     """
@@ -211,7 +216,7 @@ _ADVICE: Mapping[str, str] = {
 
 
 def available_memory(device: str) -> int:
-    """Bytes that are free on a device now."""
+    """Free bytes on a device now."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
     info = Path("/proc/meminfo")
@@ -222,7 +227,7 @@ def available_memory(device: str) -> int:
 
 
 def shape_of(model: ModelConfig, lora: LoRAConfig | None) -> Shape:
-    """A configured model's shape; no weight is read. Raises ValueError where its configuration cannot be found."""
+    """The shape of a configured model. No weights are read. Raises ValueError where it has no configuration."""
     if isinstance(model, ScratchModelConfig):
         return scratch_shape(model, lora)
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -242,14 +247,14 @@ def shape_of(model: ModelConfig, lora: LoRAConfig | None) -> Shape:
 
 
 def scratch_shape(model: ScratchModelConfig, lora: LoRAConfig | None) -> Shape:
-    """Of a model from nothing, with as many tokens as its tokenizer may have."""
+    """The shape of a model with random weights, with as many tokens as its tokenizer may have."""
     with torch.device("meta"):
         return Shape.of(new_model(model, Vocabulary(model.vocab_size + model.num_phrases), seed=0), lora, _FLOAT)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer as far as a model's shape needs one."""
+    """Stands for a tokenizer where a model's shape needs one."""
 
     size: int
     eos_token_id: int = 0

@@ -1,12 +1,13 @@
-"""The LoRA proof: at every update, what has sampled is what learns.
+"""The LoRA proof: at every update, sampler and learner are checked to have the same policy.
 
-Two halves. *By the numbers*: sampler and learner give the tokens they both hold the same log-probs, up to the rounding
-that ``turnwise.training.noise`` allows. *By the links*, for what is too small to show in numbers: the learner's weights
-have the name that the sampler plays under, the engine runs the sampler's model, every adapter is on and its copy is the
-learner's to the bit, and everything else is the same memory.
+The proof has two halves. The first compares numbers: sampler and learner give the same tokens the same log-probs, up to
+the rounding that ``turnwise.training.noise`` allows. The second checks the links, for faults that are too small to show
+in numbers: the hash of the learner's weights is the one that the sampler plays under, the engine runs the sampler's
+model, every adapter is on and its copy in the sampler equals the learner's to the bit, and all other weights are the
+same memory.
 
-What neither half sees: a fault within the learner's forward pass (adapters off for as long as it scores, say) that
-moves no log-prob by more than the limit. Then it moves no ratio by more than that either.
+Neither half finds a fault within the learner's forward pass (adapters that are off while it scores, for example) that
+moves no log-prob by more than the limit. Such a fault moves no ratio by more than that either.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from turnwise.training.noise import Limits
 
 
 class DisagreementError(RuntimeError):
-    """Sampler and learner do not hold the same policy: the run stops before it trains on wrong ratios."""
+    """Sampler and learner do not have the same policy. The run stops before it trains on wrong ratios."""
 
 
 def prove(policy: Policy, agent: ModelAgent, agreement: Agreement, limits: Limits) -> None:
-    """Before the first optimizer step of an update. Raises DisagreementError that names the broken link."""
+    """Check sampler against learner, before the first optimizer step of an update.
+
+    Raises DisagreementError that names what differs.
+    """
     broken = broken_link(policy, agent)
     if not agreement.num_tokens:
         raise DisagreementError(
@@ -54,7 +58,7 @@ def prove(policy: Policy, agent: ModelAgent, agreement: Agreement, limits: Limit
 
 
 def broken_link(policy: Policy, agent: ModelAgent) -> str | None:
-    """What is wrong between the learner's weights and the engine that plays with them, None if nothing is."""
+    """What is wrong between the learner's weights and the engine that plays with them; None if nothing is."""
     present = weights_hash(policy.trainable_state())
     if present != policy.adapter_hash:
         return f"sync: the learner holds weights {present}, the sampler was last brought to {policy.adapter_hash}"
@@ -67,7 +71,7 @@ def broken_link(policy: Policy, agent: ModelAgent) -> str | None:
 
 @torch.no_grad()
 def _unlike(policy: Policy) -> str | None:
-    """The first weight of the sampler that is not the learner's."""
+    """The first weight of the sampler that differs from the learner's; None if all are the same."""
     base = policy.model if policy.lora is None else policy.model.get_base_model()
     modules: dict[str, Any] = dict(base.named_modules())
     for name, weight in policy.sampler.named_parameters():

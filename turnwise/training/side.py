@@ -1,4 +1,4 @@
-"""One policy in training and all that belongs to it; a game may have several, each for a role or a seat."""
+"""A side: one policy in training, with its sampler, learner and buffer. A game may have one for each role or seat."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from turnwise.trajectory import Group
 class Side:
     """One policy in training, with its sampler (``agent``), learner and buffer.
 
-    ``name`` is the role or player that it plays, ``""``: everyone. ``model`` is what an error calls its model.
+    ``name`` is the role or player that it plays, or ``""`` for all of them. Errors call its model ``model``.
     """
 
     def __init__(
@@ -32,19 +32,20 @@ class Side:
     ) -> None:
         self.name, self.policy, self.agent, self.learner = name, policy, agent, learner
         check_trainable(policy.model, model)
-        self.limits = limits_of(policy, agent)  # with the weights that a run begins with, also when it goes on
+        self.limits = limits_of(policy, agent)  # measured with the weights at the start, at a resume too
         self.buffer = TrajectoryBuffer(learner.recipe.keep_updates)
 
     def plays(self, group: Group) -> bool:
+        """Whether this side played the group's episodes."""
         return self.name in ("", group.trajectories[0].role, group.trajectories[0].player)
 
     def sync(self, version: int) -> None:
-        """Bring the sampler to the learner's weights, and name them in what it will play."""
+        """Copy the learner's weights to the sampler; the trajectories that it plays next carry their hash."""
         self.policy.sync(version)
         self.agent.version, self.agent.adapter_hash = self.policy.version, self.policy.adapter_hash
 
     def take(self, groups: Sequence[Group], update: int) -> None:
-        """Its own groups go to its buffer. Raises DisagreementError where other weights sampled them."""
+        """Put its own groups into its buffer. Raises DisagreementError where other weights sampled them."""
         own = [group for group in groups if self.plays(group)]
         self.buffer.add(own, update)
         for trajectory in (t for group in own for t in group.trajectories):
@@ -55,26 +56,27 @@ class Side:
                 )
 
     def verify(self, agreement: Agreement) -> None:
-        """Stop where the sampler is not the learner. Raises DisagreementError."""
+        """Check sampler against learner. Raises DisagreementError where they do not have the same policy."""
         prove(self.policy, self.agent, agreement, self.limits)
 
     def numbers(self) -> dict[str, float | None]:
-        """For the log, in half precision: the model's own rounding, and what a merge would keep of the adapters."""
+        """Numbers for the record, in half precision: the model's rounding, and what a merge keeps of the adapters."""
         kept = self.policy.survival
         merge = {} if kept is None else {"merge/update_share": kept.update, "merge/adapter_share": kept.adapter}
         return {**self.limits.numbers(), **merge}
 
     def is_finite(self) -> bool:
-        """Whether no weight in training, nor one merged from them, is infinite or nan."""
+        """Whether all weights in training, and all weights of the sampler, are finite."""
         trained = (weights for group in self.learner.optimizer.param_groups for weights in group["params"])
         return all(bool(weights.isfinite().all()) for weights in chain(trained, self.policy.sampler.parameters()))
 
     def halve_microbatches(self) -> None:
+        """Halve optimizer.microbatch_tokens from now on."""
         half = max(1, self.learner.config.microbatch_tokens // 2)
         self.learner.config = self.learner.config.model_copy(update={"microbatch_tokens": half})
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        """(JSON-able, tensors) of everything a checkpoint needs."""
+        """Everything that a checkpoint needs, as (JSON values, tensors)."""
         learner, tensors = self.learner.state_dict()
         policy = {f"{POLICY}{k}": v for k, v in self.policy.trainable_state().items()}
         named = {f"{side_prefix(self.name)}{k}": v for k, v in {**policy, **tensors}.items()}
@@ -82,9 +84,9 @@ class Side:
         return state, named
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Inverse of ``state``. Raises ValueError where the weights do not come out as they were."""
+        """Inverse of ``state``. Raises ValueError where the loaded weights differ from those that were saved."""
         state = checkpoint.state["sides"][self.name]
-        self.learner.optimizer.zero_grad(set_to_none=True)  # an update may have been broken off
+        self.learner.optimizer.zero_grad(set_to_none=True)  # an interrupted update may have left some
         self.policy.load_trainable_state(checkpoint.policy_tensors(self.name))
         self.learner.load_state_dict(state["learner"], checkpoint.side(self.name))
         self.buffer.load_state_dict(state["buffer"])

@@ -1,4 +1,4 @@
-"""The tasks of a run: what it trains on, and what it is measured on, proven to be apart."""
+"""The tasks of a run: those it trains on, those it is measured on, and the proof that none is in both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from turnwise.cloning.settings import WarmstartConfig
-from turnwise.config.schema import EvalConfig
+from turnwise.config.sections import EvalConfig
 from turnwise.envs.interface import Panel
 from turnwise.envs.tasks import TextEnv, closed_after, make_env, panel
 from turnwise.seeds import mix
@@ -18,9 +18,9 @@ from turnwise.trajectory import Task
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """The tasks of a run; what is trained or cloned on is proven apart from what is measured.
+    """The task panels of a run. No measured task is trained or cloned on; ``open_panels`` proves it.
 
-    A long panel asks the world that it comes from for its tasks: keep that open.
+    A long panel asks its world for its tasks, so the world must stay open.
     """
 
     train: Sequence[Task]
@@ -28,23 +28,23 @@ class Panels:
     test: list[Task]
 
     def hashes(self) -> dict[str, str]:
-        """Identity of each panel's content and order (a generated one's definition)."""
+        """A hash for each panel, of its tasks and their order (of a generated panel: of its definition)."""
         found = {"validation": self.validation, "test": self.test}
         hashes = {name: Panel("", "", tuple(tasks)).hash for name, tasks in found.items() if tasks}
         return {"train": str(getattr(self.train, "hash", "")), **hashes}
 
 
 class TaskOrder:
-    """Which tasks an update trains on, ``num`` of them: a function of (seed, update)."""
+    """The ``num`` tasks that an update trains on, as a function of (seed, update)."""
 
     def __init__(self, split: Sequence[Task], num: int, seed: int) -> None:
         self.split, self.num, self.seed = split, num, seed
         self._pass: tuple[int, Any] = (-1, None)
 
     def tasks(self, update: int) -> list[Task]:
-        """No two the same: the split in a seeded order, shuffled anew for each pass over it.
+        """The update's tasks, no two of them the same. Each pass over the split has a new order.
 
-        A pass has as many updates as fit; the few tasks that are left over differ from pass to pass.
+        A pass has as many updates as fit into the split; the few tasks left over differ from pass to pass.
         """
         number, place = divmod(update, len(self.split) // self.num)
         if self._pass[0] != number:
@@ -52,7 +52,7 @@ class TaskOrder:
         return [self.split[int(i)] for i in self._pass[1][place * self.num : (place + 1) * self.num]]
 
     def spare(self, update: int) -> Iterator[Task]:
-        """Further tasks in a seeded order, none of them the update's own, for planners that want more groups."""
+        """More tasks for planners that want more groups, in a seeded order, without the update's own."""
         taken = {task.key for task in self.tasks(update)}
         order = self._permutation("spare", update)
         return (task for i in order if (task := self.split[int(i)]).key not in taken)
@@ -64,10 +64,10 @@ class TaskOrder:
 def open_panels(
     env: TextEnv, split: str, measured: EvalConfig, num_tasks: int, clone: WarmstartConfig | None = None
 ) -> Panels:
-    """The panels of a run that trains on ``split``, ``num_tasks`` tasks an update.
+    """The panels of a run that trains on ``num_tasks`` tasks of ``split`` in each update.
 
-    Raises ValueError for an unknown split, for a task that is trained or cloned on and measured, and for fewer tasks
-    than an update takes.
+    Raises ValueError for an unknown split, for a measured task that is also trained or cloned on, and for a split with
+    fewer tasks than an update takes.
     """
     train = panel(env, split)
     validation = _subset(panel(env, measured.split), measured.tasks) if measured.every else []
@@ -79,7 +79,7 @@ def open_panels(
 
 
 def _cloned(clone: WarmstartConfig | None, env: TextEnv) -> list[Sequence[Task]]:
-    """The demonstrated tasks; none of those of another world, which only has to be there, are this one's."""
+    """The tasks that are cloned on. A warm start in another world has none of this world's tasks."""
     if clone is None:
         return []
     if clone.env is None:
@@ -95,9 +95,9 @@ def _subset(tasks: Sequence[Task], num: int) -> list[Task]:
 
 
 def prove_disjoint(trained: Sequence[Sequence[Task]], measured: Sequence[Sequence[Task]]) -> None:
-    """No measured task is in another measured panel, or may be among those trained or cloned on, by content key.
+    """Check that no measured task is in another measured panel, or may be among those trained or cloned on.
 
-    Raises ValueError that names one that is.
+    Tasks are compared by content key. Raises ValueError that names a task which is in two panels.
     """
     seen: dict[str, Task] = {}
     for task in (task for tasks in measured for task in tasks):

@@ -1,7 +1,7 @@
-"""The loop: collect -> store -> sample -> credit -> update (the last three are the learner's).
+"""The training loop: collect -> store -> sample -> credit -> update. The learner does the last three.
 
-Everything random is drawn from (seed, update), so a resumed run repeats what an unbroken one does. The process's
-global generators are not used; worlds of others may use them, so they are seeded before every act of playing.
+Everything random is drawn from (seed, update), so a resumed run has the same numbers as an unbroken one. turnwise uses
+no global random generators. Worlds from elsewhere may use them, so they are seeded before episodes are played.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import torch
 
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.clock import Clock
-from turnwise.config.schema import EvalConfig
-from turnwise.evaluation.report import TEST_KEY, VALIDATION_KEY, Report, evaluate_policy
+from turnwise.config.sections import EvalConfig
+from turnwise.evaluation.playing import TEST_KEY, VALIDATION_KEY, evaluate_policy
+from turnwise.evaluation.report import Report
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.planning import Planner
 from turnwise.models.engine import Sampling
@@ -40,7 +41,7 @@ _DIVERGED = "lower optimizer.lr, and look for extreme rewards or overflow in hal
 
 
 class CollectionError(RuntimeError):
-    """Nothing could be collected: every episode failed, or ended before its first turn."""
+    """Too many episodes failed in their environment, or none had a turn to learn from."""
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class _Best:
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """How long a run is, how it samples, and what ends it; the settings of the same names (``config/schema.py``)."""
+    """How long a run is, how it samples, and what ends it. The names are those of ``config/schema.py``."""
 
     seed: int
     num_updates: int
@@ -74,10 +75,10 @@ class LoopSettings:
 
 
 class Trainer:
-    """One run in progress. ``turnwise.assembly.run.Assembly`` builds it; tests may drive it update by update.
+    """One run in progress. ``turnwise.assembly.run.Assembly`` builds it; ``step`` does one update.
 
-    ``collector`` plays the training episodes as ``planner`` asks for them, on the tasks that ``order`` names;
-    ``measurer`` plays those of evaluations. ``sides`` are the policies in training.
+    ``planner`` decides which episodes are played of the tasks that ``order`` gives, and ``collector`` plays them;
+    ``measurer`` plays the episodes of measurements. ``sides`` are the policies in training.
     """
 
     def __init__(
@@ -112,26 +113,27 @@ class Trainer:
         self._sync()
 
     def _clock(self) -> Clock:
-        """One clock for all who work on an update."""
+        """One clock for the collector, the learners and the engines, so that an update's times add up."""
         self.collector.clock = clock = Clock()
         for side in self.sides:
             side.learner.clock = side.agent.engine.clock = clock
         return clock
 
     def close(self) -> None:
-        """Close the environments that episodes are played in (some are processes), and the copies of the record."""
+        """Close the environments, some of which are processes, and the mirrors."""
         self.collector.close()
         self.measurer.close()
         self.mirrors.close()
 
     def step(self) -> dict[str, Any]:
-        """One update; its record for the log.
+        """Do one update, log its record, and return it.
 
-        Raises CollectionError, DisagreementError, UpdateMemoryError or DivergedError; the checkpoints on the disk are
-        of updates that ended well.
+        Raises CollectionError, DisagreementError, UpdateMemoryError or DivergedError. The checkpoints on disk are of
+        earlier updates, which ended well. Where the watchdog stops the run it saves a checkpoint and raises
+        UnhealthyRunError.
         """
         update, times = self.finished, _Times()
-        self.clock.take()  # what was measured before is not this update's
+        self.clock.take()  # drop times from before this update
         began = time.perf_counter()
         groups = self.collect(update)
         self.store(groups, update)
@@ -162,7 +164,7 @@ class Trainer:
                 f"{self.finished}, and was left out: {_DIVERGED}. {self._safe}"
             )
         stop = [event for event in events if event["level"] == "stop"]
-        # Last of all: what a checkpoint says is finished is in the log.
+        # The checkpoint comes last, so that the log holds every update that a checkpoint counts as finished.
         is_best = self.best.update == self.finished
         if self.finished % self.settings.checkpoint_every == 0 or is_best or self.is_over or stop:
             self.save()
@@ -177,7 +179,7 @@ class Trainer:
         return self.finished >= self.settings.num_updates if budget is None else self.sampled_tokens >= budget
 
     def collect(self, update: int) -> list[Group]:
-        """Play ``group_size`` episodes of each of the update's tasks.
+        """Play the update's episodes, as groups of episodes of one task.
 
         Raises CollectionError where too many of them fail, or none has a turn.
         """
@@ -196,13 +198,13 @@ class Trainer:
         return group_by_task(played)
 
     def store(self, groups: list[Group], update: int) -> None:
-        """To disk first, then to the buffers that the learners sample from."""
+        """Write the episodes to disk, then put them into the buffers that the learners sample from."""
         self.writer.append(update, [t for group in groups for t in group.trajectories])
         for side in self.sides:
             side.take(groups, update)
 
     def learn(self, update: int) -> dict[str, Metrics]:
-        """The learners' part of an update. After an UpdateMemoryError parts of it are done: ``rewind`` undoes them."""
+        """The learners' part of an update. An UpdateMemoryError leaves it half done; ``rewind`` undoes that."""
         try:
             metrics = {side.name: side.learner.update(side.buffer, update, verify=side.verify) for side in self.sides}
         except (MemoryError, RuntimeError) as error:
@@ -219,7 +221,7 @@ class Trainer:
         return metrics
 
     def halve_microbatches(self) -> None:
-        """From now on; what is learned changes by rounding alone."""
+        """Halve the microbatches from now on; what is learned changes by rounding alone."""
         self.halved = True
         for side in self.sides:
             side.halve_microbatches()
@@ -233,7 +235,7 @@ class Trainer:
             side.sync(self.finished)
 
     def validate(self) -> float:
-        """Sampled success (mean return where success is unknown) on the validation panel; notes the best."""
+        """Sampled success (mean return where success is unknown) on the validation panel; remembers the best."""
         report = self.measure(self.panels.validation, "validation", temperature=1.0, key=VALIDATION_KEY)
         value = report.success.value if report.success else report.mean_return
         if value > self.best.success:
@@ -241,7 +243,7 @@ class Trainer:
         return value
 
     def measure(self, tasks: Sequence[Task], name: str, *, temperature: float, key: int) -> Report:
-        """A report on a panel; the same key gives every policy the same draws.
+        """A report on a panel. With the same key every policy gets the same random draws.
 
         Raises CollectionError where too many of its episodes fail.
         """
@@ -262,7 +264,7 @@ class Trainer:
         return report
 
     def final(self) -> dict[str, Report]:
-        """Sampled (T = 1) and greedy reports on the test panel."""
+        """Sampled (temperature 1) and greedy reports on the test panel; {} without one."""
         if not self.panels.test:
             return {}
         reports = {"sampled": self.measure(self.panels.test, "sampled", temperature=1.0, key=TEST_KEY)}
@@ -273,7 +275,7 @@ class Trainer:
         return reports
 
     def save(self) -> None:
-        """A checkpoint of the present state, unless there is one already."""
+        """Save a checkpoint of the present state, unless there is one already."""
         if self._saved == self.finished:
             return
         best = self.best.update if self.best.update >= 0 else None
@@ -293,14 +295,14 @@ class Trainer:
         self._saved = self.finished
 
     def rewind(self) -> None:
-        """Go back to the newest sound checkpoint; what was saved and logged after it is dropped, to be repeated."""
+        """Go back to the newest sound checkpoint. Later checkpoints, records and episodes are dropped and repeated."""
         self.load("last")
         self.run.cut(self.finished)
         self.writer = TrajectoryWriter(self.run.trajectories_path)
         self.watchdog = Watchdog(self.watchdog.config, self.run.metrics())
 
     def load(self, name: CheckpointName) -> None:
-        """Take up a checkpoint."""
+        """Load the state of a checkpoint."""
         checkpoint = self.run.load(name)
         for side in self.sides:
             side.load(checkpoint)

@@ -1,8 +1,8 @@
-"""Advantages are not stored with trajectories: here a run's own recipe makes them again, from what is stored.
+"""Recomputing advantages, which a run does not store: its own recipe computes them from the stored trajectories.
 
-The recipe's composer sees every update in order, with a buffer of its own, as it did in training; so what SPEAR
-replayed, and how old it was, comes out as well. What only the training process knew (a model, its metrics) is not
-there: a recipe that asks for it has no recomputed advantages. The run logged mean and std: ``agrees`` compares ours.
+The recipe's composer gets every update in order, with a replay buffer of its own, as in training. So it also finds what
+SPEAR replayed, and how old that was. A recipe that needs the model in training, or its metrics, cannot be recomputed,
+since a run does not store them. ``agrees`` compares the mean and std of the advantages with those that the run logged.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from turnwise.trajectory import Trajectory, group_by_task
 Name = tuple[str, str]
 """What identifies a trajectory within its run: episode and player."""
 
-_TOLERANCE = 1e-4  # logged against recomputed, in advantage units: other machines round differently
+_TOLERANCE = 1e-4  # between logged and recomputed, in advantage units: other machines round differently
 
 
 class NotStoredError(Exception):
-    """A recipe asks for what only the training process knew."""
+    """A recipe needs something that a run does not store."""
 
 
 class _NotStored:
-    """In the place of the model and of the metrics."""
+    """Stands for the model and its metrics; using it raises NotStoredError."""
 
     def __getattr__(self, name: str) -> Any:
         raise NotStoredError(f"{name} of the model in training")
@@ -43,8 +43,9 @@ class _NotStored:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trajectory of this update, as it was trained on: its shaped return, and [A] advantages of each turn (None in a
-    stream that has no estimator).
+    """How a trajectory was trained on in the update that collected it.
+
+    ``advantages`` are [A] numbers for the action tokens of each turn, or None in a stream without an estimator.
     """
 
     stream: str
@@ -54,7 +55,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """An older trajectory (or a row of it) that was trained on again; ``staleness`` in updates."""
+    """An older trajectory that an update trained on again. ``staleness`` is its age in updates."""
 
     name: Name
     stream: str
@@ -65,8 +66,9 @@ class Replayed:
 
 @dataclass
 class Credited:
-    """What one update trained on. ``why_not`` is set where that cannot be recomputed; ``agrees`` is None where the run
-    logged nothing to compare with.
+    """What one update trained on.
+
+    ``why_not`` says why that cannot be recomputed. ``agrees`` is None where the run logged nothing to compare with.
     """
 
     trained: dict[Name, Trained] = field(default_factory=dict)
@@ -80,7 +82,7 @@ def name_of(trajectory: Trajectory) -> Name:
 
 
 class Recipes:
-    """A run's recipes, one for each policy in training, fed with one update after another."""
+    """A run's recipes, one for each side; they get one update after another."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.config = run.config()
@@ -89,7 +91,10 @@ class Recipes:
         self.why_not = ""
 
     def credit(self, update: int, trajectories: Sequence[Trajectory], logged: Mapping[str, Any]) -> Credited:
-        """Updates must come in order and without a gap: composers remember. ``logged`` is the update's metrics."""
+        """What an update trained on. ``logged`` is its record.
+
+        Updates must come in order and without a gap, since composers have state.
+        """
         found = Credited(why_not=self.why_not)
         sides: dict[str, list[Trajectory]] = {}
         for trajectory in trajectories:
@@ -111,12 +116,12 @@ class Recipes:
         return str(getattr(self.config.algorithm, "type", "the algorithm"))
 
     def _side(self, trajectory: Trajectory) -> str:
-        """Whose the trajectory is: as players.py names policies, told by what trajectories say."""
+        """Name of the side that the trajectory belongs to, as ``turnwise.assembly.players`` names sides."""
         kind = self.config.game.policies if self.config.game else "shared"
         return {"shared": "", "per_role": trajectory.role, "per_player": trajectory.player}[kind]
 
     def _streams(self, side: str, update: int, trajectories: Sequence[Trajectory]) -> Streams:
-        """The composer's streams with their advantages; the steps of ``Learner.update``, without a model."""
+        """The composer's streams with their advantages: the steps of ``Learner.update`` that need no model."""
         if side not in self.sides:
             recipe = build(self.config.algorithm, self.info)
             self.sides[side] = recipe, TrajectoryBuffer(recipe.keep_updates)
@@ -145,7 +150,7 @@ def _with_advantages(plan: StreamRecipe, stream: Stream) -> Stream:
 
 
 def _collect(found: Credited, update: int, own: Sequence[Trajectory], streams: Streams) -> None:
-    """Sort the rows of all streams into what is of this update and what was replayed."""
+    """Divide the rows of all streams into those of this update and those replayed."""
     fresh = {id(trajectory) for trajectory in own}
     for stream in streams:
         members = stream.samples.trajectories
@@ -162,7 +167,7 @@ def _collect(found: Credited, update: int, own: Sequence[Trajectory], streams: S
 
 
 def _rows(stream: Stream) -> Iterator[tuple[int, list[int]]]:
-    """(place of a trajectory, its rows), in order."""
+    """(index of a trajectory in the stream, its rows), in order."""
     rows: dict[int, list[int]] = {place: [] for place in range(len(stream.samples.trajectories))}
     for row, place in enumerate(stream.batch.trajectory.tolist()):
         rows[place].append(row)
@@ -170,7 +175,7 @@ def _rows(stream: Stream) -> Iterator[tuple[int, list[int]]]:
 
 
 def _advantages(stream: Stream, rows: list[int]) -> list[float]:
-    """Of all action tokens of some rows, in order; none where the stream has no estimator."""
+    """Advantages of all action tokens of some rows, in order; empty where the stream has no estimator."""
     batch = stream.batch
     if batch.advantages is None:
         return []
@@ -186,7 +191,7 @@ def _by_turn(stream: Stream, trajectory: Trajectory, rows: list[int]) -> tuple[t
 
 
 def _agrees(streams: Streams, logged: Mapping[str, Any], prefix: str) -> bool | None:
-    """Whether the advantages' mean and std over all action tokens, and the number of rows, are the logged ones."""
+    """Whether the number of rows and the advantages' mean and std over all action tokens are as logged."""
     names = ("advantage_mean", "advantage_std", "num_rows")
     if any(logged.get(prefix + name) is None for name in names):
         return None

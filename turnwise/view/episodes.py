@@ -1,6 +1,7 @@
 """A run's trajectories for a browser: an index of all of them, and blocks that it unpacks when one is opened.
 
-One pass over the file, update by update. Numbers are rounded to 1e-4 (nats, advantage units); nothing else is lost.
+The trajectory file is read once, update by update. Numbers are rounded to 1e-4 (nats, advantage units); nothing else is
+lost.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ _LABEL = 140  # characters
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """``index`` describes every shown trajectory by columns, ``blocks`` hold the rest; ``notes`` say what is missing.
+    """The trajectories of a run that the page shows.
 
+    ``index`` describes each trajectory in columns, ``blocks`` hold the rest, and ``notes`` say what is missing.
     ``outcomes`` are the mean success (return where that is unknown) of each update, with its interval over tasks.
     """
 
@@ -44,7 +46,7 @@ class Episodes:
 
 
 def read_episodes(run: RunDirectory, metrics: Sequence[Mapping[str, Any]], limit: int) -> Episodes:
-    """All of a run's trajectories, or those of updates spread evenly over it, about ``limit`` in number."""
+    """All of a run's trajectories; of a longer run about ``limit``, from updates spread evenly over it."""
     config, notes = run.config(), list[str]()
     logged = {int(line["update"]): line for line in metrics}
     recipes = Recipes(run)
@@ -95,7 +97,7 @@ def read_episodes(run: RunDirectory, metrics: Sequence[Mapping[str, Any]], limit
 
 
 def _spread(updates: Sequence[Update], total: int, limit: int) -> Sequence[Update]:
-    """At most as many updates as hold about ``limit`` trajectories, the first and the last among them."""
+    """All updates, or as many as hold about ``limit`` trajectories, with the first and the last among them."""
     if total <= limit:
         return updates
     number = max(int(len(updates) * limit / total), 1)
@@ -130,15 +132,17 @@ def _ids(trajectory: Trajectory) -> list[int]:
 
 
 def pack(text: str) -> str:
-    """gzip and base64, as unpack() of core.js reads it."""
+    """Text as gzip in base64, which unpack() of core.js reads."""
     import base64
 
     return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode("ascii")
 
 
 def outcome(groups: Sequence[Group]) -> Estimate | None:
-    """Mean success over tasks (mean return where success is unknown), 95 %: a bootstrap over the tasks, since attempts
-    at one are not independent; Wilson's where each was tried once, or where nothing varies.
+    """Mean success over tasks (mean return where success is unknown) with its 95 % interval.
+
+    The interval is a bootstrap over tasks, since attempts at one task are not independent. It is Wilson's where each
+    task was tried once, or where all outcomes are the same.
     """
     sound = [[t for t in group.trajectories if t.end != "error" and t.sample >= 0] for group in groups]
     played = [t for group in sound for t in group]
@@ -189,7 +193,7 @@ def _row(
 
 
 def _label(trajectory: Trajectory) -> str:
-    """The last line of the first observation, where most worlds state the task."""
+    """The last line of the first observation, which states the task in most worlds."""
     lines = trajectory.turns[0].observation.split("\n") if trajectory.turns else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return last if len(last) <= _LABEL else last[: _LABEL - 1] + "…"
@@ -211,13 +215,13 @@ def _detail(
 
 
 def _looked_at(tree: Tree, trajectory: Trajectory) -> bool:
-    """Whether the trajectory's entropies divided the budget of its group (AEPO's pre-monitoring)."""
+    """Whether AEPO's pre-monitoring divided the group's budget by this trajectory's entropies."""
     monitoring = tree.planner.monitoring
     return monitoring is not None and trajectory.sample == (0 if monitoring.keep else MONITOR)
 
 
 def _turn(turn: Turn, advantages: Sequence[float] | None) -> dict[str, Any]:
-    """One advantage stands for a whole turn where its tokens share it."""
+    """A turn as JSON values; its advantages are one number where all tokens have the same."""
     shared = advantages is not None and len(set(advantages)) == 1
     return {
         "observation": turn.observation,
@@ -236,7 +240,7 @@ def _turn(turn: Turn, advantages: Sequence[float] | None) -> dict[str, Any]:
 
 
 def _rounded(values: Any) -> list[float | None]:
-    """JSON knows no nan and no infinity: None."""
+    """The numbers rounded, with None in place of nan and infinity."""
     numbers = np.round(np.asarray(values, np.float64), DIGITS) + 0.0
     found: list[float | None] = numbers.tolist()
     return found if np.isfinite(numbers).all() else [x if x is not None and math.isfinite(x) else None for x in found]

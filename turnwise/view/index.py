@@ -1,4 +1,4 @@
-"""The index of a run's trajectories: columns to filter and sort a list by, before any block is unpacked."""
+"""The index of a run's trajectories: the columns that a browser filters and sorts by before it unpacks a block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIGITS = 4  # of rounded numbers, after the point
 
 @dataclass
 class Update:
-    """What is kept of one update: rows of the index, packed blocks and where they begin, the outcome of its tasks."""
+    """What the page needs of one update: its rows of the index, its packed blocks, and the outcome of its tasks."""
 
     number: int
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -29,14 +29,14 @@ class Update:
 
 
 def short(value: Any) -> Any:
-    """Floats rounded, None where JSON does not know them; everything else as it is."""
+    """A float rounded, or None where it is not finite; anything else as it is."""
     if not isinstance(value, float):
         return value
     return round(value, DIGITS) if math.isfinite(value) else None
 
 
 def index_of(updates: Sequence[Update], texts: Mapping[int, str], planner: TreePlanner | None) -> dict[str, Any]:
-    """Rows as columns; tasks, and what repeats itself, by number. Parents and replays point to rows."""
+    """The rows as columns. Tasks and repeated words become numbers; parents and replays are numbers of rows."""
     rows = [row for update in updates for row in update.rows]
     numbers: dict[Name, int] = {(row["episode"], row["player"]): n for n, row in enumerate(rows)}
     tasks: dict[str, int] = {}
@@ -66,10 +66,10 @@ def index_of(updates: Sequence[Update], texts: Mapping[int, str], planner: TreeP
 
 
 def telling(rows: Sequence[Mapping[str, Any]]) -> int | None:
-    """The row that the page opens on: a late win of a task whose attempts in an earlier update were all lost.
+    """The row that the page opens on: a late win at a task whose attempts in an earlier update were all lost.
 
-    Where there is none: the latest win beside losses of its group (the more losses the better), then any win, then the
-    first row; None of no rows.
+    Where there is none it is the latest win in a group with losses, of groups in one update the one with the most.
+    Without such a win it is any win, and without a win the first row. None where there are no rows.
     """
     outcomes: dict[tuple[int, int, int], list[int]] = {}
     for row in rows:
@@ -93,13 +93,13 @@ def telling(rows: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def _tree(planner: TreePlanner) -> dict[str, Any]:
-    """The planner's settings, its unit of entropy (nats) as it has it."""
+    """The planner's settings, and ``log_vocabulary``, by which it divides entropies in nats."""
     settings: dict[str, Any] = planner.settings.model_dump(mode="json", exclude={"base"})
     return {**settings, "log_vocabulary": short(planner.log_vocabulary)}
 
 
 def _coded(values: list[Any]) -> list[Any] | dict[str, list[Any]]:
-    """Columns of few words as numbers into a list of them."""
+    """A column; where it has few different texts, a list of these and a number for each row."""
     if not values or not any(isinstance(value, str) for value in values):
         return values
     words = list(dict.fromkeys(values))
@@ -110,7 +110,7 @@ def _coded(values: list[Any]) -> list[Any] | dict[str, list[Any]]:
 
 
 def _replays(updates: Iterable[Update], numbers: Mapping[Name, int]) -> dict[str, list[list[Any]]]:
-    """By row: [update, staleness, mean advantage] of each time that it was trained on again."""
+    """By row number: [update, staleness, mean advantage] of each time that the row was replayed."""
     found: dict[str, list[list[Any]]] = {}
     for replayed in (r for update in updates for r in update.replayed):
         if replayed.name in numbers:
@@ -120,7 +120,7 @@ def _replays(updates: Iterable[Update], numbers: Mapping[Name, int]) -> dict[str
 
 
 def ages(updates: Sequence[Update]) -> dict[str, list[Any]] | None:
-    """By update: how many were replayed, and their mean and greatest age in updates; None where nothing ever was."""
+    """By update: how many rows were replayed, and their mean and greatest age in updates. None without replays."""
     if not any(update.replayed for update in updates):
         return None
     ages = [[r.staleness for r in update.replayed] for update in updates]

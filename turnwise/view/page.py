@@ -1,8 +1,8 @@
-"""The HTML file: style, scripts, and data that the scripts unpack when they need it; nothing is fetched from anywhere.
+"""The HTML file: styles, scripts, and data that the scripts unpack when they need it. It fetches nothing.
 
-A Content-Security-Policy names the hash of every script, so that nothing else runs, whatever a model wrote, and lets
-the page fetch nothing. (Styles are not hashed: plotly adds its own.) Data is gzip in base64 inside script elements of a
-type that browsers do not execute.
+A Content-Security-Policy names the hash of every script, so no other script runs, whatever a model wrote; it also
+forbids the page to fetch anything. (Styles are not hashed, since plotly adds its own.) The data is gzip in base64,
+inside script elements of a type that browsers do not execute.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from turnwise.config.schema import EvalConfig
+from turnwise.config.sections import EvalConfig
 from turnwise.runs.directory import RunDirectory
 from turnwise.view.episodes import pack, read_episodes
 from turnwise.view.runs import columns, comparison, describe, evaluation, events, interval, validation
 
 SCRIPTS = ("core.js", "charts.js", "tables.js", "tree.js", "episode.js", "browser.js", "main.js")
-"""Executed in this order; they share their top-level names."""
+"""The scripts of the page, in the order in which they are executed; they share their top-level names."""
 
 
 def write_view(paths: Sequence[Path], out: Path, limit: int = 10_000) -> None:
-    """Write the page of some runs. Raises ValueError for a folder that holds no run, and without plotly."""
+    """Write the page of some runs. Raises ValueError for a folder that is no run, and where plotly is missing."""
     text = render(paths, limit)
     partial = out.with_name(out.name + ".tmp")
     partial.write_text(text, encoding="utf-8")
@@ -35,7 +35,7 @@ def write_view(paths: Sequence[Path], out: Path, limit: int = 10_000) -> None:
 
 
 def render(paths: Sequence[Path], limit: int = 10_000) -> str:
-    """The page as text; at most about ``limit`` trajectories of each run are in it."""
+    """The page as text, with about ``limit`` trajectories of each run at most."""
     if not paths:
         raise ValueError("nothing to view: give the folder of at least one run")
     library = plotly_script()
@@ -49,7 +49,7 @@ def render(paths: Sequence[Path], limit: int = 10_000) -> str:
     return _document(" · ".join(run["name"] for run in runs), blocks, library)
 
 
-_packed = cache(pack)  # of the library alone: five megabytes take a third of a second
+_packed = cache(pack)  # for the library alone: packing its five megabytes takes a third of a second
 
 
 def plotly_script() -> str:
@@ -64,7 +64,7 @@ def plotly_script() -> str:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' own names where these differ, else as they were given."""
+    """Names of the runs: the folders' own names where these differ, else the paths as given."""
     short = [path.resolve().name for path in paths]
     return short if len(set(short)) == len(short) else [str(path) for path in paths]
 
@@ -86,6 +86,7 @@ def _run(run: RunDirectory, name: str, limit: int) -> tuple[dict[str, Any], list
 
 
 def _validated(measured: EvalConfig) -> int | None:
+    """Tasks of a validation where each was tried once, which gives its success an interval; else None."""
     return measured.tasks if measured.samples == 1 else None
 
 
@@ -109,7 +110,7 @@ def _document(title: str, blocks: Sequence[tuple[str, str]], library: str) -> st
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }
     page = _source("view.html")
-    for name, text in parts.items():  # the parts that hold text of a run hold no marks: base64, or escaped
+    for name, text in parts.items():  # a run's text is in base64 or escaped, so it holds no mark
         page = page.replace(f"<!--{name}-->", text)
     return page
 

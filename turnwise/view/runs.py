@@ -1,4 +1,4 @@
-"""What a run shows besides its trajectories: who it is, its metrics by column, events, evaluation, comparison."""
+"""What the page shows besides trajectories: the run's settings, metrics, events, evaluation and comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import legend, sheets
 from turnwise.evaluation.report import Report
-from turnwise.jsonfile import read_object
+from turnwise.jsonfile import read_object, without_nan
 from turnwise.models.settings import PretrainedModelConfig
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import Estimate, wilson
@@ -19,10 +19,10 @@ Record = Mapping[str, Any]
 
 
 def describe(run: RunDirectory, name: str) -> dict[str, Any]:
-    """A run's settings and where its numbers come from."""
+    """A run's settings, and where its numbers come from."""
     config = run.config()
     written = run.path / "run.json"
-    origin = _plain(read_object(written)) if written.exists() else {}
+    origin = without_nan(read_object(written)) if written.exists() else {}
     model = config.model
     return {
         "name": name,
@@ -41,7 +41,7 @@ def describe(run: RunDirectory, name: str) -> dict[str, Any]:
 
 
 def columns(metrics: Sequence[Record]) -> dict[str, list[Any]]:
-    """Every numeric metric as a column over the updates, ``seconds/collect`` among them; None where it is missing."""
+    """Every numeric metric as a column over the updates, nested ones as ``seconds/collect``; None where missing."""
     flat = [dict(_flat(line)) for line in metrics]
     names = dict.fromkeys(name for line in flat for name in line)
     return {name: [line.get(name) for line in flat] for name in names}
@@ -58,17 +58,17 @@ def _flat(line: Record, prefix: str = "") -> list[tuple[str, float | None]]:
 
 
 def events(metrics: Sequence[Record]) -> list[dict[str, Any]]:
-    """What the watchdog said, in order; older runs have none."""
+    """The watchdog's events, in order."""
     names = ("name", "diagnosis", "advice", "value", "threshold", "level")
     return [
-        {"update": line["update"], **{name: _plain(event.get(name)) for name in names}}
+        {"update": line["update"], **{name: without_nan(event.get(name)) for name in names}}
         for line in metrics
         for event in line.get("events") or []
     ]
 
 
 def validation(metrics: Sequence[Record], num: int | None) -> list[dict[str, Any]]:
-    """Measurements along the way, with Wilson's interval where they are shares of ``num`` tasks, each tried once."""
+    """Measurements on the validation panel, with Wilson's interval where each of ``num`` tasks was tried once."""
     found = []
     for line in metrics:
         value = line.get("eval_success")
@@ -79,18 +79,18 @@ def validation(metrics: Sequence[Record], num: int | None) -> list[dict[str, Any
 
 
 def _share(value: float, num: int | None) -> Estimate | None:
-    """None where the value is not so many of ``num``: a mean return, or several attempts at a task."""
+    """The value as a share of ``num`` with its interval; None where it is no multiple of 1/``num``."""
     successes = round(value * num) if num else 0
     is_share = num and 0 <= successes <= num and math.isclose(value * num, successes, abs_tol=1e-6)
     return wilson(successes, num) if num and is_share else None
 
 
 def interval(estimate: Estimate) -> dict[str, Any]:
-    return {name: _plain(getattr(estimate, name)) for name in ("value", "low", "high", "num")}
+    return {name: without_nan(getattr(estimate, name)) for name in ("value", "low", "high", "num")}
 
 
 def evaluation(run: RunDirectory) -> dict[str, Any] | None:
-    """The reports before and after training without their single outcomes; None of a run that was not measured.
+    """The reports before and after training, without their single outcomes; None where the run was not measured.
 
     Raises ValueError for a file that is not of this version.
     """
@@ -99,7 +99,7 @@ def evaluation(run: RunDirectory) -> dict[str, Any] | None:
     raw = read_object(run.evaluation_path)
     try:
         reports = {when: {name: _report(run, found) for name, found in raw.get(when, {}).items()} for when in _WHEN}
-        gain = {k: _plain(v) for k, v in raw["gain"].items()} if raw.get("gain") else None
+        gain = {k: without_nan(v) for k, v in raw["gain"].items()} if raw.get("gain") else None
     except AttributeError as error:
         raise ValueError(f"{run.evaluation_path} is not of this version of turnwise ({error})") from None
     return {**reports, "gain": gain}
@@ -116,17 +116,17 @@ def _report(run: RunDirectory, raw: dict[str, Any]) -> dict[str, Any]:
     simple = ("env", "split", "panel_hash", "num_tasks", "samples", "temperature", "mean_return", "mean_turns")
     more = ("mean_action_tokens", "invalid_share", "entropy", "context_share", "errors", "draw_share")
     return {
-        **{name: _plain(getattr(report, name)) for name in simple + more},
+        **{name: without_nan(getattr(report, name)) for name in simple + more},
         "success": interval(report.success) if report.success else None,
         "score": interval(report.score) if report.score else None,
         "per_type": {kind: interval(rate) for kind, rate in report.per_type.items()},
         "per_player": {player: interval(rate) for player, rate in report.per_player.items()},
-        "pass_at": {str(k): _plain(value) for k, value in report.pass_at.items()},
+        "pass_at": {str(k): without_nan(value) for k, value in report.pass_at.items()},
     }
 
 
 def comparison(paths: Sequence[Path]) -> dict[str, Any] | None:
-    """The tables of ``turnwise compare``, or why these runs cannot be compared; None of a single run."""
+    """The tables of ``turnwise compare``, or why these runs cannot be compared; None for a single run."""
     if len(paths) < 2:
         return None
     try:
@@ -135,11 +135,3 @@ def comparison(paths: Sequence[Path]) -> dict[str, Any] | None:
         return {"why_not": str(error)}
     tables = [{"title": sheet.title, "header": sheet.header, "rows": sheet.rows} for sheet in sheets(found)]
     return {"tables": tables, "notes": legend(found)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The page over HTTP, for this machine alone; made again when a run has gone on since."""
+"""Serving the page over HTTP to this machine alone; it is made again when a run has changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOST = "127.0.0.1"
 
 
 class Page:
-    """The page of some runs, rendered anew once one of their files has changed."""
+    """The page of some runs, made again when one of their files has changed."""
 
     def __init__(self, paths: Sequence[Path], limit: int) -> None:
         self.paths, self.limit = paths, limit
@@ -22,6 +22,7 @@ class Page:
         self._bytes = b""
 
     def read(self) -> bytes:
+        """The page as it is now, in UTF-8."""
         with self._lock:
             files = (file for path in self.paths for file in sorted(path.iterdir()) if file.is_file())
             seen = [(file, file.stat().st_mtime_ns) for file in files]
@@ -33,7 +34,7 @@ class Page:
 def make_server(page: Page, port: int = 0) -> ThreadingHTTPServer:
     """A server of one page on the loopback address; port 0 takes a free one.
 
-    Requests under another host's name are refused: a page from elsewhere must not read this one by renaming itself.
+    Requests under another host name are refused, so that no other site can read the page by DNS rebinding.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -66,7 +67,7 @@ def make_server(page: Page, port: int = 0) -> ThreadingHTTPServer:
 
 
 def serve(page: Page, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve until interrupted; the first page is made before ``on_ready`` hears the address."""
+    """Serve until interrupted. ``on_ready`` is called with the address once the first page is made."""
     page.read()
     with make_server(page, port) as server:
         on_ready(f"http://{HOST}:{server.server_port}/")

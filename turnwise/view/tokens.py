@@ -1,4 +1,4 @@
-"""The text of single tokens, for a run's own tokenizer, and how many tokens there are."""
+"""The text of single tokens under a run's own tokenizer, and the size of its vocabulary."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from turnwise.runs.directory import RunDirectory
 
 
 def open_tokenizer(run: RunDirectory) -> Any | None:
-    """The tokenizer of a run, from its folder or from what the machine holds of a pretrained one; never downloaded.
+    """The tokenizer of a run, from its folder or from this machine's cache; None where there is none.
 
-    None where there is none.
+    It is never downloaded.
     """
     from transformers import AutoTokenizer
 
@@ -27,7 +27,7 @@ def open_tokenizer(run: RunDirectory) -> Any | None:
 
 
 def vocabulary_of(run: RunDirectory) -> int | None:
-    """How many tokens a run's model chooses from; None where the model is not on this machine."""
+    """Size of the vocabulary of a run's model; None where the model is not on this machine."""
     from transformers import AutoConfig
 
     path = _model_of(run)
@@ -46,14 +46,16 @@ def _model_of(run: RunDirectory) -> str | Path | None:
 
 
 def token_texts(tokenizer: Any | None, ids: Iterable[int]) -> dict[int, str]:
-    """What each token adds to a text. Where that is no whole character, its name in the vocabulary; without a tokenizer
-    its number.
+    """What each token adds to a text.
+
+    A token that is no whole character is shown by its name in the vocabulary. Without a tokenizer each token is shown
+    by its number.
     """
     return {number: f"#{number} " if tokenizer is None else _text(tokenizer, number) for number in ids}
 
 
 def _text(tokenizer: Any, number: int) -> str:
-    """Decoded behind a copy of itself: some tokenizers drop the space before the first word of a text."""
+    """The token decoded after a copy of itself, since some tokenizers drop the space before a text's first word."""
     alone, twice = (tokenizer.decode([number] * times, clean_up_tokenization_spaces=False) for times in (1, 2))
     text: str = twice[len(alone) :]
     return text if text and "\N{REPLACEMENT CHARACTER}" not in twice else str(tokenizer.convert_ids_to_tokens(number))

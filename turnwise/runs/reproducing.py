@@ -1,8 +1,8 @@
 """Stored episodes played again in their environment, and compared with what was stored.
 
-The world is made from the run's configuration and reset to the stored task with the stored seed; every recorded seat
-takes its stored actions. Scripted opponents of a game are seated again with the run's seeds. What a model did at a
-seat that was not recorded is lost, and such an episode cannot be played again.
+The world is made from the run's configuration and reset to the stored task with the stored seed. Every stored seat
+takes its stored actions; a game's scripted opponents are seated again with the run's seeds. What a model did at a seat
+that is not stored is lost, and such an episode cannot be played again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from turnwise.agents.episode import Episode, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_out, scripted
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, Seating
-from turnwise.config.schema import GameConfig
+from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import close
 from turnwise.runs.directory import RunDirectory
@@ -32,7 +32,7 @@ _EPISODE = ("end", "end_reason", "success", "score")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """``turn`` counts those of the player; None: the episode as a whole."""
+    """The first difference of an episode. ``turn`` counts the player's own turns from 0; None: the whole episode."""
 
     player: str
     turn: int | None
@@ -47,8 +47,11 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
-    """``difference`` None: the same. ``partial``: the world had failed, so there is no end to compare."""
+class Reproduction:
+    """What came of playing an episode again. ``difference`` is None where nothing differs.
+
+    ``partial``: the world had failed in the stored episode, so only the turns before that are compared.
+    """
 
     episode: str
     num_turns: int
@@ -56,8 +59,8 @@ class Replayed:
     partial: bool = False
 
 
-class NotReplayableError(ValueError):
-    """What is stored of an episode is not all that was done in it."""
+class NotReproducibleError(ValueError):
+    """The stored part of an episode does not suffice to play it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,11 @@ class _StoredJob(Job):
         return self.stored_seed
 
 
-class _Recorded:
-    """Does what a trajectory's player did. After its last turn the episode is cut, for the reason that it was then,
-    unless it was the world that ended it.
+class _StoredPlayer:
+    """A player that repeats the actions of a stored trajectory.
+
+    Where the world ended the stored episode, the world ends this one too. Where something else cut it short, the
+    player cuts this one after its last action, for the same reason.
     """
 
     def __init__(self, trajectory: Trajectory, style: ActionFormat) -> None:
@@ -88,34 +93,40 @@ class _Recorded:
         return AgentReply(turn.reply, turn.action, parse_action(turn.reply, self._style).valid)
 
 
-class Replayer:
-    """Plays episodes of a run again. A context manager: the world is closed at the end."""
+class Reproducer:
+    """Plays stored episodes of a run again. A context manager: leaving it closes the world."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.config = run.config()
         self._env = self.config.env.make()
 
-    def __enter__(self) -> Replayer:
+    def __enter__(self) -> Reproducer:
         return self
 
     def __exit__(self, *_: object) -> None:
         close(self._env)
 
-    def play(self, stored: Sequence[Stored]) -> Replayed:
-        """``stored`` are all trajectories of one episode. Raises NotReplayableError where they do not suffice."""
+    def play(self, stored: Sequence[Stored]) -> Reproduction:
+        """Play one episode again, of which ``stored`` holds all trajectories.
+
+        Raises NotReproducibleError where they do not suffice.
+        """
         trajectories = {s.trajectory.player: s.trajectory for s in stored}
         first = stored[0].trajectory
         if not any(t.turns for t in trajectories.values()) and first.end == "error":
-            raise NotReplayableError("the world had failed before the first turn")
+            raise NotReproducibleError("the world had failed before the first turn")
         seating, learner_seat = self._seating(trajectories)
         job = _StoredJob(first.task, first.sample, stored[0].update, learner_seat, first.seed)
         played = self._played(job, seating)
         difference = _first_difference(trajectories, played) if isinstance(played, dict) else played
         num_turns = sum(len(t.turns) for t in trajectories.values())
-        return Replayed(episode_of(first), num_turns, difference, partial=first.end == "error")
+        return Reproduction(episode_of(first), num_turns, difference, partial=first.end == "error")
 
     def _played(self, job: Job, seating: Seating) -> dict[str, Trajectory] | Difference:
-        """The episode as it goes now; a difference where it does not begin. A world that raises is not used again."""
+        """The trajectories of the episode as it goes now, by player; a Difference where its world cannot be reset.
+
+        A world that raises is closed, and a new one is made.
+        """
         episode = None
         try:
             seats = seating.seats(self._env, job, self.config.seed)
@@ -131,27 +142,30 @@ class Replayer:
         return {t.player: t for t in episode.trajectories(end, reason, rule)}
 
     def _seating(self, trajectories: dict[str, Trajectory]) -> tuple[Seating, int]:
-        """Recorded players at their seats, the run's opponents at the others; and the number of a recorded seat."""
+        """Stored players at their seats and the run's opponents at the others; and the number of a stored seat."""
         style = self.config.agent.action_format
-        recorded = {
-            player: Scripted("recorded", lambda env, seed, t=t: _Recorded(t, style))  # type: ignore[misc]
+        stored = {
+            player: Scripted("stored", lambda env, seed, t=t: _StoredPlayer(t, style))  # type: ignore[misc]
             for player, t in trajectories.items()
         }
         game = capability(self._env, HasPlayers)
-        missing = [player for player in game.players if player not in recorded] if game else []
+        missing = [player for player in game.players if player not in stored] if game else []
         if not missing:
-            return Seating(recorded), 0
+            return Seating(stored), 0
         assert game is not None
         opponent = (self.config.game or GameConfig()).opponent
         other = scripted(opponent)
         if other is None:
-            raise NotReplayableError(f"what {opponent} did as {', '.join(missing)} is not stored")
-        learner_seat = next(number for number, player in enumerate(game.players) if player in recorded)
-        return Seating(recorded, {"": other}), learner_seat
+            raise NotReproducibleError(f"what {opponent} did as {', '.join(missing)} is not stored")
+        learner_seat = next(number for number, player in enumerate(game.players) if player in stored)
+        return Seating(stored, {"": other}), learner_seat
 
 
 def _first_difference(stored: dict[str, Trajectory], played: dict[str, Trajectory]) -> Difference | None:
-    """Turn by turn over the players, then what the episode came to. Of an episode whose world failed only the turns."""
+    """Compare turn by turn over the players, then how the episode ended.
+
+    Where the world had failed in the stored episode, the end is not compared.
+    """
     for number in range(max(len(t.turns) for t in stored.values())):
         for player, then in stored.items():
             now = played[player]
@@ -179,22 +193,24 @@ def _differing(
 
 @dataclass(slots=True)
 class Tally:
-    """What many episodes came to; ``differing`` are the first few that differ, ``refused`` counts by reason."""
+    """Counts over many episodes. ``differing`` holds the first ten that differ; ``refused`` counts, by reason, those
+    that could not be played again.
+    """
 
     same: int = 0
     partial: int = 0
     different: int = 0
     num_turns: int = 0
-    differing: list[Replayed] = field(default_factory=list)
+    differing: list[Reproduction] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
 
-    def add(self, replayed: Replayed) -> None:
-        self.num_turns += replayed.num_turns
-        if replayed.difference is not None:
+    def add(self, found: Reproduction) -> None:
+        self.num_turns += found.num_turns
+        if found.difference is not None:
             self.different += 1
             if len(self.differing) < 10:
-                self.differing.append(replayed)
-        elif replayed.partial:
+                self.differing.append(found)
+        elif found.partial:
             self.partial += 1
         else:
             self.same += 1
@@ -209,7 +225,7 @@ class Tally:
 
 
 def episodes(target: str | Path) -> Iterator[list[Stored]]:
-    """The stored trajectories, those of one episode together."""
+    """The stored trajectories of each episode, in the order of the file."""
     update, groups = -1, dict[str, list[Stored]]()
     for stored in select(target, Selection()):
         if stored.update != update:
@@ -219,29 +235,35 @@ def episodes(target: str | Path) -> Iterator[list[Stored]]:
     yield from groups.values()
 
 
-def replay(target: str | Path, episode: str) -> Replayed:
-    """One episode of a run, named as such or by one of its seats; ValueError where there is none."""
+def reproduce(target: str | Path, episode: str) -> Reproduction:
+    """Play one episode of a run again. ``episode`` is its name or the name of one of its seats' trajectories.
+
+    Raises ValueError where there is no such episode.
+    """
     named = find(target, episode)
-    with Replayer(run_of(target)) as replayer:
-        return replayer.play(find(target, episode_of(named[0].trajectory)))
+    with Reproducer(run_of(target)) as reproducer:
+        return reproducer.play(find(target, episode_of(named[0].trajectory)))
 
 
-def replay_many(target: str | Path, num: int | None = None, seed: int = 0) -> Tally:
-    """All episodes of a run, or ``num`` of them drawn with ``seed``. Raises ValueError where none can be."""
+def reproduce_many(target: str | Path, num: int | None = None, seed: int = 0) -> Tally:
+    """Play all episodes of a run again, or ``num`` of them, drawn with ``seed``.
+
+    Raises ValueError where none can be played again.
+    """
     chosen = None
     if num is not None:
         total = sum(1 for _ in episodes(target))
         chosen = set(random.Random(seed).sample(range(total), min(num, total)))
     tally = Tally()
-    with Replayer(run_of(target)) as replayer:
+    with Reproducer(run_of(target)) as reproducer:
         for number, stored in enumerate(episodes(target)):
             if chosen is None or number in chosen:
                 try:
-                    tally.add(replayer.play(stored))
-                except NotReplayableError as error:
+                    tally.add(reproducer.play(stored))
+                except NotReproducibleError as error:
                     tally.refused[str(error)] += 1
     if not tally.same + tally.partial + tally.different:
         if tally.refused:
-            raise NotReplayableError(f"no episode of {target} can be played again: {next(iter(tally.refused))}")
+            raise NotReproducibleError(f"no episode of {target} can be played again: {next(iter(tally.refused))}")
         raise ValueError(f"{target} has no episodes to play again")
     return tally

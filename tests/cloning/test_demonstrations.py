@@ -1,0 +1,39 @@
+"""Demonstrations: noise and recoveries, the same seed twice, and a limited number of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from turnwise.cloning.demonstrations import demonstrate, demonstrations
+from turnwise.cloning.settings import WarmstartConfig
+from turnwise.envs.tasks import make_env, panel
+
+
+def test_demonstrations_show_recoveries_and_are_reproducible() -> None:
+    env = make_env("turnwise/Household-v0")
+    config = WarmstartConfig(noise=0.4)
+    tasks = panel(env, "demonstrations")
+    shown = [each for i in range(40) for each in demonstrate(env, tasks[i], config, seed=i)]
+    assert [each for i in range(40) for each in demonstrate(env, tasks[i], config, seed=i)] == shown
+    noisy = [not learn for each in shown for learn in each.learn]
+    assert 0.3 < np.mean(noisy) < 0.5
+    assert not any(action == "help" for each in shown for action in each.actions)
+    source = demonstrations(env, config, seed=0)
+    assert all(next(source).success for _ in range(30))
+
+
+def test_a_world_without_an_expert_says_so() -> None:
+    with pytest.raises(ValueError, match=r"has no expert: demonstrations need an `expert\(kind, seed=\)` method"):
+        next(
+            demonstrations(make_env("tests.worlds:tests/Echo-v0"), WarmstartConfig(split="train", stop_split="test"), 0)
+        )
+
+
+def test_few_demonstrations_are_seen_again() -> None:
+    env = make_env("turnwise/Household-v0")
+    source = demonstrations(env, WarmstartConfig(num_demonstrations=5), seed=0)
+    shown = [next(source) for _ in range(20)]
+    assert len({each.actions for each in shown[:5]}) > 1
+    for start in range(0, 20, 5):
+        assert sorted(each.actions for each in shown[start : start + 5]) == sorted(each.actions for each in shown[:5])

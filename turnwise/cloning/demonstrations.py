@@ -1,0 +1,150 @@
+"""Demonstrations: episodes of a world's expert, with noise in its actions.
+
+The expert plays the tasks of the demonstration split. On each turn, with probability ``noise``, another action is
+played in place of the expert's: one that is admissible now, or one that was admissible earlier. The episode then shows
+how the expert recovers from a mistake. ``Demonstration.learn`` marks the expert's own actions, which alone are cloned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.seating import TextEnv
+from turnwise.cloning.settings import WarmstartConfig
+from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting
+from turnwise.envs.tasks import expert_of, no_exit, panel, players_of, start, step
+from turnwise.seeds import mix
+from turnwise.trajectory import Task
+
+_NOT_LOST = 0.5
+"""Score of a game that was neither won nor lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """One player's episode, turn by turn. ``learn[n]`` is False where noise chose the action of turn n."""
+
+    observations: tuple[str, ...]
+    admissible: tuple[list[str] | None, ...]
+    actions: tuple[str, ...]
+    learn: tuple[bool, ...]
+    success: bool
+
+
+class _Demonstrator:
+    """One player's expert with noise in its actions; it keeps what the player saw and did."""
+
+    def __init__(self, expert: Expert, config: WarmstartConfig, rng: np.random.Generator) -> None:
+        self._expert, self._config, self._rng = expert, config, rng
+        self._known: dict[str, None] = {}  # every action seen admissible so far, in order
+        self.observations: list[str] = []
+        self.admissible: list[list[str] | None] = []
+        self.actions: list[str] = []
+        self.learn: list[bool] = []
+
+    def act(self, observation: str, info: Info) -> str:
+        if not self.observations:
+            self._expert.begin(observation, info)
+        with no_exit("the expert", "act"):
+            action = self._expert.act(observation, info)
+        if not isinstance(action, str):
+            raise ValueError(f"the expert answered {action!r}"[:150] + "; expected an action, which is a string")
+        choices = [a for a in info.get("admissible_actions") or () if a not in self._config.noise_excludes]
+        noisy = bool(self._rng.random() < self._config.noise) and bool(choices)
+        present = dict.fromkeys(choices)
+        stale = [a for a in self._known if a not in present]
+        self._known.update(present)
+        if noisy and stale and self._rng.random() < self._config.noise_stale:
+            choices = stale
+        if noisy:
+            action = choices[int(self._rng.integers(len(choices)))]
+            if overrulable := fitting(self._expert, CanBeOverruled, "the expert"):
+                overrulable.overrule(action)
+        self.observations.append(observation)
+        self.admissible.append(info.get("admissible_actions"))
+        self.actions.append(action)
+        self.learn.append(not noisy)
+        return action
+
+    def shown(self, success: bool) -> Demonstration:
+        """The episode so far as a demonstration."""
+        return Demonstration(
+            tuple(self.observations), tuple(self.admissible), tuple(self.actions), tuple(self.learn), success
+        )
+
+
+def demonstrate(
+    env: TextEnv, task: Task, config: WarmstartConfig, seed: int, rule: SuccessRule | None = None
+) -> list[Demonstration]:
+    """Play one episode of the expert with noise; one demonstration for each player.
+
+    Success is what the world or ``rule`` says. Where neither says it, an episode that terminated is a success. In a
+    game a player succeeds who does not lose.
+    """
+    # Three streams: a world and its expert with equal generators would not be independent.
+    rng, world_seed, expert_seed = np.random.default_rng(seed), mix("world", seed) >> 33, mix("expert", seed) >> 33
+    players = players_of(env)
+    observation, info = start(env, task, world_seed)
+    demonstrators: dict[str, _Demonstrator] = {}
+    ended, total = False, 0.0
+    while not ended:
+        player = info["player"] if players else ""
+        if player not in demonstrators:
+            own_seed = mix(expert_seed, player) >> 33 if player else expert_seed
+            expert = expert_of(env, config.expert, own_seed if config.expert_jitter else 0)
+            demonstrators[player] = _Demonstrator(expert, config, rng)
+        action = demonstrators[player].act(observation, info)
+        observation, reward, terminated, truncated, info = step(env, action, players)
+        total += reward
+        ended = terminated or truncated
+    judged = (rule or SuccessRule()).judge(info, total)
+    success = bool(terminated) if judged is None else judged
+    scores = info.get("scores", {}) if players else {}
+    return [
+        found.shown(scores.get(player, 0.0) >= _NOT_LOST if player else success)
+        for player, found in demonstrators.items()
+    ]
+
+
+def demonstrations(
+    env: TextEnv, config: WarmstartConfig, seed: int, rule: SuccessRule | None = None
+) -> Iterator[Demonstration]:
+    """An endless stream of demonstrations.
+
+    With ``num_demonstrations`` the stream repeats its first so many, in a new order for each pass.
+    """
+    fresh = _fresh_demonstrations(env, config, seed, rule)
+    if config.num_demonstrations is None:
+        yield from fresh
+    kept = []
+    for _ in range(config.num_demonstrations or 0):
+        kept.append(next(fresh))
+        yield kept[-1]
+    rng = np.random.default_rng(mix("again", seed))
+    while True:
+        yield from (kept[int(place)] for place in rng.permutation(len(kept)))
+
+
+def _fresh_demonstrations(
+    env: TextEnv, config: WarmstartConfig, seed: int, rule: SuccessRule | None
+) -> Iterator[Demonstration]:
+    """Demonstrations of the split's tasks, in a new order for each pass, without end."""
+    tasks = panel(env, config.split)
+    passes = 0
+    while True:
+        order = np.random.default_rng(mix("demonstrations", seed, passes)).permutation(len(tasks))
+        found = False
+        for place in order:
+            for shown in demonstrate(env, tasks[int(place)], config, mix("episode", seed, passes, int(place)), rule):
+                if shown.success or not config.only_successes:
+                    found = True
+                    yield shown
+        if not found:
+            raise ValueError(
+                f"the {config.expert} expert won none of the {len(tasks)} tasks of {config.split!r}: nothing to clone"
+            )
+        passes += 1

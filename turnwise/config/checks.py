@@ -1,0 +1,100 @@
+"""Cross-checks of a configuration: each looks at several settings and raises ValueError where they do not fit.
+
+A setting that would have no effect raises UnusedSettingError, which names it.
+"""
+
+from __future__ import annotations
+
+from turnwise.agents.prompts import AgentConfig
+from turnwise.cloning.settings import WarmstartConfig
+from turnwise.config.sections import EvalConfig
+from turnwise.envs.settings import EnvConfig
+from turnwise.errors import UnusedSettingError
+from turnwise.learning.settings import RunInfo, Settings
+from turnwise.models.settings import LoRAConfig, ModelConfig, ScratchModelConfig
+
+
+def check_start(model: ModelConfig, warmstart: WarmstartConfig | None) -> None:
+    """A model of random weights is cloned before it trains."""
+    if isinstance(model, ScratchModelConfig) and warmstart is None:
+        raise ValueError(
+            "model.type=scratch starts from random weights, which win no episode to learn from: add a "
+            "`warmstart:` section (warmstart={} takes the defaults), or give model.path=FOLDER_OR_NAME"
+        )
+
+
+def check_engines(engines: int, device: str) -> None:
+    """Several engines share a CPU; on another device there is one."""
+    if engines > 1 and device != "cpu":
+        raise ValueError(
+            f"rollout.engines={engines} divides the slots on a CPU; on device={device} one engine plays: leave it at 1"
+        )
+
+
+def check_splits(env: EnvConfig, measured: EvalConfig) -> None:
+    """Training, choosing a checkpoint and the final measurement use different splits."""
+    if measured.test_split is not None and measured.test_split in (env.split, measured.split):
+        raise ValueError(
+            f"eval.test_split={measured.test_split!r} is also used for training or for choosing checkpoints: "
+            "the final numbers would not be of unseen tasks"
+        )
+    if env.split == measured.split and measured.every:
+        raise ValueError(f"env.split and eval.split are both {env.split!r}: choose two")
+
+
+def check_algorithm(algorithm: Settings, run: RunInfo, lora: LoRAConfig | None) -> None:
+    """The algorithm fits the rollouts, and the reference policy that it may compare with exists."""
+    from turnwise.algorithms.registry import build  # here: an algorithm brings torch
+
+    recipe = build(algorithm, run)
+    if lora is None and any("reference" in stream.needs for stream in recipe.streams):
+        raise ValueError(
+            f"algorithm {recipe.name!r} compares with a frozen reference policy, which is the model with its "
+            "adapters off: with lora=null there is none. Set kl_coef=0, or keep LoRA"
+        )
+
+
+def check_context(agent: AgentConfig) -> None:
+    """The agent's context settings belong together, and a reply has room in the context."""
+    if agent.context == "full" and agent.window != AgentConfig().window:
+        raise UnusedSettingError(
+            "agent.window", "agent.window is set, but agent.context=full does not use it: set agent.context=window"
+        )
+    if agent.context == "window" and agent.on_overflow == "restart":
+        raise UnusedSettingError(
+            "agent.on_overflow", "agent.on_overflow=restart is for agent.context=full: a window is fresh every turn"
+        )
+    if agent.max_reply_tokens >= agent.max_context_tokens:
+        raise ValueError(
+            f"agent.max_reply_tokens={agent.max_reply_tokens} leaves no room in "
+            f"agent.max_context_tokens={agent.max_context_tokens}: no episode could begin"
+        )
+
+
+def check_measurements(measured: EvalConfig, keep_checkpoint: str, num_updates: int) -> None:
+    """A best checkpoint needs measurements, and a panel needs someone to measure it."""
+    if not measured.every and measured.tasks != EvalConfig().tasks:
+        raise UnusedSettingError("eval.tasks", "eval.tasks is set, but eval.every=0 never measures on eval.split")
+    if keep_checkpoint == "best" and not 0 < measured.every <= num_updates:
+        raise ValueError("keep_checkpoint=best needs eval.every between 1 and num_updates: nothing would be the best")
+
+
+def check_warmstart(clone: WarmstartConfig, env: EnvConfig, measured: EvalConfig) -> None:
+    """Cloning keeps off the test split and off the split that chooses checkpoints, and every setting of it counts."""
+    own = ("split", "stop_split") if clone.env is None else ("stop_split",)
+    for name in own:
+        if getattr(clone, name) == measured.test_split:
+            raise ValueError(f"warmstart.{name} is the test split {measured.test_split!r}: it must stay unseen")
+    if clone.env == env.id:
+        raise ValueError("warmstart.env is the run's own world: leave it out, so that splits are proven apart")
+    if clone.env is None and clone.split == measured.split and measured.every:
+        raise ValueError(f"warmstart.split and eval.split are both {clone.split!r}: choose two")
+    default = WarmstartConfig()
+    if clone.stop_success is None and (clone.stop_tasks, clone.check_every) != (
+        default.stop_tasks,
+        default.check_every,
+    ):
+        raise UnusedSettingError(
+            ("warmstart.stop_tasks", "warmstart.check_every"),
+            "warmstart.stop_tasks and check_every do nothing without warmstart.stop_success",
+        )

@@ -1,0 +1,103 @@
+"""The sections of a run's configuration that belong to the run itself: rollouts, games, evaluation, overrides.
+
+The other sections are defined beside what they configure, such as ``turnwise.agents.prompts.AgentConfig``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from turnwise.agents.worldwork import Order
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RolloutConfig(Section):
+    """What one update collects: ``num_tasks`` groups of ``group_size`` episodes."""
+
+    num_tasks: int = Field(8, ge=1, description="tasks (groups) per update")
+    group_size: int = Field(8, ge=1, description="episodes per task, G")
+    num_slots: int = Field(64, ge=1, description="episodes played at once")
+    engines: int = Field(
+        1, ge=1, description="processes that share the slots and sample at the same time, on a CPU; 1: the main process"
+    )
+    threads: int | None = Field(
+        1, ge=1, description="torch threads of an engine; None: the number for learning (threads)"
+    )
+    env_threads: int = Field(
+        0, ge=0, description="threads for worlds that wait, so that they work during generation; 0: no threads"
+    )
+    env_order: Order = Field(
+        "fixed",
+        description="order in which worlds' answers are taken. fixed: runs repeat; free: as they come, which is faster",
+    )
+    max_error_share: float = Field(
+        0.25, ge=0, le=1, description="stop the run when more of an update's episodes fail in their environment"
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="temperature of sampling, and of the log-probs that are trained"
+    )
+
+
+class GameConfig(Section):
+    """Worlds of several players: who has the other seats.
+
+    An opponent is ``random``, ``expert[:KIND]``, or the folder of a run or model. It never learns.
+    """
+
+    opponent: str = Field("self", description="opponent in training; self: learners take every seat (self-play)")
+    policies: Literal["shared", "per_role", "per_player"] = Field(
+        "shared", description="one policy for all seats, one for each role, or one for each seat"
+    )
+    eval_opponent: str = Field("random", description="opponent in measurements; self: as in training")
+
+
+class EvalConfig(Section):
+    """Measurements during training (on ``split``), and before and after it (on ``test_split``)."""
+
+    every: int = Field(10, ge=0, description="updates between two evaluations; 0: never")
+    split: str = Field("validation", description="panel that chooses the best checkpoint")
+    tasks: int = Field(128, ge=1, description="tasks of the panel eval.split")
+    test_split: str | None = Field(
+        "test", description="panel measured before and after training; None: no such measurement"
+    )
+    test_tasks: int = Field(256, ge=1, description="tasks of the test panel")
+    samples: int = Field(1, ge=1, description="sampled episodes per task")
+    greedy: bool = Field(True, description="measure greedy decoding as well as sampling, before and after training")
+    max_error_share: float = Field(
+        0.25, ge=0, le=1, description="refuse a measurement when more of its episodes fail in their environment"
+    )
+
+
+class _WorldOverrides(Section):
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    success_threshold: float | None = None
+    process: bool | None = None
+    step_timeout_s: float | None = None
+    reset_timeout_s: float | None = None
+
+    def where(self) -> dict[str, Any]:
+        """The settings of the world's process and its time limits that are given."""
+        return self.model_dump(include={"process", "step_timeout_s", "reset_timeout_s"}, exclude_none=True)
+
+
+class _RolloutOverrides(Section):
+    engines: int = Field(1, ge=1)
+    env_threads: int = Field(0, ge=0)
+
+
+class _EvalOverrides(Section):
+    max_error_share: float | None = Field(None, ge=0, le=1)
+
+
+class EvaluationOverrides(Section):
+    """What ``turnwise evaluate`` may change: settings of the agent and the world, the speed, and how many may fail."""
+
+    agent: dict[str, Any] = Field(default_factory=dict)
+    env: _WorldOverrides = _WorldOverrides()
+    rollout: _RolloutOverrides = _RolloutOverrides()
+    eval: _EvalOverrides = _EvalOverrides()
