@@ -65,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
         *("agents", "algorithms", "assembly", "commands", "config", "envs", "evaluation", "evaluation.report", "jobs"),
         *("learning", "models", "runs", "training"),
     },
-    "cli": {"commands", "config", "evaluation", "jobs", "models", "runs", "training"},
+    "cli": {"turnwise", "commands", "config", "evaluation", "jobs", "models", "runs", "training"},
     "turnwise": {"moved", "registration"},
 }
 """Part -> the parts of ours that it may import, besides itself. Lower parts come first."""

@@ -8,7 +8,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from turnwise.algorithms.description import describe
 from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.envs import WORLDS
 from turnwise.envs.tasks import make_env, panel
@@ -57,7 +56,10 @@ def settings_table(section: str) -> Table:
     for name, info in run_settings():
         default = "required" if info.is_required() else info.get_default(call_default_factory=True)
         rows += [(name, default, info.description)] if info.description else []
-    rows += [(f"algorithm.{s.name}", s.default, s.meaning) for s in describe(DEFAULT_ALGORITHM).settings]
+    if "algorithm.".startswith(section) or section.startswith("algorithm."):
+        from turnwise.algorithms.description import describe  # here: it brings torch
+
+        rows += [(f"algorithm.{s.name}", s.default, s.meaning) for s in describe(DEFAULT_ALGORITHM).settings]
     rows = [row for row in rows if row[0].startswith(section)]
     if not rows:
         raise ValueError(
@@ -72,6 +74,8 @@ def settings_table(section: str) -> Table:
 
 def algorithms_table() -> Table:
     """Every algorithm: a sentence about it, its paper, and whether it modifies another one, its base."""
+    from turnwise.algorithms.description import describe
+
     table = Table(title="Algorithms", title_justify="left")
     for column in ("name", "what", "paper", ""):
         table.add_column(column, overflow="fold")
@@ -85,6 +89,8 @@ def algorithms_table() -> Table:
 
 def algorithm_page(name: str) -> RenderableType:
     """One algorithm: its text with the equations, its settings, and where the paper and the released code differ."""
+    from turnwise.algorithms.description import describe
+
     found = describe(name)
     table = Table(title="Settings", title_justify="left")
     for column in ("algorithm.", "type", "default", "meaning"):
