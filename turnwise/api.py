@@ -52,7 +52,7 @@ def train(
     - ``config``: a configuration, or the name or path of one; by default the shipped one that fits ``env``.
     - ``env``: a gymnasium id, an environment, or a function or class that makes one.
     - ``model``: a model folder or hub name, or a loaded ``(model, tokenizer)``, which is copied into the run.
-    - ``algorithm``: a name, settings such as ``GRPOConfig(clip=0.1)``, or a recipe function at the top of a module.
+    - ``algorithm``: a name, settings such as ``GRPOConfig(clip_low=0.1)``, or a recipe function at the top of a module.
     - ``settings``: ``key.path=value``, as on the command line.
     - ``callbacks``: functions of each update's record (its line in metrics.jsonl), or ``turnwise.Callback`` objects.
     - ``out``: folder of the run; by default a new one below ``runs/``.
