@@ -7,6 +7,8 @@ Read it from `for update`: collect episodes, store them, learn from them, bring 
 
 import sys
 
+import torch
+
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.agents.seating import Seating
 from turnwise.algorithms.registry import build
@@ -25,10 +27,9 @@ NUM_TASKS, GROUP_SIZE = 8, 8
 
 
 def main(num_updates: int = 5) -> list[float]:
-    config = load_config(
-        "household", algorithm="grpo"
-    )  # settings of the algorithm and the optimizer; a model to begin with
+    config = load_config("household", algorithm="grpo")  # settings: of the model, the algorithm, the optimizer
     env_id = config.env.id
+    torch.set_num_threads(1)  # the products of so small a model are too small for more
     policy = Policy.load(warmstart(config), lora=config.lora)  # the model, with LoRA adapters
     agent = model_agent(policy, config.agent, num_slots=64)  # the sampler: a generation engine over the same weights
     info = config.run_info
@@ -44,9 +45,7 @@ def main(num_updates: int = 5) -> list[float]:
         policy.sync(update + 1)  # merge the adapters into the sampler's copy
         agent.version, agent.adapter_hash = policy.version, policy.adapter_hash
         success.append(sum(bool(t.success) for t in played) / len(played))
-        print(
-            f"update {update}: success {success[-1]:6.1%}, entropy {metrics.entropy:.3f} nats, loss {metrics.loss:+.4f}"
-        )
+        print(f"update {update}: success {success[-1]:.1%}, entropy {metrics.entropy:.3f}, loss {metrics.loss:+.4f}")
     collector.close()
     return success
 

@@ -188,3 +188,16 @@ def test_the_run_configuration_is_named_by_few() -> None:
         *("turnwise.config.schema", "turnwise.config.files", "turnwise.runs.directory", "turnwise.assembly.run"),
         *("turnwise.jobs", "turnwise.api"),
     }
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "train --help", "evaluate --help", "configs", "settings rewards"]
+)
+def test_commands_that_train_nothing_load_no_torch(words: str) -> None:
+    script = (
+        "import sys\nfrom turnwise.cli import app\n"
+        f"try: app({words.split()!r})\nexcept SystemExit as left: assert not left.code, left.code\n"
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr.strip() == "[]", done.stderr

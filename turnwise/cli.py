@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="turnwise",
-    help="Train, evaluate and play language-model agents in multi-turn text worlds.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -49,6 +48,23 @@ SettingsArg = Annotated[
 ]
 EnvOption = Annotated[str | None, typer.Option("--env", help="gymnasium id, or module:ns/Id-v0 for your own.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from turnwise import __version__
+
+        typer.echo(f"turnwise {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _turnwise(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and end.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train, evaluate and play language-model agents in multi-turn text worlds."""
 
 
 @app.command()
