@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import typer
 
+from tests.test_architecture import ALLOWED, LEAVES
 from turnwise.cli import app
 from turnwise.config.files import load_config
 
@@ -113,3 +114,14 @@ def test_the_layout_page_names_what_is_there() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     for module in (ROOT / "turnwise").glob("*.py"):
         assert module.name in page or module.name == "__init__.py", f"{module.name} is not on the architecture page"
+
+
+def test_the_table_of_imports_is_the_one_that_is_held() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.split("| part | may import, of ours |\n", 1)[1].split("\n\n", 1)[0]
+    rows = [
+        [set(re.findall(r"[\w.]+", cell)) for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[1:]
+    ]
+    leaves, found = rows[0][0], {part: allowed for (part,), allowed in rows[1:]}
+    assert leaves == LEAVES
+    assert found == ALLOWED
