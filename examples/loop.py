@@ -35,7 +35,7 @@ def main(num_updates: int = 5) -> list[float]:
     info = config.run_info
     learner = Learner(build(config.algorithm, info), policy, config.optimizer, info)  # credit, loss, optimizer
     collector = Collector(lambda: make_env(env_id), Seating({"": agent}), seed=0)
-    tasks, buffer, success = panel(make_env(env_id), "train"), TrajectoryBuffer(keep_updates=1), []
+    tasks, buffer, success = panel(make_env(env_id), "train"), TrajectoryBuffer(learner.recipe.keep_updates), []
     for update in range(num_updates):
         chosen = [tasks[update * NUM_TASKS + i] for i in range(NUM_TASKS)]
         rollouts = Rollouts(collector, Sampling(max_tokens=config.agent.max_reply_tokens), key=update)

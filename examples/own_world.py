@@ -6,6 +6,8 @@ The agent is told a colour and should say it. The environment offers an expert, 
 can be cloned before RL begins. With a model of your own (`model="Qwen/Qwen2.5-0.5B-Instruct"`) it needs none.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import gymnasium
@@ -31,7 +33,7 @@ class Echo(gymnasium.Env[str, str]):
         won = action.strip() == self.colours[-1]
         return "Right." if won else "Wrong.", float(won), True, False, {"success": won}
 
-    def expert(self, kind: str, seed: int) -> "Expert":
+    def expert(self, kind: str, seed: int) -> Expert:
         return Expert()
 
 
@@ -42,7 +44,7 @@ class Expert:
         return observation.rstrip(".").rpartition(", ")[2]
 
 
-def main(out: str | None = None, **more: Any) -> turnwise.api.Result:
+def main(out: str | None = None, **more: Any) -> Any:
     return turnwise.train(
         env=Echo,
         algorithm="grpo",

@@ -19,6 +19,7 @@ MODULES = {
     **{f"turnwise.agents.{name}": f"turnwise.models.{name}" for name in _MODELS},
     **{f"turnwise.algorithms.{name}": f"turnwise.learning.{name}" for name in _LEARNING},
     **{f"turnwise.records.{name}": f"turnwise.runs.{name}" for name in _RUNS},
+    "turnwise.algorithms.recipe": "turnwise.learning.recipe (Settings and RunInfo: turnwise.learning.settings)",
     "turnwise.algorithms.update": "turnwise.learning.learner",
     "turnwise.configfile": "turnwise.config.files",
     "turnwise.envs.child": "turnwise.childprocess",
