@@ -53,6 +53,7 @@ def main(out: str | None = None, **more: Any) -> Any:
             "model={type: scratch, hidden_size: 64, num_layers: 2}",
             "agent={max_reply_tokens: 8, max_context_tokens: 128}",
             "num_updates=10",
+            "threads=1",
             "eval={every: 0, test_tasks: 64}",
         ],
         callbacks=[lambda record: print(f"update {record['update']}: success {record['success']:.0%}")],
