@@ -1,0 +1,69 @@
+"""One place makes a run's objects, each once."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.runs import config
+from turnwise.assembly.run import Assembly
+from turnwise.envs import tasks
+from turnwise.envs.settings import EnvConfig
+from turnwise.runs.directory import RunDirectory
+
+
+def test_one_environment_is_made_before_the_first_episode_and_closed(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, closed, panels = list[Any](), list[Any](), list[str]()
+    make, close, panel = EnvConfig.make, tasks.close, tasks.panel
+
+    def counted(self: EnvConfig) -> Any:
+        made.append(make(self))
+        return made[-1]
+
+    def asked(env: Any, split: str) -> Any:
+        panels.append(split)
+        return panel(env, split)
+
+    monkeypatch.setattr(EnvConfig, "make", counted)
+    monkeypatch.setattr("turnwise.assembly.run.close", lambda env: (closed.append(env), close(env))[1])
+    monkeypatch.setattr("turnwise.training.tasksets.panel", asked)
+    settings = config(model, "eval={every: 1, tasks: 2, test_split: test, test_tasks: 2}")
+    with closing(Assembly(settings)) as assembly:
+        run = RunDirectory.create(tmp_path / "run", settings, assembly.panels.hashes())
+        with closing(assembly.trainer(run)):
+            assert len(made) == 1
+            assert sorted(panels) == ["test", "train", "validation"], "each panel is opened once"
+    assert closed == made
+
+
+def test_nothing_is_opened_before_it_is_needed(model: Path) -> None:
+    assembly = Assembly(config(model, "env.id=turnwise/Nowhere-v0"))
+    assert assembly.config.env.id == "turnwise/Nowhere-v0"
+    with pytest.raises(ValueError, match="unknown environment 'turnwise/Nowhere-v0'"):
+        _ = assembly.panels
+    assembly.close()
+
+
+def test_a_configuration_is_read_once_from_a_run(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import turnwise.runs.directory as directory
+
+    RunDirectory.create(tmp_path / "run", config(model), {})
+    read = list[Any]()
+    parse = directory.parse_config
+    monkeypatch.setattr(directory, "parse_config", lambda raw: (read.append(raw), parse(raw))[1])
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.config() == run.config() == config(model)
+    assert len(read) == 1
+
+
+def test_a_run_of_a_later_format_is_refused_by_name(tmp_path: Path, model: Path) -> None:
+    RunDirectory.create(tmp_path / "run", config(model), {})
+    written = tmp_path / "run" / "run.json"
+    written.write_text(written.read_text().replace('"format": 2', '"format": 3'))
+    with pytest.raises(ValueError, match="a run of format 3; this version of turnwise reads formats 1 to 2"):
+        RunDirectory.open(tmp_path / "run").config()
