@@ -15,6 +15,7 @@ from tests.worlds import Cue
 from turnwise.agents.seating import CutShortError
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.api import Result
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.envs.given import named
 from turnwise.runs.directory import RunDirectory
@@ -82,7 +83,7 @@ def test_settings_of_an_algorithm_may_be_given(tmp_path: Path, model: Path) -> N
 
 def test_a_run_goes_on_and_is_measured_with_the_world_given_again(run: Path) -> None:
     gymnasium.registry.pop("given/Cue-v0")
-    with pytest.raises(ValueError, match="unknown environment 'given/Cue-v0'"):
+    with pytest.raises(ValueError, match=r"given as an object.*turnwise\.resume"):
         turnwise.resume(run, settings=["num_updates=3"], progress=False)
     turnwise.resume(run, env=Cue, settings=["num_updates=3"], progress=False)
     assert len(lines(run)) == 3
@@ -112,6 +113,63 @@ def test_a_complete_configuration_takes_nothing_beside_it(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"a callback is a function of an update's record"):
         turnwise.train("smoke", callbacks=[3], out=tmp_path / "run", progress=False)  # type: ignore[list-item]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_time_limit_of_a_given_world_is_kept() -> None:
+    limited = gymnasium.make("turnwise/Household-v0", max_episode_steps=2)
+    env_id, kwargs = named(limited)
+    assert env_id.startswith("given/")
+    env = gymnasium.make(env_id, **kwargs)
+    env.reset(seed=0)
+    assert [env.step("look")[3] for _ in range(2)] == [False, True]
+
+
+def test_worlds_of_the_same_name_are_cloned_each_anew(model: Path) -> None:
+    env_id, _ = named(Cue)
+    assert not Assembly(load_config("smoke", [f"env.id={env_id}", "eval={every: 0, test_split: null}"])).is_cached
+
+
+def test_a_model_that_was_given_survives_a_restart(tmp_path: Path, model: Path) -> None:
+    class Stop(turnwise.Callback):
+        def stage(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run", (tiny_model(), tokenizer()), callbacks=[Stop()])
+    assert (tmp_path / "run" / "model").is_dir()
+    assert len(lines(turnwise.resume(tmp_path / "run", env=Cue, progress=False).path)) == 2
+
+
+def test_what_is_said_twice_is_refused(tmp_path: Path, model: Path, run: Path) -> None:
+    chosen = GRPOConfig(clip_low=0.1)
+    with pytest.raises(ValueError, match=r"algorithm is given as an object, and the setting 'algorithm\.kl_coef=0'"):
+        trained(tmp_path / "run", str(model), algorithm=chosen)
+    with pytest.raises(ValueError, match="env is given as an object"):
+        trained(tmp_path / "run", str(model), settings=["env.id=turnwise/Sokoban-v0"])
+    with pytest.raises(ValueError, match="give the environment that it began with"):
+        turnwise.resume(run, env="turnwise/Sokoban-v0", progress=False)
+    with pytest.raises(ValueError, match="settings is a list of texts"):
+        trained(tmp_path / "run", str(model), settings="num_updates=1")
+    with pytest.raises(ValueError, match=r"loaded \(model, tokenizer\); got"):
+        trained(tmp_path / "run", tiny_model())
+    with pytest.raises(ValueError, match="another process does not know given/Cue-v0"):
+        trained(tmp_path / "run", str(model), settings=[*SHORT, "env.process=true"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_agents_episodes_are_given_back(run: Path) -> None:
+    agent = turnwise.Agent.load(run, num_episodes=2)
+    for _ in range(5):
+        other = agent.fresh()
+        other.reset()
+    agent.reset()
+    third = agent.fresh()
+    with pytest.raises(ValueError, match="2 episodes of this model are open"):
+        third.reset()
+    other.close()
+    third.reset()
+    with pytest.raises(ValueError, match="expected a temperature of at least 0"):
+        turnwise.Agent.load(run, temperature=-1.0)
 
 
 def test_an_agent_acts_turn_by_turn(run: Path) -> None:

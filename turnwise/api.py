@@ -25,6 +25,7 @@ from turnwise.jobs import Result
 from turnwise.learning.settings import Settings
 from turnwise.models.drawing import Sampling
 from turnwise.models.policy import Policy
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.observing import Observer, Together
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ def train(
                 "the configuration is complete: give env, model, algorithm and settings to turnwise.load_config, or "
                 "give its name here in the place of it"
             )
+        if model is not None:
+            raise ValueError(
+                "the configuration is complete, its model too: give its name in the place of it, beside model="
+            )
         resolved = config
     else:
         resolved = _configuration(config, env, model, algorithm, settings)
@@ -89,11 +94,13 @@ def resume(
     ``settings`` change what may change, such as ``num_updates=200``. ``env`` is the environment of a run that was given
     one as an object: another process does not know it. Raises as ``train`` does.
     """
-    if env is not None:
-        named(env)
-    from turnwise.runs.directory import RunDirectory
-
-    shown = jobs.resumed_config(RunDirectory.open(path), settings)
+    run = RunDirectory.open(path)
+    shown = jobs.resumed_config(run, settings)
+    if env is not None and named(env) != (shown.env.id, shown.env.kwargs):
+        raise ValueError(
+            f"{path} trains in {shown.env.id} with {shown.env.kwargs or 'no arguments'}; got {named(env)[0]}: give the "
+            "environment that it began with, under the same name"
+        )
     with _display(progress, shown) as display:
         observer = Together([*([display] if display is not None else []), *callbacks])
         return jobs.resume(path, observer, settings)
@@ -125,7 +132,8 @@ class Agent(Acting):
             observation, reward, terminated, truncated, info = env.step(action)
             ended = terminated or truncated
 
-    ``fresh()`` gives another episode over the same model: an agent for each of several environments.
+    ``fresh()`` gives another episode over the same model: an agent for each of several environments. ``close()`` ends
+    an episode and frees its memory.
     """
 
     @classmethod
@@ -166,6 +174,10 @@ def _player(
     num_episodes: int,
 ) -> ModelAgent:
     name = str(target)
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes={num_episodes}: expected at least 1")
+    if not isinstance(checkpoint, int | None) and checkpoint not in ("last", "best"):
+        raise ValueError(f"checkpoint is last, best or the number of an update; got {checkpoint!r}")
     if scripted(name) is not None or is_endpoint(name):
         raise ValueError(f"{name} has no model here: Agent.load takes a run, or a model folder or hub name")
     run = open_run(target)
@@ -192,6 +204,10 @@ def _configuration(
     settings: Sequence[str],
 ) -> RunConfig:
     env_id, kwargs = named(env) if env is not None else (None, {})
+    if isinstance(settings, str) or not all(isinstance(word, str) for word in settings):
+        raise ValueError(f"settings is a list of texts, such as ['num_updates=20']; got {settings!r}"[:200])
+    if not isinstance(model, str | Path | tuple | None):
+        raise ValueError(f"model is a folder, a hub name, or a loaded (model, tokenizer); got {type(model).__name__}")
     words = [f"env.kwargs={json.dumps(kwargs)}"] if kwargs else []
     if isinstance(model, tuple):
         path = str(getattr(_loaded(model)[0], "name_or_path", "") or type(model[0]).__name__)
@@ -199,10 +215,22 @@ def _configuration(
     elif model is not None:
         words += [f"model.path={json.dumps(str(model))}"]
     chosen = algorithm if isinstance(algorithm, str) or algorithm is None else _name_of(algorithm)
+    objects = {"env": env is not None, "model": isinstance(model, tuple), "algorithm": isinstance(algorithm, Settings)}
+    _check_words(settings, objects)
     config = load_config(name, [*words, *settings], env=env_id, algorithm=chosen)
     if not isinstance(algorithm, Settings):
         return config
     return parse_config({**config.model_dump(mode="json"), "algorithm": algorithm.model_dump(mode="json")})
+
+
+def _check_words(words: Sequence[str], given: Mapping[str, bool]) -> None:
+    """Raises ValueError for a setting of what was given as an object: one of the two would be dropped."""
+    keys = {"env": "env.id", "model": "model.path", "algorithm": "algorithm"}
+    for word in words:
+        name = word.partition("=")[0]
+        for what, is_given in given.items():
+            if is_given and (name == keys[what] or (what == "algorithm" and name.startswith("algorithm."))):
+                raise ValueError(f"{what} is given as an object, and the setting {word!r} names another: keep one")
 
 
 def _name_of(algorithm: Settings | Callable[..., Any]) -> str:

@@ -103,7 +103,7 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
         if settings:
             _note(run, config)
         if not run.has_checkpoint:
-            run.restart()
+            run.restart(keep_model=config.warmstart is None)  # one that was given is nowhere else
             return _from_the_start(assembly, run, observer or Callback(), began)
         with closing(assembly.trainer(run, observer)) as trainer:
             trainer.rewind()

@@ -10,6 +10,7 @@ Training and evaluation play many episodes at once (``collector.py``); this play
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from turnwise.agents.actions import parse_action
@@ -38,7 +39,14 @@ class Acting:
     def reset(self, *, instructions: str = "", seed: int = 0) -> None:
         """Begin an episode. ``instructions`` are the world's; they are shown where the agent was trained with them."""
         self.close()
-        self._slot = self._model.engine.open()
+        engine = self._model.engine
+        if engine.num_free == 0:
+            raise ValueError(
+                f"{engine.num_slots} episodes of this model are open: close() an agent, or load it with "
+                "num_episodes=..."
+            )
+        self._slot = engine.open()
+        self._given_back = weakref.finalize(self, engine.close, self._slot)  # also where nobody closes it
         self._seat = Seat(model=self._model, slot=self._slot)
         self._instructions, self._seed = instructions, seed
 
@@ -65,7 +73,10 @@ class Acting:
             seat.prompt = ids = seat.context.restart()
             seat.continues, fresh, held = False, True, 0
         if len(ids) + held > limit:
-            raise CutShortError(f"the context is full: {len(ids) + held} tokens of agent.max_context_tokens={limit}")
+            raise CutShortError(
+                f"the context is full: {len(ids) + held} tokens and a reply of {self._sampling.max_tokens} do not fit "
+                f"into agent.max_context_tokens={min(config.max_context_tokens, engine.max_length)}"
+            )
         key = mix("reply", self._seed, len(seat.turns))
         engine.submit(self._slot, ids, fresh=fresh, key=key, sampling=self._sampling)
         (reply,) = _finished(engine)
@@ -90,7 +101,7 @@ class Acting:
     def close(self) -> None:
         """Give back the episode's place in the engine."""
         if self._slot is not None:
-            self._model.engine.close(self._slot)
+            self._given_back()
             self._slot = None
 
 

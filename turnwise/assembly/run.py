@@ -30,6 +30,7 @@ from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.warmstart import Cloning, begin_model, cached_model, warmstart
 from turnwise.config.schema import RunConfig
 from turnwise.config.sections import GameConfig
+from turnwise.envs.given import is_given
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, close, closed_after, make_env, panel
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
@@ -109,6 +110,9 @@ class Assembly:
     @property
     def is_cached(self) -> bool:
         """Whether the model that a warm start would make is in the cache."""
+        worlds = (self.config.env.id, self.cloning.settings.env or "")
+        if any(is_given(world) for world in worlds):
+            return False  # its name does not say what such a world does
         return cached_model(self.cloning) is not None
 
     def warmstart(self, on_progress: OnProgress | None = None, *, fresh: bool = False) -> Path:
@@ -117,7 +121,7 @@ class Assembly:
         Raises ValueError where the configuration has no warmstart section, or the world no such expert.
         """
         cloning = self.cloning
-        if not fresh and (cached := cached_model(cloning)) is not None:
+        if not fresh and self.is_cached and (cached := cached_model(cloning)) is not None:
             return cached
         settings = cloning.settings
         if settings.env is None:

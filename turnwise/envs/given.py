@@ -8,11 +8,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
 
 from turnwise.envs.interface import TextEnv
 
 NAMESPACE = "given"
 """Ids of such environments begin with it. Another process does not know them."""
+
+
+def is_given(env_id: str) -> bool:
+    """Whether an id stands for an object of this process."""
+    return env_id.startswith(f"{NAMESPACE}/")
 
 
 def named(env: str | TextEnv | Callable[..., TextEnv]) -> tuple[str, dict[str, Any]]:
@@ -26,7 +32,7 @@ def named(env: str | TextEnv | Callable[..., TextEnv]) -> tuple[str, dict[str, A
         return env, {}
     if isinstance(env, gymnasium.Env):
         spec = env.spec
-        if spec is not None and not spec.additional_wrappers and _is_plain(spec.kwargs):
+        if spec is not None and _is_as_registered(spec):
             return spec.id, dict(spec.kwargs)
         return _registered(type(env.unwrapped).__name__, lambda: copy.deepcopy(env)), {}
     if callable(env):
@@ -41,6 +47,16 @@ def _registered(name: str, make: Callable[..., TextEnv]) -> str:
     gymnasium.registry.pop(env_id, None)
     gymnasium.register(env_id, entry_point=make, disable_env_checker=True)  # any text is an observation
     return env_id
+
+
+def _is_as_registered(spec: EnvSpec) -> bool:
+    """Whether ``gymnasium.make`` of its id and arguments gives the same: no other time limit, no wrapper around it."""
+    known = gymnasium.registry.get(spec.id)
+    same = known is not None and (known.max_episode_steps, known.entry_point) == (
+        spec.max_episode_steps,
+        spec.entry_point,
+    )
+    return same and not spec.additional_wrappers and _is_plain(spec.kwargs)
 
 
 def _is_plain(kwargs: Mapping[str, Any]) -> bool:

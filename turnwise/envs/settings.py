@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from turnwise.envs.given import is_given
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, make_env
 from turnwise.errors import UnusedSettingError
@@ -30,6 +31,11 @@ class EnvConfig(BaseModel):
 
     def make(self) -> TextEnv:
         """A fresh environment. Raises ValueError for an unknown id, or settings that the world does not take."""
+        if self.process and is_given(self.id):
+            raise ValueError(
+                f"env.process=true: another process does not know {self.id}, which was given as an object. Register it "
+                'in a module (env="your_module:Your/Env-v0"), or leave env.process out'
+            )
         if not self.process:
             return make_env(self.id, **self.kwargs)
         return ProcessEnv(

@@ -91,6 +91,11 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
             told = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
             raise ValueError(f"environment {env_id!r}: cannot import module {module!r} ({told})") from error
     if name not in gymnasium.registry:
+        if name.startswith("given/"):
+            raise ValueError(
+                f"unknown environment {name!r}: it was given as an object, which this process does not have. Give it "
+                "again from Python: turnwise.resume(run, env=...), turnwise.evaluate(run, env=...)"
+            )
         near = difflib.get_close_matches(name, gymnasium.registry, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(

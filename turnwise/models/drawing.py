@@ -28,6 +28,7 @@ docs/adr/014-hashed-gumbel-noise.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,13 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k}: expected a temperature of at "
+                "least 0 (0: greedy), top_p above 0 and at most 1, and top_k of at least 0 (0: off)"
+            )
 
 
 class LogitsError(ValueError):

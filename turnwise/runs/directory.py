@@ -192,14 +192,15 @@ class RunDirectory:
             if len(ends) < finished:
                 warnings.warn(f"{self.metrics_path} holds {len(ends)} of {finished} updates", stacklevel=2)
 
-    def restart(self) -> None:
+    def restart(self, *, keep_model: bool = False) -> None:
         """Drop the files of a run that stopped before its first checkpoint.
 
         Raises ValueError where its updates have begun: such a run had a checkpoint, and its episodes would be lost.
         """
         if self.metrics_path.exists() or self.trajectories_path.exists():
             raise ValueError(f"{self.path} has trained and holds no checkpoint: it cannot go on; start a new run")
-        shutil.rmtree(self.model_path, ignore_errors=True)
+        if not keep_model:
+            shutil.rmtree(self.model_path, ignore_errors=True)
         self.evaluation_path.unlink(missing_ok=True)
 
     def save(self, checkpoint: Checkpoint) -> None:

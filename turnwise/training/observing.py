@@ -53,9 +53,11 @@ class Together(Callback):
     def __init__(self, observers: Sequence[Observer | Callable[[dict[str, Any]], object]]) -> None:
         self._all: list[Observer] = []
         for each in observers:
-            if all(hasattr(each, name) for name in ("stage", "cloning", "episode", "update", "report")):
+            if not isinstance(each, type) and all(
+                hasattr(each, name) for name in ("stage", "cloning", "episode", "update", "report")
+            ):
                 self._all.append(each)  # type: ignore[arg-type]
-            elif callable(each):
+            elif callable(each) and not isinstance(each, type):
                 self._all.append(_OnUpdate(each))
             else:
                 raise ValueError(
