@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -34,6 +35,8 @@ def named(env: str | TextEnv | Callable[..., TextEnv]) -> tuple[str, dict[str, A
         spec = env.spec
         if spec is not None and _is_as_registered(spec):
             return spec.id, dict(spec.kwargs)
+        if spec is not None:  # with a time limit or wrappers of its own
+            return _registered(type(env.unwrapped).__name__, partial(gymnasium.make, spec)), {}
         return _registered(type(env.unwrapped).__name__, lambda: copy.deepcopy(env)), {}
     if callable(env):
         return _registered(getattr(env, "__name__", type(env).__name__), env), {}
