@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
 from pathlib import Path
 from typing import Any
@@ -219,7 +220,7 @@ def test_whom_an_agent_may_be(run: Path, model: Path) -> None:
 
 def test_old_places_are_told() -> None:
     with pytest.raises(ImportError, match=r"import turnwise\.learning\.parts"):
-        import turnwise.algorithms.parts
+        importlib.import_module("turnwise.algorithms.parts")
     with pytest.raises(ImportError, match=r"turnwise\.config\.schema\.RunConfig"):
         from turnwise.config import RunConfig  # noqa: F401
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
