@@ -39,13 +39,15 @@ class Tab:
         number = next(self._ids)
         self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self.socket.recv(timeout=60))
+            message = json.loads(self.socket.recv(timeout=180))
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]
             self._hear(message)
 
     def _hear(self, message: dict[str, Any]) -> None:
+        if "method" not in message:
+            return  # the answer to a call that was given up
         method, parameters = message["method"], message["params"]
         if method == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(parameters["exceptionDetails"]))
@@ -121,7 +123,7 @@ def chromium(profile: Path, binary: str) -> Iterator[Tab]:
 def _address(process: subprocess.Popen[bytes], profile: Path) -> str:
     """The browser writes its port and path into its profile."""
     file = profile / "DevToolsActivePort"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while time.monotonic() < end:
         assert process.poll() is None, f"the browser ended with exit code {process.returncode}"
         lines = file.read_text().split() if file.exists() else []
