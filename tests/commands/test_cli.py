@@ -66,6 +66,7 @@ def test_mistakes_are_one_message(
 
 
 def test_a_mistake_shows_no_traceback(tmp_path: Path) -> None:
+    """Takes seconds: the one test here that starts a process, as a person does."""
     asked = run("train", "optimizr.lr=1", cwd=tmp_path)
     assert (asked.returncode, asked.stdout) == (2, "")
     assert asked.stderr.strip() == "Error: Unknown setting 'optimizr'. Did you mean 'optimizer'?"
@@ -133,6 +134,7 @@ def test_a_person_can_play(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_smoke_demo_then_resume_evaluate_and_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Takes seconds: five commands, one after the other, on what the one before has made."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     small = ["warmstart.max_tokens=8000", "warmstart.tokenizer_episodes=40", "model.hidden_size=32", "num_updates=2"]

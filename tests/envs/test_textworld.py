@@ -77,6 +77,7 @@ def test_sizes_are_known_without_a_game(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_sizes_are_those_of_the_panels(env: TextWorldEnv) -> None:
+    """Takes seconds: the compiler makes the four games that every test of this file plays."""
     assert env.sizes == {split: len(env.tasks(split)) for split in env.splits}
 
 
