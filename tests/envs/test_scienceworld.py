@@ -376,7 +376,7 @@ def test_no_process_is_left_behind(ending: str, tmp_path: Path) -> None:
 def test_the_expert_solves_and_finds_back_after_noise(
     env: ScienceWorldEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Takes seconds: the only fast test in which an episode is won."""
+    """Takes seconds: three episodes are played to their end."""
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path))
     for noise in ([], ["teleport to outside"], ["no such action", "look around"]):
         observation, info = env.reset(options={"task": 1})
