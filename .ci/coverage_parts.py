@@ -31,7 +31,7 @@ def main() -> None:
         together = percent(lines + branches, all_lines + all_branches)
         row = f"{percent(lines, all_lines):9.1f} {percent(branches, all_branches):9.1f} {together:9.1f}"
         sys.stdout.write(f"  {part:<16} {row}\n")
-        if together < LOW:
+        if part != "all" and together < LOW:
             low.append(f"{part} ({together:.1f} %)")
     sys.stdout.write(f"parts under {LOW:.0f} %: {', '.join(low) or 'none'}\n")
 
