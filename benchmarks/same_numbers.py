@@ -1,7 +1,7 @@
 """Short runs of every algorithm and of the other ways to train, as fingerprints: does a change move any number?
 
-    python benchmarks/same_numbers.py --write /tmp/before.json        (in a checkout without the change)
-    python benchmarks/same_numbers.py --against /tmp/before.json      (in one with it)
+    python benchmarks/same_numbers.py --write before.json        (in a checkout without the change)
+    python benchmarks/same_numbers.py --against before.json      (in one with it)
 
 Each run makes two updates of at most 32 episodes of a small model, and measures it before and after. Its fingerprint
 is the hash of every line of ``metrics.jsonl`` without its seconds, and of ``evaluation.json`` without its times. The

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tests.training.tiny import StopAfter, StopError
 from tests.view.runs import attempt, episode, make_run, task, turn
 from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.assembly.run import Assembly
@@ -171,19 +172,6 @@ def test_the_best_trial_is_taken_and_spans_the_schedules(modules: Any, finished:
     config = RunDirectory(finished / "smoke" / "epo" / "seed-0").config()
     assert config.num_updates == num_updates
     assert config.eval.test_split == "test"
-
-
-class StopError(Exception):
-    """Stands for a crash."""
-
-
-class StopAfter(Callback):
-    def __init__(self, updates: int) -> None:
-        self.updates = updates
-
-    def update(self, record: dict[str, Any]) -> None:
-        if record["update"] + 1 == self.updates:
-            raise StopError
 
 
 def test_an_interrupted_cell_goes_on_to_the_same_numbers(modules: Any, finished: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
+from turnwise.envs.given import is_given
 from turnwise.envs.interface import (
     Expert,
     HasExpert,
@@ -91,7 +92,7 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
             told = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
             raise ValueError(f"environment {env_id!r}: cannot import module {module!r} ({told})") from error
     if name not in gymnasium.registry:
-        if name.startswith("given/"):
+        if is_given(name):
             raise ValueError(
                 f"unknown environment {name!r}: it was given as an object, which this process does not have. Give it "
                 "again from Python: turnwise.resume(run, env=...), turnwise.evaluate(run, env=...)"
