@@ -20,6 +20,19 @@ These keys of ``info`` are read where they are present:
     valid                bool: whether the last action was understood
     task_type            str: the task's type, for tables, where the panel does not give it
 
+A world may speak in a chat with roles. Its ``observation`` then stays readable text, an action is what ``said.py``
+writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
+
+    messages             list of messages: those that are new since turn ``after``
+    after                int: the number of the turn (from 0) that this request goes on from. Absent: it begins afresh,
+                         and ``messages`` hold the whole conversation
+    tools                list of function schemas in OpenAI's form, {"type": "function", "function": {"name",
+                         "description", "parameters"}}; given with a request that begins afresh
+
+A message is a dictionary with "role" (system, user, assistant or tool) and "content" (str). An assistant's may have
+"tool_calls", [{"id": str, "name": str, "arguments": dict}], and "reasoning" (str), its thought. A tool's has
+"tool_call_id" (str) and "name" (str).
+
 Games have further keys (``HasPlayers``).
 """
 
