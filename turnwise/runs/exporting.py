@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from turnwise.agents.chat import ChatFormat
-from turnwise.agents.dialogue import conversations, in_openai_form, offered
+from turnwise.agents.dialogue import asked, conversations, in_openai_form, offered
 from turnwise.agents.roles import as_message, with_system
 from turnwise.agents.spelling import encodable
 from turnwise.envs.said import heard
@@ -96,12 +96,13 @@ def _token_rows(trajectory: Trajectory) -> Iterator[Row]:
 
 
 def _dialogues(trajectory: Trajectory, system: str) -> Iterator[Row]:
-    """The chats of an episode with roles: one for each context, as it was after its last reply; and its tools."""
-    told, tools, last = conversations(trajectory.turns), offered(trajectory.turns), -1
-    for context in contexts(trajectory):
-        last += len(context)
-        said = with_system([*told[last], as_message(heard(trajectory.turns[last].action))], system)
-        yield {"messages": _plain([in_openai_form(message) for message in said]), "tools": _plain(tools[last])}
+    """The chats of an episode with roles, and their tools: one for each reply that no later turn goes on from."""
+    told, tools = conversations(trajectory.turns), offered(trajectory.turns)
+    passed = {asked(turn).get("after") for turn in trajectory.turns}
+    for n, turn in enumerate(trajectory.turns):
+        if n not in passed:
+            said = with_system([*told[n], as_message(heard(turn.action))], system)
+            yield {"messages": _plain([in_openai_form(message) for message in said]), "tools": _plain(tools[n])}
 
 
 def trajectory_row(stored: Stored) -> Row:
