@@ -20,6 +20,7 @@ from rich.markup import escape
 from turnwise.commands import bench, runs, worlds
 from turnwise.commands import convert as conversion
 from turnwise.commands import plan as cli_plan
+from turnwise.commands import template as templates
 from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 
@@ -42,6 +43,7 @@ for _command in (worlds.envs, worlds.play, worlds.check_env, worlds.serve_search
 app.command()(views.view)
 app.command()(cli_plan.plan)
 app.command()(conversion.convert)
+app.command()(templates.template)
 
 console = Console()
 
