@@ -85,6 +85,10 @@ def train(
             "--tools", help="Functions or a class of yours as the world: module:NAME, with --tasks, --reward."
         ),
     ] = None,
+    mcp: Annotated[
+        list[str] | None,
+        typer.Option("--mcp", help="Tools of an MCP server: its command line or address; may be given several times."),
+    ] = None,
     tasks: Annotated[
         str | None, typer.Option("--tasks", help="Their tasks: FILE.jsonl, or hf:DATASET[@REVISION][#CONFIG][:SPLIT].")
     ] = None,
@@ -107,7 +111,7 @@ def train(
     [dim]turnwise train --resume runs/household-grpo-s0-1 num_updates=80[/dim]
     """
     if resume is not None:
-        if env or algorithm or out or tools or tasks or reward or seed is not None:
+        if env or algorithm or out or tools or mcp or tasks or reward or seed is not None:
             raise ValueError("--resume takes world, algorithm, folder and seed from the run: leave them out")
         if print_config:
             raise ValueError("--print-config is for a run that begins: RUN/config.yaml holds a run's")
@@ -117,7 +121,7 @@ def train(
     from turnwise.config.files import dump_config, load_config
 
     name, given = _words(settings, [f"seed={seed}"] if seed is not None else [])
-    env, more = world_of(env, tools=tools, tasks=tasks, reward=reward)
+    env, more = world_of(env, tools=tools, mcp=mcp or (), tasks=tasks, reward=reward)
     config = load_config(name, [*more, *given], env=env, algorithm=algorithm)
     if print_config:
         typer.echo(dump_config(config), nl=False)

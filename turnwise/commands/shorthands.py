@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from turnwise.envs.tools.world import ENV_ID as TOOLS
 
 
 def world_of(
-    env: str | None, *, tools: str | None = None, tasks: str | None = None, reward: str | None = None
+    env: str | None,
+    *,
+    tools: str | None = None,
+    mcp: Sequence[str] = (),
+    tasks: str | None = None,
+    reward: str | None = None,
 ) -> tuple[str | None, list[str]]:
-    """The world that ``--tools`` stands for, and the settings of ``--tasks`` and ``--reward``.
+    """The world that ``--tools`` and ``--mcp`` stand for, and the settings of ``--tasks`` and ``--reward``.
 
     Files are named from the root, so that a run goes on from any folder. Raises ValueError for ``--tools`` beside
     ``--env``, and for an option without those that it needs.
     """
-    given = {"tools": tools, "tasks": tasks, "reward": reward}
-    if not any(given.values()):
+    given: dict[str, str | list[str] | None] = {"tools": tools, "mcp": list(mcp), "tasks": tasks, "reward": reward}
+    named = [f"--{name}" for name, value in given.items() if value]
+    if not named:
         return env, []
-    if tools is None:
-        named = " and ".join(f"--{name}" for name, value in given.items() if value)
-        raise ValueError(f"{named} need --tools module:NAME; the settings of another world are env.kwargs.NAME=VALUE")
+    if not tools and not mcp:
+        raise ValueError(
+            f"{' and '.join(named)} need --tools module:NAME or --mcp SERVER; the settings of another world are "
+            "env.kwargs.NAME=VALUE"
+        )
     if env is not None:
-        raise ValueError(f"--tools stands for --env {TOOLS}: give one of them")
-    if missing := [f"--{name}" for name, value in given.items() if not value]:
-        raise ValueError(f"--tools needs {' and '.join(missing)} too")
+        raise ValueError(f"{named[0]} stands for --env {TOOLS}: give one of them")
+    if missing := [f"--{name}" for name in ("tasks", "reward") if not given[name]]:
+        raise ValueError(f"{named[0]} needs {' and '.join(missing)} too")
     assert tasks is not None
     place = tasks if tasks.startswith("hf:") else str(Path(tasks).expanduser().resolve())
-    return TOOLS, [f"env.kwargs.{name}={json.dumps(value)}" for name, value in {**given, "tasks": place}.items()]
+    settings = {name: value for name, value in {**given, "tasks": place}.items() if value}
+    return TOOLS, [f"env.kwargs.{name}={json.dumps(value)}" for name, value in settings.items()]

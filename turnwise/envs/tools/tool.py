@@ -36,7 +36,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool by its name. ``schema`` is that of its parameters; ``run`` gets the arguments, which fit the schema."""
+    """A tool by its name. ``schema`` is that of its parameters; ``run`` gets the arguments, which fit the schema;
+    it may return a ``Result``."""
 
     name: str
     description: str
@@ -49,6 +50,10 @@ class Tool:
         """The tool as models are shown it: OpenAI's form of a function schema."""
         about = {"name": self.name, "description": self.description, "parameters": dict(self.schema)}
         return {"type": "function", "function": about}
+
+
+class WorldBrokenError(RuntimeError):
+    """What stands behind a tool is gone: the episode fails, and not the call."""
 
 
 class WrongArgumentsError(ValueError):
@@ -91,7 +96,7 @@ def tools_of(source: Any) -> list[Tool]:
 
 
 def call(tools: Mapping[str, Tool], asked: Call) -> Result:
-    """Make a call. Never raises what a tool raises: the model reads it."""
+    """Make a call. Never raises what a tool raises: the model reads it. WorldBrokenError alone is passed on."""
     if asked.name not in tools:
         near = difflib.get_close_matches(asked.name, tools, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -102,7 +107,10 @@ def call(tools: Mapping[str, Tool], asked: Call) -> Result:
     except WrongArgumentsError as error:
         return Result(f"Error: {asked.name}: {error}", False)
     try:
-        return Result(as_text(tool.run(arguments)))
+        found = tool.run(arguments)
+        return found if isinstance(found, Result) else Result(as_text(found))
+    except WorldBrokenError:
+        raise
     except (Exception, SystemExit) as error:  # a function of the user's: it may fail in any way
         return Result(f"Error: {' '.join(f'{type(error).__name__}: {error}'.split())[:1000]}")
 
@@ -193,11 +201,12 @@ def _outcome(value: Any) -> Any:
 
 def wait_for(work: Coroutine[Any, Any, Any]) -> Any:
     """The result of asynchronous work, which runs in the one event loop of all tools: clients may be shared there."""
-    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+    return asyncio.run_coroutine_threadsafe(work, loop_of_tools()).result()
 
 
 @lru_cache(maxsize=1)
-def _loop() -> asyncio.AbstractEventLoop:
+def loop_of_tools() -> asyncio.AbstractEventLoop:
+    """The event loop of asynchronous tools and of clients, in a thread of its own."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="tools", daemon=True).start()
     return loop
