@@ -32,7 +32,9 @@ def leave() -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if sys.argv[1:] and Server.__name__ == "MCPServer":
+        server.run("streamable-http", port=int(sys.argv[1]))  # type: ignore[call-arg]
+    elif sys.argv[1:]:
         server.settings.port = int(sys.argv[1])
         server.run("streamable-http")
     else:
