@@ -55,6 +55,9 @@ WORLDS: dict[str, World] = {
     "turnwise/SQL-v0": World(
         "turnwise.envs.sql.world:SQLEnv", "questions about generated databases, answered with SQL; tools, roles"
     ),
+    "turnwise/Office-v0": World(
+        "turnwise.envs.office.world:OfficeEnv", "contacts, calendar and mail of a small office; tools, roles"
+    ),
     "turnwise/Tools-v0": World(
         "turnwise.envs.tools.world:ToolsEnv", "functions of yours as tools, tasks from your rows"
     ),

@@ -31,11 +31,11 @@ def by_hand(env: SQLEnv) -> str:
     columns = {name: [row[n] for row in table.rows] for n, name in enumerate(table.columns)}
     texts = [column for column in columns.values() if isinstance(column[0], str)]
     if made.kind == "number of":
-        (place,) = (n for n, name in enumerate(texts[0] + texts[1]) if words.endswith(f" {name}"))
+        (place,) = (n for n, name in enumerate(texts[0] + texts[1]) if words.endswith(f" '{name}'"))
         asked_for = made.sql.split()[1]
         return str(columns[asked_for][place % len(table.rows)])
     if made.kind == "how many":
-        return str(sum(words.endswith(f" {value}") for column in texts for value in column))
+        return str(sum(words.endswith(f" '{value}'") for column in texts for value in column))
     column = columns[made.sql.split()[6]]
     best = max(column) if "highest" in words else min(column)
     return str(columns[made.sql.split()[1]][column.index(best)])

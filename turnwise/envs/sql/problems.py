@@ -187,13 +187,13 @@ def _number_of(made: _Made, events: Table | None, rng: random.Random) -> tuple[s
     which, row = rng.randrange(2), rng.choice(made.rows)
     called, column = made.theme.numbers[which][0], made.numbers[which]
     sql = f"SELECT {column} FROM {made.table.name} WHERE {made.key} = '{row[1]}'"
-    return f"What is the {called} of the {made.theme.one} {row[1]}?", sql
+    return f"What is the {called} of the {made.theme.one} '{row[1]}'?", sql
 
 
 def _how_many(made: _Made, events: Table | None, rng: random.Random) -> tuple[str, str]:
     value = rng.choice(made.rows)[2]
     sql = f"SELECT COUNT(*) FROM {made.table.name} WHERE {made.category} = '{value}'"
-    return f"How many {made.theme.many} have the {made.theme.category[0]} {value}?", sql
+    return f"How many {made.theme.many} have the {made.theme.category[0]} '{value}'?", sql
 
 
 def _which_most(made: _Made, events: Table | None, rng: random.Random) -> tuple[str, str]:
@@ -208,7 +208,7 @@ def _sum(made: _Made, events: Table | None, rng: random.Random) -> tuple[str, st
     which, value = rng.randrange(2), rng.choice(made.rows)[2]
     called, column = made.theme.numbers[which][0], made.numbers[which]
     sql = f"SELECT SUM({column}) FROM {made.table.name} WHERE {made.category} = '{value}'"
-    return f"What is the total {called} of the {made.theme.many} with the {made.theme.category[0]} {value}?", sql
+    return f"What is the total {called} of the {made.theme.many} with the {made.theme.category[0]} '{value}'?", sql
 
 
 def _above(made: _Made, events: Table | None, rng: random.Random) -> tuple[str, str]:
@@ -223,7 +223,7 @@ def _which_least_in(made: _Made, events: Table | None, rng: random.Random) -> tu
     which, value = rng.randrange(2), rng.choice(made.rows)[2]
     called, column = made.theme.numbers[which][0], made.numbers[which]
     sql = f"SELECT {made.key} FROM {made.table.name} WHERE {made.category} = '{value}' ORDER BY {column} ASC LIMIT 1"
-    return f"Which {made.theme.one} with the {made.theme.category[0]} {value} has the lowest {called}?", sql
+    return f"Which {made.theme.one} with the {made.theme.category[0]} '{value}' has the lowest {called}?", sql
 
 
 def _of_events(made: _Made, events: Table | None, rng: random.Random) -> tuple[str, str]:
@@ -233,7 +233,7 @@ def _of_events(made: _Made, events: Table | None, rng: random.Random) -> tuple[s
         f"SELECT COUNT(*) FROM {events.name} JOIN {made.table.name} ON {events.columns[1]} = {made.table.name}.id "
         f"WHERE {made.key} = '{row[1]}'"
     )
-    return f"How many {made.theme.event[0]}s does the {made.theme.one} {row[1]} have?", sql
+    return f"How many {made.theme.event[0]}s does the {made.theme.one} '{row[1]}' have?", sql
 
 
 def _most_events(made: _Made, events: Table | None, rng: random.Random) -> tuple[str, str]:

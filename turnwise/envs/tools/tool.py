@@ -13,7 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NotRequired, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -63,7 +63,7 @@ class WrongArgumentsError(ValueError):
 def tool_of(function: Callable[..., Any], name: str = "") -> Tool:
     """A function, or a bound method, as a tool. Raises ValueError, which says why, for one that cannot be described."""
     name = name or function.__name__
-    adapter, schema = _arguments(function, name)
+    adapter, schema = _known_arguments(getattr(function, "__func__", function), inspect.ismethod(function), name)
 
     def check(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
@@ -133,16 +133,22 @@ def _methods(kind: type) -> list[str]:
     ]
 
 
-def _arguments(function: Callable[..., Any], name: str) -> tuple[TypeAdapter[Any], dict[str, Any]]:
-    """What reads the arguments of a function, and their schema."""
-    where = f"tool {name}{inspect.signature(function)}"
+@lru_cache(maxsize=1024)
+def _known_arguments(function: Any, is_method: bool, name: str) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    """The same for each episode's instance of a class: making a schema takes a millisecond."""
+    return _arguments(partial(function, None) if is_method else function, function, name)
+
+
+def _arguments(called: Any, function: Any, name: str) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    """What reads the arguments of a function, as it is ``called``, and their schema."""
+    where = f"tool {name}{inspect.signature(called)}"
     fields: dict[str, Any] = {}
     try:
         hints = get_type_hints(function, include_extras=True)
-    except NameError as error:
+    except (NameError, TypeError) as error:
         raise ValueError(f"{where}: a type hint cannot be read: {error}") from error
     defaults = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in inspect.signature(called).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise ValueError(f"{where}: a model gives arguments by name, and {parameter} takes none so: name each one")
         if parameter.name not in hints:
