@@ -117,20 +117,12 @@ def test_calculations_are_python_s(numbers: list[int], operations: list[str]) ->
 @pytest.mark.parametrize(
     "expression",
     [
-        "2 ** 99999",
-        "9" * 100,
-        "__import__('os')",
-        "x",
-        "1 + ",
-        "(" * 150 + "1",
-        "1 if 1 else 2",
-        "True",
-        "'a' * 9",
-        "1e300",
+        *("2 ** 99999", "9" * 100, "__import__('os')", "x", "1 + ", "(" * 150 + "1"),
+        *("1 if 1 else 2", "True", "'a' * 9", "1e300"),
     ],
 )
 def test_anything_else_is_no_calculation(expression: str) -> None:
-    with pytest.raises(ValueError, match="expression|too large"):
+    with pytest.raises(ValueError, match=r"expression|too large"):
         value_of(expression)
 
 
