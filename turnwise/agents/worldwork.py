@@ -64,12 +64,12 @@ class WorldThreads:
 class WorldWork(Generic[_T]):
     """Work of environments that was begun and whose results were not yet processed.
 
-    A ``tag`` names each piece of work. The seconds in which the caller waits for results count as "environment" in
+    A ``tag`` names each piece of work. The seconds in which the caller waits for results count as ``stage`` in
     ``clock``.
     """
 
-    def __init__(self, threads: WorldThreads, clock: Clock) -> None:
-        self._threads, self._clock = threads, clock
+    def __init__(self, threads: WorldThreads, clock: Clock, stage: str = "environment") -> None:
+        self._threads, self._clock, self._stage = threads, clock, stage
         self._begun: deque[_Begun[_T]] = deque()
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class WorldWork(Generic[_T]):
                 found = self._begun.popleft() if self._due(generating()) else None
             if found is None:
                 return
-            with self._clock.stage("environment", 0):
+            with self._clock.stage(self._stage, 0):
                 error = found.future.result()
             yield found.tag, error
 
@@ -111,7 +111,7 @@ class WorldWork(Generic[_T]):
 
     def _first_done(self, block: bool) -> _Begun[_T] | None:
         if block:
-            with self._clock.stage("environment", 0):
+            with self._clock.stage(self._stage, 0):
                 wait([begun.future for begun in self._begun], return_when=FIRST_COMPLETED)
         found = next((begun for begun in self._begun if begun.future.done()), None)
         if found is not None:
