@@ -33,7 +33,10 @@ ALLOWED: dict[str, set[str]] = {
         *("agents", "algorithms", "cloning", "envs", "errors", "grading", "learning", "models", "monitoring"),
         "moved",
     },
-    "runs": {"turnwise", "agents", "config", "envs", "errors", "grading", "models", "replay", "trajectory"},
+    "runs": {
+        *("turnwise", "agents", "config", "envs", "errors", "grading", "jsonfile", "models", "replay", "statistics"),
+        "trajectory",
+    },
     # What a measurement is, apart from whole evaluations: training measures too.
     "evaluation.report": {"agents", "envs", "grading", "jsonfile", "statistics", "trajectory"},
     "evaluation.playing": {"agents", "evaluation.report", "models", "trajectory"},
@@ -47,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "evaluation": {
         *("agents", "assembly", "cloning", "config", "envs", "errors", "evaluation.playing", "evaluation.report"),
-        *("jsonfile", "models", "monitoring", "replay", "runs", "statistics", "svg", "trajectory"),
+        *("grading", "jsonfile", "models", "monitoring", "replay", "runs", "statistics", "svg", "trajectory"),
     },
     "jobs": {
         *("agents", "algorithms", "assembly", "cloning", "config", "errors", "evaluation.report", "jsonfile"),

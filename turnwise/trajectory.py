@@ -7,10 +7,11 @@ were drawn, for ever.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,6 +164,11 @@ class Trajectory:
     last_anchor: str = ""
     given: str = ""
     grading: Grading | None = None
+
+    def told(self) -> dict[str, Any]:
+        """What the world told of the task, read from ``given``; {} for nothing."""
+        found: dict[str, Any] = json.loads(self.given) if self.given else {}
+        return found
 
     @property
     def rewards(self) -> list[float]:

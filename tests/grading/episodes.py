@@ -35,11 +35,17 @@ def shown(body: Mapping[str, Any]) -> str:
     """The record that a request quotes, between the marks."""
     text = body["messages"][1]["content"]
     line = next(line for line in text.splitlines() if line.startswith("====="))
-    before, record, after = text.split(f"\n{line}\n")
+    before, record, _ = text.split(f"\n{line}\n")
     assert line.split()[1] in before
     return str(record)
 
 
 def judging(worth: Callable[[Sequence[dict[str, str]]], Mapping[str, str]]) -> Callable[[dict[str, Any]], Response]:
-    """A server whose choices depend on the record, as lines."""
-    return lambda body: completion(verdict(**worth([json.loads(line) for line in shown(body).splitlines()])), 100, 20)
+    """A server whose choices depend on the record, as lines; those of criteria that are not asked are left out."""
+
+    def answer(body: dict[str, Any]) -> Response:
+        chosen = worth([json.loads(line) for line in shown(body).splitlines()])
+        asked = body["messages"][1]["content"].partition("=====")[0]
+        return completion(verdict(**{n: c for n, c in chosen.items() if f'- "{n}": ' in asked}), 100, 20)
+
+    return answer

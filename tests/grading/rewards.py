@@ -57,3 +57,7 @@ def of_three(episode: Trajectory, task: dict[str, Any], shop: object) -> float:
 
 
 number = 3.0
+
+
+def word(episode: Trajectory, task: dict[str, Any]) -> int:
+    return int(task["word"])

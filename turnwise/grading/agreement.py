@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,19 @@ def graded(trajectories: Iterable[Trajectory]) -> Graded | None:
         agreement=wilson(sum((verdict >= 0.5) == won for verdict, won in known), len(known)) if known else None,
         on_won=_mean([verdict for verdict, won in known if won]),
         on_lost=_mean([verdict for verdict, won in known if not won]),
+    )
+
+
+def judged_text(took: Mapping[str, float]) -> str:
+    """``the judge: 64 verdicts (3 known before), 61 requests, 81,204 prompt and 4,120 completion tokens``."""
+    used = {
+        name: int(took.get(name, 0)) for name in ("given", "found", "requests", "prompt_tokens", "completion_tokens")
+    }
+    cost = f", cost {took['cost']:.4f}" if "cost" in took else ""
+    return (
+        f"the judge: {used['given'] + used['found']:,} verdicts ({used['found']:,} known before), "
+        f"{used['requests']:,} requests, {used['prompt_tokens']:,} prompt and {used['completion_tokens']:,} completion "
+        f"tokens{cost}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Mapping
@@ -49,9 +48,8 @@ class Grader:
         """
         if episode.end == "error" or not episode.turns or episode.only_looked_at:
             return episode
-        task: dict[str, Any] = json.loads(episode.given) if episode.given else {}
         try:
-            return self._paid(episode, task)
+            return self._paid(episode, episode.told())
         except AgentError:
             raise
         except Exception as error:  # whatever a function of the user's raises

@@ -113,7 +113,7 @@ def _plain_fields(kind: type) -> list[tuple[str, tuple[type, ...]]]:
     found = []
     for name, hint in get_type_hints(kind).items():
         classes = get_args(hint) or (hint,)
-        if {str, int, float, bool} & set(classes):
+        if {str, int, float, bool} & set(classes) and all(isinstance(each, type) for each in classes):
             found.append((name, (*classes, int) if float in classes else classes))
     return found
 
