@@ -66,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "commands": {
         *("agents", "algorithms", "assembly", "bench", "clock", "cloning", "config", "envs", "errors", "evaluation"),
-        *("evaluation.report", "jobs", "models", "runs", "statistics", "training", "trajectory", "view"),
+        *("evaluation.report", "grading", "jobs", "models", "runs", "statistics", "training", "trajectory", "view"),
     },
     "api": {
         *("agents", "algorithms", "assembly", "commands", "config", "envs", "evaluation", "evaluation.report", "jobs"),

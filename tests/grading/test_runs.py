@@ -66,7 +66,9 @@ def everything(folder: Path) -> bytes:
 
 
 def test_functions_pay_and_the_update_learns_from_that(model: Path, tmp_path: Path) -> None:
-    made = trainer(config(model, "algorithm=grpo", f"rewards.functions=[{LENGTH}]", "rewards.world=0"), tmp_path / "run")
+    made = trainer(
+        config(model, "algorithm=grpo", f"rewards.functions=[{LENGTH}]", "rewards.world=0"), tmp_path / "run"
+    )
     record = made.step()
     made.close()
     episodes = stored(made.run)
@@ -100,7 +102,14 @@ def test_a_judged_run_resumes_to_the_bit_and_asks_nothing_twice(model: Path, tmp
     assert took["given"] + took["found"] == record["episodes"] == 8
     assert took["given"] == took["requests"] > 1
     assert took["cost"] == pytest.approx(took["given"] * (100 * 2 + 20 * 8) / 1e6)
-    assert again["judge"] == {"given": 0, "found": 8, "requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0}
+    assert again["judge"] == {
+        "given": 0,
+        "found": 8,
+        "requests": 0,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "cost": 0,
+    }
     for run in (whole.run, broken.run):  # what was asked is no number of the run
         lines = [{k: v for k, v in line.items() if k != "judge"} for line in run.metrics()]
         run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -128,7 +137,7 @@ def test_a_judge_that_fails_stops_the_run_and_is_no_reward(model: Path, tmp_path
     assert all("JudgeError: m gave no verdict" in t.end_reason for t in failed)
     with serving(lambda body: completion("no idea")) as server:
         made = trainer(config(model, *judged(server.url, rubric)), tmp_path / "stopped")
-        with pytest.raises(CollectionError, match="8 of 8 .* or in their grading .*JudgeError: m gave no verdict"):
+        with pytest.raises(CollectionError, match=r"8 of 8 .* or in their grading .*JudgeError: m gave no verdict"):
             made.step()
         made.close()
     with serving(lambda body: refusal(401, f"not {KEY}")) as server:
@@ -144,8 +153,8 @@ def test_the_rubric_is_held_against_the_world_before_anything_begins(model: Path
     asked = config(model, "algorithm=grpo", named)
     with pytest.raises(ValueError, match=r"the rubric names \{answer\}, and the world tells no info\['task'\]"):
         Assembly(asked).trainer(RunDirectory.create(tmp_path / "run", asked, {}))
+    asked = config(model, "algorithm=grpo", "rewards.functions=[nowhere:f]")
     with pytest.raises(ValueError, match=r"'nowhere:f' cannot be imported"):
-        asked = config(model, "algorithm=grpo", "rewards.functions=[nowhere:f]")
         Assembly(asked).trainer(RunDirectory.create(tmp_path / "other", asked, {}))
 
 
@@ -185,7 +194,7 @@ def test_stored_episodes_are_graded_again(model: Path, tmp_path: Path, rubric: P
             rejudge(run, {}, **given)
     with pytest.raises(ValueError, match="say who grades"):
         rejudge(run, {"judge": None})
-    with pytest.raises(ValueError, match="Unknown setting 'rewards.jugde'"):
+    with pytest.raises(ValueError, match=r"Unknown setting 'rewards.jugde'"):
         rejudge(run, {"jugde": None})
 
 
@@ -201,7 +210,9 @@ def test_an_ungraded_run_is_graded_afterwards_and_played_again(model: Path, tmp_
     graded.step()
     graded.close()
     assert reproduce_many(graded.run.path).different == 0
-    shown_episode = CliRunner().invoke(app, ["trajectories", str(graded.run.path), "--show", stored(graded.run)[0].episode])
+    shown_episode = CliRunner().invoke(
+        app, ["trajectories", str(graded.run.path), "--show", stored(graded.run)[0].episode]
+    )
     assert f"{LENGTH} gave" in " ".join(shown_episode.output.split())
 
 
@@ -214,7 +225,7 @@ def test_an_evaluation_says_which_judge_and_how_far_it_agrees(tmp_path: Path, ru
         out = tmp_path / "found.json"
         found = evaluate_all(["random"], Asked(**given), out=out)
         asked = len(server.asked)
-        with pytest.raises(ValueError, match="holds another evaluation .rewards.world"):
+        with pytest.raises(ValueError, match=r"holds another evaluation .rewards.world"):
             evaluate_all(["random"], Asked(**{**given, "rewards": {**graders, "world": 0.0}}), out=out)
         assert len(server.asked) == asked
     assert report.success is not None
@@ -266,7 +277,7 @@ def test_what_a_world_tells_of_a_task_reaches_functions_and_rubrics_and_is_store
         texts = [request.body["messages"][1]["content"] for request in server.asked]
     episodes = stored(made.run)
     assert all(t.grading is not None and t.grading.grades[0].value == t.told()["word"] for t in episodes)
-    assert {f'It says {t.told()["word"]}' for t in episodes} == {
+    assert {f"It says {t.told()['word']}" for t in episodes} == {
         line.split(": ")[1].split(" Choices")[0] for text in texts for line in text.splitlines() if "It says" in line
     }
     assert all(str(t.told()["word"]) in t.turns[0].observation for t in episodes)

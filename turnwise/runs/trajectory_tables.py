@@ -142,13 +142,13 @@ def _page(stored: Stored) -> Iterable[RenderableType]:
     lines += [f"forked from {row['forked from']} turns"] if trajectory.fork else []
     lines += [f"{row['end']}; success {_VERDICTS[trajectory.success]}; return {trajectory.total_reward:.6g}"]
     lines += [f"score {trajectory.score:.6g}"] if trajectory.score is not None else []
-    lines += _grades(trajectory)
+    lines += grade_lines(trajectory)
     yield Panel(Text(printable("\n".join(lines))), title=Text(printable(trajectory.episode)), title_align="left")
     for number, turn in enumerate(trajectory.turns):
         yield from _turn(trajectory, number, turn)
 
 
-def _grades(trajectory: Trajectory) -> list[str]:
+def grade_lines(trajectory: Trajectory) -> list[str]:
     """Who paid what, with a judge's reasons."""
     if trajectory.grading is None:
         return []
