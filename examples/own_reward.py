@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -64,8 +65,9 @@ async def near(episode: Trajectory, task: dict[str, Any]) -> float:
 RUBRIC = "{criteria: [{name: number, text: 'The reply is a number and nothing else. The right one is {answer}.'}]}"
 
 
-def main(judge: str | None = None, out: str | None = None, **more: Any) -> Any:
-    graders = [f"rewards.judge={{model: '{judge}', rubric: {RUBRIC}, weight: 0.1}}"] if judge else []
+def main(judge: str | None = None, out: str | None = None, settings: Sequence[str] = (), **more: Any) -> Any:
+    judged = f"rewards.judge={{model: '{judge}', rubric: {RUBRIC}, weight: 0.1}}"
+    graders = [judged, "rewards.judge.endpoint.key_variable=JUDGE_API_KEY"] if judge else []
     return turnwise.train(
         env=Counting,
         algorithm="grpo",
@@ -80,6 +82,7 @@ def main(judge: str | None = None, out: str | None = None, **more: Any) -> Any:
             "threads=1",
             "eval={every: 0, test_tasks: 64}",
             *graders,
+            *settings,
         ],
         callbacks=[lambda record: print(f"update {record['update']}: {record['grades']}")],
         out=out,

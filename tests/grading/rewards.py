@@ -61,3 +61,7 @@ number = 3.0
 
 def word(episode: Trajectory, task: dict[str, Any]) -> int:
     return int(task["word"])
+
+
+def by_seat(episode: Trajectory, task: dict[str, Any]) -> int:
+    return ("first", "second").index(episode.player) + 1

@@ -15,6 +15,8 @@ from tests.chat_server import completion, in_turn, refusal, serving
 from tests.grading import rewards
 from tests.grading.episodes import episode, judging, verdict
 from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.jobs import jobs_for
+from turnwise.agents.seating import Seating
 from turnwise.config.files import parse_section
 from turnwise.config.sections import RewardsConfig
 from turnwise.grading.agreement import graded
@@ -23,7 +25,7 @@ from turnwise.grading.grader import Grader, grader_of
 from turnwise.grading.settings import GradingConfig
 from turnwise.replay.codec import from_record, to_record
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
-from turnwise.trajectory import RolloutEnded, RolloutFinished, Trajectory
+from turnwise.trajectory import RolloutEnded, RolloutFinished, Trajectory, TurnFinished
 
 HERE = "tests.grading.rewards:"
 RUBRIC: dict[str, Any] = {"criteria": [{"name": "brief", "text": "It is brief."}]}
@@ -204,6 +206,51 @@ def test_with_threads_the_order_does_not_depend_on_time(monkeypatch: pytest.Monk
         monkeypatch.setattr(rewards, "timed", timed, raising=False)
         logs.append(played(Grader(grading(functions=[HERE + "timed"], threads=4)))[1])
     assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("world", ["Telling", "Copied"])
+def test_a_fork_knows_what_its_task_told(world: str, late: bool) -> None:
+    env_id = f"tests.grading.worlds:tests/{world}-v0"
+    source = collector(env_id)
+    source.grader = Grader(grading(functions=[HERE + "word"]))
+    rollouts, found = Rollouts(source, SAMPLING, key=1), list[Trajectory]()
+    first = rollouts.start(tasks(1, env_id)[0], 0)
+    for event in rollouts.events():
+        if isinstance(event, TurnFinished) and event.rollout == first and event.turn == int(late):
+            rollouts.fork(first, 1)
+        if isinstance(event, RolloutFinished):
+            found.append(event.trajectory)
+    source.close()
+    assert [t.fork is not None for t in found] == [False, True]
+    assert len({t.given for t in found}) == 1
+    assert {t.total_reward - 1 for t in found} == {found[0].told()["word"]}
+    assert found[0].told()["of"] == ["a", "b"]
+
+
+def test_every_seat_of_a_game_is_graded() -> None:
+    env_id = "tests.worlds:tests/Nim-v0"
+    source = collector(env_id)
+    source.grader = Grader(grading(functions=[HERE + "by_seat"]))
+    source.seating = Seating({"": source.seating.models[0]})
+    paid = source.collect(jobs_for(tasks(2, env_id), 1, 0), SAMPLING)
+    source.close()
+    assert [(t.player, t.total_reward - t.world_reward) for t in paid] == [("first", 1), ("second", 2)] * 2
+
+
+def test_a_rollout_that_is_stopped_while_it_is_graded_gives_no_trajectory() -> None:
+    source = collector()
+    source.grader = Grader(grading(threads=1))
+    rollouts = Rollouts(source, SAMPLING)
+    numbers = [rollouts.start(task, 0) for task in tasks(3)]
+    finished = []
+    for event in rollouts.events():
+        if isinstance(event, RolloutEnded) and event.rollout == numbers[1]:
+            rollouts.stop(event.rollout)
+        if isinstance(event, RolloutFinished):
+            finished.append(event.rollout)
+    source.close()
+    assert sorted(finished) == [numbers[0], numbers[2]]
 
 
 def test_several_verdicts_are_asked_for_at_once() -> None:

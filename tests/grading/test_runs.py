@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tests.chat_server import Response, completion, refusal, serving
@@ -15,17 +18,24 @@ from tests.faults.runs import assert_same, config, trainer
 from tests.grading.episodes import judging, shown, verdict
 from turnwise.assembly.run import Assembly
 from turnwise.cli import app
+from turnwise.config.files import dump_config, parse_config
+from turnwise.evaluation.contenders import settings_of
 from turnwise.evaluation.evaluate import evaluate, evaluate_all
 from turnwise.evaluation.file import read_evaluation
 from turnwise.evaluation.subjects import Asked
 from turnwise.evaluation.tables import evaluation_table
+from turnwise.grading.settings import read_rubric
 from turnwise.replay.codec import to_record
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
+from turnwise.runs.exporting import export_trajectories
 from turnwise.runs.rejudging import rejudge
 from turnwise.runs.reproducing import reproduce_many
+from turnwise.runs.trajectories import Selection
+from turnwise.training.changes import changed
 from turnwise.training.trainer import CollectionError
 from turnwise.trajectory import Trajectory
+from turnwise.view.episodes import read_episodes
 
 KEY = "sk-nobody-may-read-this"
 LENGTH = "tests.grading.rewards:length"
@@ -250,6 +260,38 @@ def test_an_evaluation_says_which_judge_and_how_far_it_agrees(tmp_path: Path, ru
     assert "judged by m, rubric" in text
     assert "agrees with success" in text
     assert "the judge: 6 verdicts" in text
+
+
+def test_what_may_change_of_graders_at_a_resume(rubric: Path) -> None:
+    before = config(rubric, *judged("http://127.0.0.1:1/v1", rubric)).model_dump(mode="json")
+    moved = changed(before, ["rewards.judge.endpoint.base_url=http://127.0.0.1:2/v1", "rewards.threads=2"])
+    assert moved["rewards"]["judge"]["endpoint"]["base_url"].endswith(":2/v1")
+    assert parse_config(moved).rewards.judge.rubric == read_rubric(rubric)  # type: ignore[union-attr]
+    assert parse_config(yaml.safe_load(dump_config(parse_config(moved)))) == parse_config(moved)
+    for word in ("judge.weight=2", "world=0", "functions=[a:b]", "judge.endpoint.extra={top_p: 0.5}", "judge=null"):
+        with pytest.raises(ValueError, match="cannot change at a resume"):
+            changed(before, [f"rewards.{word}"])
+    assert settings_of(before) == settings_of(moved), "how a judge is reached makes no other method"
+
+
+def test_a_graded_run_is_exported_and_shown(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    graded = trainer(config(model, "algorithm=grpo", f"rewards.functions=[{LENGTH}]"), tmp_path / "run")
+    graded.step()
+    graded.close()
+    for name in ("all.jsonl", "all.parquet"):
+        assert export_trajectories(graded.run.path, Selection(), tmp_path / name) == 8
+    (first, *_) = map(json.loads, (tmp_path / "all.jsonl").read_text().splitlines())
+    from pyarrow.parquet import read_table
+
+    (row, *_) = read_table(tmp_path / "all.parquet").to_pylist()
+    assert row["grading"] == first["grading"]
+    assert row["grading"]["grades"][0]["name"] == LENGTH
+    assert row["total_reward"] == first["total_reward"]
+    episodes = read_episodes(graded.run, graded.run.metrics(), 100)
+    (block, *_) = episodes.blocks
+    shown_details = json.loads(gzip.decompress(base64.b64decode(block)))
+    assert shown_details[0]["grades"][1].startswith(f"{LENGTH} gave ")
 
 
 def test_trees_branch_alike_whether_their_episodes_are_graded_or_not(model: Path, tmp_path: Path) -> None:
