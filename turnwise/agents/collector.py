@@ -244,7 +244,7 @@ class Rollouts:
                         yield from self._environment_results()
         finally:  # also where the planner stops asking for events, or raises
             self._stepping.finish()
-            self._grading.finish()
+            self._grading.drop()
             for rollout in list(self._running.values()):
                 self._release(rollout)
             self._generating.clear()

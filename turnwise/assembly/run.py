@@ -336,7 +336,7 @@ class Assembly:
         """
         made = grader_of(self.config.rewards, run.path / VERDICTS, self.config.rollout.env_order)
         if made is not None:
-            made.check(told_of(self.world, self.panels.train[0], self.config.seed))
+            made.check(lambda: told_of(self.world, self.panels.train[0], self.config.seed))
         return made
 
     def _collectors(self, learners: Mapping[str, ModelAgent], grader: Grader | None) -> tuple[Collector, Collector]:

@@ -162,7 +162,7 @@ class _Evaluator:
             seating, num_seats = self._seating(subject, world)
             with self._grading(subject) as grader:
                 if grader is not None:
-                    grader.check(told_of(world, subject.tasks[0], self.asked.seed or subject.seed or 0))
+                    grader.check(lambda: told_of(world, subject.tasks[0], self.asked.seed or subject.seed or 0))
         seed = self.asked.seed if self.asked.seed is not None else subject.seed or 0
         described = subject.described(seating, seed)
         if self.file is not None:

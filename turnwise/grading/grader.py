@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,15 @@ class Grader:
         self.config = config
         self.functions = [(RewardFunction(name, config.timeout_s), weight) for name, weight in config.functions.items()]
         self.judge = None if config.judge is None else Judge(config.judge, Verdicts(verdicts))
-        self.threads = WorldThreads(config.threads, order)
+        self.threads = WorldThreads(config.threads, order, daemon=True)
         self._lock = threading.Lock()
         self._loop: EventLoop | None = None
         self._told = (0, 0, Usage())
 
-    def check(self, task: Mapping[str, Any]) -> None:
-        """Raise ValueError where a task lacks what the rubric names."""
-        if self.judge is not None:
-            self.judge.config.rubric.check(task)
+    def check(self, told: Callable[[], Mapping[str, Any]]) -> None:
+        """Raise ValueError where a task lacks what the rubric names; ``told`` gives one, where that is needed."""
+        if self.judge is not None and self.judge.config.rubric.fields:
+            self.judge.config.rubric.check(told())
 
     def grade(self, episode: Trajectory) -> Trajectory:
         """The episode with what it is paid. One that failed, has no turn, or was only looked at stays as it is.
@@ -115,7 +115,7 @@ class Grader:
         return told if cost is None else {**told, "cost": cost}
 
     def close(self) -> None:
-        """End the judge's requests and the threads."""
+        """End the judge's requests and the threads; one that waits for an answer is left to itself."""
         if self.judge is not None:
             self.judge.client.close()
         self.threads.close()

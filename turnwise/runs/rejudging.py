@@ -111,7 +111,7 @@ def _graded(
         for update, found in groupby(stored, lambda each: each.update):
             olds = [each.trajectory for each in found]
             if not checked:
-                grader.check(olds[0].told())
+                grader.check(olds[0].told)
                 checked = True
             news = []
             for new in pool.map(grader.grade, [old.ungraded() for old in olds]):
