@@ -112,10 +112,11 @@ def test_a_function_that_returns_no_number_ends_everything(name: str, shown: str
         Grader(grading(functions=[HERE + name])).grade(episode("a"))
 
 
-def test_a_function_that_raises_fails_the_episode_and_pays_nothing() -> None:
-    failed = Grader(grading(functions=[HERE + "raising"])).grade(episode("a", success=True))
+@pytest.mark.parametrize(("name", "raised"), [("raising", "KeyError: 'answer'"), ("leaving", "SystemExit: 3")])
+def test_a_function_that_raises_fails_the_episode_and_pays_nothing(name: str, raised: str) -> None:
+    failed = Grader(grading(functions=[HERE + name])).grade(episode("a", success=True))
     assert (failed.end, failed.success, failed.score) == ("error", None, None)
-    assert failed.end_reason == "RuntimeError: tests.grading.rewards:raising raised KeyError: 'answer'"
+    assert failed.end_reason == f"RuntimeError: tests.grading.rewards:{name} raised {raised}"
     assert failed.grading is None
 
 
@@ -145,6 +146,7 @@ def test_what_is_no_reward_function_is_refused_by_name(name: str, told: str) -> 
         ({"judge": {"model": "m", "rubric": RUBRIC}}, "'m' names no model: expected openai:MODEL"),
         ({"judge": {"model": "openai:m", "rubric": "nowhere.yaml"}}, "no rubric can be read from 'nowhere.yaml'"),
         ({"judge": {"model": "openai:m", "rubric": RUBRIC, "endpoint": {"concurrency": 3}}}, "rewards.threads at once"),
+        ({"judge": {"model": "openai:m", "rubric": RUBRIC, "endpoint": {"send_seed": True}}}, "draws nothing anew"),
         ({"judge": {"model": "openai:m", "rubric": RUBRIC, "endpoint": {"key_variable": "sk-1"}}}, "is the name of an"),
         ({"judge": {"model": "openai:m", "rubric": RUBRIC, "vue": "last"}}, "Known here: model, rubric, weight, view"),
     ],

@@ -323,3 +323,17 @@ def test_what_a_world_tells_of_a_task_reaches_functions_and_rubrics_and_is_store
         line.split(": ")[1].split(" Choices")[0] for text in texts for line in text.splitlines() if "It says" in line
     }
     assert all(str(t.told()["word"]) in t.turns[0].observation for t in episodes)
+
+
+def test_dynamic_sampling_sees_what_graders_pay(model: Path, tmp_path: Path) -> None:
+    """Echo pays every episode 1: every group is uniform, until a function tells them apart."""
+    played = []
+    for name, graders in {"plain": [], "graded": [f"rewards.functions=[{LENGTH}]"]}.items():
+        settings = ["algorithm=dapo", "env.id=tests.worlds:tests/Echo-v0", "env.success_threshold=null", *graders]
+        made = trainer(config(model, *settings), tmp_path / name)
+        record = made.step()
+        made.close()
+        played.append((len(stored(made.run)), record["uniform_share"]))
+    assert played[0][1] == 1.0
+    assert played[1][1] < 1.0
+    assert played[1][0] < played[0][0], "nothing is played again where groups are not uniform"

@@ -63,7 +63,7 @@ class Grader:
                 grades.append(Grade(function.name, function(episode, task, self._event_loop), weight))
             except AgentError:
                 raise
-            except Exception as error:  # whatever a function of the user's raises
+            except (Exception, SystemExit) as error:  # whatever a function of the user's raises, also where it leaves
                 raise RuntimeError(f"{function.name} raised {type(error).__name__}: {error}") from error
         if self.judge is not None:
             judge = self.judge.name

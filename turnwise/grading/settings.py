@@ -130,10 +130,15 @@ class JudgeConfig(_Section):
         return read_rubric(given) if isinstance(given, str | Path) else given
 
     @model_validator(mode="after")
-    def _one_concurrency(self) -> JudgeConfig:
-        if self.endpoint.concurrency != EndpointConfig().concurrency:
+    def _what_is_for_players(self) -> JudgeConfig:
+        usual = EndpointConfig()
+        if self.endpoint.concurrency != usual.concurrency:
             raise UnusedSettingError(
                 "endpoint.concurrency", "the judge is asked by rewards.threads at once: set that in the place of it"
+            )
+        if self.endpoint.send_seed != usual.send_seed:
+            raise UnusedSettingError(
+                "endpoint.send_seed", "a judge draws nothing anew: give a seed as endpoint.extra={seed: 0}"
             )
         return self
 
