@@ -217,6 +217,14 @@ def test_a_judge_that_fails_is_an_error_and_no_verdict(
         assert judge(server.url, path).grades(episode("Paris"), GIVEN)[1] == 1.0
 
 
+def test_a_verdict_that_failed_is_asked_for_again() -> None:
+    with serving(in_turn(completion("hm"), completion(RIGHT))) as server:
+        asked = judge(server.url, answers=1)
+        with pytest.raises(JudgeError):
+            asked.grades(episode("Paris"), GIVEN)
+        assert asked.grades(episode("Paris"), GIVEN)[1] == 0.75
+
+
 def test_a_server_that_repeats_the_key_leaves_no_trace(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
     with serving(lambda body: completion(RIGHT.replace("of city", f"by {KEY}"))) as server:

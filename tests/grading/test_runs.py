@@ -294,12 +294,16 @@ def test_a_graded_run_is_exported_and_shown(model: Path, tmp_path: Path) -> None
     assert shown_details[0]["grades"][1].startswith(f"{LENGTH} gave ")
 
 
-def test_trees_branch_alike_whether_their_episodes_are_graded_or_not(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["", ", forget: false, pace: lockstep, origin: own, form: released"])
+def test_trees_branch_alike_whether_their_episodes_are_graded_or_not(model: Path, tmp_path: Path, form: str) -> None:
     """A planner learns at once that an episode has ended, and later what it is paid."""
     shapes = []
+    short = "env.id=tests.grading.worlds:tests/Short-v0"
     for name, more in {"plain": [], "at once": ["rewards.threads=0"], "beside": ["rewards.threads=3"]}.items():
         graders = [] if name == "plain" else ["rewards.functions={'tests.grading.rewards:length': 0}"]
-        made = trainer(config(model, "algorithm={type: aepo, threshold: 0.0}", *graders, *more), tmp_path / name)
+        made = trainer(
+            config(model, f"algorithm={{type: aepo, threshold: 0.0{form}}}", short, *graders, *more), tmp_path / name
+        )
         made.step()
         made.close()
         shapes.append([(t.episode, t.fork, [turn.reply for turn in t.turns]) for t in stored(made.run)])
