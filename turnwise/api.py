@@ -81,7 +81,7 @@ def train(
             )
         resolved = config
     else:
-        resolved = _configuration(config, env, model, algorithm, [*_paying(rewards), *settings])
+        resolved = _configuration(config, env, model, algorithm, settings, rewards)
     folder = Path(out) if out is not None else jobs.new_folder(resolved)
     loaded = _loaded(model) if isinstance(model, tuple) else None
     with _display(progress, resolved) as display:
@@ -229,6 +229,7 @@ def _configuration(
     model: AnyModel | None,
     algorithm: AnyAlgorithm | None,
     settings: Sequence[str],
+    rewards: Sequence[AnyReward],
 ) -> RunConfig:
     env_id, kwargs = named(env) if env is not None else (None, {})
     if isinstance(settings, str) or not all(isinstance(word, str) for word in settings):
@@ -242,7 +243,13 @@ def _configuration(
     elif model is not None:
         words += [f"model.path={json.dumps(str(model))}"]
     chosen = algorithm if isinstance(algorithm, str) or algorithm is None else _name_of(algorithm)
-    objects = {"env": env is not None, "model": isinstance(model, tuple), "algorithm": isinstance(algorithm, Settings)}
+    words += _paying(rewards)
+    objects = {
+        "rewards": bool(rewards),
+        "env": env is not None,
+        "model": isinstance(model, tuple),
+        "algorithm": isinstance(algorithm, Settings),
+    }
     _check_words(settings, objects)
     config = load_config(name, [*words, *settings], env=env_id, algorithm=chosen)
     if not isinstance(algorithm, Settings):
@@ -273,7 +280,7 @@ def _place_of(function: Callable[..., Any]) -> str:
 
 def _check_words(words: Sequence[str], given: Mapping[str, bool]) -> None:
     """Raises ValueError for a setting of what was given as an object: one of the two would be dropped."""
-    keys = {"env": "env.id", "model": "model.path", "algorithm": "algorithm"}
+    keys = {"env": "env.id", "model": "model.path", "algorithm": "algorithm", "rewards": "rewards.functions"}
     for word in words:
         name = word.partition("=")[0]
         for what, is_given in given.items():

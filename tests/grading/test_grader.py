@@ -317,7 +317,7 @@ def test_agreement_is_of_verdicts_with_what_the_world_says() -> None:
 
     with serving(judging(choices)) as server:
         made = Grader(grading(functions=[HERE + "length"], judge=judge(server.url, weight=0), world=0))
-        said = {"a": True, "bb": True, "long": True, "longer": False, "ccc": False, "so long": None}
+        said = {"a": True, "bb": True, "long": False, "longer": False, "ccc": False, "so long": None}
         paid = [made.grade(episode(reply, success=won)) for reply, won in said.items()]
         made.close()
         spent = made.take_spent()
@@ -326,8 +326,8 @@ def test_agreement_is_of_verdicts_with_what_the_world_says() -> None:
     assert found is not None
     assert (found.num, found.means) == (6, {HERE + "length": 16 / 6, "judge:brief": 0.5})
     assert found.agreement is not None
-    assert (found.agreement.value, found.agreement.num) == (3 / 5, 5)
-    assert (found.on_won, found.on_lost, found.verdict) == (2 / 3, 1 / 2, 0.5)
+    assert (found.agreement.value, found.agreement.num) == (4 / 5, 5)
+    assert (found.on_won, found.on_lost, found.verdict) == (1.0, pytest.approx(1 / 3), 0.5)
     assert found.judge.startswith("m, rubric ")
     assert spent == {"given": 6, "found": 0, "requests": 6, "prompt_tokens": 600, "completion_tokens": 120}
     assert graded([episode("x")]) is None

@@ -116,5 +116,7 @@ def test_functions_that_no_other_process_could_find_are_refused() -> None:
     for refused, told in (([lambda episode, task: 1.0], "at the top of a module"), (test_commands_parse, "a list of")):
         with pytest.raises(ValueError, match=told):
             turnwise.train("smoke", rewards=refused)
+    with pytest.raises(ValueError, match=r"rewards is given as an object, and the setting 'rewards.functions"):
+        turnwise.train("smoke", rewards=["my_rewards:short"], settings=["rewards.functions={my_rewards:short: 2}"])
     with pytest.raises(ValueError, match="the configuration is complete"):
         turnwise.train(turnwise.load_config("smoke"), rewards=["my_rewards:exact"])
