@@ -442,7 +442,9 @@ class Rollouts:
                 yield from (RolloutFinished(number, trajectory) for trajectory in trajectories)
 
     def _num_playing(self) -> int:
-        return len(self._generating) + len(self._stepping)
+        """How many rollouts play, or will in a moment: a slot is free for them."""
+        room = min(engine.num_free for engine in self._collector.engines)
+        return len(self._generating) + len(self._stepping) + min(len(self._queued), room)
 
     def _free_slots(self, rollout: _Rollout) -> None:
         del self._running[rollout.number]
