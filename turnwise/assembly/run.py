@@ -40,8 +40,10 @@ from turnwise.config.schema import RunConfig
 from turnwise.config.sections import GameConfig
 from turnwise.envs.given import is_given
 from turnwise.envs.interface import HasPlayers, capability, instructions_of
-from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start
+from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start, told_of
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
+from turnwise.grading.grader import Grader, grader_of
+from turnwise.grading.verdicts import FILE as VERDICTS
 from turnwise.learning.learner import Learner
 from turnwise.learning.planning import GroupPlanner
 from turnwise.learning.recipe import Recipe
@@ -266,16 +268,17 @@ class Assembly:
     ) -> AnyTrainer:
         """A trainer of another class, or of other ``policies`` by side than the run begins with."""
         config = self.config
-        panels = self.panels  # first: what is refused is refused before a model is loaded
+        panels, grader = self.panels, self.grader(run)  # first: what is refused is refused before a model is loaded
         self._keep_examples(run)
         policies = policies or load_policies(run, self.side_names)
         sides = [self.side(name, policy) for name, policy in policies.items()]
-        collector, measurer = self._collectors({side.name: side.agent for side in sides})
+        collector, measurer = self._collectors({side.name: side.agent for side in sides}, grader)
         return kind(
             run=run,
             sides=sides,
             collector=collector,
             measurer=measurer,
+            grader=grader,
             panels=panels,
             order=TaskOrder(panels.train, config.rollout.num_tasks, config.seed),
             planner=sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size),
@@ -326,20 +329,36 @@ class Assembly:
         learner = Learner(recipe, policy, config.optimizer, info)
         return Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")))
 
-    def _collectors(self, learners: Mapping[str, ModelAgent]) -> tuple[Collector, Collector]:
+    def grader(self, run: RunDirectory) -> Grader | None:
+        """Who pays episodes beside the world, with the verdicts that the run's folder holds; None where nobody does.
+
+        Raises ValueError for a function or a judge that cannot be used, and where a task lacks what the rubric names.
+        """
+        made = grader_of(self.config.rewards, run.path / VERDICTS, self.config.rollout.env_order)
+        if made is not None:
+            made.check(lambda: told_of(self.world, self.panels.train[0], self.config.seed))
+        return made
+
+    def _collectors(self, learners: Mapping[str, ModelAgent], grader: Grader | None) -> tuple[Collector, Collector]:
         """Who collects and who measures: the same one, but for games with different opponents."""
         if capability(self.world, HasPlayers) is None:
-            collector = self._against("self", learners)
+            collector = self._against("self", learners, grader)
             return collector, collector
         game = self.config.game or GameConfig()
-        return self._against(game.opponent, learners), self._against(game.eval_opponent, learners)
+        return self._against(game.opponent, learners, grader), self._against(game.eval_opponent, learners, grader)
 
-    def _against(self, opponent: str, learners: Mapping[str, ModelAgent]) -> Collector:
+    def _against(self, opponent: str, learners: Mapping[str, ModelAgent], grader: Grader | None) -> Collector:
         config, rollout = self.config, self.config.rollout
         others = opponents(opponent, self.world, num_slots=rollout.num_slots, threads=rollout.threads)
         threads = WorldThreads(rollout.env_threads, rollout.env_order)
-        seating = Seating(learners, others)
-        return Collector(self.config.env.make, seating, seed=config.seed, success=self.success, threads=threads)
+        return Collector(
+            self.config.env.make,
+            Seating(learners, others),
+            seed=config.seed,
+            success=self.success,
+            threads=threads,
+            grader=grader,
+        )
 
 
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:

@@ -14,9 +14,9 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import WarmstartConfig, for_pretrained
 from turnwise.config import checks
 from turnwise.config.names import DEFAULT_ALGORITHM
-from turnwise.config.sections import EvalConfig, GameConfig, RolloutConfig, Section
+from turnwise.config.sections import EvalConfig, GameConfig, RewardsConfig, RolloutConfig, Section
 from turnwise.envs.settings import EnvConfig
-from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo, Settings
+from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings
 from turnwise.models.settings import (
     LoRAConfig,
     ModelConfig,
@@ -37,7 +37,7 @@ class RunConfig(Section):
     agent: AgentConfig = AgentConfig()
     warmstart: WarmstartConfig | None = None
     algorithm: SerializeAsAny[Settings] = Field(validate_default=True, default=DEFAULT_ALGORITHM)
-    rewards: RewardSettings = RewardSettings()
+    rewards: RewardsConfig = RewardsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     rollout: RolloutConfig = RolloutConfig()
     game: GameConfig | None = None

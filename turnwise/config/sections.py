@@ -10,11 +10,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from turnwise.agents.worldwork import Order
+from turnwise.grading.settings import GradingConfig
+from turnwise.learning.settings import RewardSettings
 from turnwise.models.settings import PackedWeights
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RewardsConfig(GradingConfig, RewardSettings):
+    """What an episode is paid, and what an update makes of that."""
 
 
 class RolloutConfig(Section):
@@ -101,9 +107,10 @@ class _EvalOverrides(Section):
 
 
 class EvaluationOverrides(Section):
-    """What ``turnwise evaluate`` may change: settings of the agent and the world, the speed, and how many may fail."""
+    """What ``turnwise evaluate`` may change: settings of agent, world and graders, the speed, how many may fail."""
 
     agent: dict[str, Any] = Field(default_factory=dict)
+    rewards: dict[str, Any] = Field(default_factory=dict)
     env: _WorldOverrides = _WorldOverrides()
     rollout: _RolloutOverrides = _RolloutOverrides()
     eval: _EvalOverrides = _EvalOverrides()
