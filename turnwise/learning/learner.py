@@ -88,6 +88,11 @@ class Learner:
         buffer.prune(update + 1)
         return replace(metrics, mechanisms=self.recipe.acted())
 
+    def halve_microbatches(self) -> None:
+        """Halve optimizer.microbatch_tokens from now on."""
+        half = max(1, self.config.microbatch_tokens // 2)
+        self.config = self.config.model_copy(update={"microbatch_tokens": half})
+
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """State of optimizer and parts: what is JSON-able, and tensors by flat name. The scorer's is its own matter."""
         state = {"version": 1, "parts": {name: part.state_dict() for name, part in self._named_parts()}}

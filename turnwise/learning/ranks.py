@@ -90,7 +90,7 @@ def sum_gradients(ranks: Ranks, parameters: Sequence[Tensor]) -> None:
     found = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, given, strict=True)]
     flat = torch.cat([present, *(grad.detach().flatten() for grad in found)])
     ranks.add_up(flat)
-    sums = flat[len(given) :].split([grad.numel() for grad in found])
+    sums = torch.split(flat[len(given) :], [grad.numel() for grad in found])
     for parameter, wanted, total in zip(parameters, flat[: len(given)].tolist(), sums, strict=True):
         parameter.grad = total.view_as(parameter).to(parameter.dtype) if wanted else None
 
