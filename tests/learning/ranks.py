@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -57,4 +57,8 @@ def thread_ranks(world: int, *, lockstep: bool = False) -> list[ThreadRank]:
 def at_once(work: list[Callable[[], Made]]) -> list[Made]:
     """What the functions return, each called in a thread of its own."""
     with ThreadPoolExecutor(len(work)) as pool:
-        return [done.result(30) for done in [pool.submit(each) for each in work]]
+        done = [pool.submit(each) for each in work]
+        failed = [error for each in done if (error := each.exception(60)) is not None]
+        for error in sorted(failed, key=lambda error: isinstance(error, BrokenBarrierError)):
+            raise error  # the first that failed by itself, and not because another one did not come
+        return [each.result() for each in done]

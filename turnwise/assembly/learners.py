@@ -112,8 +112,6 @@ def follow_if_told() -> None:
     torchrun = launched()
     if torchrun is None or torchrun[0] == 0:
         return
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first rank ends the update, saves, and then ends the others
-        signal.signal(number, signal.SIG_IGN)
     _follow(_their_store(), *torchrun, local=int(os.environ.get("LOCAL_RANK", torchrun[0])))
     sys.exit(0)
 
@@ -156,6 +154,8 @@ def _follow(store: Any, rank: int, world: int, *, local: int) -> None:
     if kind != "cpu":
         torch.cuda.set_device(local)
     store.set(f"{READY}{rank}", "")
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first rank ends the update, saves, and then ends the others
+        signal.signal(number, signal.SIG_IGN)
     ranks = ProcessRanks(store, rank, world, **wanted)
     place = "cpu" if kind == "cpu" or ranks.lockstep else f"{kind}:{local}"  # what is divided moves layer by layer
 

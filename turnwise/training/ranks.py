@@ -29,8 +29,9 @@ class ProcessRanks:
         self, store: Any, rank: int, world: int, *, device: str = "cpu", lockstep: bool = False, timeout_s: float = 1800
     ) -> None:
         self.rank, self.world, self.lockstep = rank, world, lockstep
+        self._timeout = timedelta(seconds=timeout_s)
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=self._timeout)
         self._messages = dist.new_group(backend="gloo", timeout=_IDLE)
         self.mesh = self._mesh(device) if lockstep else None
 
@@ -55,7 +56,7 @@ class ProcessRanks:
         total, *others = shares.view(self.world, size)
         for other in others:
             total += other
-        dist.all_gather_into_tensor(flat, total.contiguous())
+        dist.all_gather(list(flat.view(self.world, size)), total)
         values.copy_(flat[: len(values)])
 
     def gather(self, own: Any) -> list[Any]:
@@ -71,12 +72,13 @@ class ProcessRanks:
         return [json.loads(each[: int(size)].numpy().tobytes()) for each, size in zip(found, sizes, strict=True)]
 
     def send(self, message: bytes) -> None:
-        """From the first rank to all others, which may take days to ask for it."""
-        dist.broadcast(torch.tensor([len(message)]), 0, group=self._messages)
-        dist.broadcast(_bytes(message), 0, group=self._messages)
+        """From the first rank to all others."""
+        for part in (torch.tensor([len(message)]), _bytes(message)):
+            work: Any = dist.broadcast(part, 0, group=self._messages, async_op=True)
+            work.wait(self._timeout)
 
     def receive(self) -> bytes:
-        """Wait for what the first rank sends."""
+        """Wait for what the first rank sends, for days."""
         size = torch.zeros(1, dtype=torch.int64)
         dist.broadcast(size, 0, group=self._messages)
         message = torch.empty(int(size), dtype=torch.uint8)
@@ -97,7 +99,8 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error is of the connection to other ranks: one of them ended, or did not answer in time."""
     if isinstance(error, StoppedRunError) or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "TCPStore"))
+    names = ("gloo", "NCCL", "TCPStore", "imed out")
+    return isinstance(error, dist.DistError) or any(name in str(error) for name in names)
 
 
 def told(hashes: Sequence[str]) -> str:
