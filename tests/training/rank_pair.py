@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from turnwise.learning.ranks import Ranks
 from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings
 from turnwise.models.policy import Policy
 from turnwise.models.settings import LoRAConfig
+from turnwise.models.sharding import is_divided
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.training.ranks import ProcessRanks
 from turnwise.trajectory import Group, Task, Trajectory, Turn
@@ -101,9 +103,17 @@ def groups(update: int) -> Iterator[Group]:
         yield Group(task, tuple(members))
 
 
+def weight_bytes(policy: Policy) -> int:
+    """Bytes of all weights of learner and sampler in this process."""
+    held = [p.to_local() if is_divided(p) else p for p in policy.model.parameters()]  # type: ignore[operator]
+    held += list(policy.sampler.parameters()) if policy.sampler is not None else []
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+    return sum(storages.values())
+
+
 def main(rank: int, port: int, file: Path) -> None:
     torch.set_num_threads(1)
-    found = dict[str, str]()
+    found = dict[str, Any]()
     for number, lockstep in enumerate((False, True)):
         store = TCPStore("127.0.0.1", port + number, 2, is_master=rank == 0, wait_for_workers=False)
         ranks = ProcessRanks(store, rank, 2, lockstep=lockstep, timeout_s=60)
@@ -112,6 +122,7 @@ def main(rank: int, port: int, file: Path) -> None:
             hashes = ranks.gather(policy.adapter_hash)
             assert len(set(hashes)) == 1, (case, lockstep, hashes)
             found[f"{case}-{'fsdp2' if lockstep else 'ddp'}"] = hashes[0]
+            found[f"{case}-{'fsdp2' if lockstep else 'ddp'}-bytes"] = ranks.gather(weight_bytes(policy))
         ranks.close()
     if rank == 0:
         file.write_text(json.dumps(found))

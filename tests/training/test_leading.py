@@ -81,7 +81,7 @@ def test_a_rank_that_cannot_begin_says_why(model: Path, tmp_path: Path, monkeypa
     (tmp_path / "run" / "config.yaml").write_text("seed: much\n")
     leader = learners.lead(config(model, *TWO).learner, "cpu", run, [""])
     with pytest.raises(LostRankError, match=r"rank 1 ended with code 1: .*seed"):
-        leader.agree("", "at the start")
+        leader.wait_for("ready", 2)
     leader.close()
 
 
@@ -114,7 +114,7 @@ def test_two_ranks_have_the_losses_of_one(kind: str, model: Path, tmp_path: Path
 @pytest.mark.slow
 def test_both_sides_of_a_game_are_trained_by_two_ranks(model: Path, tmp_path: Path) -> None:
     settings = [
-        *("env.id=turnwise/TicTacToe-v0", "env.success_threshold=null", "game.policies=per_role"),
+        *("env.id=turnwise/TicTacToe-v0", "env.success_threshold=null", "game.policies=per_player"),
         *("eval.test_split=null", "num_updates=2", "agent.max_turns=4"),
     ]
     train(config(model, *TWO, *settings), tmp_path / "run")
@@ -161,7 +161,7 @@ def test_weights_that_differ_end_the_run() -> None:
 
     leader = Leader(Other())
     with pytest.raises(
-        LostRankError, match="different weights after update 3: rank 0 own, rank 1 else.*start it again"
+        LostRankError, match=r"different weights after update 3: rank 0 own, rank 1 else.*start it again"
     ):
         leader.agree("own", "after update 3")
     assert leader.broken

@@ -6,24 +6,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.learning.ranks import at_once, thread_ranks
+from tests.models import tiny_model
 from tests.training.rank_pair import CASES, Case, learned, prepared
 from turnwise.learning.ranks import Alone
 from turnwise.models.policy import Policy
+from turnwise.models.settings import LoRAConfig
+from turnwise.training.plan import Demand, plan
 from turnwise.training.ranks import ProcessRanks
+from turnwise.training.shape import Shape
 
 ROOT = Path(__file__).parents[2]
 WAYS = ("ddp", "fsdp2")
 
 
 @pytest.fixture(scope="module")
-def hashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The weights that two processes end with, by case and way."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes end with, by case and way: the hash of their weights, and the bytes of these in each."""
     file = tmp_path_factory.mktemp("pair") / "hashes.json"
     ports = TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)  # two that are free, probably
     command = [sys.executable, "-m", "tests.training.rank_pair"]
@@ -34,15 +39,29 @@ def hashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for process in pair:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()
-    found: dict[str, str] = json.loads(file.read_text())
-    return found
+    ends: dict[str, Any] = json.loads(file.read_text())
+    return ends
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_both_ways_give_the_bits_of_one_process_that_adds_in_rank_order(case: Case, hashes: dict[str, str]) -> None:
+def test_both_ways_give_the_bits_of_one_process_that_adds_in_rank_order(case: Case, found: dict[str, Any]) -> None:
     (first, _) = at_once([prepared(case, ranks) for ranks in thread_ranks(2)])
-    assert [hashes[f"{case}-{way}"] for way in WAYS] == 2 * [first.adapter_hash]
+    assert [found[f"{case}-{way}"] for way in WAYS] == 2 * [first.adapter_hash]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_rank_holds_the_weights_that_are_planned(case: Case, way: str, found: dict[str, Any]) -> None:
+    """The first rank samples, the other one does not; by fsdp2 each has half of the layers' frozen weights."""
+    shape = Shape.of(tiny_model(), LoRAConfig(rank=4, alpha=8.0), case.dtype.itemsize)
+    demand = Demand(64, 1, 16, num_rows=6, microbatch_tokens=24, ranks=2, divided=way == "fsdp2")
+    planned = {part.name: part.bytes for part in plan(shape, demand).parts}
+    learner = planned["weights"] + planned["adapters"]
+    sampler = planned["merged weights"] + planned.get("sampler's weights", 0)
+    first, second = found[f"{case}-{way}-bytes"]
+    assert (first, second) == (pytest.approx(learner + sampler, rel=0.01), pytest.approx(learner, rel=0.01))
 
 
 @pytest.mark.slow

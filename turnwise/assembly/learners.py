@@ -35,10 +35,9 @@ from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings
 from turnwise.models.policy import Policy
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.leading import READY, FollowingSide, Leader, StartedRank, follow
+from turnwise.training.leading import MEETING, FollowingSide, Leader, StartedRank, follow, stage_of
 from turnwise.training.ranks import ProcessRanks
 
-_MEETING = timedelta(minutes=10)  # for all processes to start and import torch
 _HOST, _WANTED = "127.0.0.1", "turnwise/wanted"
 
 
@@ -62,7 +61,7 @@ def lead(settings: LearnerConfig, device: str, run: RunDirectory, sides: Sequenc
     torchrun = launched()
     if torchrun is not None and torchrun[1] != settings.ranks:
         raise ValueError(
-            f"{torchrun[1]} processes were started for this run, and learner.ranks={settings.ranks}: give the same number"
+            f"{torchrun[1]} processes were started for this run, and learner.ranks={settings.ranks}: make them equal"
         )
     if settings.ranks == 1:
         return Leader()
@@ -72,18 +71,17 @@ def lead(settings: LearnerConfig, device: str, run: RunDirectory, sides: Sequenc
         "timeout_s": settings.timeout_s,
     }
     if torchrun is not None:
-        leader, store = Leader(run=run), _their_store()
+        leader = Leader(store=_their_store(), run=run)
     else:
         _check_devices(device, settings.ranks)
         store = _own_store(settings.ranks)
-        leader = Leader(
-            run=run, started=[_start(rank, settings.ranks, store.port) for rank in range(1, settings.ranks)]
-        )
+        started = [_start(rank, settings.ranks, store.port) for rank in range(1, settings.ranks)]
+        leader = Leader(store=store, started=started, run=run)
     with closed_on_error(leader):
         with leader.watched():
-            store.set(_WANTED, json.dumps(wanted))
-            leader.meet(store, settings.ranks)
-            leader.ranks = ProcessRanks(store, 0, settings.ranks, **wanted)
+            leader.store.set(_WANTED, json.dumps(wanted))
+            leader.wait_for("started", settings.ranks)
+            leader.ranks = ProcessRanks(leader.store, 0, settings.ranks, **wanted)
         leader.tell("begin", run=str(run.path.resolve()), sides=list(sides))
     return leader
 
@@ -123,7 +121,7 @@ def _their_store() -> Any:
 
 def _own_store(world: int, port: int | None = None) -> Any:
     """Where the ranks of this machine find each other: a new one of the first rank, or at its port."""
-    return TCPStore(_HOST, port or 0, world, is_master=port is None, timeout=_MEETING, wait_for_workers=False)
+    return TCPStore(_HOST, port or 0, world, is_master=port is None, timeout=MEETING, wait_for_workers=False)
 
 
 def _check_devices(device: str, ranks: int) -> None:
@@ -153,7 +151,7 @@ def _follow(store: Any, rank: int, world: int, *, local: int) -> None:
     kind = wanted["device"]
     if kind != "cpu":
         torch.cuda.set_device(local)
-    store.set(f"{READY}{rank}", "")
+    store.set(stage_of("started", rank), "")
     for number in (signal.SIGINT, signal.SIGTERM):  # the first rank ends the update, saves, and then ends the others
         signal.signal(number, signal.SIG_IGN)
     ranks = ProcessRanks(store, rank, world, **wanted)
@@ -170,6 +168,7 @@ def _follow(store: Any, rank: int, world: int, *, local: int) -> None:
             if ranks.lockstep:
                 policy.divide(ranks.mesh)
             made[name] = FollowingSide(policy, learner, TrajectoryBuffer(learner.recipe.keep_updates))
+        store.set(stage_of("ready", rank), "")
         return made
 
     follow(ranks, make)

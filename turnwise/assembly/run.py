@@ -268,6 +268,7 @@ class Assembly:
         self.leader = lead(config.learner, config.device, run, self.side_names)
         policies = policies or load_policies(run, self.side_names)
         sides = [self.side(name, policy) for name, policy in policies.items()]
+        self.leader.wait_for("ready", config.learner.ranks)
         collector, measurer = self._collectors({side.name: side.agent for side in sides})
         return kind(
             run=run,
@@ -359,6 +360,8 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
         reference=build(config.algorithm, config.run_info).needs_reference,
         packed=is_packed(rollout.packed_weights, shape, rollout.engines, config.device),
+        ranks=config.learner.ranks,
+        divided=config.learner.parallel == "fsdp2",
     )
     return shape, demand
 

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from signal import Signals
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from torch import Tensor
 
@@ -32,16 +33,23 @@ from turnwise.runs.directory import RunDirectory
 from turnwise.training.ranks import ProcessRanks, is_lost, told
 from turnwise.trajectory import Group, Task
 
-READY = "turnwise/ready/"
-"""What the names in the store begin with by which ranks say that they are there."""
+Stage = Literal["started", "ready"]
+"""How far a rank is that was started: it has imported torch; it holds the model."""
 
-_MEETING_S = 600.0  # for all to start and import torch
+MEETING = timedelta(minutes=30)
+"""Within which all ranks have to be at each stage."""
+
 _SIZE = struct.Struct("<Q")
 _PATIENCE_S = 10.0  # for a process that is about to end
 
 
 class LostRankError(StoppedRunError):
     """A rank ended or did not answer, or holds other weights than the first one. The run ends and can be resumed."""
+
+
+def stage_of(stage: Stage, rank: int) -> str:
+    """The name in the store by which a rank says that it is at a stage."""
+    return f"turnwise/{stage}/{rank}"
 
 
 @dataclass(slots=True)
@@ -67,10 +75,12 @@ class StartedRank:
 class Leader:
     """The first rank's hold on the others. Of one process alone (``Leader()``) there are none, and nothing is told.
 
-    ``started`` are the processes that it started itself, ``run`` is the run that ends with them.
+    They say through ``store`` how far they are. ``started`` are the processes that it started itself, ``run`` is the
+    run that ends with them.
     """
 
     ranks: Ranks = field(default_factory=Alone)
+    store: Any = None
     started: Sequence[StartedRank] = ()
     run: RunDirectory | None = None
     broken: bool = False  # whether the others are in the middle of something that this rank has left
@@ -80,14 +90,16 @@ class Leader:
         """Whether there are other ranks."""
         return isinstance(self.ranks, ProcessRanks)
 
-    def meet(self, store: Any, world: int) -> None:
-        """Wait until all ranks are there. Raises LostRankError where one ends before, or does not come."""
-        wanted, until = [f"{READY}{rank}" for rank in range(1, world)], time.monotonic() + _MEETING_S
-        while not store.check(wanted):
+    def wait_for(self, stage: Stage, world: int) -> None:
+        """Wait until all ``world`` ranks are at a stage. Raises LostRankError where one ends before or is late."""
+        longest = MEETING.total_seconds()
+        wanted, until = [stage_of(stage, rank) for rank in range(1, world)], time.monotonic() + longest
+        while self.store is not None and not self.store.check(wanted):
             fates = [fate for rank in self.started if (fate := rank.fate())]
             if fates or time.monotonic() > until:
-                told = fates[0] if fates else f"not all {world} ranks of the learner came within {_MEETING_S:g} s"
-                raise LostRankError(f"{told}. {self._then}")
+                self.broken = True
+                late = f"not all {world} ranks of the learner were {stage} after {longest:g} s"
+                raise LostRankError(f"{fates[0] if fates else late}. {self._then}")
             time.sleep(0.05)
 
     def tell(self, what: str, tensors: Mapping[str, Tensor] | None = None, **data: Any) -> None:
