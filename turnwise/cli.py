@@ -392,9 +392,9 @@ def _words(given: list[str] | None, more: Sequence[str] = ()) -> tuple[str | Non
 
 def _run(folder: Path, title: str, num_updates: int, work: Callable[[LiveDisplay], Result], ending: Ending) -> Result:
     """Train under the display; then the closing lines."""
-    from turnwise.assembly.learners import follow_if_told
     from turnwise.commands.display import LiveDisplay
     from turnwise.commands.ending import stopped_line
+    from turnwise.jobs import follow_if_told
     from turnwise.training.faults import InterruptedRunError
 
     quiet()

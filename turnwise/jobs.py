@@ -18,7 +18,7 @@ import torch
 from turnwise.agents.opening import read_examples
 from turnwise.agents.templates import dated
 from turnwise.algorithms.registry import base_chain
-from turnwise.assembly.learners import follow_if_told
+from turnwise.assembly.learners import follow_if_told as follow_if_told
 from turnwise.assembly.players import describe_agent, load_policies
 from turnwise.assembly.run import Assembly, fitted
 from turnwise.cloning.cloner import OnProgress
