@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,35 @@ def test_two_ranks_have_the_losses_of_one(kind: str, model: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_both_sides_of_a_game_are_trained_by_two_ranks(model: Path, tmp_path: Path) -> None:
+def test_the_other_ranks_end_with_the_first(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    made = RunDirectory.create(path, config(model, *TWO, "num_updates=1000"), {})
+    command = [sys.executable, "-m", "turnwise.cli", "train", "--resume", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as first:
+        for _ in range(600):
+            time.sleep(0.1)
+            if made.metrics_path.exists() and made.metrics():
+                break
+        other = next(int(pid) for pid in children(first.pid))
+        first.kill()
+    for _ in range(300):
+        if not Path(f"/proc/{other}").exists() or Path(f"/proc/{other}/stat").read_text().split()[2] == "Z":
+            return
+        time.sleep(0.1)
+    os.kill(other, signal.SIGKILL)
+    pytest.fail("the second rank went on for half a minute")
+
+
+def children(pid: int) -> list[str]:
+    """Processes that another one started."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_both_sides_of_a_game_are_trained_by_two_ranks(way: str, model: Path, tmp_path: Path) -> None:
     settings = [
+        f"learner.parallel={way}",
         *("env.id=turnwise/TicTacToe-v0", "env.success_threshold=null", "game.policies=per_player"),
         *("eval.test_split=null", "num_updates=2", "agent.max_turns=4"),
     ]

@@ -164,9 +164,9 @@ def _follow(store: Any, rank: int, world: int, *, local: int) -> None:
         made = {}
         for name, policy in load_policies(run, message["sides"], device=place, samples=False).items():
             policy.temperature = config.rollout.temperature
-            learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, ranks)
             if ranks.lockstep:
                 policy.divide(ranks.mesh)
+            learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, ranks)
             made[name] = FollowingSide(policy, learner, TrajectoryBuffer(learner.recipe.keep_updates))
         store.set(stage_of("ready", rank), "")
         return made

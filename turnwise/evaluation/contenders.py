@@ -29,7 +29,7 @@ _INCIDENTAL = (
         "rollout.env_threads",
     ),
     *("optimizer.microbatch_tokens", "env.process", "env.step_timeout_s", "env.reset_timeout_s"),
-    *("watchdog.", "mirrors", "eval.max_error_share"),
+    *("learner.", "watchdog.", "mirrors", "eval.max_error_share"),
 )
 """Settings that do not make another method: they change no numbers, or are what is pooled over (the seed)."""
 

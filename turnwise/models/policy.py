@@ -54,7 +54,7 @@ from turnwise.models.packed_weights import packed_weight
 from turnwise.models.packing import Sharing, pack
 from turnwise.models.paths import Forward, forward_of
 from turnwise.models.settings import AdapterUse, DType, LoRAConfig
-from turnwise.models.sharding import DividedDecoder
+from turnwise.models.sharding import NOT_DIVIDED, DividedDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return self._base.get_input_embeddings().weight.device  # type: ignore[no-any-return]
+        return next(self._base.parameters()).device  # type: ignore[no-any-return]
 
     @property
     def hidden_size(self) -> int:
@@ -237,10 +237,7 @@ class Policy:
         if self.lora is None:
             raise ValueError("learner.parallel=fsdp2 divides frozen weights, and lora=null trains all of them: use ddp")
         if not is_fast(self._base.config):
-            raise ValueError(
-                f"learner.parallel=fsdp2 is for models that this package's own decoder computes (qwen2, qwen3, llama); "
-                f"{self._base.config.model_type} is computed by transformers: use learner.parallel=ddp"
-            )
+            raise ValueError(NOT_DIVIDED)
         self._meter.keep_rows()
         self._forward = DividedDecoder(self._base, mesh, checkpointing=self._checkpointing)
         if self.sampler is not None:

@@ -19,6 +19,11 @@ from torch import Tensor
 from turnwise.models.attention import AttentionPlan
 from turnwise.models.decoder import Decoder
 
+NOT_DIVIDED = (
+    "learner.parallel=fsdp2 is for models that the decoder of this package computes (qwen2, qwen3, llama), and this one "
+    "is computed by transformers: use learner.parallel=ddp"
+)
+
 
 class DividedDecoder(Decoder):
     """The forward pass of ``model``, whose layers' weights it divides among the ranks of ``mesh`` (one-dimensional).

@@ -25,6 +25,7 @@ from turnwise.models.head import TILE, TILE_ROWS, WHOLE
 from turnwise.models.loading import check_device
 from turnwise.models.packed_weights import wanted
 from turnwise.models.settings import PackedWeights
+from turnwise.models.sharding import NOT_DIVIDED
 from turnwise.training.shape import FLOAT, Shape
 
 GIB = 1 << 30
@@ -97,7 +98,9 @@ class Plan:
 
 
 def plan(shape: Shape, demand: Demand) -> Plan:
-    """What the model and the settings need."""
+    """What the model and the settings need. Raises ValueError where frozen weights are to be divided that cannot be."""
+    if demand.divided and not shape.layered:
+        raise ValueError(NOT_DIVIDED)
     parts = [*_weights(shape, demand), *_sampling(shape, demand)]
     if demand.num_rows:
         parts += _update(shape, demand)
@@ -177,13 +180,12 @@ _FIRST_ALONE = ("merged weights", "sampler's weights", "packed weights", "rows f
 
 def _others(parts: list[Part], demand: Demand) -> list[Part]:
     """What the other ranks hold on this machine: as the first one, without a sampler. GPUs are not shared."""
-    num = (demand.ranks - 1) * demand.on_cpu
-    stages: tuple[Stage, ...] = ("always", "update")
-    held = {
-        stage: sum(part.bytes for part in parts if part.stage == stage and part.name not in _FIRST_ALONE)
-        for stage in stages
-    }
-    return [Part("other ranks", num * size, f"{num} that do not sample", stage) for stage, size in held.items()]
+    num, own = (demand.ranks - 1) * demand.on_cpu, [part for part in parts if part.name not in _FIRST_ALONE]
+    always, update = (sum(p.bytes for p in own if p.stage == stage) for stage in ("always", "update"))
+    return [
+        Part("other ranks", num * always, f"{num} that do not sample"),
+        Part("other ranks' updates", num * update, "as this one's", "update"),
+    ]
 
 
 def head_bytes(shape: Shape, tokens: int, device: str) -> int:
@@ -262,6 +264,7 @@ _ADVICE: Mapping[str, str] = {
     "prompts": "lower agent.max_context_tokens",
     "weights": f"{_SMALLER}; on several GPUs learner.parallel=fsdp2 divides those of the layers",
     "other ranks": "lower learner.ranks, or set learner.parallel=fsdp2 in place of ddp",
+    "other ranks' updates": "lower learner.ranks",
     "sampler's weights": "take a smaller model, or model.dtype=bfloat16: the first rank samples with the whole model",
     "activations": "set model.gradient_checkpointing=true, or lower agent.max_context_tokens",
     "head": "lower agent.max_context_tokens",
