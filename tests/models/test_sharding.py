@@ -1,4 +1,4 @@
-"""A policy whose frozen weights are divided, here among one rank: the same scores, sampler and hashes, and its proof."""
+"""A policy whose frozen weights are divided, here among one rank: the same scores, sampler and hashes; its proof."""
 
 from __future__ import annotations
 

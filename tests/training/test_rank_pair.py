@@ -64,6 +64,32 @@ def test_each_rank_holds_the_weights_that_are_planned(case: Case, way: str, foun
     assert (first, second) == (pytest.approx(learner + sampler, rel=0.01), pytest.approx(learner, rel=0.01))
 
 
+SUMS = """
+import sys, torch
+from torch.distributed import TCPStore
+from turnwise.training.ranks import ProcessRanks
+rank, port = map(int, sys.argv[1:])
+ranks = ProcessRanks(TCPStore("127.0.0.1", port, 3, is_master=False), rank, 3, timeout_s=60)
+values = torch.tensor([[1e8, -1e8, 1.0], [1.0, 1e8, -1e8]]).T[rank].repeat(4)[:7].contiguous()
+ranks.add_up(values)
+print(values.tolist(), ranks.gather({"rank": rank, "text": "x" * rank}))
+"""
+
+
+@pytest.mark.slow
+def test_three_processes_add_in_their_order() -> None:
+    """(1e8 - 1e8) + 1 is 1, and (1 + 1e8) - 1e8 is 0 in float32: in seven places, of which no three are equal."""
+    store = TCPStore("127.0.0.1", 0, 3, is_master=True, wait_for_workers=False)
+    command = [sys.executable, "-W", "ignore", "-c", SUMS]
+    three = [
+        subprocess.Popen([*command, str(rank), str(store.port)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for rank in range(3)
+    ]
+    said = {process.communicate(timeout=120)[0].strip() for process in three}
+    gathered = [{"rank": rank, "text": "x" * rank} for rank in range(3)]
+    assert said == {f"{[1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0]} {gathered}"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_group_of_one_gives_the_bits_of_no_group(case: Case) -> None:

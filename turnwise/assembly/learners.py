@@ -77,7 +77,7 @@ def lead(settings: LearnerConfig, device: str, run: RunDirectory, sides: Sequenc
         store = _own_store(settings.ranks)
         started = [_start(rank, settings.ranks, store.port) for rank in range(1, settings.ranks)]
         leader = Leader(store=store, started=started, run=run)
-    with closed_on_error(leader):
+    with _closed_on_error(leader):
         with leader.watched():
             leader.store.set(_WANTED, json.dumps(wanted))
             leader.wait_for("started", settings.ranks)
@@ -87,7 +87,7 @@ def lead(settings: LearnerConfig, device: str, run: RunDirectory, sides: Sequenc
 
 
 @contextmanager
-def closed_on_error(leader: Leader) -> Iterator[None]:
+def _closed_on_error(leader: Leader) -> Iterator[None]:
     """A context that closes the leader where it is left by an error."""
     try:
         yield

@@ -20,8 +20,8 @@ from turnwise.models.attention import AttentionPlan
 from turnwise.models.decoder import Decoder
 
 NOT_DIVIDED = (
-    "learner.parallel=fsdp2 is for models that the decoder of this package computes (qwen2, qwen3, llama), and this one "
-    "is computed by transformers: use learner.parallel=ddp"
+    "learner.parallel=fsdp2 is for models that the decoder of this package computes (qwen2, qwen3, llama), and this "
+    "one is computed by transformers: use learner.parallel=ddp"
 )
 
 

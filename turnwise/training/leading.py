@@ -147,18 +147,19 @@ class Leader:
 
     def close(self) -> None:
         """End the other ranks."""
-        if isinstance(self.ranks, ProcessRanks):
+        if not self.broken:
             with suppress(LostRankError):
-                if not self.broken:
-                    self.tell("end")
-            for rank in self.started:
-                with suppress(subprocess.TimeoutExpired):
-                    rank.process.wait(0 if self.broken else _PATIENCE_S)
-                rank.process.kill()
-                rank.process.wait()
-                rank.errors.close()
+                self.tell("end")
+        for rank in self.started:
+            with suppress(subprocess.TimeoutExpired):
+                rank.process.wait(0 if self.broken else _PATIENCE_S)
+            rank.process.kill()
+            rank.process.wait()
+            rank.errors.close()
+        if isinstance(self.ranks, ProcessRanks):
             with suppress(RuntimeError):
                 self.ranks.close()
+        self.started, self.ranks = (), Alone()
 
 
 @dataclass(slots=True)
