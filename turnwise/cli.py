@@ -403,9 +403,11 @@ def _run(folder: Path, title: str, num_updates: int, work: Callable[[LiveDisplay
     """Train under the display; then the closing lines."""
     from turnwise.commands.display import LiveDisplay
     from turnwise.commands.ending import stopped_line
+    from turnwise.jobs import follow_if_told
     from turnwise.training.faults import InterruptedRunError
 
     quiet()
+    follow_if_told()
     try:
         with LiveDisplay(console, num_updates, title) as display:
             result = work(display)

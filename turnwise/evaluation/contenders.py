@@ -30,7 +30,7 @@ _INCIDENTAL = (
         "rollout.env_threads",
     ),
     *("optimizer.microbatch_tokens", "env.process", "env.step_timeout_s", "env.reset_timeout_s"),
-    *("watchdog.", "mirrors", "eval.max_error_share", "rewards.threads", "rewards.timeout_s"),
+    *("learner.", "watchdog.", "mirrors", "eval.max_error_share", "rewards.threads", "rewards.timeout_s"),
     *(f"rewards.judge.endpoint.{name}" for name in REACHED),
 )
 """Settings that do not make another method: they change no numbers, or are what is pooled over (the seed)."""

@@ -31,6 +31,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "eval.every": "when it is measured: these draws are their own",
     "device": "where it works: numbers change by rounding",
     "threads": "how fast: numbers change by rounding",
+    "learner": "how fast, and memory: numbers change by rounding",
     "rollout.threads": "how fast: numbers change by rounding",
     "rollout.engines": "how fast: numbers change by rounding",
     "rollout.packed_weights": "how fast, and memory: numbers change by rounding",

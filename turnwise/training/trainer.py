@@ -220,9 +220,12 @@ class Trainer:
             side.take(groups, update)
 
     def learn(self, update: int) -> dict[str, Metrics]:
-        """The learners' part of an update. An UpdateMemoryError leaves it half done; ``rewind`` undoes that."""
+        """The learners' part of an update. An UpdateMemoryError leaves it half done; ``rewind`` undoes that.
+
+        (Not where several ranks learn: the others are in the middle of it.)
+        """
         try:
-            metrics = {side.name: side.learner.update(side.buffer, update, verify=side.verify) for side in self.sides}
+            metrics = {side.name: side.learn(update) for side in self.sides}
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
