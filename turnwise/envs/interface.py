@@ -19,6 +19,8 @@ These keys of ``info`` are read where they are present:
     score                float in [0, 1]
     valid                bool: whether the last action was understood
     task_type            str: the task's type, for tables, where the panel does not give it
+    task                 dict, of a reset: what reward functions and judges may know of the task and the agent does not
+                         see, such as the right answer
 
 A world may speak in a chat with roles. Its ``observation`` then stays readable text, an action is what ``said.py``
 writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
@@ -238,6 +240,12 @@ def request_of(info: Info) -> str:
         return ""
     asked = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
     return json.dumps(asked, ensure_ascii=False, default=str)
+
+
+def given_of(info: Info) -> str:
+    """What a reset tells of the task, as JSON; "" where it tells nothing, or something else under that name."""
+    told = info.get("task")
+    return json.dumps(told, ensure_ascii=False, default=str) if isinstance(told, dict) and told else ""
 
 
 def world_name(env: TextEnv) -> str:
