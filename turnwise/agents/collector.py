@@ -38,7 +38,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from turnwise.agents.actions import action_start, parse_action, tokens_before
+from turnwise.agents.actions import action_start, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
@@ -381,7 +381,7 @@ class Rollouts:
         assert seat.model is not None
         text = seat.model.chat.decode(reply.ids)
         chat, style = seat.model.chat, seat.model.config.action_format
-        parsed = parse_action(text, style)
+        parsed = seat.read(text)
         thought = tokens_before(action_start(text, style), len(reply.ids), lambda n: chat.decode(reply.ids[:n]))
 
         def act() -> None:
