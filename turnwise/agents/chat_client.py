@@ -311,13 +311,13 @@ class ChatClient:
             pass
         return repr(self._hide(text)[:_EXCERPT])
 
-    def _hidden(self, value: Any) -> Any:
-        """The same value without the key in any of its texts."""
-        if isinstance(value, dict):
-            return {name: self._hidden(each) for name, each in value.items()}
-        if isinstance(value, list):
-            return [self._hidden(each) for each in value]
-        return self._hide(value) if isinstance(value, str) else value
+    def _hidden(self, found: Any) -> Any:
+        """A value of JSON with the key hidden in every text of it."""
+        if isinstance(found, str):
+            return self._hide(found)
+        if isinstance(found, dict):
+            return {name: self._hidden(value) for name, value in found.items()}
+        return [self._hidden(value) for value in found] if isinstance(found, list) else found
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text

@@ -199,8 +199,9 @@ def endpoint(name: str, settings: AgentConfig, config: EndpointConfig, examples:
 
     Raises ValueError for a name without a model, for a malformed URL, and where the key would be sent unencrypted.
     """
+    model, config = addressed(name, config)
     if settings.context == "roles" and settings.on_overflow == "restart":
         raise ValueError(
             "agent.on_overflow=restart: what an endpoint is told in roles does not start anew; leave it out"
         )
-    return Scripted(name, Endpoint(ChatClient(*addressed(name, config)), settings, examples))
+    return Scripted(name, Endpoint(ChatClient(model, config), settings, examples))

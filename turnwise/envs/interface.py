@@ -227,6 +227,12 @@ def listed_actions(info: Info) -> list[str] | None:
     return listed
 
 
+def given_of(info: Info) -> str:
+    """What a reset tells of the task, as JSON; "" where it tells nothing, or something else under that name."""
+    told = info.get("task")
+    return json.dumps(told, ensure_ascii=False, default=str) if isinstance(told, dict) and told else ""
+
+
 def shown_info(info: Info) -> Info:
     """The part of ``info`` that an agent may be shown: the listed actions, and what is asked in roles."""
     listed = listed_actions(info)
@@ -240,12 +246,6 @@ def request_of(info: Info) -> str:
         return ""
     asked = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
     return json.dumps(asked, ensure_ascii=False, default=str)
-
-
-def given_of(info: Info) -> str:
-    """What a reset tells of the task, as JSON; "" where it tells nothing, or something else under that name."""
-    told = info.get("task")
-    return json.dumps(told, ensure_ascii=False, default=str) if isinstance(told, dict) and told else ""
 
 
 def world_name(env: TextEnv) -> str:
