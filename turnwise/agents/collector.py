@@ -37,6 +37,7 @@ from turnwise.agents.actions import action_start, parse_action, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
+from turnwise.agents.wishes import Wishes
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
 from turnwise.envs.interface import HasPlayers, capability, listed_actions
@@ -330,21 +331,26 @@ class Rollouts:
             return
         limit = min(config.max_context_tokens, engine.max_length) - self._sampling.max_tokens
         fresh, ids = not seat.continues, seat.prompt
-        if seat.continues and rollout.point is not None and len(seat.turns) == len(rollout.point.turns):
-            fresh, ids = (
-                True,
-                seat.context_ids(),
-            )  # a fork begins: its slot may hold less than its context
+        begins = rollout.point is not None and len(seat.turns) == len(rollout.point.turns)
+        if seat.continues and (
+            begins or seat.was_cut
+        ):  # a fork's slot may hold less than its context, a cut one's more
+            fresh, ids = True, seat.context_ids()
         if len(ids) + (0 if fresh else engine.length(seat.slot)) > limit and config.on_overflow == "restart":
             seat.prompt = ids = seat.context.restart()
             seat.continues, fresh = False, True
         if len(ids) + (0 if fresh else engine.length(seat.slot)) > limit:
-            yield from self._finish(rollout, "truncated", "context")
+            if episode.client is None:
+                yield from self._finish(rollout, "truncated", "context")
+            else:
+                self._stepping.begin(_EnvCall(rollout), episode.refuse)
             return
         place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
         key = mix("reply", self._collector.seed, *place)
-        processor = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
-        engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=self._sampling, processor=processor)
+        wishes = Wishes.of(episode.info)
+        guide = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
+        processor, sampling = wishes.processor(guide, self._sampling), wishes.sampling(self._sampling)
+        engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
         self._generating[self._collector.engines.index(engine), seat.slot] = rollout
 
     def _act(self, rollout: _Rollout, reply: Reply) -> None:
@@ -356,7 +362,8 @@ class Rollouts:
         assert episode is not None
         seat = episode.to_move
         assert seat.model is not None
-        text = seat.model.chat.decode(reply.ids)
+        kept, text = Wishes.of(episode.info).cut(reply, seat.model.chat.decode)
+        seat.was_cut, reply = kept is not reply, kept
         chat, style = seat.model.chat, seat.model.config.action_format
         parsed = parse_action(text, style)
         thought = tokens_before(action_start(text, style), len(reply.ids), lambda n: chat.decode(reply.ids[:n]))

@@ -104,7 +104,7 @@ class Seat:
     """The place of one player in one episode: what it was shown, what it did, and what it earned.
 
     Either ``model`` or ``agent`` fills it. ``recorded`` says whether the seat gives a trajectory. ``slot`` is the
-    model's context in its engine.
+    model's context in its engine; ``was_cut``: it holds more of the last reply than the seat kept.
     """
 
     player: str = ""
@@ -114,6 +114,7 @@ class Seat:
     agent: Agent | None = None
     recorded: bool = True
     slot: int = -1
+    was_cut: bool = False
     turns: list[Turn] = field(default_factory=list)
     observation: str = ""
     context: Context | None = None
