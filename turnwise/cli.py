@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from turnwise.commands import bench, runs, worlds
+from turnwise.commands import bench, runs, serve, worlds
 from turnwise.commands import convert as conversion
 from turnwise.commands import plan as cli_plan
 from turnwise.commands import view as views
@@ -42,6 +42,7 @@ for _command in (worlds.envs, worlds.play, worlds.check_env, worlds.serve_search
 app.command()(views.view)
 app.command()(cli_plan.plan)
 app.command()(conversion.convert)
+app.command()(serve.serve)
 
 console = Console()
 

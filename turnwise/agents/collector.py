@@ -205,6 +205,11 @@ class Rollouts:
         """Abandon a rollout. It gives no trajectory."""
         self._stopped.add(rollout)
 
+    def forget(self, rollout: int) -> None:
+        """Let go of what a finished rollout holds. It cannot be forked any more."""
+        found = self._all[rollout]
+        found.episode, found.seats, found.env = None, (), None
+
     def _queue(self, rollout: _Rollout) -> int:
         self._all.append(rollout)
         self._queued.append(rollout)

@@ -48,7 +48,7 @@ def background(call: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
 def answer(session: Session, reply: Said = YES, number: int = 0, ended: bool = True) -> None:
     exchange = session.next(10)
     assert exchange is not None
-    exchange.settle(Answer(reply_message(reply, number), number, Usage(7, 3), ended))
+    exchange.settle(Answer(reply_message(reply, number), f"chatcmpl-{number}", Usage(7, 3), ended))
 
 
 def test_a_request_is_answered_in_the_form_of_the_api() -> None:
@@ -141,7 +141,7 @@ def test_a_retry_is_joined_to_the_first_request() -> None:
         second, two = background(lambda: post(model, [user("hi")], {"x-stainless-retry-count": "1"}))
         assert session.next(0.3) is None
         assert exchange is not None
-        exchange.settle(Answer(reply_message(Said("yes"), 0), 0))
+        exchange.settle(Answer(reply_message(YES, 0), "0"))
         first.join()
         second.join()
         assert said(one[0]) == said(two[0]) == said(post(model, [user("hi")], {"x-stainless-retry-count": "2"}))
@@ -160,7 +160,7 @@ def test_a_client_that_dies_before_its_reply_harms_nobody() -> None:
         exchange = session.next(10)
         connection.close()
         assert exchange is not None
-        exchange.settle(Answer(reply_message(Said("x" * 2_000_000), 0), 0))
+        exchange.settle(Answer(reply_message(Said("x" * 2_000_000), 0), "0"))
         thread, found = background(lambda: post(model, [user("still there?")]))
         answer(session, Said("yes"), 1)
         thread.join()
@@ -178,7 +178,7 @@ def test_requests_at_once_are_answered_in_the_order_of_their_coming() -> None:
             exchange = session.next(10)
             assert exchange is not None
             assert exchange.request.messages[0]["content"] == f"question {number}"
-            exchange.settle(Answer(reply_message(Said(str(number)), number), number))
+            exchange.settle(Answer(reply_message(Said(str(number)), number), str(number)))
         for number, (thread, found) in enumerate(talks):
             thread.join()
             assert said(found[0])["content"] == str(number)

@@ -94,7 +94,7 @@ class Request:
 
     ``sampling`` has those of "temperature" (above 0, at most 2; 0 where ``Terms.greedy``), "max_tokens" and "stop" (a
     list of texts) that were asked for. ``ignored`` names the fields that the run decides otherwise. ``digest`` is a
-    hash of the whole body, by which a retry is known.
+    hash of the whole body, and ``again`` says that the client has sent it before: a retry.
     """
 
     messages: tuple[Message, ...]
@@ -104,9 +104,10 @@ class Request:
     stream: bool = False
     with_usage: bool = False
     digest: str = ""
+    again: bool = False
 
 
-def read_request(body: bytes, terms: Terms) -> Request:
+def read_request(body: bytes, terms: Terms, again: bool = False) -> Request:
     """The request in the body of ``POST /v1/chat/completions``. Raises RefusedError."""
     try:
         asked = json.loads(body)
@@ -136,6 +137,7 @@ def read_request(body: bytes, terms: Terms) -> Request:
         stream=_flag(asked, "stream"),
         with_usage=_flag(_object(asked.get("stream_options", {}), "stream_options"), "include_usage"),
         digest=hashlib.sha256(body).hexdigest(),
+        again=again,
     )
 
 

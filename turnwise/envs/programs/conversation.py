@@ -44,6 +44,15 @@ class Conversation:
 
     def place(self, request: Request) -> Placed:
         """The place of the request that is answered next."""
+        self._told, found = self._read(request)
+        return Placed(request.messages, None) if found is None else Placed(request.messages[found[1] :], found[0])
+
+    def knows(self, request: Request) -> bool:
+        """Whether a request goes on from a turn of this conversation."""
+        return self._read(request)[1] is not None
+
+    def _read(self, request: Request) -> tuple[str, tuple[int, int] | None]:
+        """A hash of the request; the turn that it goes on from, and the number of messages before what is new."""
         told, found = _digest("", list(request.tools)), None
         for number, message in enumerate(request.messages):
             told = _digest(told, _compared(message))
@@ -51,8 +60,7 @@ class Conversation:
                 turn, thought = self._turns.get(told, (-1, ""))
                 same = message.get("reasoning", thought) == thought
                 found = (turn, number + 1) if turn >= 0 and same else None
-        self._told = told
-        return Placed(request.messages, None) if found is None else Placed(request.messages[found[1] :], found[0])
+        return told, found
 
     def answered(self, reply: Said) -> Message:
         """The reply to the request that was placed, as the message that the client gets and sends back."""

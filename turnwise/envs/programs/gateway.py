@@ -1,6 +1,7 @@
 """The endpoint: an HTTP server that speaks the chat completions API and hands requests to sessions.
 
     POST /v1/chat/completions    a reply, whole or as a stream of events
+    POST /v1/feedback            what a conversation with a served model is worth
     GET  /v1/models              the one model
     GET  /health                 {"status": "ok"}
 
@@ -15,6 +16,7 @@ import contextlib
 import json
 import logging
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -47,6 +49,9 @@ class Door(Protocol):
     def session(self, key: str | None, request: Request) -> Session:
         """Whose request this is."""
 
+    def judge(self, key: str | None, body: Mapping[str, Any]) -> None:
+        """Somebody says what a conversation was worth."""
+
 
 class Keys:
     """The door of programs: each has a session with a key of its own."""
@@ -75,6 +80,9 @@ class Keys:
 
     def session(self, key: str | None, request: Request) -> Session:
         return self._found(key)
+
+    def judge(self, key: str | None, body: Mapping[str, Any]) -> None:
+        raise RefusedError(404, "a program says its reward by returning it", "not_found")
 
     def _found(self, key: str | None) -> Session:
         with self._lock:
@@ -170,12 +178,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._check_host()
             terms = self.server.door.admit(self._key())
             body = self._body()
+            if self.path == "/v1/feedback":
+                self.server.door.judge(self._key(), _object(body))
+                self._send(200, b'{"status": "ok"}')
+                return
             if self.path.split("?")[0] != "/v1/chat/completions":
                 raise self._unknown()
-            request = read_request(body, terms)
-            session = self.server.door.session(self._key(), request)
             again = self.headers.get("x-stainless-retry-count", "0") != "0"
-            outcome = session.ask(request, again=again).outcome(REPLY_TIMEOUT_S)
+            request = read_request(body, terms, again)
+            outcome = self.server.door.session(self._key(), request).ask(request).outcome(REPLY_TIMEOUT_S)
             if isinstance(outcome, RefusedError):
                 raise outcome
         except RefusedError as refused:
@@ -234,3 +245,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         _log.debug(format, *args)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RefusedError(400, "expected a JSON object", "invalid")
+    return found

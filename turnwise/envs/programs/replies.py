@@ -37,8 +37,7 @@ def events(answer: Answer, model: str, with_usage: bool) -> bytes:
 
 
 def _frame(answer: Answer, model: str, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    number = f"chatcmpl-{answer.number}"
-    return {"id": number, "object": kind, "created": int(time.time()), "model": model, "choices": choices}
+    return {"id": answer.id, "object": kind, "created": int(time.time()), "model": model, "choices": choices}
 
 
 def _message(answer: Answer, numbered: bool) -> dict[str, Any]:

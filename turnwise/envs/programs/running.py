@@ -164,6 +164,7 @@ class _Awaited:
 
     def check(self) -> None:
         if (silent := self.shared.silent_s) > BLOCKED_S:
+            self.shared.is_blocked = True
             raise AgentError(
                 f"{self.name} blocks the event loop: for {silent:.0f} s nothing else could run on it. Await an async "
                 "client (AsyncOpenAI, ainvoke), or write it as a plain def, which gets a thread of its own"
@@ -175,6 +176,7 @@ class EventLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self.is_blocked = False
         self._beat = time.monotonic()
         self.loop.call_soon(self._keep_beating)
         threading.Thread(target=self.loop.run_forever, name="programs", daemon=True).start()
@@ -194,9 +196,9 @@ _loops: list[EventLoop] = []
 
 
 def shared_loop() -> EventLoop:
-    """The one loop of this process, or a new one in the place of a loop that was blocked."""
+    """The one loop of this process, or a new one in the place of a loop that was found blocked."""
     with _loop_lock:
-        if not _loops or _loops[-1].silent_s > BLOCKED_S:
+        if not _loops or _loops[-1].is_blocked:
             _loops[:] = [EventLoop()]
         return _loops[-1]
 

@@ -29,10 +29,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A reply as its client gets it. ``number`` is the turn; ``ended``: the model ended it, and no limit."""
+    """A reply as its client gets it. ``id`` names it; ``ended``: the model ended it, and no limit."""
 
     message: Message
-    number: int
+    id: str
     usage: Usage = Usage()
     ended: bool = True
 
@@ -75,12 +75,12 @@ class Session:
     _finished: bool = False
     _over: str | None = None
 
-    def ask(self, request: Request, *, again: bool = False) -> Exchange:
-        """Queue a request; ``again``: its client says that it has sent it before. Raises RefusedError."""
+    def ask(self, request: Request) -> Exchange:
+        """Queue a request, or find the one that it repeats. Raises RefusedError."""
         with self._changed:
             if self._over is not None:
                 raise RefusedError(409, self._over, "episode_over")
-            if again and (first := self._known.get(request.digest)) is not None:
+            if request.again and (first := self._known.get(request.digest)) is not None:
                 return first
             if len(self._waiting) >= MAX_WAITING:
                 raise RefusedError(
@@ -95,12 +95,20 @@ class Session:
             self._changed.notify_all()
             return exchange
 
+    def knows(self, request: Request) -> bool:
+        """Whether this is a retry of one of its requests."""
+        return request.again and request.digest in self._known
+
     def next(self, timeout_s: float) -> Exchange | None:
         """The request that is due; None where none came in time, and once the client is finished."""
         with self._changed:
             if not self._waiting and not self._finished:
                 self._changed.wait(timeout_s)
             return self._waiting.popleft() if self._waiting and not self._finished else None
+
+    @property
+    def is_finished(self) -> bool:
+        return self._finished
 
     def finish(self) -> None:
         """The client has ended: whoever waits for its next request returns at once."""

@@ -17,11 +17,16 @@ MAX_FULL = 2
 
 
 class Talk:
-    """The requests of a session, one after the other. ``num_full``: how many in a row did not fit into the context."""
+    """The requests of a session, one after the other. ``num_full``: how many in a row did not fit into the context.
 
-    def __init__(self, session: Session) -> None:
-        self.session, self.conversation = session, Conversation()
+    ``name`` is part of the names of replies. ``reward`` and ``success`` are what somebody said of a conversation.
+    """
+
+    def __init__(self, session: Session, name: str = "") -> None:
+        self.session, self.name, self.conversation = session, name, Conversation()
         self.num_full = 0
+        self.reward = 0.0
+        self.success: bool | None = None
         self._due: Exchange | None = None
         self._usage, self._ended = Usage(), True
 
@@ -45,8 +50,8 @@ class Talk:
     def answer(self, action: str) -> bool:
         """Give the client its reply. Returns whether the reply could be read as a whole."""
         assert self._due is not None
-        reply, number = heard(action), self.conversation.num_turns
-        self._due.settle(Answer(self.conversation.answered(reply), number, self._usage, self._ended))
+        reply, name = heard(action), f"chatcmpl-{self.name}{self.conversation.num_turns}"
+        self._due.settle(Answer(self.conversation.answered(reply), name, self._usage, self._ended))
         self._due, self.num_full = None, 0
         self._usage, self._ended = Usage(), True
         return reply.fault is None
