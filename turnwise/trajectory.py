@@ -68,7 +68,9 @@ class Turn:
     sampled tokens, ``logprobs`` [A] their behaviour log-probabilities (nats, after temperature and
     truncation), ``entropies`` [A] the entropy of the full next-token distribution (nats, after temperature,
     before truncation). ``processing`` says where that distribution was restricted; None: nowhere. ``thought_tokens`` is
-    the number of tokens up to the end of the reply's thought: its action begins there.
+    the number of tokens up to the end of the reply's thought: its action begins there. ``request`` says what was asked
+    in roles, as JSON of the keys "messages", "after" and "tools" that the world gave; "": it spoke in observations
+    alone.
     """
 
     observation: str
@@ -85,6 +87,7 @@ class Turn:
     env_s: float = 0.0
     processing: Processing | None = None
     thought_tokens: int = 0
+    request: str = ""
 
     @property
     def action_mask(self) -> BoolArray:

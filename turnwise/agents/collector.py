@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from turnwise.agents.actions import action_start, parse_action, tokens_before
+from turnwise.agents.actions import action_start, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
@@ -370,7 +370,7 @@ class Rollouts:
         kept, text = Wishes.of(episode.info).cut(reply, seat.model.chat.decode)
         seat.was_cut, reply = kept is not reply, kept
         chat, style = seat.model.chat, seat.model.config.action_format
-        parsed = parse_action(text, style)
+        parsed = seat.read(text)
         thought = tokens_before(action_start(text, style), len(reply.ids), lambda n: chat.decode(reply.ids[:n]))
 
         def act() -> None:

@@ -15,9 +15,9 @@ from typing import Any
 from turnwise.agents.actions import answer, parse_action
 from turnwise.agents.chat_client import ChatClient, ContextFullError, EndpointConfig, Usage
 from turnwise.agents.opening import Example, TextChat, example_turns, opening_text
-from turnwise.agents.prompts import AgentConfig, Context, context_policy
+from turnwise.agents.prompts import AgentConfig, Context, check_context_fits, context_policy
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, TextEnv
-from turnwise.envs.interface import Info, instructions_of, listed_actions
+from turnwise.envs.interface import Info, instructions_of
 from turnwise.models.engine import Sampling
 from turnwise.seeds import mix
 from turnwise.trajectory import IntArray
@@ -77,7 +77,7 @@ class ChatAgent:
         """Ask the model. Raises CutShortError where the turns are used up or the server says the context is full."""
         if self._turn >= self._settings.max_turns:
             raise CutShortError("max_turns")
-        self._see(observation, listed_actions(info))
+        self._see(observation, info)
         reply = self._reply()
         said = reply if self._settings.thoughts == "keep" else (answer(reply) or "").strip()
         self._messages.append({"role": "assistant", "content": said})
@@ -86,12 +86,13 @@ class ChatAgent:
         self._turn += 1
         return self._last
 
-    def _see(self, observation: str, admissible: list[str] | None) -> None:
+    def _see(self, observation: str, info: Info) -> None:
         if self._last is None:
-            ids, continues = self._context.begin(observation, admissible), False
+            check_context_fits(self._settings, info)
+            ids, continues = self._context.begin(observation, info), False
         else:
             said = self._chat.open(self._last.reply)
-            ids, continues = self._context.extend(said, self._last.action, observation, admissible)
+            ids, continues = self._context.extend(said, self._last.action, observation, info)
         self._show(ids, continues)
 
     def _show(self, ids: IntArray, continues: bool) -> None:

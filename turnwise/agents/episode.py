@@ -21,7 +21,7 @@ import numpy as np
 from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
-from turnwise.envs.interface import HasClient, Info, capability, instructions_of
+from turnwise.envs.interface import HasClient, Info, capability, instructions_of, request_of
 from turnwise.envs.tasks import no_exit, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
@@ -137,6 +137,7 @@ class Episode:
                 env_s=self._env_s - before,
                 processing=reply.processing,
                 thought_tokens=thought_tokens,
+                request=request_of(self.info),
             )
         )
         for player, earned in rewards.items():

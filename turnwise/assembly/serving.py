@@ -22,7 +22,6 @@ from turnwise.agents.seating import ModelAgent
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import WhichCheckpoint, open_run, players
 from turnwise.config.files import parse_config
-from turnwise.config.schema import RunConfig
 from turnwise.envs.panels import content_key
 from turnwise.envs.programs.asked import Terms
 from turnwise.envs.programs.gateway import Gateway
@@ -119,7 +118,7 @@ class _Record:
 
     def __init__(self, target: str, offer: Offer, agent: ModelAgent) -> None:
         assert offer.record is not None
-        self._run = RunDirectory.create(offer.record, _described(target, offer, agent), {})
+        self._run = RunDirectory.create(offer.record, parse_config(_described(target, offer, agent)), {})
         self._writer = TrajectoryWriter(self._run.trajectories_path)
 
     def add(self, trajectory: Trajectory) -> None:
@@ -148,21 +147,19 @@ def _job(number: int) -> Job:
     return Job(Task(SERVED, "served", number, str(number)))
 
 
-def _described(target: str, offer: Offer, agent: ModelAgent) -> RunConfig:
+def _described(target: str, offer: Offer, agent: ModelAgent) -> dict[str, Any]:
     """The configuration of the folder that keeps conversations."""
     run, path = open_run(target), target
     if run is not None:
         theirs = run.config().model
         elsewhere = theirs.path if isinstance(theirs, PretrainedModelConfig) else ""
         path = elsewhere if elsewhere and not run.model_path.exists() else str(run.model_path)
-    settings = agent.config.model_dump(mode="json")
-    raw = {
+    return {
         "env": {"id": SERVED, "split": "served"},
         "model": {"path": path},
-        "agent": settings,
+        "agent": agent.config.model_dump(mode="json"),
         "seed": offer.seed,
     }
-    return parse_config(raw)
 
 
 def _is_local(host: str) -> bool:

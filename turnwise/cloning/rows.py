@@ -6,6 +6,7 @@ and a row for each fresh context of an agent with a window. The order depends on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,13 +75,13 @@ def rows_of(
     ``agent.max_context_tokens`` are left out.
     """
     context = new_context(chat, agent, instructions, examples)
-    prompt, continues = context.begin(shown.observations[0], shown.admissible[0]), False
+    prompt, continues = context.begin(shown.observations[0], shown.infos[0]), False
     made = _Rows(chat, observation_weight, _ahead(chat, agent, instructions, examples))
     for n, (action, learn) in enumerate(zip(shown.actions, shown.learn, strict=True)):
-        reply = chat.reply(written(action, agent.action_format))
+        reply = chat.reply(written(action, agent.action_format, chat.dialect))
         made.add(prompt, continues, reply, learn)
         if n + 1 < len(shown.actions):
-            prompt, continues = context.extend(reply, action, shown.observations[n + 1], shown.admissible[n + 1])
+            prompt, continues = context.extend(reply, action, shown.observations[n + 1], shown.infos[n + 1])
     return made.fitting(agent)
 
 
@@ -109,12 +110,13 @@ def episode_rows(
             made.add(turn.prompt_ids, turn.continues, turn.action_ids, turn.valid, forced)
         return made.fitting(agent)
     context = new_context(chat, agent, instructions, examples)
-    prompt, continues = context.begin(episode.turns[0].observation, None), False
+    infos = [json.loads(turn.request) if turn.request else {} for turn in episode.turns]
+    prompt, continues = context.begin(episode.turns[0].observation, infos[0]), False
     for n, turn in enumerate(episode.turns):
         reply = chat.reply(turn.reply)
         made.add(prompt, continues, reply, turn.valid)
         if n + 1 < len(episode.turns):
-            prompt, continues = context.extend(reply, turn.action, episode.turns[n + 1].observation, None)
+            prompt, continues = context.extend(reply, turn.action, episode.turns[n + 1].observation, infos[n + 1])
     return made.fitting(agent)
 
 

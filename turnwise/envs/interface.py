@@ -42,6 +42,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -237,6 +238,21 @@ def listed_actions(info: Info) -> list[str] | None:
     """The actions that a model is shown: ``listed_actions``, or else ``admissible_actions``; None where both lack."""
     listed: list[str] | None = info.get("listed_actions", info.get("admissible_actions"))
     return listed
+
+
+def shown_info(info: Info) -> Info:
+    """The part of ``info`` that an agent may be shown: the listed actions, and what is asked in roles."""
+    listed = listed_actions(info)
+    kept = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
+    return kept if listed is None else {"listed_actions": listed, **kept}
+
+
+def request_of(info: Info) -> str:
+    """What is asked in roles, as JSON: "messages", "after" and "tools"; "" where the world speaks in observations."""
+    if info.get("messages") is None:
+        return ""
+    asked = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
+    return json.dumps(asked, ensure_ascii=False, default=str)
 
 
 def world_name(env: TextEnv) -> str:
