@@ -50,7 +50,6 @@ SettingsArg = Annotated[
     list[str] | None,
     typer.Argument(help="A configuration (a YAML path or a shipped name), then key.path=value settings."),
 ]
-PROGRAM = "turnwise/Program-v0"
 EnvOption = Annotated[str | None, typer.Option("--env", help="gymnasium id, or module:ns/Id-v0 for your own.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -79,10 +78,22 @@ def train(
     algorithm: Annotated[
         str | None, typer.Option("--algorithm", help="A name of `turnwise algorithms`, or module:recipe.")
     ] = None,
-    program: Annotated[
-        str | None, typer.Option("--program", help='An agent program as the world: module:function, or "python cli.py".')
+    tools: Annotated[
+        str | None,
+        typer.Option(
+            "--tools", help="Functions or a class of yours as the world: module:NAME, with --tasks, --reward."
+        ),
     ] = None,
-    tasks: Annotated[str | None, typer.Option("--tasks", help="Its tasks: a JSONL file, or hf:DATASET.")] = None,
+    program: Annotated[
+        str | None,
+        typer.Option("--program", help='An agent program as the world: module:NAME or "python cli.py", with --tasks.'),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Their tasks: FILE.jsonl, or hf:DATASET[@REVISION][#CONFIG][:SPLIT].")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="What judges an episode: module:FUNCTION(task, tools, reply).")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/ENV-ALGORITHM-N.")] = None,
     resume: Annotated[
         Path | None,
@@ -96,22 +107,22 @@ def train(
     """Train an agent and measure it on unseen tasks before and after.
 
     [dim]turnwise train --env turnwise/Household-v0 --algorithm grpo optimizer.lr=5e-4 num_updates=40[/dim]
-    [dim]turnwise train --program my_agent:agent --tasks questions.jsonl --algorithm grpo model.path=FOLDER_OR_NAME[/dim]
+    [dim]turnwise train --program my_agent:agent --tasks questions.jsonl model.path=FOLDER_OR_NAME[/dim]
     [dim]turnwise train --resume runs/household-grpo-s0-1 num_updates=80[/dim]
     """
     if resume is not None:
-        if env or algorithm or out or program or tasks or seed is not None:
+        if env or algorithm or out or tools or program or tasks or reward or seed is not None:
             raise ValueError("--resume takes world, algorithm, folder and seed from the run: leave them out")
         if print_config:
             raise ValueError("--print-config is for a run that begins: RUN/config.yaml holds a run's")
         _resume(resume, settings or [])
         return
+    from turnwise.commands.shorthands import world_of
     from turnwise.config.files import dump_config, load_config
 
     name, given = _words(settings, [f"seed={seed}"] if seed is not None else [])
-    if program is not None or tasks is not None:
-        env, given = _of_program(program, tasks, env, given)
-    config = load_config(name, given, env=env, algorithm=algorithm)
+    env, more = world_of(env, tools=tools, program=program, tasks=tasks, reward=reward)
+    config = load_config(name, [*more, *given], env=env, algorithm=algorithm)
     if print_config:
         typer.echo(dump_config(config), nl=False)
         return
@@ -121,16 +132,6 @@ def train(
 
     folder = out or new_folder(config)
     _run(folder, title_of(config), config.num_updates, lambda display: run_train(config, folder, display), closing)
-
-
-def _of_program(program: str | None, tasks: str | None, env: str | None, given: list[str]) -> tuple[str, list[str]]:
-    """(world, settings) of a run whose world is a program. Raises ValueError where one of the two is missing."""
-    if program is None or tasks is None:
-        raise ValueError("--program and --tasks belong together: --program my_agent:agent --tasks questions.jsonl")
-    if env is not None:
-        raise ValueError(f"--program is a world of its own: leave --env {env} out")
-    named = [f"env.kwargs.run={json.dumps(program)}", f"env.kwargs.tasks={json.dumps(tasks)}"]
-    return PROGRAM, [*named, *given]
 
 
 def _resume(folder: Path, changes: Sequence[str]) -> None:

@@ -52,6 +52,9 @@ WORLDS: dict[str, World] = {
     "turnwise/LeducHoldem-v0": World(_GAME, "two players; PettingZoo's Leduc hold'em as text", {"game": "leduc"}),
     "turnwise/RockPaperScissors-v0": World(_GAME, "two players at once; PettingZoo's rps as text", {"game": "rps"}),
     "turnwise/Negotiation-v0": World(_GAME, "two players divide a pile of goods by talking", {"game": "negotiation"}),
+    "turnwise/Tools-v0": World(
+        "turnwise.envs.tools.world:ToolsEnv", "functions of yours as tools, tasks from your rows"
+    ),
     "turnwise/GEM-v0": World(
         "turnwise.envs.adapters.gem:GEMEnv", "any environment of GEM, by name; pip install gem-llm"
     ),

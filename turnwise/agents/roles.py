@@ -96,7 +96,7 @@ class Roles:
                 "turns before, counted from 0"
             )
         if before is None:
-            return self._keep(None, self._with_system(messages), info.get("tools") or ())
+            return self._keep(None, with_system(messages, self._system), info.get("tools") or ())
         return self._keep(before, messages, info.get("tools") or self._turns[before].asked.tools)
 
     def _keep(self, before: int | None, messages: Sequence[Message], tools: Tools) -> tuple[IntArray, bool]:
@@ -126,13 +126,14 @@ class Roles:
             asked = self._turns[asked.before].asked
         return asked
 
-    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The messages behind the agent's own system message; a world's system message is joined to it."""
-        if not self._system:
-            return messages
-        has_one = bool(messages) and messages[0]["role"] == "system"
-        text = f"{self._system}\n\n{messages[0]['content']}" if has_one else self._system
-        return [{"role": "system", "content": text}, *messages[has_one:]]
+
+def with_system(messages: Sequence[Message], system: str) -> Sequence[Message]:
+    """The messages behind an agent's own system message; a world's system message is joined to it."""
+    if not system:
+        return messages
+    has_one = bool(messages) and messages[0]["role"] == "system"
+    text = f"{system}\n\n{messages[0]['content']}" if has_one else system
+    return [{"role": "system", "content": text}, *messages[has_one:]]
 
 
 def as_message(said: Said, answers: Sequence[Message] = ()) -> dict[str, Any]:

@@ -6,7 +6,6 @@ and a row for each fresh context of an agent with a window. The order depends on
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ import numpy as np
 
 from turnwise.agents.actions import written
 from turnwise.agents.chat import ChatFormat
+from turnwise.agents.dialogue import asked
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.opening import Example, example_turns, new_context
 from turnwise.agents.prompts import AgentConfig
@@ -110,7 +110,7 @@ def episode_rows(
             made.add(turn.prompt_ids, turn.continues, turn.action_ids, turn.valid, forced)
         return made.fitting(agent)
     context = new_context(chat, agent, instructions, examples)
-    infos = [json.loads(turn.request) if turn.request else {} for turn in episode.turns]
+    infos = list(map(asked, episode.turns))
     prompt, continues = context.begin(episode.turns[0].observation, infos[0]), False
     for n, turn in enumerate(episode.turns):
         reply = chat.reply(turn.reply)

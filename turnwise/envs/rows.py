@@ -57,6 +57,10 @@ class Rows:
         """The splits that have tasks."""
         return tuple(split for split, rows in self._rows.items() if rows)
 
+    def __iter__(self) -> Iterator[Row]:
+        """The rows of all splits."""
+        return (row for rows in self._listed.values() for row in rows)
+
     def panel(self, split: str) -> Panel:
         """The tasks of a split. Raises ValueError for an unknown split, and for one to which no row was dealt."""
         if split in self._panels:

@@ -24,6 +24,7 @@ from turnwise.envs.programs.talk import MAX_FULL, Talk
 from turnwise.envs.rows import Rows, Source
 from turnwise.envs.world import TaskEnv
 
+ENV_ID = "turnwise/Program-v0"
 _POLL_S = 1.0
 _OVER = "this episode is over: a program must not ask the model after its end"
 
@@ -57,7 +58,7 @@ class ProgramEnv(TaskEnv):
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}.")
         self.run, self.timeout_s = run, timeout_s
-        self._rows = Rows("turnwise/Program-v0", tasks, fields)
+        self._rows = Rows(ENV_ID, tasks, fields)
         self._program = program_of(run, env)
         self._terms = Terms(model=name, strict=strict)
         self._endpoint: Endpoint | None = None
