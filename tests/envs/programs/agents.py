@@ -135,3 +135,21 @@ def wishes(task: dict[str, Any], model: Model) -> float:
         SEEN.append(status)
         said(post(model, [user("hello")]))
     return 1.0
+
+
+async def trained(task: dict[str, Any], model: Model) -> float:
+    """A main agent that asks a helper, at another temperature, and goes on; the reward is the share of "e"."""
+    texts = list[str]()
+
+    async def ask(messages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        message = said(await asyncio.to_thread(post, model, messages, **more))
+        texts.append(message["content"] or "")
+        return message
+
+    main = [user(task["question"])]
+    main += [await ask(main), user("Ask.")]
+    main += [await ask(main, max_tokens=5)]
+    await ask([user("helper")], temperature=0.7, stop=["q"])
+    await ask([*main, user("So?")])
+    text = "".join(texts)
+    return text.count("e") / max(1, len(text))
