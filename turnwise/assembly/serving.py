@@ -75,8 +75,12 @@ class Service:
         self.offer = offer
         self._door = Conversations(Terms(offer.name, offer.strict, greedy=True), offer.api_key, offer.idle_s)
         self.agent = _agent(target, offer, self._door)
-        self._record = _Record(target, offer, self.agent) if offer.record is not None else None
         self._gateway = Gateway(self._door, offer.host, offer.port)
+        try:
+            self._record = _Record(target, offer, self.agent) if offer.record is not None else None
+        except ValueError:
+            self._gateway.close()
+            raise
         threads = WorldThreads(offer.num_slots, order="free")
         self._collector = Collector(lambda: ServedEnv(self._door), self.agent, seed=offer.seed, threads=threads)
         self._stopped = False
