@@ -61,12 +61,12 @@ def model_of(family: str) -> tuple[Any, ChatFormat, AgentConfig]:
 
 
 def played(
-    program: str, say: Say, family: str = "hermes", num: int = 2, **world: Any
+    program: str, say: Say, family: str = "hermes", num: int = 2, rows: list[dict[str, Any]] | None = None, **world: Any
 ) -> tuple[list[Trajectory], float]:
     """The episodes of a program, and the largest deviation of sampler and learner, in nats."""
     model, chat, config = model_of(family)
     engine = Dictated(model, chat, say, num_slots=4, max_length=8192)
-    rows = [{"question": f"Where is mug {number}?"} for number in range(40)]
+    rows = rows or [{"question": f"Where is mug {number}?"} for number in range(40)]
     envs = []
 
     def make() -> ProgramEnv:
