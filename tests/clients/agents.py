@@ -261,3 +261,29 @@ def smolagents_tools(task: dict[str, Any], model: Any) -> float:
     llm = OpenAIServerModel(model.name, api_base=model.base_url, api_key=model.api_key)
     agent = ToolCallingAgent(tools=[find], model=llm, max_steps=4, verbosity_level=0)
     return float("drawer" in str(agent.run(task["question"])))
+
+
+# What a tiny model can learn: to say the letter e.
+
+
+def _share(text: str) -> float:
+    return text.count("e") / max(1, len(text))
+
+
+async def openai_letters(task: dict[str, Any], model: Any) -> float:
+    """Two turns of one conversation; the reward is the share of "e" in the second reply."""
+    messages: list[Any] = [{"role": "user", "content": task["question"]}]
+    for _ in range(2):
+        answer = await client_of(model).chat.completions.create(model=model.name, messages=messages)
+        messages += [message := answer.choices[0].message, {"role": "user", "content": "Again."}]
+    return _share(message.content or "")
+
+
+async def langgraph_letters(task: dict[str, Any], model: Any) -> float:
+    """The same as an agent of LangGraph, asked twice."""
+    from langgraph.prebuilt import create_react_agent
+
+    graph = create_react_agent(_chat(model), [_finding()])
+    out = await graph.ainvoke({"messages": [("user", task["question"])]}, {"recursion_limit": 6})
+    out = await graph.ainvoke({"messages": [*out["messages"], ("user", "Again.")]}, {"recursion_limit": 6})
+    return _share(str(out["messages"][-1].content))
