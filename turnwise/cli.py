@@ -20,6 +20,7 @@ from rich.markup import escape
 from turnwise.commands import bench, runs, serve, worlds
 from turnwise.commands import convert as conversion
 from turnwise.commands import plan as cli_plan
+from turnwise.commands import template as templates
 from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 
@@ -42,6 +43,7 @@ for _command in (worlds.envs, worlds.play, worlds.check_env, worlds.serve_search
 app.command()(views.view)
 app.command()(cli_plan.plan)
 app.command()(conversion.convert)
+app.command()(templates.template)
 app.command()(serve.serve)
 
 console = Console()
@@ -84,6 +86,10 @@ def train(
             "--tools", help="Functions or a class of yours as the world: module:NAME, with --tasks, --reward."
         ),
     ] = None,
+    mcp: Annotated[
+        list[str] | None,
+        typer.Option("--mcp", help="Tools of an MCP server: its command line or address; may be given several times."),
+    ] = None,
     program: Annotated[
         str | None,
         typer.Option("--program", help='An agent program as the world: module:NAME or "python cli.py", with --tasks.'),
@@ -111,7 +117,7 @@ def train(
     [dim]turnwise train --resume runs/household-grpo-s0-1 num_updates=80[/dim]
     """
     if resume is not None:
-        if env or algorithm or out or tools or program or tasks or reward or seed is not None:
+        if env or algorithm or out or tools or mcp or program or tasks or reward or seed is not None:
             raise ValueError("--resume takes world, algorithm, folder and seed from the run: leave them out")
         if print_config:
             raise ValueError("--print-config is for a run that begins: RUN/config.yaml holds a run's")
@@ -121,7 +127,7 @@ def train(
     from turnwise.config.files import dump_config, load_config
 
     name, given = _words(settings, [f"seed={seed}"] if seed is not None else [])
-    env, more = world_of(env, tools=tools, program=program, tasks=tasks, reward=reward)
+    env, more = world_of(env, tools=tools, mcp=mcp or (), program=program, tasks=tasks, reward=reward)
     config = load_config(name, [*more, *given], env=env, algorithm=algorithm)
     if print_config:
         typer.echo(dump_config(config), nl=False)

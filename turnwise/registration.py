@@ -52,6 +52,12 @@ WORLDS: dict[str, World] = {
     "turnwise/LeducHoldem-v0": World(_GAME, "two players; PettingZoo's Leduc hold'em as text", {"game": "leduc"}),
     "turnwise/RockPaperScissors-v0": World(_GAME, "two players at once; PettingZoo's rps as text", {"game": "rps"}),
     "turnwise/Negotiation-v0": World(_GAME, "two players divide a pile of goods by talking", {"game": "negotiation"}),
+    "turnwise/SQL-v0": World(
+        "turnwise.envs.sql.world:SQLEnv", "questions about generated databases, answered with SQL; tools, roles"
+    ),
+    "turnwise/Office-v0": World(
+        "turnwise.envs.office.world:OfficeEnv", "contacts, calendar and mail of a small office; tools, roles"
+    ),
     "turnwise/Tools-v0": World(
         "turnwise.envs.tools.world:ToolsEnv", "functions of yours as tools, tasks from your rows"
     ),

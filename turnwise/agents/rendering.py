@@ -55,6 +55,9 @@ class Rendering:
     calls. Raises ValueError for a template that cannot show tools, calls and results.
     """
 
+    tools_in: ToolsIn
+    json_arguments: bool
+
     def __init__(
         self,
         tokenizer: Any,
@@ -65,10 +68,7 @@ class Rendering:
         tools_in: ToolsIn = "template",
         dialect: str = "auto",
     ) -> None:
-        self._show = partial(rendered, tokenizer, date, template)
-        written = tokenizer.get_chat_template() + (_HERMES + _TAGS if tools_in == "system" else "")
-        self._spelling = Spelling(tokenizer, [written], mixes=True)
-        self._end_ids, self.tools_in, self.json_arguments = frozenset(end_ids), "template", False
+        self._prepare(tokenizer, end_ids, date, template, _HERMES + _TAGS if tools_in == "system" else "")
         self.abilities = abilities_of(self)
         self.tools_in = tools_in
         if tools_in == "template":
@@ -87,6 +87,27 @@ class Rendering:
         spoken = dialect_of(found if dialect == "auto" else dialect)
         self.dialect: Dialect = spoken if self._is_parallel else OneCall(spoken)
         self._check_spelling()
+
+    @classmethod
+    def untried(cls, tokenizer: Any) -> Rendering:
+        """Any template, also one that would be refused: for ``abilities_of``."""
+        from turnwise.agents.chat import ChatFormat
+
+        made = cls.__new__(cls)
+        try:
+            end_ids: Collection[int] = ChatFormat(tokenizer).end_ids
+        except ValueError:
+            end_ids = tokenizer.all_special_ids
+        made._prepare(tokenizer, end_ids, DATE, NO_ARGUMENTS, "")
+        return made
+
+    def _prepare(
+        self, tokenizer: Any, end_ids: Collection[int], date: str, template: Mapping[str, Any], more: str
+    ) -> None:
+        self._show = partial(rendered, tokenizer, date, template)
+        self._spelling = Spelling(tokenizer, [tokenizer.get_chat_template() + more], mixes=True)
+        self._end_ids, self.json_arguments = frozenset(end_ids), False
+        self.tools_in = "template"
 
     def render(self, messages: Sequence[Message], tools: Tools = ()) -> IntArray:
         """The tokens [P] of a whole conversation, then the assistant's header."""
@@ -138,7 +159,7 @@ class Rendering:
 
     def _check_spelling(self) -> None:
         """A harmless conversation has the tokens that the tokenizer gives for the template's text at once."""
-        text = self.text(*_TRIED)
+        text = self.text(*TRIED)
         if self._spelling.mixed(text) != self._spelling.whole(text):
             raise ValueError(
                 "the tokenizer gives a conversation with tools other tokens as a whole than piece by piece: its added "
@@ -210,7 +231,7 @@ def _result(number: int) -> dict[str, Any]:
 
 
 _USER = {"role": "user", "content": "Try it."}
-_TRIED = ([_USER, _calling(1), _result(0)], [_TOOL])
+TRIED = ([_USER, _calling(1), _result(0)], [_TOOL])
 
 
 def abilities_of(rendering: Rendering) -> Abilities:

@@ -22,7 +22,7 @@ class Talk:
 
     def __init__(self, tools: Sequence[Tool], max_chars: int = 8_000) -> None:
         self.tools = {tool.name: tool for tool in tools}
-        self._max_chars, self._turn = max_chars, -1
+        self._max_chars, self.turn = max_chars, -1
 
     def open(self, question: str, system: str = "") -> tuple[str, Info]:
         """The first observation and its ``info``: the user's message, and the tools."""
@@ -30,7 +30,7 @@ class Talk:
         return question, self.open_with([*messages, {"role": "user", "content": question}])
 
     def open_with(self, messages: Sequence[Mapping[str, Any]]) -> Info:
-        self._turn = -1
+        self.turn = -1
         return {"messages": list(messages), "tools": listed(list(self.tools.values()))}
 
     def answer(self, said: Said) -> tuple[str, Info, bool]:
@@ -38,7 +38,7 @@ class Talk:
 
         Returns the next observation, its ``info``, and whether all were understood.
         """
-        self._turn += 1
+        self.turn += 1
         results = [call(self.tools, asked) for asked in said.calls]
         texts = [self._cut(result.text) for result in results]
         names = [asked.name for asked in said.calls]
@@ -46,11 +46,11 @@ class Talk:
             texts.append(FAULT.format(said.fault) if results else f"Error: the call could not be read: {said.fault}.")
             names.append("error")
         messages = [
-            {"role": "tool", "tool_call_id": f"call{self._turn:03d}{n:02d}", "name": name, "content": text}
+            {"role": "tool", "tool_call_id": f"call{self.turn:03d}{n:02d}", "name": name, "content": text}
             for n, (name, text) in enumerate(zip(names, texts, strict=True))
         ]
         valid = said.fault is None and all(result.understood for result in results)
-        return "\n".join(texts), {"messages": messages, "after": self._turn, "valid": valid}, valid
+        return "\n".join(texts), {"messages": messages, "after": self.turn, "valid": valid}, valid
 
     def _cut(self, text: str) -> str:
         if len(text) <= self._max_chars:

@@ -13,7 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NotRequired, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -36,7 +36,8 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool by its name. ``schema`` is that of its parameters; ``run`` gets the arguments, which fit the schema."""
+    """A tool by its name. ``schema`` is that of its parameters; ``run`` gets the arguments, which fit the schema;
+    it may return a ``Result``."""
 
     name: str
     description: str
@@ -51,6 +52,10 @@ class Tool:
         return {"type": "function", "function": about}
 
 
+class WorldBrokenError(RuntimeError):
+    """What stands behind a tool is gone: the episode fails, and not the call."""
+
+
 class WrongArgumentsError(ValueError):
     """Arguments that do not fit a tool's schema. The message is for the model."""
 
@@ -58,7 +63,7 @@ class WrongArgumentsError(ValueError):
 def tool_of(function: Callable[..., Any], name: str = "") -> Tool:
     """A function, or a bound method, as a tool. Raises ValueError, which says why, for one that cannot be described."""
     name = name or function.__name__
-    adapter, schema = _arguments(function, name)
+    adapter, schema = _known_arguments(getattr(function, "__func__", function), inspect.ismethod(function), name)
 
     def check(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
@@ -91,7 +96,7 @@ def tools_of(source: Any) -> list[Tool]:
 
 
 def call(tools: Mapping[str, Tool], asked: Call) -> Result:
-    """Make a call. Never raises what a tool raises: the model reads it."""
+    """Make a call. Never raises what a tool raises: the model reads it. WorldBrokenError alone is passed on."""
     if asked.name not in tools:
         near = difflib.get_close_matches(asked.name, tools, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -102,7 +107,10 @@ def call(tools: Mapping[str, Tool], asked: Call) -> Result:
     except WrongArgumentsError as error:
         return Result(f"Error: {asked.name}: {error}", False)
     try:
-        return Result(as_text(tool.run(arguments)))
+        found = tool.run(arguments)
+        return found if isinstance(found, Result) else Result(as_text(found))
+    except WorldBrokenError:
+        raise
     except (Exception, SystemExit) as error:  # a function of the user's: it may fail in any way
         return Result(f"Error: {' '.join(f'{type(error).__name__}: {error}'.split())[:1000]}")
 
@@ -125,16 +133,22 @@ def _methods(kind: type) -> list[str]:
     ]
 
 
-def _arguments(function: Callable[..., Any], name: str) -> tuple[TypeAdapter[Any], dict[str, Any]]:
-    """What reads the arguments of a function, and their schema."""
-    where = f"tool {name}{inspect.signature(function)}"
+@lru_cache(maxsize=1024)
+def _known_arguments(function: Any, is_method: bool, name: str) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    """The same for each episode's instance of a class: making a schema takes a millisecond."""
+    return _arguments(partial(function, None) if is_method else function, function, name)
+
+
+def _arguments(called: Any, function: Any, name: str) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    """What reads the arguments of a function, as it is ``called``, and their schema."""
+    where = f"tool {name}{inspect.signature(called)}"
     fields: dict[str, Any] = {}
     try:
         hints = get_type_hints(function, include_extras=True)
-    except NameError as error:
+    except (NameError, TypeError) as error:
         raise ValueError(f"{where}: a type hint cannot be read: {error}") from error
     defaults = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in inspect.signature(called).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise ValueError(f"{where}: a model gives arguments by name, and {parameter} takes none so: name each one")
         if parameter.name not in hints:
@@ -193,11 +207,12 @@ def _outcome(value: Any) -> Any:
 
 def wait_for(work: Coroutine[Any, Any, Any]) -> Any:
     """The result of asynchronous work, which runs in the one event loop of all tools: clients may be shared there."""
-    return asyncio.run_coroutine_threadsafe(work, _loop()).result()
+    return asyncio.run_coroutine_threadsafe(work, loop_of_tools()).result()
 
 
 @lru_cache(maxsize=1)
-def _loop() -> asyncio.AbstractEventLoop:
+def loop_of_tools() -> asyncio.AbstractEventLoop:
+    """The event loop of asynchronous tools and of clients, in a thread of its own."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="tools", daemon=True).start()
     return loop

@@ -24,6 +24,7 @@ from turnwise.envs.interface import Expert, Info, Panel
 from turnwise.envs.rows import Row, Rows, Source
 from turnwise.envs.said import heard, said
 from turnwise.envs.tools.chatting import Talk
+from turnwise.envs.tools.mcp import Server, tools_of_servers
 from turnwise.envs.tools.tool import Tool, tools_of, wait_for
 from turnwise.envs.world import TaskEnv
 from turnwise.errors import unknown
@@ -35,9 +36,10 @@ class ToolsEnv(TaskEnv):
     """The reward is that of the reward function, at the end of the episode, else 0.
 
     ``tools``: functions, a class, or what ``module:NAME`` names of these. A class is made with the task's row, where
-    its constructor takes an argument. ``tasks`` and ``fields``: as ``turnwise.envs.rows.Rows`` takes them. ``reward``:
-    the reward function, or ``module:NAME``. ``system``: a system message. ``step_limit``: replies an episode may have.
-    ``max_result_chars``: where the result of a call is cut.
+    its constructor takes an argument. ``mcp``: command lines and addresses of servers, whose tools come after these
+    (``turnwise.envs.tools.mcp``); they start with the first episode. ``tasks`` and ``fields``: as
+    ``turnwise.envs.rows.Rows`` takes them. ``reward``: the reward function, or ``module:NAME``. ``system``: a system
+    message. ``step_limit``: replies an episode may have. ``max_result_chars``: where the result of a call is cut.
 
     ``info``: what is asked in roles (``messages``, ``after``, ``tools``), ``valid`` (whether every call named a tool
     and fitted its schema), and at the end ``success`` (what the function says, else whether the reward is at least 1)
@@ -46,10 +48,11 @@ class ToolsEnv(TaskEnv):
 
     def __init__(
         self,
-        tools: Any,
+        *,
         tasks: Source | Mapping[str, Source],
         reward: str | Callable[..., Any],
-        *,
+        tools: Any = (),
+        mcp: str | Sequence[str] = (),
         fields: Mapping[str, str] | None = None,
         system: str = "",
         split: str = "train",
@@ -65,7 +68,11 @@ class ToolsEnv(TaskEnv):
         self._system, self._max_chars = system, max_result_chars
         for row in self._rows:
             _check_asks(row)
-        self._functions = None if inspect.isclass(self._source) else tools_of(self._source)
+        self._mcp = [mcp] if isinstance(mcp, str) else list(mcp)
+        self._servers: list[Server] = []
+        self._functions: Sequence[Tool] | None = None
+        if not inspect.isclass(self._source):
+            self._functions = [] if self._mcp and self._source == () else tools_of(self._source)
         self._row: Row = {}
         self._instance: Any = None
         self._talk = Talk(())
@@ -112,12 +119,20 @@ class ToolsEnv(TaskEnv):
         return [said(**reply) if isinstance(reply, dict) else said(reply) for reply in self._row["demonstration"]]
 
     def _made(self) -> tuple[Any, Sequence[Tool]]:
-        """The episode's instance of the class, and its tools; (None, the functions) without a class."""
-        if self._functions is not None:
-            return None, self._functions
-        takes_task = bool(inspect.signature(self._source).parameters)
-        made = self._source(self._row) if takes_task else self._source()
-        return made, tools_of(made)
+        """The episode's instance of the class (None without one), and all tools."""
+        made, own = None, self._functions
+        if own is None:
+            takes_task = bool(inspect.signature(self._source).parameters)
+            made = self._source(self._row) if takes_task else self._source()
+            own = tools_of(made)
+        if not self._servers:
+            self._servers = [Server(where) for where in self._mcp]
+        return made, [*own, *tools_of_servers(self._servers, [tool.name for tool in own])]
+
+    def close(self) -> None:
+        """End the servers."""
+        while self._servers:
+            self._servers.pop().close()
 
     def _judged(self, reply: str) -> tuple[float, Info]:
         """The reward of an answer, and its ``info``. Raises ValueError where the function returns something else."""
