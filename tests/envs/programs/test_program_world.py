@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -311,3 +312,14 @@ def _wait_for(found: Callable[[], bool]) -> None:
     while not found():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.01)
+
+
+def test_tasks_are_read_once_and_again_where_the_file_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('{"question": "a"}\n')
+    run = "tests.envs.programs.agents:twice"
+    first, second = (ProgramEnv(run, {"train": str(file)}) for _ in range(2))
+    assert first._rows is second._rows
+    file.write_text('{"question": "a"}\n{"question": "b"}\n')
+    os.utime(file, ns=(1, 1))
+    assert len(ProgramEnv(run, {"train": str(file)}).tasks("train")) == 2

@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import threading
+from collections import deque
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
@@ -29,6 +30,8 @@ HOST = "127.0.0.1"
 MAX_BODY = 16 * 2**20
 """Bytes of a request."""
 MAX_CONNECTIONS = 512
+MAX_LEFT = 1000
+"""Keys of ended sessions that are remembered, so that a late request is told why it is refused."""
 REPLY_TIMEOUT_S = 3600.0
 """Seconds that a client may wait for a reply; programs have limits of their own."""
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -58,7 +61,7 @@ class Keys:
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
-        self._left: set[str] = set()
+        self._left: deque[str] = deque(maxlen=MAX_LEFT)
         self._lock = threading.Lock()
 
     def open(self, terms: Terms) -> Session:
@@ -73,7 +76,7 @@ class Keys:
         session.close(why)
         with self._lock:
             self._sessions.pop(session.key, None)
-            self._left.add(session.key)
+            self._left.append(session.key)
 
     def admit(self, key: str | None) -> Terms:
         return self._found(key).terms

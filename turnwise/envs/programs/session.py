@@ -46,9 +46,9 @@ class Exchange:
         self._outcome: Answer | RefusedError | None = None
 
     def settle(self, outcome: Answer | RefusedError) -> None:
-        """Answer or refuse it. Only the first outcome counts."""
+        """Answer or refuse it. Only the first outcome counts, and the request is let go: a history may be long."""
         if not self._settled.is_set():
-            self._outcome = outcome
+            self._outcome, self.request = outcome, Request(())
             self._settled.set()
 
     def outcome(self, timeout_s: float) -> Answer | RefusedError:
