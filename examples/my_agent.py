@@ -22,16 +22,17 @@ from openai import AsyncOpenAI, OpenAI
 from shop import Shop, score
 
 OPENAI = AsyncOpenAI(base_url="http://127.0.0.1", api_key="-")  # its connections are shared by all episodes
-TOOLS: list[Any] = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": about,
-            "parameters": {"type": "object", "properties": {key: {"type": "string"}}, "required": [key]},
-        },
-    }
-    for name, about, key in (("find", "Search the shop.", "query"), ("add", "Put a thing into the cart.", "name"))
+TEXT = {"type": "string"}
+
+
+def schema(name: str, about: str, required: str, **properties: Any) -> Any:
+    parameters = {"type": "object", "properties": properties, "required": [required]}
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
+
+
+TOOLS = [
+    schema("find", "Search the shop.", "query", query=TEXT, limit={"type": "integer", "default": 3}),
+    schema("add", "Put a thing into the cart.", "name", name=TEXT),
 ]
 
 
@@ -86,7 +87,7 @@ def result(shop: Shop, call: Any) -> dict[str, Any]:
         found = tools[call.function.name](**json.loads(call.function.arguments))
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-    return {"role": "tool", "tool_call_id": call.id, "content": str(found)}
+    return {"role": "tool", "tool_call_id": call.id, "content": found if isinstance(found, str) else json.dumps(found)}
 
 
 def main() -> None:

@@ -60,6 +60,7 @@ def test_a_program_trains_and_every_token_is_proven(whole: Path) -> None:
     lines = timeless(whole)
     assert all(line["agreement/max_abs"] <= 1e-4 and line["grad_norm"] > 0 for line in lines)
     assert all(line["errors"] == 0 and line["turns"] == 4 for line in lines)
+    assert [line["gateway/ignored_sampling"] for line in lines] == [12] * 3, "one in each of 12 episodes"
     for each in TrajectoryReader(whole / "trajectories.jsonl.gz"):
         assert [turn.continues for turn in each.turns] == [False, True, False, False]
         assert len(each.turns[1].action_ids) <= 5

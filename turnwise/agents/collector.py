@@ -75,6 +75,7 @@ class Collector:
         self.seed, self.success = seed, success or SuccessRule()
         self.engines: list[Engine] = list({id(m.engine): m.engine for m in self.seating.models}.values())
         self.failures = 0
+        self._ignored = 0
         self.clock = Clock()
         self._idle: list[TextEnv] = []
         self._num_players = 0
@@ -91,6 +92,15 @@ class Collector:
             if isinstance(event, RolloutFinished):
                 finished[event.rollout].append(event.trajectory)
         return [trajectory for rollout in order for trajectory in finished[rollout]]
+
+    def count_ignored(self, wishes: Sequence[str]) -> None:
+        """Wishes of a request (``info["ignored"]``) that are not followed."""
+        self._ignored += len(wishes)
+
+    def take_ignored(self) -> int:
+        """How many wishes were not followed since this was last asked."""
+        taken, self._ignored = self._ignored, 0
+        return taken
 
     def take_env(self) -> TextEnv:
         """An environment in which no episode runs, made where there is none."""
@@ -353,6 +363,7 @@ class Rollouts:
         place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
         key = mix("reply", self._collector.seed, *place)
         wishes = Wishes.of(episode.info)
+        self._collector.count_ignored(episode.info.get("ignored", ()))
         guide = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
         processor, sampling = wishes.processor(guide, self._sampling), wishes.sampling(self._sampling)
         engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)

@@ -30,6 +30,7 @@ writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
                          "description", "parameters"}}; given with a request that begins afresh
     sampling             what is wished of the reply: "temperature" (of its tokens; 0 is greedy), "max_tokens" (the
                          agent's own limit holds too), "stop" (list of texts, the first of which ends it)
+    ignored              list of strings: what else was wished of the reply, and is not followed; it is counted
 
 A message is a dictionary with "role" (system, user, assistant or tool) and "content" (str). An assistant's may have
 "tool_calls", [{"id": str, "name": str, "arguments": dict}], and "reasoning" (str), its thought. A tool's has

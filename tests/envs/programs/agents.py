@@ -149,7 +149,7 @@ async def trained(task: dict[str, Any], model: Model) -> float:
     main = [user(task["question"])]
     main += [await ask(main), user("Ask.")]
     main += [await ask(main, max_tokens=5)]
-    await ask([user("helper")], temperature=0.7, stop=["q"])
+    await ask([user("helper")], temperature=0.7, stop=["q"], seed=3)
     await ask([*main, user("So?")])
     text = "".join(texts)
     return text.count("e") / max(1, len(text))

@@ -39,6 +39,8 @@ class Talk:
             info["after"] = placed.after
         elif asked.tools:
             info["tools"] = list(asked.tools)
+        if asked.ignored:
+            info["ignored"] = list(asked.ignored)
         if asked.sampling:
             info["sampling"] = dict(asked.sampling)
         return readable(placed.messages), info
