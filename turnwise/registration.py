@@ -58,6 +58,9 @@ WORLDS: dict[str, World] = {
     "turnwise/Office-v0": World(
         "turnwise.envs.office.world:OfficeEnv", "contacts, calendar and mail of a small office; tools, roles"
     ),
+    "turnwise/Files-v0": World(
+        "turnwise.envs.files.world:FilesEnv", "bills in a folder of text files, and a calculator; tools, roles"
+    ),
     "turnwise/Tools-v0": World(
         "turnwise.envs.tools.world:ToolsEnv", "functions of yours as tools, tasks from your rows"
     ),

@@ -21,6 +21,7 @@ from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.ear import EARConfig
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
@@ -140,6 +141,7 @@ def test_a_number_is_taken_up_to_the_ends_of_its_range_and_no_further(
         (CISPOConfig, {"base": {"dual_clip": 5.0}}, r"base\.dual_clip: no effect"),
         (CISPOConfig, {"base": {"type": "empg", "base": {"clip_low": 0.1}}}, r"base\.base\.clip_low: no effect"),
         (DPPOConfig, {"base": {"type": "dapo", "clip_high": 0.2}}, r"base\.clip_high: no effect, as dppo"),
+        (KLCovConfig, {"base": {"type": "grpo", "clip_low": 0.1}}, r"base\.clip_low: no effect, as kl_cov"),
         (BAPOConfig, {"target": 1.1}, "expected at most 1"),
         (CANONConfig, {"mu": 0.0, "favour": 0.9}, "mu=0 leaves out that"),
         (COPOConfig, {"blend": "forced", "midpoint": 0.2}, "midpoint: blend=forced has no soft weight"),
@@ -198,7 +200,7 @@ def test_settings_that_go_together(config: type[Settings], values: dict[str, Any
     assert {name: getattr(made, name) for name in values} == values
 
 
-@pytest.mark.parametrize("name", ["cispo", "dppo", "bapo"])
+@pytest.mark.parametrize("name", ["cispo", "dppo", "bapo", "kl_cov"])
 @pytest.mark.parametrize(
     "base", ["dapo", "drbot", "empg", {"type": "grpo", "kl_coef": 0.1}, {"type": "drbot", "base": {"kl_coef": 0.1}}]
 )

@@ -13,11 +13,11 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from turnwise.algorithms.common import CLIP, PPOClip, replaced_clip
-from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
+from turnwise.algorithms.composition import AnyAlgorithm, base_recipe, refuse_unused_clip
 from turnwise.algorithms.covariance import covariance, top_share
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.learning.parts import MinibatchView, Regularizer, UpdateContext
@@ -53,6 +53,11 @@ class KLCovConfig(Settings):
     )
     share: float = Field(default=2e-3, gt=0, le=1, description="Share of action tokens penalised (k), at least one.")
     penalty_coef: float = Field(default=1.0, ge=0, description="Coefficient of the penalty (beta); 0: no clip alone.")
+
+    @model_validator(mode="after")
+    def _replaces_the_clip(self) -> KLCovConfig:
+        refuse_unused_clip(self, self.base, "clip_low", "clip_high", "dual_clip")
+        return self
 
 
 class CovariancePenalty(Regularizer):
