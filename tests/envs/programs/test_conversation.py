@@ -6,11 +6,29 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from turnwise.envs.programs.asked import MAX_TEMPERATURE, RefusedError, Request, Terms, read_request
 from turnwise.envs.programs.conversation import Conversation, readable
 from turnwise.envs.said import Call, Said
 
+WORDS = [
+    *(
+        "model",
+        "messages",
+        "tools",
+        "tool_choice",
+        "stream",
+        "stream_options",
+        "temperature",
+        "max_tokens",
+        "stop",
+        "n",
+    ),
+    *("role", "content", "tool_calls", "function", "name", "arguments", "id", "tool_call_id", "type", "text", "user"),
+    *("assistant", "response_format", "parameters", "reasoning_content", "include_usage", "top_p"),
+]
 FIND = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
 CALLS = Said("I look.", (Call("find", {"query": "mug", "limit": 2}), Call("find", {"query": "cup"})), thought="Hm.")
 
@@ -203,3 +221,28 @@ def test_what_the_run_decides_is_named_and_refused_where_it_is_strict() -> None:
 def test_no_tool_choice_hides_the_tools() -> None:
     assert asked(user("hi"), tools=[FIND], tool_choice="none").tools == ()
     assert len(asked(user("hi"), tools=[FIND], tool_choice="auto").tools) == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(WORDS), JSON, max_size=5), st.lists(JSON, max_size=3))
+def test_any_request_is_read_or_refused(fields: dict[str, Any], more: list[Any]) -> None:
+    """And one that is read can be placed, answered and shown."""
+    whole = {"model": "agent", "messages": [user("hi"), *more], **fields}
+    for body in (whole, {**whole, "messages": [user("hi")]}):
+        refused = None
+        try:
+            found = read_request(json.dumps(body).encode(), Terms())
+        except RefusedError as error:
+            refused = error
+        if refused is not None:
+            assert 400 <= refused.status < 500
+            continue
+        talk = Conversation()
+        assert readable(talk.place(found).messages)
+        assert talk.answered(CALLS)["tool_calls"]
