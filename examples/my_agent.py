@@ -25,7 +25,7 @@ OPENAI = AsyncOpenAI(base_url="http://127.0.0.1", api_key="-")  # its connection
 TEXT = {"type": "string"}
 
 
-def schema(name: str, about: str, required: str, **properties: Any) -> Any:
+def schema(name: str, about: str, required: str, /, **properties: Any) -> Any:
     parameters = {"type": "object", "properties": properties, "required": [required]}
     return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
 
