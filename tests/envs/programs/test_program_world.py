@@ -14,7 +14,7 @@ import pytest
 
 from tests.envs.programs import agents
 from turnwise.envs.programs import running
-from turnwise.envs.programs.running import ProgramError
+from turnwise.envs.programs.results import ProgramError
 from turnwise.envs.programs.world import Endpoint, ProgramEnv
 from turnwise.envs.said import Call, said
 from turnwise.envs.tasks import make_env, panel, start, step

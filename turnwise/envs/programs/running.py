@@ -20,7 +20,6 @@ import contextlib
 import importlib
 import inspect
 import json
-import math
 import os
 import re
 import shlex
@@ -29,12 +28,12 @@ import signal
 import subprocess
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, Any, Protocol
 
+from turnwise.envs.programs.results import Outcome, outcome_of, raised
 from turnwise.errors import AgentError
 
 BLOCKED_S = 16.0
@@ -44,11 +43,6 @@ MAX_STRAY = 32
 _BEAT_S = 0.5
 _TAIL = 65_536  # bytes of a command's output that are read
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_RETURNS = "return the reward: a number, or {'reward': number, 'success': True or False, 'score': number in [0, 1]}"
-
-
-class ProgramError(RuntimeError):
-    """A program failed: it raised, took too long, or returned something that is no reward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +61,6 @@ class Model:
     def env(self) -> dict[str, str]:
         told = {"BASE_URL": self.base_url, "API_KEY": self.api_key, "MODEL": self.name}
         return {f"OPENAI_{name}": value for name, value in told.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What an episode earned."""
-
-    reward: float
-    success: bool | None = None
-    score: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a program ended: its result, or what went wrong."""
-
-    result: Result | None = None
-    error: str = ""
 
 
 Done = Callable[[Outcome], None]
@@ -146,11 +123,11 @@ class Coroutine:
 
     async def _work(self, task: Mapping[str, Any], model: Model, done: Done) -> None:
         try:
-            done(_outcome(self.name, await self._function(dict(task), model)))
+            done(outcome_of(self.name, await self._function(dict(task), model)))
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # also SystemExit, which would end the loop of all programs
-            done(Outcome(error=_raised(self.name, error)))
+            done(Outcome(error=raised(self.name, error)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +194,9 @@ class Function:
 
     def _work(self, task: Mapping[str, Any], model: Model, done: Done) -> None:
         try:
-            done(_outcome(self.name, self._function(dict(task), model)))
+            done(outcome_of(self.name, self._function(dict(task), model)))
         except BaseException as error:  # also SystemExit
-            done(Outcome(error=_raised(self.name, error)))
+            done(Outcome(error=raised(self.name, error)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +263,7 @@ class Command:
             done(Outcome(error=f"{self.name} ended with code {code}: {why}"))
             return
         try:
-            done(_outcome(self.name, json.loads(last)))
+            done(outcome_of(self.name, json.loads(last)))
         except ValueError:
             done(Outcome(error=f"{self.name} wrote {last[:80]!r} as its last line: write the reward there, as JSON"))
 
@@ -320,46 +297,3 @@ class _Tail:
         self._thread.join()
         self._stream.close()
         return self._kept.decode(errors="replace")
-
-
-def _outcome(name: str, value: Any) -> Outcome:
-    """What a program returned, as an outcome: an error where it is no result."""
-    given = value if isinstance(value, dict) else {"reward": value}
-    known = {"reward": _number, "success": _flag, "score": _share}
-    if value is None:
-        return Outcome(error=f"{name} returned None: {_RETURNS}")
-    if unknown := [key for key in given if key not in known]:
-        return Outcome(error=f"{name} returned the key {unknown[0]!r}: {_RETURNS}")
-    if "reward" not in given or not all(known[key](found) for key, found in given.items()):
-        return Outcome(error=f"{name} returned {value!r}"[:120] + f": {_RETURNS}")
-    success, score = given.get("success"), given.get("score")
-    return Outcome(
-        Result(
-            float(given["reward"]), None if success is None else bool(success), None if score is None else float(score)
-        )
-    )
-
-
-def _number(found: Any) -> bool:
-    try:
-        return not isinstance(found, str | bytes) and math.isfinite(float(found))
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _flag(found: Any) -> bool:
-    return found is None or (_number(found) and float(found) in (0, 1))
-
-
-def _share(found: Any) -> bool:
-    return found is None or (_number(found) and 0 <= float(found) <= 1)
-
-
-def _raised(name: str, error: BaseException) -> str:
-    """Which error ended the program, and where in its own code."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    own = next(
-        (f for f in reversed(frames) if "site-packages" not in f.filename and "/lib/python" not in f.filename), None
-    )
-    place = f" ({os.path.basename(own.filename)}, line {own.lineno})" if own else ""
-    return f"{name} raised {type(error).__name__}{place}: {error}"

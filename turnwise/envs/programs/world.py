@@ -21,7 +21,8 @@ from pathlib import Path
 from turnwise.envs.interface import Info, Panel
 from turnwise.envs.programs.asked import Terms
 from turnwise.envs.programs.gateway import Gateway, Keys
-from turnwise.envs.programs.running import Model, Outcome, ProgramError, Running, program_of
+from turnwise.envs.programs.results import Outcome, ProgramError
+from turnwise.envs.programs.running import Model, Running, program_of
 from turnwise.envs.programs.session import Exchange
 from turnwise.envs.programs.talk import MAX_FULL, Talk
 from turnwise.envs.rows import Rows, Source
