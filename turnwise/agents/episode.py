@@ -22,7 +22,7 @@ from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
 from turnwise.envs.interface import HasClient, Info, capability, instructions_of, request_of
-from turnwise.envs.tasks import no_exit, snapshots, start, step
+from turnwise.envs.tasks import no_exit, refuse, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
 
@@ -148,7 +148,7 @@ class Episode:
         """Tell the world's client that its request does not fit into the context. It may make another one."""
         assert self.client is not None
         with self._timed():
-            observation, reward, terminated, truncated, info = self.client.refuse()
+            observation, reward, terminated, truncated, info = refuse(self.env, self.client)
         self.to_move.add_reward(reward)
         self._advance(observation, info, terminated, truncated)
 

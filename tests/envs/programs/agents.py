@@ -153,3 +153,11 @@ async def trained(task: dict[str, Any], model: Model) -> float:
     await ask([*main, user("So?")])
     text = "".join(texts)
     return text.count("e") / max(1, len(text))
+
+
+def told(task: dict[str, Any], model: Model) -> float:
+    """Asks until a request fits; the reward is the number of tokens that its client hears of."""
+    answer = post(model, [user("hello")])[1]
+    while "error" in answer:
+        answer = post(model, [user("once more")])[1]
+    return float(answer["usage"]["total_tokens"])

@@ -7,17 +7,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.envs.programs import agents
+from turnwise.envs.interface import HasClient, capability
+from turnwise.envs.process import ProcessEnv
 from turnwise.envs.programs import running
 from turnwise.envs.programs.results import ProgramError
 from turnwise.envs.programs.world import Endpoint, ProgramEnv
 from turnwise.envs.said import Call, said
-from turnwise.envs.tasks import make_env, panel, start, step
+from turnwise.envs.tasks import make_env, panel, refuse, start, step
 from turnwise.errors import AgentError
 
 ROWS = [{"question": f"Question {number}?", "type": "odd" if number % 2 else "even"} for number in range(40)]
@@ -323,3 +326,15 @@ def test_tasks_are_read_once_and_again_where_the_file_has_changed(tmp_path: Path
     file.write_text('{"question": "a"}\n{"question": "b"}\n')
     os.utime(file, ns=(1, 1))
     assert len(ProgramEnv(run, {"train": str(file)}).tasks("train")) == 2
+
+
+def test_a_program_in_a_process_of_its_own() -> None:
+    """Its client hears the same, and it is told of a full context too."""
+    run = "tests.envs.programs.agents:told"
+    with closing(ProcessEnv("turnwise/Program-v0", {"run": run, "tasks": ROWS})) as env:
+        env.reset(seed=3, options={"split": "train", "task": 0})
+        client = capability(env, HasClient)
+        assert client is not None
+        assert refuse(env, client)[:4] == ("[user] once more", 0.0, False, False)
+        client.counted(11, 4, False)
+        assert step(env, said("x"))[:3] == ("the program returned 15", 15.0, True)
