@@ -92,7 +92,7 @@ async def shared_client(task: dict[str, Any], model: Model) -> float:
 
     if not SHARED:
         SHARED.append(AsyncOpenAI(base_url=model.base_url, api_key="-"))
-    return await _with_openai(SHARED[0].with_options(api_key=model.api_key), task, model)
+    return await _with_openai(SHARED[0].with_options(base_url=model.base_url, api_key=model.api_key), task, model)
 
 
 async def own_client(task: dict[str, Any], model: Model) -> float:
