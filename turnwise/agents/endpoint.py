@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnwise.agents.actions import answer, parse_action
-from turnwise.agents.chat_client import ChatClient, ContextFullError, EndpointConfig, Usage
+from turnwise.agents.chat_client import PREFIX, ChatClient, ContextFullError, EndpointConfig, Usage, addressed
 from turnwise.agents.dialogue import in_openai_form
 from turnwise.agents.opening import Example, TextChat, example_turns, opening_text
 from turnwise.agents.prompts import AgentConfig, Context, check_context_fits, context_policy
@@ -27,8 +27,6 @@ from turnwise.envs.said import Call, Said, said
 from turnwise.models.engine import Sampling
 from turnwise.seeds import mix
 from turnwise.trajectory import IntArray
-
-PREFIX = "openai:"
 
 
 @dataclass
@@ -201,13 +199,7 @@ def endpoint(name: str, settings: AgentConfig, config: EndpointConfig, examples:
 
     Raises ValueError for a name without a model, for a malformed URL, and where the key would be sent unencrypted.
     """
-    model, at, url = name.removeprefix(PREFIX).rpartition("@http")
-    if not at:
-        model = url
-    else:
-        config = EndpointConfig.model_validate({**config.model_dump(), "base_url": "http" + url})
-    if not model:
-        raise ValueError(f"{name!r} names no model: expected {PREFIX}MODEL or {PREFIX}MODEL@URL")
+    model, config = addressed(name, config)
     if settings.context == "roles" and settings.on_overflow == "restart":
         raise ValueError(
             "agent.on_overflow=restart: what an endpoint is told in roles does not start anew; leave it out"

@@ -83,11 +83,16 @@ def opponents(
 
 
 def load_policies(
-    run: RunDirectory, sides: list[str], checkpoint: WhichCheckpoint | None = None, device: str | None = None
+    run: RunDirectory,
+    sides: list[str],
+    checkpoint: WhichCheckpoint | None = None,
+    device: str | None = None,
+    *,
+    samples: bool = True,
 ) -> dict[str, Policy]:
     """The policies of a run: its base model with fresh adapters for each side, or as a checkpoint left them.
 
-    ``device`` None is the run's own. Sides share the weights that are not trained.
+    ``device`` None is the run's own. Sides share the weights that are not trained. ``samples`` as of ``Policy``.
     """
     config = run.config()
     pretrained = config.model if isinstance(config.model, PretrainedModelConfig) else None
@@ -122,6 +127,7 @@ def load_policies(
             gradient_checkpointing=pretrained.gradient_checkpointing if pretrained else False,
             start=start,
             use=use,
+            samples=samples,
         )
         for side, own in zip(sides, models, strict=True)
     }

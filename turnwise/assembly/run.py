@@ -14,7 +14,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +27,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.algorithms.registry import build
+from turnwise.assembly.learners import lead, learner_of
 from turnwise.assembly.players import is_untrained, load_policies, model_agent, opponents, sides_of
 from turnwise.assembly.sources import stored_source
 from turnwise.cloning.cloner import OnProgress
@@ -40,11 +40,11 @@ from turnwise.config.schema import RunConfig
 from turnwise.config.sections import GameConfig
 from turnwise.envs.given import is_given
 from turnwise.envs.interface import HasPlayers, capability, instructions_of
-from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start
+from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start, told_of
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
-from turnwise.learning.learner import Learner
+from turnwise.grading.grader import Grader, grader_of
+from turnwise.grading.verdicts import FILE as VERDICTS
 from turnwise.learning.planning import GroupPlanner
-from turnwise.learning.recipe import Recipe
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, save_model
 from turnwise.models.policy import Policy
@@ -53,8 +53,10 @@ from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
+from turnwise.training.leading import Leader
 from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, fitting, is_packed, num_contexts, prompt_tokens
+from turnwise.training.ranks import ProcessRanks
 from turnwise.training.shape import Shape, shape_of
 from turnwise.training.side import Side
 from turnwise.training.tasksets import Panels, TaskOrder, open_panels, prove_disjoint
@@ -74,9 +76,11 @@ class Assembly:
     def __init__(self, config: RunConfig, model: tuple[Any, Any] | None = None) -> None:
         self.config, self.model = config, model
         self.success = SuccessRule(config.env.success_threshold)
+        self.leader = Leader()  # of the ranks that a trainer's learners work with
 
     def close(self) -> None:
-        """Close the world, if it was opened."""
+        """Close the world, if it was opened, and end the other ranks of the learner."""
+        self.leader.close()
         if "world" in vars(self):
             close(self.world)
 
@@ -128,11 +132,6 @@ class Assembly:
     def settled(self) -> RunConfig:
         """The configuration with everything that it leaves open: what a run's folder keeps."""
         return self.config.model_copy(update={"agent": self.agent})
-
-    def recipe(self, vocabulary: int | None = None) -> Recipe:
-        """The algorithm's parts, fresh: they hold state. ``vocabulary`` is the number of the model's tokens."""
-        info = replace(self.config.run_info, vocabulary=vocabulary)
-        return build(self.config.algorithm, info)
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
@@ -266,16 +265,19 @@ class Assembly:
     ) -> AnyTrainer:
         """A trainer of another class, or of other ``policies`` by side than the run begins with."""
         config = self.config
-        panels = self.panels  # first: what is refused is refused before a model is loaded
+        panels, grader = self.panels, self.grader(run)  # first: what is refused is refused before a model is loaded
         self._keep_examples(run)
+        self.leader = lead(config.learner, config.device, run, self.side_names)
         policies = policies or load_policies(run, self.side_names)
         sides = [self.side(name, policy) for name, policy in policies.items()]
-        collector, measurer = self._collectors({side.name: side.agent for side in sides})
+        self.leader.wait_for("ready", config.learner.ranks)
+        collector, measurer = self._collectors({side.name: side.agent for side in sides}, grader)
         return kind(
             run=run,
             sides=sides,
             collector=collector,
             measurer=measurer,
+            grader=grader,
             panels=panels,
             order=TaskOrder(panels.train, config.rollout.num_tasks, config.seed),
             planner=sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size),
@@ -319,27 +321,42 @@ class Assembly:
             examples=self.examples,
             instructions=instructions_of(self.world),
         )
-        info = replace(config.run_info, vocabulary=policy.sampler.config.vocab_size)
-        recipe = self.recipe(info.vocabulary)
-        if recipe.needs_reference:
-            policy.keep_reference()
-        learner = Learner(recipe, policy, config.optimizer, info)
-        return Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")))
+        learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, self.leader.ranks)
+        side = Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")), self.leader)
+        if isinstance(self.leader.ranks, ProcessRanks) and self.leader.ranks.lockstep:
+            policy.divide(self.leader.ranks.mesh)
+        return side
 
-    def _collectors(self, learners: Mapping[str, ModelAgent]) -> tuple[Collector, Collector]:
+    def grader(self, run: RunDirectory) -> Grader | None:
+        """Who pays episodes beside the world, with the verdicts that the run's folder holds; None where nobody does.
+
+        Raises ValueError for a function or a judge that cannot be used, and where a task lacks what the rubric names.
+        """
+        made = grader_of(self.config.rewards, run.path / VERDICTS, self.config.rollout.env_order)
+        if made is not None:
+            made.check(lambda: told_of(self.world, self.panels.train[0], self.config.seed))
+        return made
+
+    def _collectors(self, learners: Mapping[str, ModelAgent], grader: Grader | None) -> tuple[Collector, Collector]:
         """Who collects and who measures: the same one, but for games with different opponents."""
         if capability(self.world, HasPlayers) is None:
-            collector = self._against("self", learners)
+            collector = self._against("self", learners, grader)
             return collector, collector
         game = self.config.game or GameConfig()
-        return self._against(game.opponent, learners), self._against(game.eval_opponent, learners)
+        return self._against(game.opponent, learners, grader), self._against(game.eval_opponent, learners, grader)
 
-    def _against(self, opponent: str, learners: Mapping[str, ModelAgent]) -> Collector:
+    def _against(self, opponent: str, learners: Mapping[str, ModelAgent], grader: Grader | None) -> Collector:
         config, rollout = self.config, self.config.rollout
         others = opponents(opponent, self.world, num_slots=rollout.num_slots, threads=rollout.threads)
         threads = WorldThreads(rollout.env_threads, rollout.env_order)
-        seating = Seating(learners, others)
-        return Collector(self.config.env.make, seating, seed=config.seed, success=self.success, threads=threads)
+        return Collector(
+            self.config.env.make,
+            Seating(learners, others),
+            seed=config.seed,
+            success=self.success,
+            threads=threads,
+            grader=grader,
+        )
 
 
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
@@ -362,6 +379,8 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
         reference=build(config.algorithm, config.run_info).needs_reference,
         packed=is_packed(rollout.packed_weights, shape, rollout.engines, config.device),
+        ranks=config.learner.ranks,
+        divided=config.learner.parallel == "fsdp2",
     )
     return shape, demand
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,13 @@ from turnwise.agents.untrained import advice
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import WhichCheckpoint, opponents, players
 from turnwise.envs.interface import HasPlayers, capability
-from turnwise.envs.tasks import TextEnv, closed_after
+from turnwise.envs.tasks import TextEnv, closed_after, told_of
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
 from turnwise.evaluation.playing import TEST_KEY, evaluate_policy, evaluate_scripted
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report
 from turnwise.evaluation.subjects import Asked, Subject, check_seeds
+from turnwise.grading.grader import Grader, grader_of
 from turnwise.models.engine import Sampling
 from turnwise.monitoring.first_replies import FirstReplies
 from turnwise.trajectory import Trajectory
@@ -43,6 +44,7 @@ def evaluate(
     top_k: int = 0,
     checkpoint: WhichCheckpoint | None = None,
     agent: Mapping[str, Any] | None = None,
+    rewards: Mapping[str, Any] | None = None,
     success_threshold: float | None = None,
     num_slots: int = 64,
     engines: int = 1,
@@ -60,7 +62,8 @@ def evaluate(
     ``target`` is a run folder, the folder of one of its checkpoints, a model folder or hub name,
     ``openai:MODEL[@URL]``, ``random``, ``expert:searching`` or ``expert:knowing``. A run brings its own environment,
     agent settings, test panel and seed, and the checkpoint that its keep_checkpoint names. An exported folder brings
-    its agent settings. ``agent`` changes some of these settings. ``temperature`` 0 is greedy.
+    its agent settings. ``agent`` changes some of these settings. ``temperature`` 0 is greedy. ``rewards`` are functions
+    and a judge that grade the episodes, over those of the run (``turnwise.grading.settings.GradingConfig``).
 
     ``opponent`` plays the other seats of a game; it is a name of the same kinds, or ``self``. ``engines`` and
     ``env_threads`` are rollout.engines and rollout.env_threads of training: they change the speed, and numbers by
@@ -81,6 +84,7 @@ def evaluate(
         top_k=top_k,
         checkpoint=checkpoint,
         agent=agent or {},
+        rewards=rewards or {},
         success_threshold=success_threshold,
         num_slots=num_slots,
         engines=engines,
@@ -129,7 +133,8 @@ def evaluate_all(
         for report in found.reports.values()
         if (why := report.too_many_errors(subject.max_error_share(asked)))
     )
-    evaluation = Evaluation(asked.plain(targets), origin, measured, pooled, used[0], used[1], refused)
+    asks = asked.plain(targets)
+    evaluation = Evaluation(asks, origin, measured, pooled, used[0], used[1], refused, evaluator.judged or None)
     if file is not None:
         file.finish(evaluation)
     return evaluation
@@ -142,6 +147,7 @@ class _Evaluator:
         self.asked, self.file = asked, file
         self.on_episode = on_episode or (lambda trajectory: None)
         self.endpoints: list[Endpoint] = []
+        self.judged: dict[str, float] = {}
         self.decodings = asked.decodings()
         if file is not None:
             file.meter(self.spent)
@@ -154,6 +160,9 @@ class _Evaluator:
         """Every decoding of target ``number``."""
         with closed_after(subject.where.make()) as world:
             seating, num_seats = self._seating(subject, world)
+            with self._grading(subject) as grader:
+                if grader is not None:
+                    grader.check(lambda: told_of(world, subject.tasks[0], self.asked.seed or subject.seed or 0))
         seed = self.asked.seed if self.asked.seed is not None else subject.seed or 0
         described = subject.described(seating, seed)
         if self.file is not None:
@@ -200,6 +209,18 @@ class _Evaluator:
         if self.asked.top_k and endpoints:
             raise ValueError("top_k is no field of the chat API; a server that has one takes endpoint.extra.top_k=N")
 
+    @contextmanager
+    def _grading(self, subject: Subject) -> Iterator[Grader | None]:
+        """Who pays the episodes of a target beside its world; what a judge took is counted at the end."""
+        grader = grader_of(subject.grading, self.file.verdicts_path if self.file is not None else None)
+        try:
+            yield grader
+        finally:
+            if grader is not None:
+                for name, value in grader.take_spent().items():
+                    self.judged[name] = self.judged.get(name, 0) + value
+                grader.close()
+
     def _with_engines(
         self, subject: Subject, seating: Seating, seed: int, sampling: Sampling, samples: int, part: Part | None
     ) -> Report:
@@ -212,8 +233,11 @@ class _Evaluator:
                 part.add_seat(trajectory)
             self.on_episode(trajectory)
 
-        threads = WorldThreads(self.asked.env_threads)
-        with closing(Collector(subject.where.make, seating, seed=seed, success=rule, threads=threads)) as collector:
+        threads, make = WorldThreads(self.asked.env_threads), subject.where.make
+        with (
+            self._grading(subject) as grader,
+            closing(Collector(make, seating, seed=seed, success=rule, threads=threads, grader=grader)) as collector,
+        ):
             report, _ = evaluate_policy(
                 collector,
                 subject.tasks,
@@ -253,19 +277,22 @@ class _Evaluator:
                     first.add(trajectory)
                 self.on_episode(trajectory)
 
-        report, trajectories = evaluate_scripted(
-            subject.where.make,
-            seating,
-            subject.tasks,
-            name=subject.target,
-            samples=samples,
-            temperature=sampling.temperature,
-            seed=seed,
-            success=SuccessRule(subject.where.success_threshold),
-            workers=self.asked.endpoint.concurrency if endpoints else 1,
-            on_played=on_played,
-            played=part.played if part else (),
-        )
+        with self._grading(subject) as grader:
+            at_once = self.asked.endpoint.concurrency if endpoints else 1
+            report, trajectories = evaluate_scripted(
+                subject.where.make,
+                seating,
+                subject.tasks,
+                name=subject.target,
+                samples=samples,
+                temperature=sampling.temperature,
+                seed=seed,
+                success=SuccessRule(subject.where.success_threshold),
+                workers=at_once,
+                on_played=on_played,
+                played=part.played if part else (),
+                grade=None if grader is None else grader.grade,
+            )
         if first is None:
             return report
         first.finish()

@@ -29,6 +29,8 @@ ENDED = 3
 """The version of a member in which some trajectory has a ``last_anchor``, or some turn ``thought_tokens``."""
 ASKED = 4
 """The version of a member in which some turn has a ``request``."""
+GRADED = 5
+"""The version of a member in which some trajectory has ``given`` or ``grading``."""
 _CHUNK = 1 << 16
 
 # RFC 1952: magic, deflate, flags (extra field, header checksum), no time, level unknown, system unknown; then the extra
@@ -237,13 +239,15 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
         kind = (header["format"], header["version"], type(header["update"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the gzip member at byte {start} is no trajectory flush: {error!r}") from error
-    if kind not in [(FORMAT, version, int) for version in (VERSION, PROCESSED, ENDED, ASKED)]:
-        raise ValueError(f"{path}, byte {start}: expected {FORMAT} version {VERSION} to {ASKED}; got {header}"[:500])
+    if kind not in [(FORMAT, version, int) for version in (VERSION, PROCESSED, ENDED, ASKED, GRADED)]:
+        raise ValueError(f"{path}, byte {start}: expected {FORMAT} version {VERSION} to {GRADED}; got {header}"[:500])
     return header
 
 
 def _version(trajectory: Trajectory) -> int:
     """The oldest version that holds all of a trajectory."""
+    if trajectory.given or trajectory.grading is not None:
+        return GRADED
     if any(turn.request for turn in trajectory.turns):
         return ASKED
     if trajectory.last_anchor or any(turn.thought_tokens for turn in trajectory.turns):

@@ -60,6 +60,7 @@ def test_an_episode_is_what_the_program_does(world: Callable[..., ProgramEnv], n
     observation, info = begun(env)
     asked = info["messages"][0]["content"]
     assert observation == f"[user] {asked}"
+    assert info["task"]["question"] == asked
     assert "after" not in info
     observation, reward, terminated, truncated, info = env.step(said("hello"))
     assert (observation, reward, terminated, truncated) == ("[user] Say it again.", 0.0, False, False)

@@ -89,12 +89,14 @@ class ProgramEnv(TaskEnv):
             session.finish()
 
         model = Model(self._endpoint.url, session.key, self._terms.model, int(self.np_random.integers(2**31)))
-        self._running = self._program.start(self._rows.row(split, index), model, done)
+        task = self._rows.row(split, index)
+        self._running = self._program.start(task, model, done)
         came = self._next()
         if isinstance(came, Outcome):
             self._stop()
             raise ProgramError(came.error or f"{self.run} returned without asking the model: it must ask at least once")
-        return self._shown(came)
+        observation, info = self._shown(came)
+        return observation, {**info, "task": task}
 
     def act(self, action: str) -> tuple[str, float, bool, Info]:
         assert self._talk is not None
