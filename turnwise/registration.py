@@ -70,6 +70,9 @@ WORLDS: dict[str, World] = {
     "turnwise/TextArena-v0": World(
         "turnwise.envs.adapters.textarena:make", "any game of TextArena, by name; pip install textarena"
     ),
+    "turnwise/Program-v0": World(
+        "turnwise.envs.programs.world:ProgramEnv", "any agent program, through an OpenAI-compatible endpoint"
+    ),
     "turnwise/OpenEnv-v0": World("turnwise.envs.adapters.openenv:OpenEnv", "an OpenEnv server, by its address"),
 }
 

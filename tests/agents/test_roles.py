@@ -139,7 +139,7 @@ def test_parallel_calls_and_broken_ones_are_answered_in_order(family: str) -> No
         HERMES: '<tool_call>{"name": "find", "arguments": {"query": "mug"}}</tool_call><tool_call>{"name"</tool_call>',
         LLAMA: '{"name": "find", "parameters": {"query": "mug"}}; {"name": "find", "parameters": {}}',
     }[family]
-    seat = Seat(model=agent(), tools=TOOLS)
+    seat = Seat(model=agent(), context=context)
     seat.model.chat = chat  # type: ignore[union-attr]
     action = seat.read(text)
     assert not action.valid

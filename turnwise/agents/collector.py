@@ -42,6 +42,7 @@ from turnwise.agents.actions import action_start, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
+from turnwise.agents.wishes import Wishes
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
 from turnwise.envs.interface import HasPlayers, capability, listed_actions
@@ -90,6 +91,7 @@ class Collector:
         self.seed, self.success = seed, success or SuccessRule()
         self.engines: list[Engine] = list({id(m.engine): m.engine for m in self.seating.models}.values())
         self.failures = 0
+        self._ignored = 0
         self.clock = Clock()
         self._idle: list[TextEnv] = []
         self._num_players = 0
@@ -106,6 +108,15 @@ class Collector:
             if isinstance(event, RolloutFinished):
                 finished[event.rollout].append(event.trajectory)
         return [trajectory for rollout in order for trajectory in finished[rollout]]
+
+    def count_ignored(self, wishes: Sequence[str]) -> None:
+        """Wishes of a request (``info["ignored"]``) that are not followed."""
+        self._ignored += len(wishes)
+
+    def take_ignored(self) -> int:
+        """How many wishes were not followed since this was last asked."""
+        taken, self._ignored = self._ignored, 0
+        return taken
 
     def take_env(self) -> TextEnv:
         """An environment in which no episode runs, made where there is none."""
@@ -224,6 +235,11 @@ class Rollouts:
     def stop(self, rollout: int) -> None:
         """Abandon a rollout. It gives no trajectory."""
         self._stopped.add(rollout)
+
+    def forget(self, rollout: int) -> None:
+        """Let go of what a finished rollout holds. It cannot be forked any more."""
+        found = self._all[rollout]
+        found.episode, found.seats, found.env = None, (), None
 
     def _queue(self, rollout: _Rollout) -> int:
         self._all.append(rollout)
@@ -353,21 +369,27 @@ class Rollouts:
             return
         limit = min(config.max_context_tokens, engine.max_length) - self._sampling.max_tokens
         fresh, ids = not seat.continues, seat.prompt
-        if seat.continues and rollout.point is not None and len(seat.turns) == len(rollout.point.turns):
-            fresh, ids = (
-                True,
-                seat.context_ids(),
-            )  # a fork begins: its slot may hold less than its context
+        begins = rollout.point is not None and len(seat.turns) == len(rollout.point.turns)
+        if seat.continues and (
+            begins or seat.was_cut
+        ):  # a fork's slot may hold less than its context, a cut one's more
+            fresh, ids = True, seat.context_ids()
         if len(ids) + (0 if fresh else engine.length(seat.slot)) > limit and config.on_overflow == "restart":
             seat.prompt = ids = seat.context.restart()
             seat.continues, fresh = False, True
         if len(ids) + (0 if fresh else engine.length(seat.slot)) > limit:
-            yield from self._finish(rollout, "truncated", "context")
+            if episode.client is None:
+                yield from self._finish(rollout, "truncated", "context")
+            else:
+                self._stepping.begin(_EnvCall(rollout), episode.refuse)
             return
         place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
         key = mix("reply", self._collector.seed, *place)
-        processor = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
-        engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=self._sampling, processor=processor)
+        wishes = Wishes.of(episode.info)
+        self._collector.count_ignored(episode.info.get("ignored", ()))
+        guide = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
+        processor, sampling = wishes.processor(guide, self._sampling), wishes.sampling(self._sampling)
+        engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
         self._generating[self._collector.engines.index(engine), seat.slot] = rollout
 
     def _act(self, rollout: _Rollout, reply: Reply) -> None:
@@ -379,7 +401,8 @@ class Rollouts:
         assert episode is not None
         seat = episode.to_move
         assert seat.model is not None
-        text = seat.model.chat.decode(reply.ids)
+        kept, text = Wishes.of(episode.info).cut(reply, seat.model.chat.decode)
+        seat.was_cut, reply = kept is not reply, kept
         chat, style = seat.model.chat, seat.model.config.action_format
         parsed = seat.read(text)
         thought = tokens_before(action_start(text, style), len(reply.ids), lambda n: chat.decode(reply.ids[:n]))

@@ -55,11 +55,11 @@ class Roles:
         self._asked = _Asked(None, np.zeros(0, np.int32), (), ())
 
     def begin(self, observation: str, info: Info) -> IntArray:
-        return self._next(info)[0]
+        return self.ask(info)[0]
 
     def extend(self, reply_ids: IntArray, action: str, observation: str, info: Info) -> tuple[IntArray, bool]:
         self._turns = (*self._turns, _Turn(self._asked, reply_ids, heard(action)))
-        return self._next(info)
+        return self.ask(info)
 
     def restart(self) -> IntArray:
         """The beginning of the conversation up to the first user's message, the last reply, and what came after it."""
@@ -77,7 +77,13 @@ class Roles:
         copy._turns, copy._asked = self._turns, self._asked
         return copy
 
-    def _next(self, info: Info) -> tuple[IntArray, bool]:
+    @property
+    def tools(self) -> Tools:
+        """The tools that are offered with the present request."""
+        return self._asked.tools
+
+    def ask(self, info: Info) -> tuple[IntArray, bool]:
+        """The tokens of a request, also of one in the place of the last; and whether they continue the context."""
         messages, before = info.get("messages"), info.get("after")
         if messages is None:
             raise ValueError(

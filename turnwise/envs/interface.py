@@ -30,6 +30,9 @@ writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
                          and ``messages`` hold the whole conversation
     tools                list of function schemas in OpenAI's form, {"type": "function", "function": {"name",
                          "description", "parameters"}}; given with a request that begins afresh
+    sampling             what is wished of the reply: "temperature" (of its tokens; 0 is greedy), "max_tokens" (the
+                         agent's own limit holds too), "stop" (list of texts, the first of which ends it)
+    ignored              list of strings: what else was wished of the reply, and is not followed; it is counted
 
 A message is a dictionary with "role" (system, user, assistant or tool) and "content" (str). An assistant's may have
 "tool_calls", [{"id": str, "name": str, "arguments": dict}], and "reasoning" (str), its thought. A tool's has
@@ -145,6 +148,19 @@ class HasPlayers(Protocol):
     players: tuple[str, ...]
 
     def role(self, player: str) -> str: ...
+
+
+@runtime_checkable
+class HasClient(Protocol):
+    """A world whose requests are made by somebody else, such as a program (``turnwise.envs.programs``).
+
+    ``counted`` tells how many tokens the context and the reply of the next ``step`` have, and whether the reply ended
+    by itself. ``refuse`` is called in the place of ``step`` where a request does not fit into the context; it returns
+    what ``step`` returns, such as a shorter request.
+    """
+
+    def counted(self, prompt_tokens: int, reply_tokens: int, ended: bool) -> None: ...
+    def refuse(self) -> tuple[str, float, bool, bool, Info]: ...
 
 
 class Expert(Protocol):

@@ -337,6 +337,7 @@ class Trainer:
     def _record(self, groups: list[Group], update: int, metrics: Mapping[str, Metrics]) -> dict[str, Any]:
         played = episode_numbers(groups)
         self.sampled_tokens += played["sampled_tokens"]
+        ignored = self.collector.take_ignored()
         return finite(
             {
                 "update": update,
@@ -344,6 +345,7 @@ class Trainer:
                 **grading_numbers(groups, self.grader.take_spent() if self.grader is not None else {}),
                 "total_sampled_tokens": self.sampled_tokens,
                 "failures": self.collector.failures,
+                **({"gateway/ignored_sampling": ignored} if ignored else {}),
                 "adapter_hash": ",".join(side.policy.adapter_hash for side in self.sides),
                 **signs(groups, self.settings.max_reply_tokens),
                 "entropy": None,  # as_dict leaves out what was not measured
