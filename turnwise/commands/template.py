@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -30,8 +31,9 @@ def template(
     tokenizer = load_tokenizer(run.model_path if run is not None and run.model_path.exists() else model)
     if tokenizer.chat_template is None:
         raise ValueError(f"{model} has no chat template: take a chat (instruct) model")
-    tried = Rendering.untried(tokenizer)
-    console.print(_table(model, tokenizer, abilities_of(tried)))
+    usable, end_ids = _chats(tokenizer)
+    tried = Rendering.untried(tokenizer, end_ids)
+    console.print(_table(model, usable, abilities_of(tried)))
     if show:
         try:
             console.print(Text(tried.text(*TRIED)))
@@ -39,10 +41,10 @@ def template(
             console.print(Text(str(error), "red"))
 
 
-def _table(model: str, tokenizer: Any, found: Any) -> Table:
+def _table(model: str, usable: str, found: Any) -> Table:
     """What was found, a line for each question, and what follows."""
     lines = {
-        "chats (any world)": _chats(tokenizer),
+        "chats (any world)": usable,
         "shows tools": _yes(found.shows_tools),
         "calls are written in": found.dialect or ("a form that turnwise does not know" if found.shows_tools else "-"),
         "several calls a reply": _yes(found.parallel),
@@ -60,14 +62,14 @@ def _table(model: str, tokenizer: Any, found: Any) -> Table:
     return table
 
 
-def _chats(tokenizer: Any) -> str:
+def _chats(tokenizer: Any) -> tuple[str, Collection[int]]:
+    """Whether the template can be used in worlds without tools, and the tokens that may end a reply."""
     from turnwise.agents.chat import ChatFormat
 
     try:
-        ChatFormat(tokenizer)
+        return "yes", ChatFormat(tokenizer).end_ids
     except ValueError as error:
-        return f"no: {error}"
-    return "yes"
+        return f"no: {error}", tokenizer.all_special_ids
 
 
 def _advice(found: Any) -> str:

@@ -41,9 +41,9 @@ class ToolsEnv(TaskEnv):
     ``turnwise.envs.rows.Rows`` takes them. ``reward``: the reward function, or ``module:NAME``. ``system``: a system
     message. ``step_limit``: replies an episode may have. ``max_result_chars``: where the result of a call is cut.
 
-    ``info``: what is asked in roles (``messages``, ``after``, ``tools``), ``valid`` (whether every call named a tool
-    and fitted its schema), and at the end ``success`` (what the function says, else whether the reward is at least 1)
-    and ``score`` (what it says, else the reward where that is in [0, 1]).
+    ``info``: what is asked in roles (``messages``, ``after``, ``tools``), ``task`` (the row), ``valid`` (whether every
+    call named a tool and fitted its schema), and at the end ``success`` (what the function says, else whether the
+    reward is at least 1) and ``score`` (what it says, else the reward where that is in [0, 1]).
     """
 
     def __init__(
@@ -91,8 +91,9 @@ class ToolsEnv(TaskEnv):
         self._talk = Talk(tools, self._max_chars)
         given = self._row.get("messages")
         if given is not None:
-            return _shown(given), self._talk.open_with(given)
-        return self._talk.open(self._row["question"], self._system)
+            return _shown(given), {**self._talk.open_with(given), "task": self._row}
+        observation, info = self._talk.open(self._row["question"], self._system)
+        return observation, {**info, "task": self._row}
 
     def act(self, action: str) -> tuple[str, float, bool, Info]:
         reply = heard(action)
