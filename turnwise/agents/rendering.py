@@ -89,15 +89,9 @@ class Rendering:
         self._check_spelling()
 
     @classmethod
-    def untried(cls, tokenizer: Any) -> Rendering:
+    def untried(cls, tokenizer: Any, end_ids: Collection[int]) -> Rendering:
         """Any template, also one that would be refused: for ``abilities_of``."""
-        from turnwise.agents.chat import ChatFormat
-
         made = cls.__new__(cls)
-        try:
-            end_ids: Collection[int] = ChatFormat(tokenizer).end_ids
-        except ValueError:
-            end_ids = tokenizer.all_special_ids
         made._prepare(tokenizer, end_ids, DATE, NO_ARGUMENTS, "")
         return made
 

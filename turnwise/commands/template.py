@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,7 @@ def template(
     ] = False,
 ) -> None:
     """Tell what a model's chat template can do with tools, calls and results, and which settings it needs."""
+    from turnwise.agents.chat import ChatFormat
     from turnwise.agents.rendering import TRIED, Rendering, abilities_of
     from turnwise.assembly.players import open_run
     from turnwise.models.loading import load_tokenizer
@@ -30,7 +32,11 @@ def template(
     tokenizer = load_tokenizer(run.model_path if run is not None and run.model_path.exists() else model)
     if tokenizer.chat_template is None:
         raise ValueError(f"{model} has no chat template: take a chat (instruct) model")
-    tried = Rendering.untried(tokenizer)
+    try:
+        end_ids: Collection[int] = ChatFormat(tokenizer).end_ids
+    except ValueError:
+        end_ids = tokenizer.all_special_ids
+    tried = Rendering.untried(tokenizer, end_ids)
     console.print(_table(model, tokenizer, abilities_of(tried)))
     if show:
         try:
