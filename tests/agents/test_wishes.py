@@ -100,6 +100,7 @@ def test_a_text_that_ends_a_reply_cuts_it_there(wishes: dict[str, Any]) -> None:
         size = len(kept.action_ids)
         assert kept.action_ids.tolist() == drawn.action_ids[:size].tolist()
         np.testing.assert_array_equal(kept.logprobs, drawn.logprobs[:size])
+        assert kept.processing is None or len(kept.processing.temperatures) == len(kept.processing.counts) == size
         if stop in drawn.reply:
             cut += 1
             assert kept.reply == drawn.reply.partition(stop)[0]

@@ -161,3 +161,13 @@ def told(task: dict[str, Any], model: Model) -> float:
     while "error" in answer:
         answer = post(model, [user("once more")])[1]
     return float(answer["usage"]["total_tokens"])
+
+
+def overflows(task: dict[str, Any], model: Model) -> float:
+    """Goes on with what fits after one request that does not; with ``"twice"`` asks for too much again."""
+    messages = [user("hello")]
+    messages += [said(post(model, messages)), user("mug " * 500)]
+    SEEN.append(post(model, messages)[0])
+    messages[-1] = user("mug " * 500 if task["twice"] else "and now?")
+    said(post(model, messages))
+    return 1.0
