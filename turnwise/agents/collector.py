@@ -28,7 +28,7 @@ anything takes change nothing (beyond the rounding of batched arithmetic).
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,7 @@ from functools import partial
 from turnwise.agents.actions import action_start, parse_action, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job
+from turnwise.agents.playing import OnEpisode, play_all
 from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
@@ -46,8 +47,6 @@ from turnwise.models.drawing import LogitsError
 from turnwise.models.engine import Engine, Reply, Sampling
 from turnwise.seeds import mix
 from turnwise.trajectory import End, Fork, RolloutFinished, Task, Trajectory, TurnFinished
-
-OnEpisode = Callable[[Trajectory], None]
 
 
 class Collector:
@@ -79,17 +78,16 @@ class Collector:
         self._num_players = 0
 
     def collect(self, jobs: Sequence[Job], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Trajectory]:
-        """Play every job. Returns the trajectories in the order of ``jobs``, and of the seats in a game.
+        """As ``Playing.collect``."""
+        return play_all(jobs, self.rollouts(sampling, 0, on_episode))
 
-        ``on_episode`` is called with each trajectory as its episode ends.
-        """
-        rollouts = Rollouts(self, sampling, on_episode=on_episode)
-        order = [rollouts.add(job) for job in jobs]
-        finished: dict[int, list[Trajectory]] = defaultdict(list)
-        for event in rollouts.events():
-            if isinstance(event, RolloutFinished):
-                finished[event.rollout].append(event.trajectory)
-        return [trajectory for rollout in order for trajectory in finished[rollout]]
+    def rollouts(self, sampling: Sampling, key: int, on_episode: OnEpisode | None = None) -> Rollouts:
+        """As ``Playing.rollouts``."""
+        return Rollouts(self, sampling, key, on_episode)
+
+    def numbers(self) -> dict[str, int]:
+        """As ``Playing.numbers``: nothing."""
+        return {}
 
     def take_env(self) -> TextEnv:
         """An environment in which no episode runs, made where there is none."""
@@ -167,7 +165,7 @@ class Rollouts:
         self, collector: Collector, sampling: Sampling, key: int = 0, on_episode: OnEpisode | None = None
     ) -> None:
         self._collector, self._sampling, self._key, self._on_episode = collector, sampling, key, on_episode
-        self._all: list[_Rollout] = []
+        self._all: dict[int, _Rollout] = {}  # by number
         self._queued: deque[_Rollout] = deque()
         self._running: dict[int, _Rollout] = {}
         self._generating: dict[tuple[int, int], _Rollout] = {}  # by (number of the engine, slot)
@@ -178,11 +176,11 @@ class Rollouts:
         """Queue attempt number ``sample`` at a task."""
         return self.add(Job(task, sample, self._key, task.index))
 
-    def add(self, job: Job) -> int:
-        """Queue a job. Returns the rollout's number, counted from 0."""
-        return self._queue(_Rollout(job, len(self._all)))
+    def add(self, job: Job, number: int | None = None) -> int:
+        """Queue a job under a new ``number``, by default the count of those before it. Returns the number."""
+        return self._queue(_Rollout(job, self._number(number)))
 
-    def fork(self, rollout: int, turn: int) -> int:
+    def fork(self, rollout: int, turn: int, number: int | None = None) -> int:
         """Queue a copy of a rollout as it was after ``turn`` turns. Its sample number is its own rollout number.
 
         Where the environment offers snapshots and ``turn`` is the rollout's present turn, the copy continues from a
@@ -196,36 +194,52 @@ class Rollouts:
         if parent.episode is None:
             raise ValueError(f"rollout {rollout} cannot be forked yet: its environment has not been reset")
         point = parent.episode.fork_point(turn)
-        job = replace(parent.job, sample=len(self._all))
+        number = self._number(number)
         fork = Fork(parent.job.episode, turn)
-        return self._queue(_Rollout(job, len(self._all), parent, point, fork))
+        return self._queue(_Rollout(replace(parent.job, sample=number), number, parent, point, fork))
 
     def stop(self, rollout: int) -> None:
         """Abandon a rollout. It gives no trajectory."""
         self._stopped.add(rollout)
 
+    def _number(self, given: int | None) -> int:
+        return len(self._all) if given is None else given
+
     def _queue(self, rollout: _Rollout) -> int:
-        self._all.append(rollout)
+        self._all[rollout.number] = rollout
         self._queued.append(rollout)
         return rollout.number
+
+    @property
+    def busy(self) -> bool:
+        """Whether a rollout is queued or running."""
+        return bool(self._queued or self._generating or len(self._stepping))
 
     def events(self) -> Iterator[TurnFinished | RolloutFinished]:
         """Run until every rollout is finished, and yield the events. Rollouts may be added meanwhile."""
         try:
-            while self._queued or self._generating or len(self._stepping):
-                while self._queued and self._collector.has_free_slots():
-                    self._begin(self._queued.popleft())
-                    yield from self._environment_results()
-                yield from self._environment_results()
-                for number in range(len(self._collector.engines)):
-                    for reply in self._replies(number):
-                        self._act(self._generating.pop((number, reply.slot)), reply)
-                        yield from self._environment_results()
+            while self.busy:
+                yield from self.advance()
         finally:  # also where the planner stops asking for events, or raises
-            self._stepping.finish()
-            for rollout in list(self._running.values()):
-                self._release(rollout)
-            self._generating.clear()
+            self.abandon()
+
+    def advance(self) -> Iterator[TurnFinished | RolloutFinished]:
+        """Begin what there are slots for, do one step of every engine, and yield the events."""
+        while self._queued and self._collector.has_free_slots():
+            self._begin(self._queued.popleft())
+            yield from self._environment_results()
+        yield from self._environment_results()
+        for number in range(len(self._collector.engines)):
+            for reply in self._replies(number):
+                self._act(self._generating.pop((number, reply.slot)), reply)
+                yield from self._environment_results()
+
+    def abandon(self) -> None:
+        """Release whatever runs. It gives no trajectory."""
+        self._stepping.finish()
+        for rollout in list(self._running.values()):
+            self._release(rollout)
+        self._generating.clear()
 
     def _replies(self, number: int) -> list[Reply]:
         """One step of an engine: the replies that it finished.

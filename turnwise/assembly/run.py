@@ -12,7 +12,7 @@ Everything below (trainer, sides, collectors, cloning) takes objects and single 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -24,11 +24,13 @@ from turnwise.agents.collector import Collector
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.guiding import NOTHING_OFFERED
 from turnwise.agents.opening import Example, read_examples, write_examples
+from turnwise.agents.playing import Playing
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent, Seating
-from turnwise.agents.worldwork import WorldThreads
 from turnwise.algorithms.registry import build
-from turnwise.assembly.players import is_untrained, load_policies, model_agent, opponents, sides_of
+from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
+from turnwise.assembly.players import is_untrained, load_policies, opponents, sides_of
+from turnwise.assembly.shards import check_world, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.demonstrations import check_stop_split
@@ -39,7 +41,7 @@ from turnwise.cloning.warmstart import Cloning, cached_model, forget, new_scratc
 from turnwise.config.schema import RunConfig
 from turnwise.config.sections import GameConfig
 from turnwise.envs.given import is_given
-from turnwise.envs.interface import HasPlayers, capability, instructions_of
+from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
 from turnwise.learning.learner import Learner
@@ -53,6 +55,7 @@ from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
+from turnwise.shards.rollouts import ShardedCollector
 from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, fitting, is_packed, num_contexts, prompt_tokens
 from turnwise.training.shape import Shape, shape_of
@@ -93,6 +96,8 @@ class Assembly:
         that the world does not list.
         """
         config = self.config
+        if is_sharded(config.rollout, config.ray):
+            check_world(config.env)
         found = open_panels(self.world, config.env.split, config.eval, config.rollout.num_tasks, config.warmstart)
         if config.agent.constrained:
             _, info = start(self.world, found.train[0], config.seed)
@@ -270,7 +275,7 @@ class Assembly:
         self._keep_examples(run)
         policies = policies or load_policies(run, self.side_names)
         sides = [self.side(name, policy) for name, policy in policies.items()]
-        collector, measurer = self._collectors({side.name: side.agent for side in sides})
+        collector, measurer = self._playing_episodes(run, sides)
         return kind(
             run=run,
             sides=sides,
@@ -306,19 +311,9 @@ class Assembly:
 
     def side(self, name: str, policy: Policy) -> Side:
         """One policy in training, with its sampler, learner and buffer."""
-        config, rollout = self.config, self.config.rollout
-        policy.temperature = rollout.temperature
-        agent = model_agent(
-            policy,
-            self.agent,
-            num_slots=rollout.num_slots,
-            threads=rollout.threads,
-            engines=rollout.engines,
-            packed_weights=rollout.packed_weights,
-            name=name,
-            examples=self.examples,
-            instructions=instructions_of(self.world),
-        )
+        config = self.config
+        policy.temperature = config.rollout.temperature
+        agent = self._cast.agent(name, policy)
         info = replace(config.run_info, vocabulary=policy.sampler.config.vocab_size)
         recipe = self.recipe(info.vocabulary)
         if recipe.needs_reference:
@@ -326,20 +321,21 @@ class Assembly:
         learner = Learner(recipe, policy, config.optimizer, info)
         return Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")))
 
-    def _collectors(self, learners: Mapping[str, ModelAgent]) -> tuple[Collector, Collector]:
-        """Who collects and who measures: the same one, but for games with different opponents."""
-        if capability(self.world, HasPlayers) is None:
-            collector = self._against("self", learners)
-            return collector, collector
-        game = self.config.game or GameConfig()
-        return self._against(game.opponent, learners), self._against(game.eval_opponent, learners)
+    @property
+    def _cast(self) -> Cast:
+        return Cast(self.settled(), self.world, self.examples)
 
-    def _against(self, opponent: str, learners: Mapping[str, ModelAgent]) -> Collector:
-        config, rollout = self.config, self.config.rollout
-        others = opponents(opponent, self.world, num_slots=rollout.num_slots, threads=rollout.threads)
-        threads = WorldThreads(rollout.env_threads, rollout.env_order)
-        seating = Seating(learners, others)
-        return Collector(self.config.env.make, seating, seed=config.seed, success=self.success, threads=threads)
+    def _playing_episodes(self, run: RunDirectory, sides: Sequence[Side]) -> tuple[Playing, Playing]:
+        """Who collects and who measures: the same one, but for games with different opponents."""
+        config = self.config
+        if not is_sharded(config.rollout, config.ray):
+            made = self._cast.collectors({side.name: side.agent for side in sides})
+            return made[TRAIN], made.get(MEASURE, made[TRAIN])
+        policies = {side.name: side.policy for side in sides}
+        shards = shards_of(self.settled().model_dump(mode="json"), run.base_model(), self.examples, policies)
+        uses = (TRAIN, TRAIN if capability(self.world, HasPlayers) is None else MEASURE)
+        collector, measurer = (ShardedCollector(shards, use) for use in uses)
+        return collector, collector if uses[0] == uses[1] else measurer
 
 
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
@@ -361,7 +357,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         device=config.device,
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
         reference=build(config.algorithm, config.run_info).needs_reference,
-        packed=is_packed(rollout.packed_weights, shape, rollout.engines, config.device),
+        packed=is_packed(rollout.packed_weights, shape, config.device),
     )
     return shape, demand
 

@@ -155,7 +155,8 @@ class _Seen(Trainer):
 
 
 def _steps(trainer: Trainer) -> int:
-    counts = [getattr(engine, "counts", EngineCounts()) for engine in trainer.collector.engines]
+    engines = {id(side.agent.engine): side.agent.engine for side in trainer.sides}
+    counts = [getattr(engine, "counts", EngineCounts()) for engine in engines.values()]
     return sum(found.steps for found in counts)
 
 

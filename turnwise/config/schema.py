@@ -14,7 +14,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import WarmstartConfig, for_pretrained
 from turnwise.config import checks
 from turnwise.config.names import DEFAULT_ALGORITHM
-from turnwise.config.sections import EvalConfig, GameConfig, RolloutConfig, Section
+from turnwise.config.sections import EvalConfig, GameConfig, RayConfig, RolloutConfig, Section
 from turnwise.envs.settings import EnvConfig
 from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo, Settings
 from turnwise.models.settings import (
@@ -40,6 +40,7 @@ class RunConfig(Section):
     rewards: RewardSettings = RewardSettings()
     optimizer: OptimizerConfig = OptimizerConfig()
     rollout: RolloutConfig = RolloutConfig()
+    ray: RayConfig | None = None
     game: GameConfig | None = None
     eval: EvalConfig = EvalConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
@@ -121,8 +122,8 @@ class RunConfig(Section):
         """The cross-checks, one after another; the first that fails is the one error that is shown."""
         checks.check_start(self.model, self.warmstart)
         checks.check_adapters(self.model, self.warmstart, self.lora)
-        checks.check_engines(self.rollout.engines, self.device)
-        checks.check_packed_weights(self.rollout.packed_weights, self.rollout.engines, self.device)
+        checks.check_shards(self.rollout, self.ray, self.device)
+        checks.check_packed_weights(self.rollout.packed_weights, self.device)
         checks.check_splits(self.env, self.eval)
         checks.check_algorithm(self.algorithm, self.run_info)
         checks.check_context(self.agent)

@@ -178,6 +178,10 @@ class Policy:
         """The trainable tensors by name, detached and on the CPU."""
         return {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad}
 
+    def frozen_hash(self) -> str:
+        """A hash of the weights that are not trained."""
+        return weights_hash({n: p.detach().cpu() for n, p in self.model.named_parameters() if not p.requires_grad})
+
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Set the trainable tensors. Raises ValueError where names or shapes differ from the model's."""
         own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}

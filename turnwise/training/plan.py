@@ -245,9 +245,9 @@ def available_memory(device: str) -> int:
     return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 
-def is_packed(asked: PackedWeights, shape: Shape, engines: int, device: str) -> bool:
+def is_packed(asked: PackedWeights, shape: Shape, device: str) -> bool:
     """Whether a sampler has packed weights. Raises ValueError where it is asked for and cannot be."""
-    if engines > 1 or torch.device(device).type != "cpu" or not shape.fast:
+    if torch.device(device).type != "cpu" or not shape.fast:
         return False
     return wanted(asked, torch.empty(0, dtype=torch.float32 if shape.itemsize == FLOAT else torch.bfloat16))
 
