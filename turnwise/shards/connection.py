@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
@@ -148,7 +149,7 @@ class Connection:
             return
         try:
             self._answer(said)
-        except (ShardLostError, AgentError, ShardError, ValueError):
+        except (ShardLostError, ShardError, ValueError):
             self.end()
 
     def end(self) -> None:
@@ -159,13 +160,11 @@ class Connection:
 
     def close(self) -> None:
         """Have the shard close its worlds, and end it."""
+        self.abandon()
         if self._place is not None:
-            try:
-                self.abandon()
+            with suppress(ShardLostError, ShardError, ValueError):
                 self._place.tell("close")
                 self._place.told(self.patience.seconds)
-            except (ShardLostError, AgentError, ShardError, ValueError):
-                pass
         self.end()
 
     def _send(self, said: _Said) -> None:
@@ -180,9 +179,15 @@ class Connection:
 
     def _answer(self, said: _Said) -> Any:
         assert self._place is not None
-        answer = self._place.told(self.patience.seconds)
-        said.answer, said.answered = answer, True
-        return answer
+        try:
+            said.answer = self._place.told(self.patience.seconds)
+        except ShardLostError:
+            raise
+        except Exception:
+            said.answered = True  # by an error: nothing more is to come
+            raise
+        said.answered = True
+        return said.answer
 
     def _say_again(self) -> Any:
         """Make a new shard and say everything to it. Returns the last answer, with all events that are new."""
