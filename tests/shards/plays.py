@@ -61,7 +61,7 @@ def planner_of(made: RunConfig) -> Planner:
 def here(made: RunConfig, model: Path, updates: int = 1) -> list[Played]:
     """By a collector in this process."""
     with closing(made.env.make()) as world:
-        cast = Cast(made, world, ())
+        cast = Cast(world, made.env, made.agent, made.rollout, made.game, made.seed, ())
         collector = cast.collectors({"": cast.agent("", policy_of(made, model))})[TRAIN]
     return _played(collector, made, updates)
 

@@ -323,7 +323,8 @@ class Assembly:
 
     @property
     def _cast(self) -> Cast:
-        return Cast(self.settled(), self.world, self.examples)
+        config = self.config
+        return Cast(self.world, config.env, self.agent, config.rollout, config.game, config.seed, self.examples)
 
     def _playing_episodes(self, run: RunDirectory, sides: Sequence[Side]) -> tuple[Playing, Playing]:
         """Who collects and who measures: the same one, but for games with different opponents."""

@@ -44,7 +44,7 @@ class Blueprint:
         config = parse_config(self.settings)
         torch.set_num_threads(config.threads)
         with closed_after(config.env.make()) as world:
-            cast = Cast(config, world, self.examples)
+            cast = Cast(world, config.env, config.agent, config.rollout, config.game, config.seed, self.examples)
             policies = new_policies(
                 self.model,
                 sides_of(world, config.game, config.env.id),
