@@ -44,6 +44,9 @@ class HerePlace:
             raise reported(*value)
         return value
 
+    def leave(self) -> None:
+        self.end()
+
     def end(self) -> None:
         self.served = None
 
@@ -86,6 +89,9 @@ class _MortalPlace:
 
     def told(self, seconds: float) -> Any:
         return self.place.told(seconds)
+
+    def leave(self) -> None:
+        self.place.leave()
 
     def end(self) -> None:
         self.place.end()

@@ -55,6 +55,7 @@ from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
+from turnwise.shards.connection import Host
 from turnwise.shards.rollouts import ShardedCollector
 from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, fitting, is_packed, num_contexts, prompt_tokens
@@ -72,10 +73,11 @@ class Assembly:
     The one environment ``world`` gives the panels and the players of a game, demonstrates the tasks where a model is
     cloned in the run's own world, and is asked nothing while episodes are played (collectors have their own).
     ``model`` is a loaded (model, tokenizer) in the place of the one that the configuration names; the run gets a copy.
+    ``host`` is where shards are placed, by default where the configuration says.
     """
 
-    def __init__(self, config: RunConfig, model: tuple[Any, Any] | None = None) -> None:
-        self.config, self.model = config, model
+    def __init__(self, config: RunConfig, model: tuple[Any, Any] | None = None, *, host: Host | None = None) -> None:
+        self.config, self.model, self.host = config, model, host
         self.success = SuccessRule(config.env.success_threshold)
 
     def close(self) -> None:
@@ -333,7 +335,8 @@ class Assembly:
             made = self._cast.collectors({side.name: side.agent for side in sides})
             return made[TRAIN], made.get(MEASURE, made[TRAIN])
         policies = {side.name: side.policy for side in sides}
-        shards = shards_of(self.settled().model_dump(mode="json"), run.base_model(), self.examples, policies)
+        settings = self.settled().model_dump(mode="json")
+        shards = shards_of(settings, run.base_model(), self.examples, policies, self.host)
         uses = (TRAIN, TRAIN if capability(self.world, HasPlayers) is None else MEASURE)
         collector, measurer = (ShardedCollector(shards, use) for use in uses)
         return collector, collector if uses[0] == uses[1] else measurer

@@ -14,6 +14,7 @@ from turnwise.shards.connection import Place, ShardLostError, reported
 from turnwise.shards.shard import Served
 
 _SETTING = "rollout.shard_timeout_s"
+_LEAVING_S = 10.0
 
 
 class Children:
@@ -48,6 +49,9 @@ class _ChildPlace:
                 return self.child.told("call", limit=_limit(seconds))
             except EnvRaisedError as error:
                 raise reported(error.type_name, error.message, error.trace) from None
+
+    def leave(self) -> None:
+        self.child.leave(_LEAVING_S)
 
     def end(self) -> None:
         self.child.end()

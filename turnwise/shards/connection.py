@@ -49,8 +49,12 @@ class Place(Protocol):
         """Wait for the answer. Raises ShardLostError, and what the shard raised as ``reported`` says."""
         ...
 
+    def leave(self) -> None:
+        """Let the process or the actor end, after it has answered."""
+        ...
+
     def end(self) -> None:
-        """End the process or the actor. Further calls do nothing."""
+        """End it at once. Further calls do nothing."""
         ...
 
 
@@ -165,6 +169,7 @@ class Connection:
             with suppress(ShardLostError, ShardError, ValueError):
                 self._place.tell("close")
                 self._place.told(self.patience.seconds)
+                self._place.leave()
         self.end()
 
     def _send(self, said: _Said) -> None:

@@ -25,6 +25,7 @@ class RayActors:
 
     def __init__(self, address: str, cpus: float, gpus: float) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here: its own is 15
         try:
             import ray
         except ImportError:
@@ -66,11 +67,22 @@ class _Actor(Served):
     def answer(self, name: str, *arguments: Any) -> bytes:
         return answered(self.call, name, *arguments)
 
+    def where(self) -> tuple[str, int]:
+        """The id of its node, and of its process there."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
 
 class _ActorPlace:
     def __init__(self, ray: Any, actor: Any) -> None:
         self._ray, self.actor = ray, actor
         self._reference: Any = None
+
+    def where(self, seconds: float) -> tuple[str, int]:
+        """The id of the actor's node, and of its process there. To be asked between calls."""
+        found: tuple[str, int] = self._ray.get(self.actor.where.remote(), timeout=seconds)
+        return found
 
     def tell(self, name: str, *arguments: Any) -> None:
         if self.actor is None:
@@ -93,6 +105,9 @@ class _ActorPlace:
         if not succeeded:
             raise reported(*value)
         return value
+
+    def leave(self) -> None:
+        self.end()
 
     def end(self) -> None:
         if self.actor is not None:
