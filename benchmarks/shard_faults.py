@@ -43,6 +43,7 @@ from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.shards.connection import Host, Place
 from turnwise.shards.messages import ForkFrom
+from turnwise.shards.rollouts import Shards
 from turnwise.training.trainer import Trainer
 
 SETTINGS = [
@@ -57,13 +58,12 @@ UPDATES = 2
 
 @dataclass
 class Said:
-    """A message to shard ``number``: the ``nth`` of its name in this trial, and the ``place`` of all in it."""
+    """A message to a shard: the ``nth`` of its name in this trial. ``mine``: to the shard that the trial is about."""
 
-    number: int
+    mine: bool
     name: str
     arguments: tuple[Any, ...]
     nth: int
-    place: int
 
     @property
     def forks(self) -> bool:
@@ -86,12 +86,12 @@ class Killing:
     def __init__(self, host: Host, kill: Callable[[Place], str]) -> None:
         self.host, self.kill = host, kill
         self.fault: Fault | None = None
-        self.begin(None)
+        self.begin(None, 1)
 
-    def begin(self, fault: Fault | None) -> None:
-        """Begin a trial."""
-        self.fault, self.killed, self.counts = fault, list[str](), dict[tuple[int, str], int]()
-        self.longest = [0, 0]
+    def begin(self, fault: Fault | None, target: int) -> None:
+        """Begin a trial about shard ``target``."""
+        self.fault, self.target, self.killed = fault, target, list[str]()
+        self.counts: dict[tuple[int, str], int] = {}
 
     def place(self, number: int, seconds: float) -> Place:
         return _Watched(self, number, self.host.place(number, seconds))
@@ -106,8 +106,7 @@ class Killing:
         """Count a message."""
         nth = self.counts.get((number, name), 0)
         self.counts[number, name] = nth + 1
-        self.longest[number] += 1
-        return Said(number, name, arguments, nth, self.longest[number] - 1)
+        return Said(number == self.target, name, arguments, nth)
 
 
 class _Watched:
@@ -135,38 +134,37 @@ class _Watched:
         self.inner.end()
 
     def _kill(self, said: Said) -> None:
-        self.host.killed.append(f"{self.host.kill(self.inner)} of shard {said.number} at {said.name} {said.nth}")
+        self.host.killed.append(f"{self.host.kill(self.inner)} of shard {self.number} at {said.name} {said.nth}")
 
 
-def named(last: int) -> list[Fault]:
-    """The named moments. ``last`` is the place of the last batch of shard 1."""
+def named(batches: int) -> list[Fault]:
+    """The named moments. The shard has so many ``batches`` in a trial."""
     return [
-        Fault("between weights and session", lambda m: (m.number, m.name, m.nth) == (1, "begin", 0)),
-        Fault("while the session begins", lambda m: (m.number, m.name, m.nth) == (1, "begin", 0), 0.0),
-        Fault("at the first episodes", lambda m: (m.number, m.name, m.nth) == (1, "go", 0), 0.01),
-        Fault("before a fork", lambda m: m.number == 1 and m.forks),
-        Fault("while it forks", lambda m: m.number == 0 and m.forks, 0.005),
-        Fault("in mid-rollout", lambda m: (m.number, m.name, m.nth) == (0, "go", 4), 0.02),
-        Fault("at the last batch", lambda m: (m.number, m.place) == (1, last), 0.0),
-        Fault("before the next weights", lambda m: (m.number, m.name, m.nth) == (1, "hold", 1)),
-        Fault("while it takes the next weights", lambda m: (m.number, m.name, m.nth) == (0, "hold", 1), 0.0),
+        Fault("between weights and session", lambda m: m.mine and (m.name, m.nth) == ("begin", 0)),
+        Fault("while the session begins", lambda m: m.mine and (m.name, m.nth) == ("begin", 0), 0.0),
+        Fault("at the first episodes", lambda m: m.mine and (m.name, m.nth) == ("go", 0), 0.01),
+        Fault("before a fork", lambda m: m.mine and m.forks),
+        Fault("while it forks", lambda m: m.mine and m.forks, 0.005),
+        Fault("in mid-rollout", lambda m: m.mine and (m.name, m.nth) == ("go", 4), 0.02),
+        Fault("at the last batch", lambda m: m.mine and (m.name, m.nth) == ("go", batches - 1), 0.0),
+        Fault("before the next weights", lambda m: m.mine and (m.name, m.nth) == ("hold", 1)),
+        Fault("while it takes the next weights", lambda m: m.mine and (m.name, m.nth) == ("hold", 1), 0.0),
         Fault("both shards at once", lambda m: (m.name, m.nth) == ("go", 2), 0.0, times=2),
-        Fault("the new shard too, as it is told again", lambda m: m.number == 1 and m.name == "go", times=2),
+        Fault("the new shard too, as it is told again", lambda m: m.mine and m.name == "go", times=2),
     ]
 
 
-def at_random(places: list[int], rng: random.Random) -> Fault:
-    """A message to a shard, drawn among all of a trial, and up to 50 ms into it or just before."""
-    number = rng.randrange(2)
-    place = rng.randrange(places[number])
+def at_random(batches: int, rng: random.Random) -> Fault:
+    """A batch drawn among all of a trial: just before it, or up to 50 ms into it."""
+    nth = rng.randrange(batches)
     after = rng.choice([None, rng.uniform(0, 0.05)])
-    return Fault("at random", lambda m: (m.number, m.place) == (number, place), after)
+    return Fault("at random", lambda m: m.mine and (m.name, m.nth) == ("go", nth), after)
 
 
-def trial(trainer: Trainer, host: Killing, fault: Fault | None) -> tuple[Any, dict[str, Any]]:
+def trial(trainer: Trainer, host: Killing, fault: Fault | None, target: int = 1) -> tuple[Any, dict[str, Any]]:
     """Two updates from the first checkpoint: what is compared, and what is told of them."""
     trainer.rewind()
-    host.begin(fault)
+    host.begin(fault, target)
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -204,8 +202,9 @@ class Processes:
         os.kill(place.child._process.pid, signal.SIGKILL)
         return "process"
 
-    def mend(self) -> None:
-        """Nothing is left broken."""
+    def target(self, shards: Shards, trial: int) -> int:
+        """The number of the shard that a trial is about: one after the other."""
+        return trial % 2
 
 
 class Nodes:
@@ -228,10 +227,22 @@ class Nodes:
         os.kill(process, signal.SIGKILL)
         return "process"
 
-    def mend(self) -> None:
-        """Add the second node again."""
+    def target(self, shards: Shards, trial: int) -> int:
+        """A shard on the second node, which is added again where it was killed; in every third trial one on the first.
+
+        Where no shard is on the second node, one is ended, and Ray spreads them anew.
+        """
         if self.second is None:
             self.second = self.cluster.add_node(num_cpus=2)
+        there = [self._is_there(connection) for connection in shards.connections]
+        if not any(there):
+            shards.connections[1].end()
+            there = [False, True]
+        return there.index(trial % 3 != 2 or all(there))
+
+    def _is_there(self, connection: Any) -> bool:
+        place = connection._place
+        return place is not None and self.host.where[id(place.inner)][0] == self.second.node_id
 
 
 class _Located:
@@ -270,16 +281,15 @@ def main() -> int:
         with closing(Assembly(config, host=host).trainer(run)) as trainer:
             trainer.save()
             whole, told = trial(trainer, host, None)
-            places = list(host.longest)
+            batches = min(host.counts[number, "go"] for number in range(2))
             print("whole", json.dumps(told), flush=True)
             again, _ = trial(trainer, host, None)
             assert again == whole, "two trials without a fault differ"
             drawn = random.Random(given.seed)
-            faults = [*named(places[1] - 1), *(at_random(places, drawn) for _ in range(given.random))]
+            faults = [*named(batches), *(at_random(batches, drawn) for _ in range(given.random))]
             lost, repeated = told["lost"], told["messages_repeated"]
-            for fault in faults:
-                where.mend()
-                found, told = trial(trainer, host, fault)
+            for number, fault in enumerate(faults):
+                found, told = trial(trainer, host, fault, where.target(trainer.collector.shards, number))
                 row = {
                     "fault": fault.name,
                     "killed": host.killed,

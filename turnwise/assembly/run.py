@@ -345,16 +345,17 @@ class Assembly:
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     """What decides a run's memory: the model's shape, which is read without its weights, and how much is held at once.
 
-    Raises ValueError where the model's configuration cannot be found.
+    Of shards it counts those in the main memory of this machine. Raises ValueError where the model's configuration cannot be found.
     """
     shape = shape_of(config.model, config.lora)
     rollout, measuring, agent = config.rollout, config.eval, config.agent
     collected = rollout.num_tasks * rollout.group_size
     validated = measuring.tasks * measuring.samples if measuring.every else 0
     tested = measuring.test_tasks * measuring.samples if measuring.test_split is not None else 0
+    here = config.ray is None or (config.ray.address == "local" and not config.ray.gpus_per_shard)
     demand = Demand(
         max_context_tokens=agent.max_context_tokens,
-        num_slots=min(rollout.num_slots, max(collected, validated, tested)),
+        num_slots=min(rollout.num_slots, max(collected, validated, tested)) if here else 1,
         prompt_tokens=prompt_tokens(agent),
         num_rows=-(-collected // config.optimizer.num_minibatches) * num_contexts(agent),
         microbatch_tokens=config.optimizer.microbatch_tokens,
@@ -362,6 +363,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
         reference=build(config.algorithm, config.run_info).needs_reference,
         packed=is_packed(rollout.packed_weights, shape, config.device),
+        shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
     )
     return shape, demand
 
@@ -379,6 +381,11 @@ def fitted(config: RunConfig) -> RunConfig:
     optimizer, rollout = config.optimizer, config.rollout
     if found.tokens < demand.tokens:
         optimizer = optimizer.model_copy(update={"microbatch_tokens": found.microbatch_tokens})
+    if found.num_slots < rollout.shards and found.num_slots < demand.num_slots:
+        raise ValueError(
+            f"no more than {found.num_slots} contexts fit into the free memory, fewer than rollout.shards="
+            f"{rollout.shards}: lower it, or agent.max_context_tokens"
+        )
     if found.num_slots < demand.num_slots:
         rollout = rollout.model_copy(update={"num_slots": found.num_slots})
     return config.model_copy(update={"optimizer": optimizer, "rollout": rollout})

@@ -81,7 +81,7 @@ class _ActorPlace:
 
     def where(self, seconds: float) -> tuple[str, int]:
         """The id of the actor's node, and of its process there. To be asked between calls."""
-        found: tuple[str, int] = self._ray.get(self.actor.where.remote(), timeout=seconds)
+        found: tuple[str, int] = self._got(self.actor.where.remote(), seconds)
         return found
 
     def tell(self, name: str, *arguments: Any) -> None:
@@ -90,21 +90,27 @@ class _ActorPlace:
         self._reference = self.actor.answer.remote(name, *arguments)
 
     def told(self, seconds: float) -> Any:
+        succeeded, value = pickle.loads(self._got(self._reference, seconds))
+        if not succeeded:
+            raise reported(*value)
+        return value
+
+    def _got(self, reference: Any, seconds: float) -> Any:
+        """The answer to a call. Raises ShardLostError where the actor or its node has ended, or does not answer."""
         errors = self._ray.exceptions
         try:
-            succeeded, value = pickle.loads(self._ray.get(self._reference, timeout=seconds))
+            return self._ray.get(reference, timeout=seconds)
         except errors.GetTimeoutError:
             raise ShardLostError(
                 f"it gave no answer within rollout.shard_timeout_s = {seconds:g} s; if it was not made yet, no node of "
                 "the cluster may have room for it"
             ) from None
+        except errors.RayActorError as error:
+            raise ShardLostError(" ".join(str(error).split())[:300]) from None
         except errors.RayTaskError as error:
             raise ShardError(f"a shard's actor failed: {error}") from None
         except errors.RayError as error:
-            raise ShardLostError(str(error).strip().splitlines()[0]) from None
-        if not succeeded:
-            raise reported(*value)
-        return value
+            raise ShardLostError(" ".join(str(error).split())[:300]) from None
 
     def leave(self) -> None:
         self.end()

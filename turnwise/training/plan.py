@@ -47,6 +47,7 @@ class Demand:
     gradient_checkpointing: bool = False
     reference: bool = False  # something compares with the policy at its start
     packed: bool = False  # the sampler has packed weights
+    shards: int = 0  # processes of this machine that have weights of their own, beside this one
 
     @property
     def on_cpu(self) -> bool:
@@ -111,6 +112,8 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
         Part("packed weights", packed * shape.itemsize, "the sampler's, not under adapters"),
         Part("adapters", shape.lora * FLOAT, f"{shape.lora:,} of 4 bytes"),
     ]
+    own = sum(part.bytes for part in parts)
+    parts.append(Part("shards", demand.shards * own, f"{demand.shards} processes with the weights above"))
     if demand.num_rows:
         count = shape.lora or shape.parameters
         frozen = shape.parameters * demand.reference if not shape.lora else 0
@@ -222,6 +225,7 @@ def fitting(shape: Shape, demand: Demand) -> Demand:
 
 _SMALLER = "take a smaller model, or model.dtype=bfloat16"
 _ADVICE: Mapping[str, str] = {
+    "shards": "lower rollout.shards",
     "reference weights": "train adapters (lora={}) in place of all weights",
     "master weights": "train adapters (lora={}) in place of all weights",
     "gradients": "train adapters (lora={}) in place of all weights",
