@@ -116,7 +116,7 @@ def test_a_run_in_child_processes_is_one_in_this_process(model: Path, tmp_path: 
 @pytest.mark.slow
 def test_a_world_that_ends_its_process_does_not_end_the_run(model: Path, tmp_path: Path) -> None:
     """Its shard is lost twice. Then worlds are in processes of their own, and only its own episodes end as errors."""
-    settings = ("algorithm=grpo", TWO, "rollout.max_error_share=1", "rollout.num_tasks=3", *PANELS[:2])
+    settings = ("algorithm=grpo", TWO, "rollout.max_error_share=1", "rollout.num_tasks=3")
     deadly = "env={{id: 'tests.shards.worlds:tests/Deadly-v0', kwargs: {{cabinet: {}}}}}"
     sound, _ = run(config(model, *settings, deadly.format(0)), tmp_path / "sound", updates=1)
     whole = list(TrajectoryReader(sound.trajectories_path))

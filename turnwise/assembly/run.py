@@ -30,7 +30,7 @@ from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.algorithms.registry import build
 from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
 from turnwise.assembly.players import is_untrained, load_policies, opponents, sides_of
-from turnwise.assembly.shards import check_world, is_sharded, shards_of
+from turnwise.assembly.shards import check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.demonstrations import check_stop_split
@@ -99,7 +99,7 @@ class Assembly:
         """
         config = self.config
         if is_sharded(config.rollout, config.ray):
-            check_world(config.env)
+            check_shards(config.env, config.ray)
         found = open_panels(self.world, config.env.split, config.eval, config.rollout.num_tasks, config.warmstart)
         if config.agent.constrained:
             _, info = start(self.world, found.train[0], config.seed)
@@ -345,7 +345,8 @@ class Assembly:
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     """What decides a run's memory: the model's shape, which is read without its weights, and how much is held at once.
 
-    Of shards it counts those in the main memory of this machine. Raises ValueError where the model's configuration cannot be found.
+    Of shards it counts those in the main memory of this machine. Raises ValueError where the model's configuration
+    cannot be found.
     """
     shape = shape_of(config.model, config.lora)
     rollout, measuring, agent = config.rollout, config.eval, config.agent

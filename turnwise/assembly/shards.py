@@ -22,7 +22,7 @@ from turnwise.models.policy import Policy
 from turnwise.shards.children import Children
 from turnwise.shards.connection import Host, Patience
 from turnwise.shards.messages import Described
-from turnwise.shards.ray_actors import RayActors
+from turnwise.shards.ray_actors import RayActors, check_installed
 from turnwise.shards.rollouts import Shards
 from turnwise.shards.shard import Player, Shard
 
@@ -72,8 +72,10 @@ def is_sharded(rollout: RolloutConfig, ray: RayConfig | None) -> bool:
     return rollout.shards > 1 or ray is not None
 
 
-def check_world(env: EnvConfig) -> None:
-    """Raise ValueError for a world that another process cannot make."""
+def check_shards(env: EnvConfig, ray: RayConfig | None) -> None:
+    """Raise ValueError for a world that another process cannot make, and where Ray is asked for and not installed."""
+    if ray is not None:
+        check_installed()
     if is_given(env.id):
         raise ValueError(
             f"rollout.shards: another process does not know {env.id}, which was given as an object. Register it in a "

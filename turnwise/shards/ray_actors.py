@@ -6,6 +6,7 @@ out before its node died cannot be known, and a new actor that is told everythin
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 from typing import Any
@@ -15,23 +16,26 @@ from turnwise.shards.connection import Place, ShardError, ShardLostError, report
 from turnwise.shards.shard import Served
 
 
+def check_installed() -> None:
+    """Raise ValueError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError('ray.address needs Ray: pip install "turnwise-rl[ray]", or leave the section ray out')
+
+
 class RayActors:
     """Places shards in actors that ask for so many CPUs and GPUs each, spread over the cluster's nodes.
 
     ``address`` is ``local`` (a cluster of this machine, which ends with this object), ``auto`` (the one that this
     machine belongs to) or that of a head node. A process that is connected already keeps its connection. Raises
-    ValueError where Ray is not installed, or not to be reached.
+    ValueError where Ray is not installed, or no cluster is there.
     """
 
     def __init__(self, address: str, cpus: float, gpus: float) -> None:
+        check_installed()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here: its own is 15
-        try:
-            import ray
-        except ImportError:
-            raise ValueError(
-                'ray.address needs Ray: pip install "turnwise-rl[ray]", or leave the section ray out'
-            ) from None
+        import ray
+
         self._ray, self._ours = ray, not ray.is_initialized()
         if self._ours:
             local = {"include_dashboard": False} if address == "local" else {}
