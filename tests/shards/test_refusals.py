@@ -35,14 +35,25 @@ def session(model: Path, host: Any, *settings: str) -> tuple[ShardedRollouts, li
     return ShardedCollector(shards, TRAIN).rollouts(Sampling(max_tokens=4), 0), tasks
 
 
-def test_a_shard_that_is_lost_again_and_again_stops_the_run(model: Path) -> None:
-    host = Mortal(Here(), lambda number, name, place: "during" if (number, name) == (1, "go") else None)
+@pytest.mark.parametrize("said", ["build", "hold", "go"])
+def test_a_shard_that_is_lost_again_and_again_stops_the_run(model: Path, said: str) -> None:
+    host = Mortal(Here(), lambda number, name, place: "during" if (number, name) == (1, said) else None)
     with (
         pytest.warns(UserWarning, match="with every world in a process of its own"),
         pytest.raises(ShardError, match=r"shard 1 was lost 4 times in one update, .*rollout\.shard_losses"),
     ):
-        sharded(config(model, TWO), model, host)
+        sharded(config(model, TWO, "rollout.shard_losses=3"), model, host)
     assert len(host.killed) == 4
+
+
+def test_a_shard_that_is_lost_twice_while_it_is_made_is_made(model: Path) -> None:
+    host = Mortal(
+        Here(), lambda number, name, place: "during" if (number, name) == (1, "build") and place < 2 else None
+    )
+    with pytest.warns(UserWarning, match="with every world in a process of its own"):
+        (played,) = sharded(config(model, TWO), model, host)
+    assert len(host.killed) == 2
+    assert len(played.trajectories) == 3 * 4
 
 
 def test_episodes_that_differ_the_second_time_stop_the_run(model: Path) -> None:
@@ -152,6 +163,18 @@ def test_what_cannot_be_forked(model: Path) -> None:
             assert rollouts.fork(first, 1) == 1
     with pytest.raises(ValueError, match="rollout 0 cannot be forked after 3 turns: expected 0 to 2"):
         rollouts.fork(first, 3)
+
+
+def test_a_copy_of_what_has_not_begun_plays_from_the_start(model: Path) -> None:
+    """As where the parent's world has failed since its last event: the shard finds it queued again."""
+    rollouts, tasks = session(model, Here(), TREE)
+    first = rollouts.start(tasks[0], 7)
+    copy = rollouts.fork(first, 0)
+    found = {event.rollout: event.trajectory for event in rollouts.events() if isinstance(event, RolloutFinished)}
+    assert found.keys() == {first, copy}
+    assert (found[first].sample, found[copy].sample) == (7, copy)
+    assert found[copy].fork is None
+    assert len(found[copy].turns) == 3
 
 
 def test_a_rollout_that_is_stopped_gives_no_trajectory(model: Path) -> None:

@@ -30,7 +30,7 @@ class RolloutConfig(Section):
         1800.0, gt=0, description="seconds that a shard may take to be made or to answer; then it counts as lost"
     )
     shard_losses: int = Field(
-        3, ge=0, description="how often one shard may be lost and made again in an update, before the run stops"
+        5, ge=0, description="how often one shard may be lost and made again in an update, before the run stops"
     )
     threads: int | None = Field(
         1, ge=1, description="torch threads while sampling; None: the number for learning (threads)"

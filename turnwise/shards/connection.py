@@ -28,6 +28,7 @@ ROUNDING = 1e-3
 """Nats. Where a world failed only the first time, other episodes share a batch, which is rounded otherwise."""
 
 _TIMES = ("env_s",)
+_CLOSING_S = 60.0
 
 
 class ShardLostError(RuntimeError):
@@ -96,12 +97,13 @@ class Connection:
     """One shard. ``make`` makes it, and ``apart`` makes it with worlds in processes of their own.
 
     The second is used once a shard was lost twice in a session: a world may have ended its process. ``lost`` counts the
-    shards that were lost, and ``repeated`` the messages that were said again.
+    shards that were lost, ``repeated`` the messages that were said again, and ``recovery_s`` the seconds of that.
     """
 
     def __init__(self, number: int, host: Host, make: Make, apart: Make, patience: Patience) -> None:
         self.number, self.patience, self.clock = number, patience, Clock()
         self.lost = self.repeated = 0
+        self.recovery_s = 0.0
         self._host, self._make, self._apart = host, make, apart
         self._place: Place | None = None
         self._base = [_Said("build", (make,))]  # and the weights
@@ -146,13 +148,13 @@ class Connection:
                 self._lose(error)
         return answer
 
-    def abandon(self) -> None:
+    def abandon(self, seconds: float | None = None) -> None:
         """Wait for an answer that nobody needs any more, so that other messages can follow."""
         said = (self._session or self._base)[-1]
         if self._place is None or said.answered:
             return
         try:
-            self._answer(said)
+            self._answer(said, seconds)
         except (ShardLostError, ShardError, ValueError):
             self.end()
 
@@ -164,11 +166,11 @@ class Connection:
 
     def close(self) -> None:
         """Have the shard close its worlds, and end it."""
-        self.abandon()
+        self.abandon(_CLOSING_S)
         if self._place is not None:
             with suppress(ShardLostError, ShardError, ValueError):
                 self._place.tell("close")
-                self._place.told(self.patience.seconds)
+                self._place.told(_CLOSING_S)
                 self._place.leave()
         self.end()
 
@@ -182,10 +184,10 @@ class Connection:
         except ShardLostError as error:
             self._lose(error)
 
-    def _answer(self, said: _Said) -> Any:
+    def _answer(self, said: _Said, seconds: float | None = None) -> Any:
         assert self._place is not None
         try:
-            said.answer = self._place.told(self.patience.seconds)
+            said.answer = self._place.told(self.patience.seconds if seconds is None else seconds)
         except ShardLostError:
             raise
         except Exception:
@@ -208,6 +210,7 @@ class Connection:
                 self._compare(answer)
             elif before is not None and answer != before:
                 raise ShardError(f"shard {self.number} was made again and is another one: {before} and {answer}")
+        self.recovery_s += self.clock.now() - began
         self.clock.add("recovery", self.clock.now() - began, 0)
         if not isinstance(answer, Batch):
             return answer
@@ -241,7 +244,7 @@ class Connection:
         told = "a new one plays its episodes again"
         if self._losses == 2 and self._make is not self._apart:
             told += ", with every world in a process of its own, because a world may have ended it"
-            self._base[0] = _Said("build", (self._apart,))
+            self._base[0].arguments = (self._apart,)
             self._make = self._apart
         warnings.warn(f"shard {self.number} was lost ({error}): {told}", stacklevel=2)
 

@@ -216,9 +216,10 @@ class ShardedRollouts:
     def _told(self, connection: Connection) -> Batch:
         """The batch of a shard. The time that it was waited for is divided by the shard's own times."""
         clock = self._collector.clock
-        began = clock.now()
+        began, recovered = clock.now(), connection.recovery_s
         batch: Batch = connection.told()
-        share = (clock.now() - began) / max(sum(batch.seconds.values()), 1e-9)
+        waited = clock.now() - began - (connection.recovery_s - recovered)
+        share = waited / max(sum(batch.seconds.values()), 1e-9)
         for stage, seconds in batch.seconds.items():
             clock.add(stage, seconds * share, batch.tokens.get(stage, 0))
         return batch
