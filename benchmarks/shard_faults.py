@@ -198,6 +198,9 @@ class Processes:
     def __init__(self) -> None:
         self.host = host_of(None)
 
+    def close(self) -> None:
+        """Nothing is left."""
+
     def kill(self, place: Any) -> str:
         os.kill(place.child._process.pid, signal.SIGKILL)
         return "process"
@@ -217,6 +220,10 @@ class Nodes:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         self.second = self.cluster.add_node(num_cpus=2)
         self.host = _Located(host_of(RayConfig(address=self.cluster.address)))
+
+    def close(self) -> None:
+        """End the cluster."""
+        self.cluster.shutdown()
 
     def kill(self, place: Any) -> str:
         node, process = self.host.where[id(place)]
@@ -304,6 +311,7 @@ def main() -> int:
                 lost, repeated = told["lost"], told["messages_repeated"]
                 rows.append(row)
                 print(json.dumps(row), flush=True)
+    where.close()
     sound = [row["hit"] and row["metrics_equal"] and row["episodes_equal"] for row in rows]
     print(f"{sum(sound)} of {len(rows)} faults: all episodes and all weights equal")
     if given.out is not None:

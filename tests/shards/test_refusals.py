@@ -58,7 +58,7 @@ def test_a_shard_that_is_lost_twice_while_it_is_made_is_made(model: Path) -> Non
 
 def test_episodes_that_differ_the_second_time_stop_the_run(model: Path) -> None:
     """A world that never repeats itself; its first batch was heard."""
-    host = Mortal(Here(), lambda *at: "before" if at == (1, "go", 4) else None)
+    host = Mortal(Here(), lambda *at: "before" if at == (1, "go", 6) else None)
     with (
         pytest.warns(UserWarning, match="shard 1 was lost"),
         pytest.raises(ShardError, match=r"rollout \d+ differs in observation: the world does not repeat itself"),

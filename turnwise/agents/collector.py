@@ -215,6 +215,12 @@ class Rollouts:
         """Whether a rollout is queued or running."""
         return bool(self._queued or self._generating or len(self._stepping))
 
+    @property
+    def num_at_once(self) -> int:
+        """How many of the rollouts that have not ended there are slots for."""
+        slots = min((engine.num_slots for engine in self._collector.engines), default=0)
+        return min(len(self._queued) + len(self._running), slots)
+
     def events(self) -> Iterator[TurnFinished | RolloutFinished]:
         """Run until every rollout is finished, and yield the events. Rollouts may be added meanwhile."""
         try:

@@ -1,6 +1,6 @@
 """The controller's end of a shard: it sends messages, and says them again to a new shard where one is lost.
 
-    connection.tell("go", commands, 8)
+    connection.tell("go", commands, False)
     batch = connection.told()
 
 A shard is lost when its process or node ends, or when an answer takes too long. A new one gets the same messages since

@@ -4,7 +4,7 @@ A session is the episodes of one update, or of one measurement. Its messages, in
 
     hold       a side's weights, where they have changed          -> the hash of what the shard now plays with
     begin      a session                                          -> by side, the hash and what is wrong with it
-    go         commands, and how many events to wait for at least -> a ``Batch``; again and again
+    go         commands, and whether it is the only shard         -> a ``Batch``; again and again
 
 What a shard answers depends on the messages since ``hold`` and on nothing else. So a shard that was lost is made again
 by saying them to a new one.

@@ -5,7 +5,7 @@ anything takes, or on how often one is lost.
 
 - The controller numbers the rollouts. A task belongs to a shard by its place among the tasks of the session, modulo the
   number of shards, with all its attempts (which share a beginning) and all their forks.
-- Every shard plays on by itself until it has about one event for each of its running episodes (``Shard.go``). Its batch
+- Every shard plays on by itself until it has as many events as episodes that play at once (``Shard.go``). Its batch
   is taken when its turn comes, in the order of the shards, and the planner reacts to it before the next one is taken.
   So counts decide what the planner knows when it decides, and time does not.
 - A single shard is asked for one event at a time: it plays to the bit what a collector in this process plays.
@@ -26,7 +26,7 @@ from turnwise.models.policy import Policy
 from turnwise.shards.connection import Connection, Host, Make, Patience, ShardError
 from turnwise.shards.messages import Batch, Command, Described, Event, ForkFrom, Link, Session, Start, Stop
 from turnwise.training.proof import DisagreementError
-from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
+from turnwise.trajectory import Task, Trajectory, TurnFinished
 
 
 class Shards:
@@ -157,7 +157,6 @@ class ShardedRollouts:
         self._finished: set[int] = set()
         self._commands: list[list[Command]] = [[] for _ in self._connections]  # not sent yet
         self._busy = [False for _ in self._connections]
-        self._open = [0 for _ in self._connections]  # rollouts that have not ended
 
     def start(self, task: Task, sample: int) -> int:
         """Queue attempt number ``sample`` at a task. Returns the rollout's number, counted from 0."""
@@ -185,8 +184,6 @@ class ShardedRollouts:
 
     def stop(self, rollout: int) -> None:
         """Abandon a rollout. It gives no trajectory."""
-        self._open[self._shard(rollout)] -= rollout not in self._finished
-        self._finished.add(rollout)
         self._command(rollout, Stop(rollout))
 
     def events(self) -> Iterator[Event]:
@@ -209,8 +206,7 @@ class ShardedRollouts:
         commands, self._commands[number] = self._commands[number], []
         if not commands and not self._busy[number]:
             return False
-        alone = len(self._connections) == 1
-        connection.tell("go", tuple(commands), 0 if alone else max(1, self._open[number]))
+        connection.tell("go", tuple(commands), len(self._connections) == 1)
         return True
 
     def _told(self, connection: Connection) -> Batch:
@@ -230,11 +226,10 @@ class ShardedRollouts:
         for event in batch.events:
             if isinstance(event, TurnFinished):
                 self._turns[event.rollout] = event.turn + 1
-            elif event.rollout not in self._finished:
+            else:
                 self._finished.add(event.rollout)
-                self._open[number] -= 1
-            if self._on_episode is not None and isinstance(event, RolloutFinished):
-                self._on_episode(event.trajectory)
+                if self._on_episode is not None:
+                    self._on_episode(event.trajectory)
             yield event
 
     def _new(self, job: Job) -> int:
@@ -246,7 +241,4 @@ class ShardedRollouts:
         return self._shards.setdefault(key, len(self._shards) % len(self._connections))
 
     def _command(self, rollout: int, command: Command) -> None:
-        number = self._shard(rollout)
-        self._commands[number].append(command)
-        if not isinstance(command, Stop):
-            self._open[number] += 1
+        self._commands[self._shard(rollout)].append(command)

@@ -71,17 +71,17 @@ class Shard:
             for side, player in self.players.items()
         }
 
-    def go(self, commands: Sequence[Command], least: int) -> Batch:
-        """Carry out commands and play on until there are ``least`` events, or nothing is left to do.
+    def go(self, commands: Sequence[Command], alone: bool) -> Batch:
+        """Carry out commands and play on: until there are as many events as episodes that play at once, or no more.
 
-        ``least`` 0 asks for the next event alone: its answer decides what is played next, as in a single process. Else
-        every engine ends its step first, so that a batch never parts an episode's last turn from its end.
+        Every engine ends its step first, so that a batch never parts an episode's last turn from its end. With
+        ``alone`` it is the next event only: what is answered to it decides what is played next, as in a single process.
         """
         rollouts = self._rollouts
         assert rollouts is not None
         for command in commands:
             self._obey(rollouts, command)
-        events, busy = self._next(rollouts) if least == 0 else self._some(rollouts, least)
+        events, busy = self._next(rollouts) if alone else self._some(rollouts)
         failures = self.collectors[self._use].failures
         work, before, self._failures = self.clock.take(), self._failures, failures
         return Batch(events, busy, failures - before, work.seconds, work.tokens)
@@ -111,8 +111,9 @@ class Shard:
         return (), False
 
     @staticmethod
-    def _some(rollouts: Rollouts, least: int) -> tuple[tuple[Event, ...], bool]:
+    def _some(rollouts: Rollouts) -> tuple[tuple[Event, ...], bool]:
         events: list[Event] = []
+        least = max(1, rollouts.num_at_once)
         while rollouts.busy and len(events) < least:
             events += rollouts.advance()
         return tuple(events), rollouts.busy
