@@ -23,29 +23,37 @@ ALLOWED: dict[str, set[str]] = {
     "envs": {"cache", "childprocess", "errors", "registration", "seeds", "trajectory"},
     "models": {"cache", "childprocess", "clock", "errors", "prefixes", "seeds", "trajectory"},
     "agents": {"clock", "envs", "errors", "models", "seeds", "trajectory"},
+    "grading": {"agents", "errors", "statistics", "trajectory"},
     "replay": {"prefixes", "trajectory"},
     "learning": {"clock", "errors", "replay", "trajectory"},
     "algorithms": {"errors", "learning", "replay", "seeds", "trajectory"},
-    "monitoring": {"errors", "trajectory"},
+    "monitoring": {"errors", "grading", "trajectory"},
     "cloning": {"agents", "cache", "envs", "models", "replay", "seeds", "trajectory"},
-    "config": {"agents", "algorithms", "cloning", "envs", "errors", "learning", "models", "monitoring", "moved"},
-    "runs": {"turnwise", "agents", "config", "envs", "errors", "models", "replay", "trajectory"},
+    "config": {
+        *("agents", "algorithms", "cloning", "envs", "errors", "grading", "learning", "models", "monitoring"),
+        "moved",
+    },
+    "runs": {
+        *("turnwise", "agents", "config", "envs", "errors", "grading", "jsonfile", "models", "replay", "statistics"),
+        "trajectory",
+    },
     # What a measurement is, apart from whole evaluations: training measures too.
-    "evaluation.report": {"agents", "envs", "jsonfile", "statistics", "trajectory"},
+    "evaluation.report": {"agents", "envs", "grading", "jsonfile", "statistics", "trajectory"},
     "evaluation.playing": {"agents", "evaluation.report", "models", "trajectory"},
     "training": {
         *("agents", "clock", "cloning", "config", "envs", "errors", "evaluation.playing", "evaluation.report"),
-        *("learning", "models", "monitoring", "replay", "runs", "seeds", "trajectory"),
+        *("grading", "learning", "models", "monitoring", "replay", "runs", "seeds", "trajectory"),
     },
     "shards": {"turnwise", "agents", "childprocess", "clock", "errors", "models", "training", "trajectory"},
     "assembly": {
-        *("turnwise", "agents", "algorithms", "cloning", "config", "envs", "evaluation.playing", "jsonfile"),
-        *("learning", "models", "monitoring", "replay", "runs", "seeds", "shards", "training", "trajectory"),
+        *("turnwise", "agents", "algorithms", "cloning", "config", "envs", "evaluation.playing", "grading"),
+        *("jsonfile", "learning", "models", "monitoring", "replay", "runs", "seeds", "shards", "training"),
+        "trajectory",
     },
     "evaluation": {
         *("turnwise", "agents", "assembly", "cloning", "config", "envs", "errors", "evaluation.playing"),
-        *("evaluation.report", "jsonfile", "models", "monitoring", "replay", "runs", "shards", "statistics", "svg"),
-        "trajectory",
+        *("evaluation.report", "grading", "jsonfile", "models", "monitoring", "replay", "runs", "shards"),
+        *("statistics", "svg", "trajectory"),
     },
     "jobs": {
         *("agents", "algorithms", "assembly", "cloning", "config", "errors", "evaluation.report", "jsonfile"),
@@ -61,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "commands": {
         *("agents", "algorithms", "assembly", "bench", "clock", "cloning", "config", "envs", "errors", "evaluation"),
-        *("evaluation.report", "jobs", "models", "runs", "statistics", "training", "trajectory", "view"),
+        *("evaluation.report", "grading", "jobs", "models", "runs", "statistics", "training", "trajectory", "view"),
     },
     "api": {
         *("agents", "algorithms", "assembly", "commands", "config", "envs", "evaluation", "evaluation.report", "jobs"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 AnyEnv = str | TextEnv | Callable[..., TextEnv]
 AnyModel = str | Path | tuple[Any, Any]
 AnyAlgorithm = str | Settings | Callable[..., Any]
+AnyReward = str | Callable[..., Any]
 AnyCallback = Observer | Callable[[dict[str, Any]], object]
 
 
@@ -47,6 +49,7 @@ def train(
     env: AnyEnv | None = None,
     model: AnyModel | None = None,
     algorithm: AnyAlgorithm | None = None,
+    rewards: Sequence[AnyReward] = (),
     settings: Sequence[str] = (),
     callbacks: Sequence[AnyCallback] = (),
     out: str | Path | None = None,
@@ -58,6 +61,7 @@ def train(
     - ``env``: a gymnasium id, an environment, or a function or class that makes one.
     - ``model``: a model folder or hub name, or a loaded ``(model, tokenizer)``, which is copied into the run.
     - ``algorithm``: a name, settings such as ``GRPOConfig(clip_low=0.1)``, or a recipe function at the top of a module.
+    - ``rewards``: functions of episode and task at the top of a module, or their names, that pay beside the world.
     - ``settings``: ``key.path=value``, as on the command line.
     - ``callbacks``: functions of each update's record (its line in metrics.jsonl), or ``turnwise.Callback`` objects.
     - ``out``: folder of the run; by default a new one below ``runs/``.
@@ -66,7 +70,7 @@ def train(
     Raises ValueError for what cannot be run, StoppedRunError where something else ends the run.
     """
     if isinstance(config, RunConfig):
-        if env is not None or algorithm is not None or settings or isinstance(model, str | Path):
+        if env is not None or algorithm is not None or rewards or settings or isinstance(model, str | Path):
             raise ValueError(
                 "the configuration is complete: give env, model, algorithm and settings to turnwise.load_config, or "
                 "give its name here in the place of it"
@@ -77,7 +81,7 @@ def train(
             )
         resolved = config
     else:
-        resolved = _configuration(config, env, model, algorithm, settings)
+        resolved = _configuration(config, env, model, algorithm, settings, rewards)
     folder = Path(out) if out is not None else jobs.new_folder(resolved)
     loaded = _loaded(model) if isinstance(model, tuple) else None
     with _display(progress, resolved) as display:
@@ -225,6 +229,7 @@ def _configuration(
     model: AnyModel | None,
     algorithm: AnyAlgorithm | None,
     settings: Sequence[str],
+    rewards: Sequence[AnyReward],
 ) -> RunConfig:
     env_id, kwargs = named(env) if env is not None else (None, {})
     if isinstance(settings, str) or not all(isinstance(word, str) for word in settings):
@@ -238,7 +243,13 @@ def _configuration(
     elif model is not None:
         words += [f"model.path={json.dumps(str(model))}"]
     chosen = algorithm if isinstance(algorithm, str) or algorithm is None else _name_of(algorithm)
-    objects = {"env": env is not None, "model": isinstance(model, tuple), "algorithm": isinstance(algorithm, Settings)}
+    words += _paying(rewards)
+    objects = {
+        "rewards": bool(rewards),
+        "env": env is not None,
+        "model": isinstance(model, tuple),
+        "algorithm": isinstance(algorithm, Settings),
+    }
     _check_words(settings, objects)
     config = load_config(name, [*words, *settings], env=env_id, algorithm=chosen)
     if not isinstance(algorithm, Settings):
@@ -246,9 +257,30 @@ def _configuration(
     return parse_config({**config.model_dump(mode="json"), "algorithm": algorithm.model_dump(mode="json")})
 
 
+def _paying(rewards: Sequence[AnyReward]) -> list[str]:
+    """The setting that names reward functions, where there are some."""
+    if isinstance(rewards, str) or callable(rewards):
+        raise ValueError(f"rewards is a list of functions or of their names, such as [exact]; got {rewards!r}"[:200])
+    names = [reward if isinstance(reward, str) else _place_of(reward) for reward in rewards]
+    return [f"rewards.functions={json.dumps(names)}"] if names else []
+
+
+def _place_of(function: Callable[..., Any]) -> str:
+    """The name under which a resumed run finds a function again."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if module is None or not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(
+            f"a reward function is found again by its name: put it at the top of a module; got {function!r}"[:300]
+        )
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    if module == "__main__" and script is not None:  # another process knows the script by its file's name
+        module = Path(script).stem
+    return f"{module}:{name}"
+
+
 def _check_words(words: Sequence[str], given: Mapping[str, bool]) -> None:
     """Raises ValueError for a setting of what was given as an object: one of the two would be dropped."""
-    keys = {"env": "env.id", "model": "model.path", "algorithm": "algorithm"}
+    keys = {"env": "env.id", "model": "model.path", "algorithm": "algorithm", "rewards": "rewards.functions"}
     for word in words:
         name = word.partition("=")[0]
         for what, is_given in given.items():

@@ -37,7 +37,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench.app, name="bench")
-for _command in (worlds.envs, worlds.play, worlds.check_env, worlds.serve_search, runs.trajectories, runs.replay):
+for _command in (
+    worlds.envs,
+    worlds.play,
+    worlds.check_env,
+    worlds.serve_search,
+    runs.trajectories,
+    runs.replay,
+    runs.rejudge,
+):
     app.command()(_command)
 app.command()(views.view)
 app.command()(cli_plan.plan)
@@ -167,8 +175,8 @@ def evaluate(
         typer.Argument(
             help="A run (several: seeds of one method, pooled), RUN/checkpoints/update-N, a model folder or hub name, "
             "openai:MODEL, random, expert[:knowing]; then settings: agent.KEY=VALUE, endpoint.KEY=VALUE, "
-            "env.kwargs.KEY=VALUE, env.success_threshold=VALUE, env.process=true, env.step_timeout_s=S, "
-            "rollout.shards=N, rollout.env_threads=N, eval.max_error_share=SHARE."
+            "rewards.KEY=VALUE, env.kwargs.KEY=VALUE, env.success_threshold=VALUE, env.process=true, "
+            "env.step_timeout_s=S, rollout.shards=N, rollout.env_threads=N, eval.max_error_share=SHARE."
         ),
     ],
     env: EnvOption = None,
@@ -227,6 +235,7 @@ def evaluate(
         top_k=top_k,
         checkpoint=int(checkpoint) if checkpoint and checkpoint.isdecimal() else _checkpoint(checkpoint),
         agent=changes.agent,
+        rewards=changes.rewards,
         success_threshold=changes.env.success_threshold,
         env_where=changes.env.where(),
         num_slots=slots,
@@ -394,9 +403,11 @@ def _run(folder: Path, title: str, num_updates: int, work: Callable[[LiveDisplay
     """Train under the display; then the closing lines."""
     from turnwise.commands.display import LiveDisplay
     from turnwise.commands.ending import stopped_line
+    from turnwise.jobs import follow_if_told
     from turnwise.training.faults import InterruptedRunError
 
     quiet()
+    follow_if_told()
     try:
         with LiveDisplay(console, num_updates, title) as display:
             result = work(display)

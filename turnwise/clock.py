@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-STAGES = ("environment", "prefill", "decode", "score", "train")
-"""Stepping worlds; feeding observations; feeding sampled tokens and drawing the next; log-probs that the credit needs
-before the update; forward, backward and optimizer."""
+STAGES = ("environment", "grade", "prefill", "decode", "score", "train")
+"""Stepping worlds; waiting for reward functions and judges; feeding observations; feeding sampled tokens and drawing
+the next; log-probs that the credit needs before the update; forward, backward and optimizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ def time_line(records: Sequence[Mapping[str, Any]]) -> str:
         tokens = sum(record.get("tokens", {}).get(stage, 0) for record in records)
         unit = "steps" if stage == "environment" else "tokens"
         if seconds:
-            parts.append(f"{stage} {100 * seconds / total:.0f} % ({tokens / seconds:,.0f} {unit}/s)")
+            rate = "" if stage == "grade" else f" ({tokens / seconds:,.0f} {unit}/s)"
+            parts.append(f"{stage} {100 * seconds / total:.0f} %{rate}")
             rest -= seconds
     return "  ".join([*parts, f"other {100 * max(rest, 0.0) / total:.0f} %"])

@@ -18,6 +18,7 @@ import torch
 from turnwise.agents.opening import read_examples
 from turnwise.agents.templates import dated
 from turnwise.algorithms.registry import base_chain
+from turnwise.assembly.learners import follow_if_told as follow_if_told
 from turnwise.assembly.players import describe_agent, load_policies
 from turnwise.assembly.run import Assembly, fitted
 from turnwise.cloning.cloner import OnProgress
@@ -78,8 +79,9 @@ def train(
 
     ``model`` is a loaded (model, tokenizer) in the place of the one that the configuration names. Raises ValueError for
     what cannot be run, StoppedRunError where something else ends it (``turnwise.training.faults``). What fails before
-    the first checkpoint leaves no folder.
+    the first checkpoint leaves no folder. Under torchrun the first process returns; the others work for it, and end.
     """
+    follow_if_told()
     began = _Clock()
     _prepare(config)
     config = fitted(config)
@@ -96,6 +98,7 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
     a run that is finished; they are kept in its configuration. A run that stopped before its first checkpoint begins
     again. Raises as ``train`` does.
     """
+    follow_if_told()
     began = _Clock()
     run = RunDirectory.open(path)
     config = resumed_config(run, settings)
@@ -208,12 +211,15 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Resul
 
 
 def _step(trainer: Trainer) -> None:
-    """One update. Where it does not fit into memory: again, once in a run, with microbatches half as big."""
+    """One update. Where it does not fit into memory: again, once in a run, with microbatches half as big.
+
+    Where several ranks learn, the others are in the middle of the update: the run ends.
+    """
     try:
         trainer.step()
         return
     except UpdateMemoryError as error:
-        if trainer.halved:
+        if trainer.halved or any(side.leader.leads for side in trainer.sides):
             raise
         warnings.warn(f"{error}. Going on with half of optimizer.microbatch_tokens", stacklevel=2)
     gc.collect()  # what the failed update held; its frames are gone here

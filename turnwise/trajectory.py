@@ -7,10 +7,11 @@ were drawn, for ever.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +68,9 @@ class Turn:
     the tokens of the turn before, without it they open a fresh context. ``action_ids`` [A] are exactly the
     sampled tokens, ``logprobs`` [A] their behaviour log-probabilities (nats, after temperature and
     truncation), ``entropies`` [A] the entropy of the full next-token distribution (nats, after temperature,
-    before truncation). ``processing`` says where that distribution was restricted; None: nowhere. ``thought_tokens`` is
-    the number of tokens up to the end of the reply's thought: its action begins there.
+    before truncation). ``reward`` is what is learned from: the world's, and where a run grades its episodes what
+    ``Trajectory.grading`` says. ``processing`` says where that distribution was restricted; None: nowhere.
+    ``thought_tokens`` is the number of tokens up to the end of the reply's thought: its action begins there.
     """
 
     observation: str
@@ -108,13 +110,40 @@ class Fork:
 
 
 @dataclass(frozen=True, slots=True)
+class Grade:
+    """What a reward function, or one criterion of a judge, gave an episode. It pays ``weight * value``."""
+
+    name: str
+    value: float
+    weight: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grading:
+    """Where an episode's rewards come from, where they are not the world's alone.
+
+    ``world`` [N] is the world's own reward of each turn, ``success`` what the world alone says. ``judge`` names its
+    model and rubric, and ``verdict`` in [0, 1] is the mean of its criteria by weight; "" and None without one.
+    """
+
+    world: tuple[float, ...]
+    success: bool | None
+    grades: tuple[Grade, ...]
+    judge: str = ""
+    verdict: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """A whole episode. ``sample`` numbers the attempts at one task, a negative one says that it was only looked at;
     ``end_reason`` says what truncated it.
 
     ``policy_version`` counts the updates behind the sampling policy and ``adapter_hash`` identifies its
     weights. A forked trajectory is complete without its parent. ``last_anchor`` is the anchor after the last action, or
-    the observation's text; "" where nobody acted, where several players take turns, and in old records.
+    the observation's text; "" where nobody acted, where several players take turns, and in old records. ``given`` is
+    what the world told of the task and the agent did not see (``info["task"]`` of the reset), as JSON; "" for nothing.
+    ``grading`` says what functions and a judge paid; None where the rewards are the world's.
     """
 
     episode: str
@@ -133,16 +162,35 @@ class Trajectory:
     policy: str = ""
     fork: Fork | None = None
     last_anchor: str = ""
+    given: str = ""
+    grading: Grading | None = None
+
+    def told(self) -> dict[str, Any]:
+        """What the world told of the task, read from ``given``; {} for nothing."""
+        found: dict[str, Any] = json.loads(self.given) if self.given else {}
+        return found
 
     @property
     def rewards(self) -> list[float]:
-        """Raw environment reward of each turn, [N]."""
+        """Raw reward of each turn, [N]: the environment's, and what graders paid."""
         return [turn.reward for turn in self.turns]
 
     @property
     def total_reward(self) -> float:
         """Undiscounted sum of the raw rewards."""
         return float(sum(turn.reward for turn in self.turns))
+
+    @property
+    def world_reward(self) -> float:
+        """Undiscounted sum of the world's own rewards."""
+        return self.total_reward if self.grading is None else float(sum(self.grading.world))
+
+    def ungraded(self) -> Trajectory:
+        """The trajectory as its world alone rewarded it."""
+        if self.grading is None:
+            return self
+        turns = (replace(turn, reward=own) for turn, own in zip(self.turns, self.grading.world, strict=True))
+        return replace(self, turns=tuple(turns), success=self.grading.success, grading=None)
 
     @property
     def only_looked_at(self) -> bool:
@@ -174,8 +222,15 @@ class TurnFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutEnded:
+    """A rollout has played its last turn. ``RolloutFinished`` follows once its episode is graded."""
+
+    rollout: int
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutFinished:
-    """A rollout has ended by itself (not by ``stop``)."""
+    """A rollout has ended by itself (not by ``stop``), and its rewards are known."""
 
     rollout: int
     trajectory: Trajectory

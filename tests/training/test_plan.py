@@ -251,6 +251,41 @@ def test_the_command_prints_the_parts() -> None:
     assert isinstance(none.exception, ValueError)
 
 
+def test_what_several_ranks_hold_is_planned() -> None:
+    """On one machine's CPU all of them count; GPUs hold one rank each."""
+    shape = Shape.of(tiny_model(), LoRAConfig(rank=4), 4)
+    demand = Demand(128, 4, 32, num_rows=16, microbatch_tokens=256)
+    layers = sum(p.numel() for name, p in tiny_model().named_parameters() if ".layers." in name)
+    assert shape.layered == layers
+    one, ddp, fsdp2, gpus = (
+        parts_of(plan(shape, replace(demand, **more)))
+        for more in ({}, {"ranks": 3}, {"ranks": 3, "divided": True}, {"ranks": 3, "divided": True, "device": "cuda"})
+    )
+    learning = ("weights", "adapters", "optimizer")
+    assert ddp["other ranks"] == 2 * sum(one[name] for name in learning)
+    assert ddp["other ranks' updates"] == 2 * (
+        sum(ddp[name] for name in ("gradients", "sums over ranks", "activations", "shared beginnings", "head"))
+    )
+    assert {name: ddp[name] for name in one} == one
+    assert one["weights"] - fsdp2["weights"] == pytest.approx(4 * layers * 2 / 3, abs=4)
+    assert fsdp2["gathered layers"] == 2 * 4 * layers // 2
+    assert fsdp2["sampler's weights"] == 4 * (layers - shape.adapted)
+    assert gpus["weights"] == fsdp2["weights"]
+    assert not {"other ranks", "other ranks' updates"} & gpus.keys()
+    with pytest.raises(ValueError, match=r"learner\.ranks"):
+        fit(shape, replace(demand, ranks=50, num_rows=1), plan(shape, demand).total)
+
+
+def test_a_model_that_cannot_be_divided_is_not_planned(tmp_path: Path) -> None:
+    from tests.models.families import family_model
+
+    family_model("olmo2").config.save_pretrained(tmp_path)
+    words = ["plan", "smoke", "--memory", "4", "warmstart=null", f"model.path={tmp_path}", "learner.ranks=2"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    done = CliRunner().invoke(app, [*words, "learner.parallel=fsdp2"])
+    assert "use learner.parallel=ddp" in str(done.exception)
+
+
 def test_training_starts_with_microbatches_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("smoke", ["num_updates=1"])
     shape, demand = demand_of(config)

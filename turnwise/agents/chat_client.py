@@ -32,6 +32,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from turnwise.errors import AgentError
 
 KEY_VARIABLES = ("TURNWISE_API_KEY", "OPENAI_API_KEY")
+PREFIX = "openai:"
+"""Names of endpoints begin with it: ``openai:MODEL``, or ``openai:MODEL@URL``."""
 
 _NOBODY = (ConnectionRefusedError, TimeoutError, socket.gaierror)
 _PASSING = {408, 409, 425, 429}
@@ -45,6 +47,10 @@ class EndpointError(AgentError):
     """The endpoint refuses requests, cannot be reached, or has stopped answering."""
 
 
+class ExhaustedError(EndpointError):
+    """A request failed for good, after all of its retries, at an endpoint that has answered others."""
+
+
 class ContextFullError(Exception):
     """The server says that the messages do not fit the model's context."""
 
@@ -55,6 +61,9 @@ class EndpointConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_url: str = Field("https://api.openai.com/v1", description="what comes before /chat/completions")
+    key_variable: str | None = Field(
+        None, description="environment variable that holds the key; null: TURNWISE_API_KEY, or else OPENAI_API_KEY"
+    )
     concurrency: int = Field(8, ge=1, description="episodes at once, each with a request on its way")
     requests_per_minute: float | None = Field(None, gt=0, description="at most so many, evenly spaced")
     timeout_s: float = Field(120.0, gt=0, description="seconds from a request to the end of its answer")
@@ -72,9 +81,15 @@ class EndpointConfig(BaseModel):
     @model_validator(mode="after")
     def _sound(self) -> EndpointConfig:
         _checked_url(self.base_url)
+        if self.key_variable is not None and not self.key_variable.isidentifier():  # not quoted: it may be a key
+            raise ValueError("endpoint.key_variable is the name of an environment variable, such as JUDGE_API_KEY")
         if (self.input_price is None) != (self.output_price is None):
             raise ValueError("give both endpoint.input_price and endpoint.output_price, or neither")
         return self
+
+
+REACHED = tuple(name for name in EndpointConfig.model_fields if name not in ("extra", "send_seed"))
+"""Settings that say how an endpoint is reached and what it costs, and change nothing that it is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +148,27 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class ChatClient:
     """A client for one model of one endpoint. Several threads may use it; ``spent`` sums up all their requests.
 
-    Raises ValueError for a key with characters that cannot be sent, and where it would be sent unencrypted to another
+    ``hint`` says, in errors, how what was done so far can be kept. Raises ValueError for a key with characters that
+    cannot be sent, where the variable that should hold it is not set, and where it would be sent unencrypted to another
     machine.
     """
 
     model: str
     config: EndpointConfig
+    hint: str = "With --out, finished episodes are kept: run the same command again to continue"
     spent: Usage = field(default_factory=Usage, init=False)
 
     def __post_init__(self) -> None:
         url = _checked_url(self.config.base_url)
-        self._key = _key_from_environment()
+        self._variables = (self.config.key_variable,) if self.config.key_variable else KEY_VARIABLES
+        self._key = _key_from_environment(self._variables)
+        if self.config.key_variable and not self._key:
+            raise ValueError(f"endpoint.key_variable={self.config.key_variable}: that environment variable is not set")
         local = _is_loopback(url.hostname or "")
         if self._key and url.scheme == "http" and not local and not self.config.allow_http:
             raise ValueError(
-                f"{self.config.base_url} is neither https nor this machine: the key of {_key_name()} would be readable "
-                "on the way. Use https, unset the variable, or allow it with endpoint.allow_http=true"
+                f"{self.config.base_url} is neither https nor this machine: the key of {_key_name(self._variables)} "
+                "would be readable on the way. Use https, unset the variable, or allow it with endpoint.allow_http=true"
             )
         self._url = self.config.base_url.rstrip("/") + "/chat/completions"
         proxies = [urllib.request.ProxyHandler({})] if local else []
@@ -206,7 +226,7 @@ class ChatClient:
     def _parsed(self, content: bytes) -> tuple[str, Usage]:
         try:
             answer = json.loads(content)
-            text = answer["choices"][0]["message"]["content"]
+            text = self._hide(str(answer["choices"][0]["message"]["content"] or ""))
         except (ValueError, LookupError, TypeError):
             raise _PassingError(f"an answer that is no chat completion: {self._quoted(content)}") from None
         counts = answer.get("usage")
@@ -214,8 +234,8 @@ class ChatClient:
             counts.get(name) if isinstance(counts, dict) else None for name in ("prompt_tokens", "completion_tokens")
         )
         if isinstance(prompt, int) and isinstance(completion, int):
-            return str(text or ""), Usage(prompt_tokens=prompt, completion_tokens=completion)
-        return str(text or ""), Usage(uncounted=1)
+            return text, Usage(prompt_tokens=prompt, completion_tokens=completion)
+        return text, Usage(uncounted=1)
 
     def _refused(self, error: urllib.error.HTTPError, deadline: float) -> NoReturn:
         """Raise the exception for a status other than 2xx."""
@@ -226,7 +246,7 @@ class ChatClient:
         said = f"status {error.code}: {self._quoted(content)}"
         if error.code in (401, 403):
             raise EndpointError(
-                f"{self._url} refuses the key ({said}). Set {' or '.join(KEY_VARIABLES)} to one of that server's"
+                f"{self._url} refuses the key ({said}). Set {' or '.join(self._variables)} to one of that server's"
             )
         if error.code in (400, 413, 422) and _FULL.search(content.decode(errors="replace")):
             raise ContextFullError
@@ -247,15 +267,14 @@ class ChatClient:
 
     def _pause(self, error: _PassingError, attempt: int) -> None:
         """Wait before the next attempt. Raises EndpointError where there is none."""
-        hint = "With --out, finished episodes are kept: run the same command again to continue"
         if error.unreachable and not self._reached:
             raise EndpointError(f"{self._url} cannot be reached ({error}). Does the server run, is the address right?")
         if attempt == self.config.retries:
-            raise EndpointError(f"{self._url} failed {attempt + 1} times in a row, at last with {error}. {hint}")
+            raise ExhaustedError(f"{self._url} failed {attempt + 1} times in a row, at last with {error}. {self.hint}")
         if error.pause_s is not None and error.pause_s > self.config.max_wait_s:
             raise EndpointError(
                 f"{self._url} asks for a pause of {error.pause_s:.0f} s ({error}), more than "
-                f"endpoint.max_wait_s={self.config.max_wait_s:g}. {hint}"
+                f"endpoint.max_wait_s={self.config.max_wait_s:g}. {self.hint}"
             )
         if error.pause_s is not None:
             with self._lock:
@@ -291,6 +310,21 @@ class ChatClient:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def addressed(name: str, config: EndpointConfig) -> tuple[str, EndpointConfig]:
+    """The model that ``openai:MODEL[@URL]`` names, and ``config`` with the URL where there is one.
+
+    Raises ValueError for a name without a model, and for a malformed URL.
+    """
+    model, at, url = name.removeprefix(PREFIX).rpartition("@http")
+    if not at:
+        model = url
+    else:
+        config = EndpointConfig.model_validate({**config.model_dump(), "base_url": "http" + url})
+    if not model or not name.startswith(PREFIX):
+        raise ValueError(f"{name!r} names no model: expected {PREFIX}MODEL or {PREFIX}MODEL@URL")
+    return model, config
 
 
 def _read(response: Any, deadline: float) -> bytes:
@@ -343,12 +377,12 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _key_name() -> str:
-    return next((name for name in KEY_VARIABLES if os.environ.get(name, "").strip()), "")
+def _key_name(variables: Sequence[str]) -> str:
+    return next((name for name in variables if os.environ.get(name, "").strip()), "")
 
 
-def _key_from_environment() -> str:
-    name = _key_name()
+def _key_from_environment(variables: Sequence[str]) -> str:
+    name = _key_name(variables)
     key = os.environ[name].strip() if name else ""
     if not all("!" <= character <= "~" for character in key):
         raise ValueError(f"{name} holds characters that no key has (a space, a line break, a letter beyond ASCII)")

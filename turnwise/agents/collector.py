@@ -15,7 +15,11 @@ can react by starting, forking or stopping others. The life of one episode (a ro
     queued       _queued         a free slot for every player       _begin
     stepping     _stepping       its environment's reset or step    _after_environment
     generating   _generating     its reply                          _act
+    grading      _grading        functions and the judge            _graded
     finished     nowhere         nothing
+
+Where a run grades its episodes, a rollout that has ended is *grading* first, without slot and environment. Then
+``RolloutEnded`` is reported at once, and ``RolloutFinished`` with the graded trajectory.
 
 A rollout that is stepping or generating is also in ``_running``: it has slots and an environment. When an environment
 raises, its rollout is queued once more, with a fresh environment. After a second failure it is finished with the end
@@ -36,7 +40,7 @@ from functools import partial
 from turnwise.agents.actions import action_start, parse_action, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job
-from turnwise.agents.playing import OnEpisode, play_all
+from turnwise.agents.playing import Event, Grader, OnEpisode, play_all
 from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
@@ -46,7 +50,7 @@ from turnwise.errors import AgentError
 from turnwise.models.drawing import LogitsError
 from turnwise.models.engine import Engine, Reply, Sampling
 from turnwise.seeds import mix
-from turnwise.trajectory import End, Fork, RolloutFinished, Task, Trajectory, TurnFinished
+from turnwise.trajectory import End, Fork, RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
 
 class Collector:
@@ -55,7 +59,7 @@ class Collector:
     Environments are made by ``make_env`` when they are needed, one for each episode that runs, and used again. ``seed``
     is the run's; with task, sample, key and turn it decides every draw. ``failures`` counts the failures of
     environments, including those after which a retry succeeded. ``threads`` run the environments (and the agents
-    without a model); by default that is the calling thread.
+    without a model); by default that is the calling thread. ``grader`` pays episodes beside their world.
     """
 
     def __init__(
@@ -66,8 +70,9 @@ class Collector:
         seed: int = 0,
         success: SuccessRule | None = None,
         threads: WorldThreads | None = None,
+        grader: Grader | None = None,
     ) -> None:
-        self.make_env = make_env
+        self.make_env, self.grader = make_env, grader
         self.threads = threads or WorldThreads()
         self.seating = agents if isinstance(agents, Seating) else Seating({"": agents})
         self.seed, self.success = seed, success or SuccessRule()
@@ -106,7 +111,9 @@ class Collector:
             env.close()
 
     def close(self) -> None:
-        """Close the threads and all idle environments. One that cannot be closed is logged."""
+        """Close the threads, the grader and all idle environments. One that cannot be closed is logged."""
+        if self.grader is not None:
+            self.grader.close()
         self.threads.close()
         while self._idle:
             close(self._idle.pop())
@@ -170,6 +177,9 @@ class Rollouts:
         self._running: dict[int, _Rollout] = {}
         self._generating: dict[tuple[int, int], _Rollout] = {}  # by (number of the engine, slot)
         self._stepping: WorldWork[_EnvCall] = WorldWork(collector.threads, collector.clock)
+        self._grader = collector.grader
+        grading_threads = self._grader.threads if self._grader is not None else collector.threads
+        self._grading: WorldWork[tuple[int, list[Trajectory]]] = WorldWork(grading_threads, collector.clock, "grade")
         self._stopped: set[int] = set()
 
     def start(self, task: Task, sample: int) -> int:
@@ -213,7 +223,7 @@ class Rollouts:
     @property
     def busy(self) -> bool:
         """Whether a rollout is queued or running."""
-        return bool(self._queued or self._generating or len(self._stepping))
+        return bool(self._queued or self._generating or len(self._stepping) or len(self._grading))
 
     @property
     def num_at_once(self) -> int:
@@ -221,7 +231,7 @@ class Rollouts:
         slots = min((engine.num_slots for engine in self._collector.engines), default=0)
         return min(len(self._queued) + len(self._running), slots)
 
-    def events(self) -> Iterator[TurnFinished | RolloutFinished]:
+    def events(self) -> Iterator[Event]:
         """Run until every rollout is finished, and yield the events. Rollouts may be added meanwhile."""
         try:
             while self.busy:
@@ -229,7 +239,7 @@ class Rollouts:
         finally:  # also where the planner stops asking for events, or raises
             self.abandon()
 
-    def advance(self) -> Iterator[TurnFinished | RolloutFinished]:
+    def advance(self) -> Iterator[Event]:
         """Begin what there are slots for, do one step of every engine, and yield the events."""
         while self._queued and self._collector.has_free_slots():
             self._begin(self._queued.popleft())
@@ -243,6 +253,7 @@ class Rollouts:
     def abandon(self) -> None:
         """Release whatever runs. It gives no trajectory."""
         self._stepping.finish()
+        self._grading.drop()
         for rollout in list(self._running.values()):
             self._release(rollout)
         self._generating.clear()
@@ -263,12 +274,13 @@ class Rollouts:
             where = f"episode {rollout.job.episode}, turn {len(seat.turns) + 1}"
             raise AgentError(f"{who} cannot continue in {where}: {error}") from None
 
-    def _environment_results(self) -> Iterator[TurnFinished | RolloutFinished]:
+    def _environment_results(self) -> Iterator[Event]:
         """Continue the rollouts whose environments have finished a reset or a step, and report what happened."""
         for call, error in self._stepping.admitted(lambda: len(self._generating)):
             yield from self._reported(self._after_environment(call, error))
+        yield from self._reported(self._graded())
 
-    def _reported(self, events: Iterator[TurnFinished | RolloutFinished]) -> Iterator[TurnFinished | RolloutFinished]:
+    def _reported(self, events: Iterator[Event]) -> Iterator[Event]:
         """The events, after ``on_episode`` was called with each finished trajectory."""
         for event in events:
             if self._on_episode is not None and isinstance(event, RolloutFinished):
@@ -315,7 +327,7 @@ class Rollouts:
             return engine.open()
         return engine.fork(parent.episode.to_move.slot)
 
-    def _after_environment(self, call: _EnvCall, error: Failure | None) -> Iterator[TurnFinished | RolloutFinished]:
+    def _after_environment(self, call: _EnvCall, error: Failure | None) -> Iterator[Event]:
         """From stepping to generating or finished: report the turn, then ask for the next reply, or end the episode."""
         rollout, seat = call.rollout, call.seat
         if isinstance(error, AgentError):
@@ -340,7 +352,7 @@ class Rollouts:
         else:
             yield from self._request_reply(rollout, episode.to_move, episode)
 
-    def _request_reply(self, rollout: _Rollout, seat: Seat, episode: Episode) -> Iterator[RolloutFinished]:
+    def _request_reply(self, rollout: _Rollout, seat: Seat, episode: Episode) -> Iterator[Event]:
         """Submit the prompt to the engine, or end the episode where the context is full or the turns are used up."""
         assert seat.model is not None
         assert seat.context is not None
@@ -387,14 +399,14 @@ class Rollouts:
 
         self._stepping.begin(_EnvCall(rollout, reply, seat), act)
 
-    def _environment_failed(self, rollout: _Rollout, error: Failure) -> Iterator[RolloutFinished]:
+    def _environment_failed(self, rollout: _Rollout, error: Failure) -> Iterator[Event]:
         """An environment raised, in a reset or a step: close it, then retry the episode or record the failure."""
         if rollout.number in self._running:
             self._free_slots(rollout)
             self._collector.discard_env(rollout.env)
         yield from self._retry_or_record(rollout, error)
 
-    def _retry_or_record(self, rollout: _Rollout, error: Failure) -> Iterator[RolloutFinished]:
+    def _retry_or_record(self, rollout: _Rollout, error: Failure) -> Iterator[Event]:
         """After the first failure queue the rollout again, before all others. After the second one finish it."""
         rollout.attempts += 1
         if rollout.attempts == 1:
@@ -410,15 +422,38 @@ class Rollouts:
         )
         yield RolloutFinished(rollout.number, replace(nothing, fork=rollout.fork))
 
-    def _finish(self, rollout: _Rollout, end: End, reason: str) -> Iterator[RolloutFinished]:
+    def _finish(self, rollout: _Rollout, end: End, reason: str) -> Iterator[Event]:
         """Release slots and environment of a rollout, and report its trajectories."""
         self._release(rollout)
         yield from self._finished(rollout, end, reason)
 
-    def _finished(self, rollout: _Rollout, end: End, reason: str) -> Iterator[RolloutFinished]:
+    def _finished(self, rollout: _Rollout, end: End, reason: str) -> Iterator[Event]:
+        """Report the trajectories of a rollout that holds nothing any more, or have them graded first."""
         assert rollout.episode is not None
-        for trajectory in rollout.episode.trajectories(end, reason, self._collector.success, rollout.fork):
-            yield RolloutFinished(rollout.number, trajectory)
+        found = rollout.episode.trajectories(end, reason, self._collector.success, rollout.fork)
+        grader = self._grader
+        if grader is None or all(t.end == "error" or t.only_looked_at for t in found):
+            yield from (RolloutFinished(rollout.number, trajectory) for trajectory in found)
+            return
+
+        def grade() -> None:
+            found[:] = map(grader.grade, found)
+
+        self._grading.begin((rollout.number, found), grade)
+        yield RolloutEnded(rollout.number)
+
+    def _graded(self) -> Iterator[Event]:
+        """From grading to finished. Raises what says that no episode can be graded."""
+        for (number, trajectories), error in self._grading.admitted(self._num_playing):
+            if error is not None:
+                raise error
+            if number not in self._stopped:
+                yield from (RolloutFinished(number, trajectory) for trajectory in trajectories)
+
+    def _num_playing(self) -> int:
+        """How many rollouts play, or will in a moment: a slot is free for them."""
+        room = min(engine.num_free for engine in self._collector.engines)
+        return len(self._generating) + len(self._stepping) + min(len(self._queued), room)
 
     def _free_slots(self, rollout: _Rollout) -> None:
         del self._running[rollout.number]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnwise.agents.actions import answer, parse_action
-from turnwise.agents.chat_client import ChatClient, ContextFullError, EndpointConfig, Usage
+from turnwise.agents.chat_client import PREFIX, ChatClient, ContextFullError, EndpointConfig, Usage, addressed
 from turnwise.agents.opening import Example, TextChat, example_turns, opening_text
 from turnwise.agents.prompts import AgentConfig, Context, context_policy
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, TextEnv
@@ -21,8 +21,6 @@ from turnwise.envs.interface import Info, instructions_of, listed_actions
 from turnwise.models.engine import Sampling
 from turnwise.seeds import mix
 from turnwise.trajectory import IntArray
-
-PREFIX = "openai:"
 
 
 @dataclass
@@ -125,11 +123,4 @@ def endpoint(name: str, settings: AgentConfig, config: EndpointConfig, examples:
 
     Raises ValueError for a name without a model, for a malformed URL, and where the key would be sent unencrypted.
     """
-    model, at, url = name.removeprefix(PREFIX).rpartition("@http")
-    if not at:
-        model = url
-    else:
-        config = EndpointConfig.model_validate({**config.model_dump(), "base_url": "http" + url})
-    if not model:
-        raise ValueError(f"{name!r} names no model: expected {PREFIX}MODEL or {PREFIX}MODEL@URL")
-    return Scripted(name, Endpoint(ChatClient(model, config), settings, examples))
+    return Scripted(name, Endpoint(ChatClient(*addressed(name, config)), settings, examples))

@@ -21,7 +21,7 @@ import numpy as np
 from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
-from turnwise.envs.interface import Info, instructions_of
+from turnwise.envs.interface import Info, given_of, instructions_of
 from turnwise.envs.tasks import no_exit, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
@@ -60,6 +60,7 @@ class ForkPoint:
     prompt: IntArray
     continues: bool
     world: Any
+    given: str = ""
 
 
 class Episode:
@@ -71,6 +72,7 @@ class Episode:
             self.observation, self.info = start(env, job.task, self.seed)
         if not job.task.type and self.info.get("task_type"):  # an environment may tell what its panel does not
             self.task = replace(job.task, type=self.info["task_type"])
+        self.given = given_of(self.info)
         self._show()
 
     def _set_up(self, env: TextEnv, job: Job, seed: int, seats: Sequence[Seat]) -> None:
@@ -80,6 +82,7 @@ class Episode:
         self.players: tuple[str, ...] = tuple(player for player in self.seats if player)  # () with one player
         self.instructions = instructions_of(env)
         self.end: End | None = None
+        self.given = ""
         self._env_s = 0.0
 
     @contextmanager
@@ -182,11 +185,12 @@ class Episode:
             raise ValueError(f"the episode cannot be forked after {turn} turns: expected 0 to {last}")
         if turn < len(seat.turns):
             turns, observation = tuple(seat.turns[:turn]), seat.turns[turn].observation
-            return ForkPoint(self.task, turns, observation, {}, None, NO_IDS, False, None)
+            return ForkPoint(self.task, turns, observation, {}, None, NO_IDS, False, None, self.given)
         world, context = snapshots(self.env), seat.context.fork() if seat.context else None
         state = world.snapshot() if world else None
         turns = tuple(seat.turns)
-        return ForkPoint(self.task, turns, self.observation, self.info, context, seat.prompt, seat.continues, state)
+        shown = (self.observation, self.info, context, seat.prompt, seat.continues)
+        return ForkPoint(self.task, turns, *shown, state, self.given)
 
     @classmethod
     def from_fork_point(cls, point: ForkPoint, env: TextEnv, job: Job, seed: int, seat: Seat) -> Episode:
@@ -201,7 +205,7 @@ class Episode:
             return episode
         episode = cls.__new__(cls)
         episode._set_up(env, job, seed, [seat])
-        episode.task = point.task
+        episode.task, episode.given = point.task, point.given
         with episode._timed():
             world.restore(point.world)
         seat.turns, seat.observation, seat.begun = list(point.turns), point.observation, True
@@ -255,6 +259,7 @@ class Episode:
                 policy=seat.policy,
                 fork=fork,
                 last_anchor=self._anchor() if seat.turns and not seat.player else "",
+                given=self.given,
             )
             for seat in self.seats.values()
             if seat.recorded

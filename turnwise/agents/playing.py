@@ -14,12 +14,23 @@ import numpy as np
 import torch
 
 from turnwise.agents.jobs import Job
+from turnwise.agents.worldwork import WorldThreads
 from turnwise.clock import Clock
 from turnwise.models.drawing import Sampling
 from turnwise.seeds import mix
-from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
+from turnwise.trajectory import RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
 OnEpisode = Callable[[Trajectory], None]
+Event = TurnFinished | RolloutEnded | RolloutFinished
+
+
+class Grader(Protocol):
+    """Pays episodes that have ended (turnwise.grading). It works in ``threads``."""
+
+    threads: WorldThreads
+
+    def grade(self, episode: Trajectory) -> Trajectory: ...
+    def close(self) -> None: ...
 
 
 class SteeredRollouts(Protocol):
@@ -29,7 +40,7 @@ class SteeredRollouts(Protocol):
     def add(self, job: Job) -> int: ...
     def fork(self, rollout: int, turn: int) -> int: ...
     def stop(self, rollout: int) -> None: ...
-    def events(self) -> Iterator[TurnFinished | RolloutFinished]: ...
+    def events(self) -> Iterator[Event]: ...
 
 
 class Playing(Protocol):

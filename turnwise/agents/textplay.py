@@ -63,6 +63,7 @@ class _Worker:
     seed: int
     success: SuccessRule
     lock: threading.Lock
+    grade: Callable[[Trajectory], Trajectory] | None = None
     env: TextEnv | None = None
 
     def play(self, number: int, job: Job) -> Played:
@@ -93,7 +94,8 @@ class _Worker:
             self.close()
             return f"{type(error).__name__}: {error}"[:200]
         usage = sum((seat.agent.usage for seat in seats if isinstance(seat.agent, ChatAgent)), Usage())
-        return Played(job, tuple(episode.trajectories(end, reason, self.success)), usage)
+        found = episode.trajectories(end, reason, self.success)
+        return Played(job, tuple(map(self.grade, found) if self.grade is not None else found), usage)
 
     def close(self) -> None:
         env, self.env = self.env, None
@@ -110,14 +112,18 @@ def play_jobs(
     seed: int = 0,
     success: SuccessRule | None = None,
     workers: int = 1,
+    grade: Callable[[Trajectory], Trajectory] | None = None,
 ) -> Iterator[Played]:
     """Play numbered jobs, ``workers`` at once, and yield each as it ends. With one worker that is in order.
+
+    ``grade`` pays each episode beside its world.
 
     What an episode does depends on seed, number and job alone, as far as its agents are deterministic. Raises the
     AgentError of an agent; the other workers then stop after their present job.
     """
     lock = threading.Lock()
-    team = [_Worker(make_env, seating, seed, success or SuccessRule(), lock) for _ in range(min(workers, len(jobs)))]
+    rule = success or SuccessRule()
+    team = [_Worker(make_env, seating, seed, rule, lock, grade) for _ in range(min(workers, len(jobs)))]
     if len(team) > 1:
         yield from _together(team, jobs)
         return

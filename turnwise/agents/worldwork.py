@@ -13,11 +13,14 @@ runs do not repeat (docs/adr/011-answers-are-admitted-by-counts.md).
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from turnwise.clock import Clock
 
@@ -35,12 +38,15 @@ class _Begun(Generic[_T]):
 class WorldThreads:
     """``threads`` threads that all environments share. With 0 their work runs at once, in the calling thread.
 
-    ``order`` is "fixed" (runs repeat) or "free" (see above).
+    ``order`` is "fixed" (runs repeat) or "free" (see above). Nobody waits for ``daemon`` threads when they are closed
+    or the process ends: they are for work that holds nothing, such as a request to a server.
     """
 
-    def __init__(self, threads: int = 0, order: Order = "fixed") -> None:
+    def __init__(self, threads: int = 0, order: Order = "fixed", *, daemon: bool = False) -> None:
         self.order = order
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="world") if threads else None
+        self._pool: ThreadPoolExecutor | _DaemonPool | None = None
+        if threads:
+            self._pool = _DaemonPool(threads) if daemon else ThreadPoolExecutor(threads, thread_name_prefix="world")
 
     def run(self, work: Callable[[], None]) -> Future[Failure | None]:
         """Start ``work``. The future's result is the exception that it raised, or None. It is not raised here."""
@@ -56,20 +62,55 @@ class WorldThreads:
         return self._pool is not None
 
     def close(self) -> None:
-        """Wait for the work that runs, and cancel what has not begun to run."""
+        """Wait for the work that runs (not in ``daemon`` threads), and cancel what has not begun to run."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+class _DaemonPool:
+    """``num`` daemon threads, which begin with the first work. ``ThreadPoolExecutor`` waits for its threads at exit."""
+
+    def __init__(self, num: int) -> None:
+        self._num = num
+        self._threads: list[threading.Thread] = []
+        self._waiting: queue.SimpleQueue[tuple[Future[Failure | None], Callable[[], None]] | None] = queue.SimpleQueue()
+
+    def submit(self, outcome: Callable[[Callable[[], None]], Failure | None], work: Callable[[], None]) -> Any:
+        if not self._threads:
+            self._threads = [
+                threading.Thread(target=self._work, args=(outcome,), daemon=True) for _ in range(self._num)
+            ]
+            for thread in self._threads:
+                thread.start()
+        future: Future[Failure | None] = Future()
+        self._waiting.put((future, work))
+        return future
+
+    def _work(self, outcome: Callable[[Callable[[], None]], Failure | None]) -> None:
+        while (found := self._waiting.get()) is not None:
+            future, work = found
+            if future.set_running_or_notify_cancel():
+                future.set_result(outcome(work))
+
+    def shutdown(self, cancel_futures: bool = True) -> None:
+        with contextlib.suppress(queue.Empty):
+            while cancel_futures:
+                if (found := self._waiting.get_nowait()) is not None:
+                    found[0].cancel()
+        for _ in self._threads:
+            self._waiting.put(None)
+        self._threads = []
 
 
 class WorldWork(Generic[_T]):
     """Work of environments that was begun and whose results were not yet processed.
 
-    A ``tag`` names each piece of work. The seconds in which the caller waits for results count as "environment" in
+    A ``tag`` names each piece of work. The seconds in which the caller waits for results count as ``stage`` in
     ``clock``.
     """
 
-    def __init__(self, threads: WorldThreads, clock: Clock) -> None:
-        self._threads, self._clock = threads, clock
+    def __init__(self, threads: WorldThreads, clock: Clock, stage: str = "environment") -> None:
+        self._threads, self._clock, self._stage = threads, clock, stage
         self._begun: deque[_Begun[_T]] = deque()
 
     def __len__(self) -> int:
@@ -91,16 +132,19 @@ class WorldWork(Generic[_T]):
                 found = self._begun.popleft() if self._due(generating()) else None
             if found is None:
                 return
-            with self._clock.stage("environment", 0):
+            with self._clock.stage(self._stage, 0):
                 error = found.future.result()
             yield found.tag, error
 
     def finish(self) -> None:
         """Wait until no work runs, and drop all results."""
-        for begun in self._begun:
-            begun.future.cancel()
-        wait([begun.future for begun in self._begun if not begun.future.cancelled()])
+        wait(self.drop())
+
+    def drop(self) -> list[Future[Failure | None]]:
+        """Cancel what has not begun to run, and drop all results. Returns the work that still runs."""
+        running = [begun.future for begun in self._begun if not begun.future.cancel()]
         self._begun.clear()
+        return running
 
     def wait_for(self, is_meant: Callable[[_T], bool]) -> None:
         """Wait until no work runs whose tag satisfies ``is_meant``. Its results are not processed yet."""
@@ -111,7 +155,7 @@ class WorldWork(Generic[_T]):
 
     def _first_done(self, block: bool) -> _Begun[_T] | None:
         if block:
-            with self._clock.stage("environment", 0):
+            with self._clock.stage(self._stage, 0):
                 wait([begun.future for begun in self._begun], return_when=FIRST_COMPLETED)
         found = next((begun for begun in self._begun if begun.future.done()), None)
         if found is not None:

@@ -41,7 +41,7 @@ from turnwise.learning.metrics import Occurrences
 from turnwise.learning.parts import Composer
 from turnwise.learning.planning import Rollouts
 from turnwise.learning.settings import RunInfo, Settings
-from turnwise.trajectory import FloatArray, RolloutFinished, Task, Trajectory, TurnFinished
+from turnwise.trajectory import FloatArray, RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
 MONITOR = -1  # a sample number; any negative one makes Trajectory.only_looked_at true
 QWEN = 11.93  # ln 151,936, nats
@@ -159,15 +159,15 @@ def _digest(tasks: Sequence[Task]) -> int:
 
 
 def with_lookahead(
-    events: Iterable[TurnFinished | RolloutFinished],
+    events: Iterable[TurnFinished | RolloutEnded | RolloutFinished],
 ) -> Iterator[tuple[TurnFinished | RolloutFinished, bool]]:
     """Each event with whether its rollout goes on after it. A turn is held back until the next event shows this."""
     held: TurnFinished | None = None
     for event in events:
         if held is not None:
-            yield held, not (isinstance(event, RolloutFinished) and event.rollout == held.rollout)
+            yield held, isinstance(event, TurnFinished) or event.rollout != held.rollout
         held = event if isinstance(event, TurnFinished) else None
-        if held is None:
+        if isinstance(event, RolloutFinished):
             yield event, False
     assert held is None, "the events ended before a rollout did"
 

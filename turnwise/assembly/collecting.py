@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from turnwise.agents.collector import Collector
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.opening import Example
+from turnwise.agents.playing import Grader
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.worldwork import WorldThreads
@@ -50,14 +51,15 @@ class Cast:
             instructions=instructions_of(self.world),
         )
 
-    def collectors(self, learners: Mapping[str, ModelAgent]) -> dict[str, Collector]:
+    def collectors(self, learners: Mapping[str, ModelAgent], grader: Grader | None = None) -> dict[str, Collector]:
         """By use, who collects and who measures; one for both in a world of one player."""
         if capability(self.world, HasPlayers) is None:
-            return {TRAIN: self._against("self", learners)}
+            return {TRAIN: self._against("self", learners, grader)}
         game = self.game or GameConfig()
-        return {TRAIN: self._against(game.opponent, learners), MEASURE: self._against(game.eval_opponent, learners)}
+        against = {TRAIN: game.opponent, MEASURE: game.eval_opponent}
+        return {use: self._against(opponent, learners, grader) for use, opponent in against.items()}
 
-    def _against(self, opponent: str, learners: Mapping[str, ModelAgent]) -> Collector:
+    def _against(self, opponent: str, learners: Mapping[str, ModelAgent], grader: Grader | None) -> Collector:
         rollout = self.rollout
         others = opponents(opponent, self.world, num_slots=rollout.num_slots, threads=rollout.threads)
         return Collector(
@@ -66,4 +68,5 @@ class Cast:
             seed=self.seed,
             success=SuccessRule(self.env.success_threshold),
             threads=WorldThreads(rollout.env_threads, rollout.env_order),
+            grader=grader,
         )

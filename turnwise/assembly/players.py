@@ -81,15 +81,26 @@ def opponents(
 
 
 def load_policies(
-    run: RunDirectory, sides: list[str], checkpoint: WhichCheckpoint | None = None, device: str | None = None
+    run: RunDirectory,
+    sides: list[str],
+    checkpoint: WhichCheckpoint | None = None,
+    device: str | None = None,
+    *,
+    samples: bool = True,
 ) -> dict[str, Policy]:
     """The policies of a run: its base model with fresh adapters for each side, or as a checkpoint left them.
 
-    ``device`` None is the run's own. Sides share the weights that are not trained.
+    ``device`` None is the run's own. Sides share the weights that are not trained. ``samples`` as of ``Policy``.
     """
     config = run.config()
     policies = new_policies(
-        run.base_model(), sides, model=config.model, lora=config.lora, seed=config.seed, device=device or config.device
+        run.base_model(),
+        sides,
+        model=config.model,
+        lora=config.lora,
+        seed=config.seed,
+        device=device or config.device,
+        samples=samples,
     )
     if checkpoint is not None:
         known = run.checkpoints.updates()
@@ -104,11 +115,18 @@ def load_policies(
 
 
 def new_policies(
-    path: str | Path, sides: list[str], *, model: ModelConfig, lora: LoRAConfig | None, seed: int, device: str
+    path: str | Path,
+    sides: list[str],
+    *,
+    model: ModelConfig,
+    lora: LoRAConfig | None,
+    seed: int,
+    device: str,
+    samples: bool = True,
 ) -> dict[str, Policy]:
     """The model of a folder or hub name with fresh adapters for each side, by the settings in ``model`` and ``lora``.
 
-    Sides share the weights that are not trained.
+    Sides share the weights that are not trained. ``samples`` as of ``Policy``.
     """
     pretrained = model if isinstance(model, PretrainedModelConfig) else None
     base, tokenizer, start = load_start(path, dtype=pretrained.dtype if pretrained else "float32", device=device)
@@ -134,6 +152,7 @@ def new_policies(
             gradient_checkpointing=pretrained.gradient_checkpointing if pretrained else False,
             start=start,
             use=use,
+            samples=samples,
         )
         for side, own in zip(sides, models, strict=True)
     }

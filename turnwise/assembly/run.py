@@ -14,7 +14,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +28,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.algorithms.registry import build
 from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
+from turnwise.assembly.learners import lead, learner_of
 from turnwise.assembly.players import is_untrained, load_policies, opponents, sides_of
 from turnwise.assembly.shards import check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
@@ -42,11 +42,11 @@ from turnwise.config.schema import RunConfig
 from turnwise.config.sections import GameConfig
 from turnwise.envs.given import is_given
 from turnwise.envs.interface import HasPlayers, capability
-from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start
+from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start, told_of
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
-from turnwise.learning.learner import Learner
+from turnwise.grading.grader import Grader, grader_of
+from turnwise.grading.verdicts import FILE as VERDICTS
 from turnwise.learning.planning import GroupPlanner
-from turnwise.learning.recipe import Recipe
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, save_model
 from turnwise.models.policy import Policy
@@ -57,8 +57,10 @@ from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
 from turnwise.shards.connection import Host
 from turnwise.shards.rollouts import ShardedCollector
+from turnwise.training.leading import Leader
 from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, fitting, is_packed, num_contexts, prompt_tokens
+from turnwise.training.ranks import ProcessRanks
 from turnwise.training.shape import Shape, shape_of
 from turnwise.training.side import Side
 from turnwise.training.tasksets import Panels, TaskOrder, open_panels, prove_disjoint
@@ -79,9 +81,11 @@ class Assembly:
     def __init__(self, config: RunConfig, model: tuple[Any, Any] | None = None, *, host: Host | None = None) -> None:
         self.config, self.model, self.host = config, model, host
         self.success = SuccessRule(config.env.success_threshold)
+        self.leader = Leader()  # of the ranks that a trainer's learners work with
 
     def close(self) -> None:
-        """Close the world, if it was opened."""
+        """Close the world, if it was opened, and end the other ranks of the learner."""
+        self.leader.close()
         if "world" in vars(self):
             close(self.world)
 
@@ -135,11 +139,6 @@ class Assembly:
     def settled(self) -> RunConfig:
         """The configuration with everything that it leaves open: what a run's folder keeps."""
         return self.config.model_copy(update={"agent": self.agent})
-
-    def recipe(self, vocabulary: int | None = None) -> Recipe:
-        """The algorithm's parts, fresh: they hold state. ``vocabulary`` is the number of the model's tokens."""
-        info = replace(self.config.run_info, vocabulary=vocabulary)
-        return build(self.config.algorithm, info)
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
@@ -273,16 +272,19 @@ class Assembly:
     ) -> AnyTrainer:
         """A trainer of another class, or of other ``policies`` by side than the run begins with."""
         config = self.config
-        panels = self.panels  # first: what is refused is refused before a model is loaded
+        panels, grader = self.panels, self.grader(run)  # first: what is refused is refused before a model is loaded
         self._keep_examples(run)
+        self.leader = lead(config.learner, config.device, run, self.side_names)
         policies = policies or load_policies(run, self.side_names)
         sides = [self.side(name, policy) for name, policy in policies.items()]
-        collector, measurer = self._playing_episodes(run, sides)
+        self.leader.wait_for("ready", config.learner.ranks)
+        collector, measurer = self._playing_episodes(run, sides, grader)
         return kind(
             run=run,
             sides=sides,
             collector=collector,
             measurer=measurer,
+            grader=grader,
             panels=panels,
             order=TaskOrder(panels.train, config.rollout.num_tasks, config.seed),
             planner=sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size),
@@ -316,29 +318,42 @@ class Assembly:
         config = self.config
         policy.temperature = config.rollout.temperature
         agent = self._cast.agent(name, policy)
-        info = replace(config.run_info, vocabulary=policy.sampler.config.vocab_size)
-        recipe = self.recipe(info.vocabulary)
-        if recipe.needs_reference:
-            policy.keep_reference()
-        learner = Learner(recipe, policy, config.optimizer, info)
-        return Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")))
+        learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, self.leader.ranks)
+        side = Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")), self.leader)
+        if is_sharded(config.rollout, config.ray):
+            policy.frozen_hash()  # while its weights are whole
+        if isinstance(self.leader.ranks, ProcessRanks) and self.leader.ranks.lockstep:
+            policy.divide(self.leader.ranks.mesh)
+        return side
+
+    def grader(self, run: RunDirectory) -> Grader | None:
+        """Who pays episodes beside the world, with the verdicts that the run's folder holds; None where nobody does.
+
+        Raises ValueError for a function or a judge that cannot be used, and where a task lacks what the rubric names.
+        """
+        made = grader_of(self.config.rewards, run.path / VERDICTS, self.config.rollout.env_order)
+        if made is not None:
+            made.check(lambda: told_of(self.world, self.panels.train[0], self.config.seed))
+        return made
 
     @property
     def _cast(self) -> Cast:
         config = self.config
         return Cast(self.world, config.env, self.agent, config.rollout, config.game, config.seed, self.examples)
 
-    def _playing_episodes(self, run: RunDirectory, sides: Sequence[Side]) -> tuple[Playing, Playing]:
+    def _playing_episodes(
+        self, run: RunDirectory, sides: Sequence[Side], grader: Grader | None
+    ) -> tuple[Playing, Playing]:
         """Who collects and who measures: the same one, but for games with different opponents."""
         config = self.config
         if not is_sharded(config.rollout, config.ray):
-            made = self._cast.collectors({side.name: side.agent for side in sides})
+            made = self._cast.collectors({side.name: side.agent for side in sides}, grader)
             return made[TRAIN], made.get(MEASURE, made[TRAIN])
         policies = {side.name: side.policy for side in sides}
         settings = self.settled().model_dump(mode="json")
         shards = shards_of(settings, run.base_model(), self.examples, policies, self.host)
         uses = (TRAIN, TRAIN if capability(self.world, HasPlayers) is None else MEASURE)
-        collector, measurer = (ShardedCollector(shards, use) for use in uses)
+        collector, measurer = (ShardedCollector(shards, use, grader) for use in uses)
         return collector, collector if uses[0] == uses[1] else measurer
 
 
@@ -365,6 +380,8 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         reference=build(config.algorithm, config.run_info).needs_reference,
         packed=is_packed(rollout.packed_weights, shape, config.device),
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
+        ranks=config.learner.ranks,
+        divided=config.learner.parallel == "fsdp2",
     )
     return shape, demand
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -166,6 +166,8 @@ class LiveDisplay:
             Text("success  " + sparkline(self.curve), style="green"),
             Text(f"time  {time_line([record])}", style="dim"),
         ]
+        if graded := grades_text(record):
+            parts.append(Text(graded, style="magenta"))
         if evaluations:
             parts.append(Text(f"validation  {evaluations}", style="cyan"))
         return self._panel(Group(*parts))
@@ -211,6 +213,19 @@ def round_text(score: RoundScore) -> str:
     )
 
 
+def grades_text(record: Mapping[str, Any]) -> str:
+    """What an update's episodes were given, and what its judge took; "" where the world alone pays."""
+    if "grades" not in record:
+        return ""
+    parts = ["grades", *(f"{name} {number_text(value, 2)}" for name, value in record["grades"].items())]
+    if record.get("judge_agreement") is not None:
+        parts.append(f"agrees with success {share_text(record['judge_agreement'])}")
+    took = record.get("judge", {})
+    if took:
+        parts.append(f"{took['requests']:,.0f} requests" + (f", cost {took['cost']:.4f}" if "cost" in took else ""))
+    return "  ".join(parts)
+
+
 def kinds_text(progress: Cloning) -> str:
     """The probability of the true token, and in brackets how often it is the likeliest, by kind of token."""
     told = [f"{kind} {score.probability:.2f} ({share_text(score.accuracy)})" for kind, score in progress.kinds.items()]
@@ -242,6 +257,12 @@ def result_table(result: Result) -> Table:
         for kind, after in {**sampled_after.per_type, **sampled_after.per_player}.items():
             before = earlier.get(kind)
             table.add_row(kind, str(after.num), estimate_text(before) if before else "", estimate_text(after))
+        judged_after = sampled_after.graded
+        if judged_after is not None and judged_after.agreement is not None:
+            earlier_judged = sampled_before.graded.agreement if sampled_before and sampled_before.graded else None
+            table.add_section()
+            shown = estimate_text(earlier_judged) if earlier_judged else ""
+            table.add_row("judge agrees", str(judged_after.num), shown, estimate_text(judged_after.agreement))
         if sampled_after.score is not None and not _is_success(sampled_after):
             score = sampled_before.score if sampled_before else None
             table.add_section()

@@ -16,6 +16,8 @@ from rich.text import Text
 from turnwise.clock import time_line
 from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
 from turnwise.evaluation.report import Report
+from turnwise.grading.verdicts import FILE as VERDICTS
+from turnwise.grading.verdicts import spent_in
 from turnwise.jobs import Result
 from turnwise.runs.directory import RunDirectory
 from turnwise.runs.trajectory_tables import printable
@@ -70,10 +72,24 @@ def _course(console: Console, result: Result) -> None:
     lines = RunDirectory.open(result.path).metrics()
     if spent := time_line(lines):
         console.print(f"time  {spent}", highlight=False)
+    if judged := judged_line(RunDirectory.open(result.path)):
+        console.print(judged, highlight=False, markup=False, soft_wrap=True)
     curve = [line["success"] for line in lines if line["success"] is not None]
     if curve:
         ends = f"{share_text(curve[0])} → {share_text(curve[-1])}"
         console.print(f"training success  {sparkline(curve)}  {ends}", highlight=False)
+
+
+def judged_line(run: RunDirectory) -> str:
+    """What the judge of a run took in all, measurements included; "" without one."""
+    config, found = run.config().rewards.judge, run.path / VERDICTS
+    if config is None or not found.exists():
+        return ""
+    spent = spent_in(found)
+    cost = spent.cost(config.endpoint)
+    told = f"judge {config.model}, rubric {config.rubric.hash}: {spent.requests:,} requests, "
+    told += f"{spent.prompt_tokens:,} prompt and {spent.completion_tokens:,} completion tokens"
+    return told if cost is None else f"{told}, cost {cost:.4f}"
 
 
 def _whereabouts(console: Console, result: Result) -> None:

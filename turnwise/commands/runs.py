@@ -86,3 +86,52 @@ def replay(
     console.print(tally.summary(), highlight=False, markup=False)
     if tally.different:
         raise typer.Exit(1)
+
+
+def rejudge(
+    run: RunArg,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings of rewards, such as rewards.judge.weight=2 or judge.view=last.")
+    ] = None,
+    rubric: Annotated[str | None, typer.Option(help="Another rubric, a YAML file.")] = None,
+    model: Annotated[str | None, typer.Option(help="Another judge, openai:MODEL[@URL].")] = None,
+    functions: Annotated[
+        list[str] | None, typer.Option("--functions", help="Other functions, MODULE:NAME; may be repeated.")
+    ] = None,
+    updates: Annotated[str, typer.Option(help="One update, or first:end (10:20 is without 20).")] = "",
+    out: Annotated[Path | None, typer.Option(help="A new trajectory file with the new rewards.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compute the rewards of a run's stored episodes again, and say what changes. The run stays as it is.
+
+    Without options its own functions and judge grade again; verdicts that are known are not asked for.
+
+    [dim]turnwise rejudge RUN --rubric stricter.yaml --out stricter.jsonl.gz[/dim]
+    """
+    import json
+
+    from rich.progress import Progress
+
+    from turnwise.config.files import override
+    from turnwise.runs.rejudging import rejudge as grade_again
+    from turnwise.runs.trajectories import parse_updates
+    from turnwise.runs.trajectory_tables import rejudged_table
+
+    words = [word if word.startswith("rewards.") else f"rewards.{word}" for word in settings or []]
+    words += [f"rewards.judge.rubric={json.dumps(rubric)}"] if rubric is not None else []
+    words += [f"rewards.judge.model={json.dumps(model)}"] if model is not None else []
+    words += [f"rewards.functions={json.dumps(functions)}"] if functions else []
+    changes = override({}, words).get("rewards", {})
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("episodes", total=None)
+        found = grade_again(
+            run, changes, updates=parse_updates(updates), out=out, on_episode=lambda _: progress.advance(bar)
+        )
+    if as_json:
+        typer.echo(json.dumps(found.plain(), indent=1))
+    else:
+        console.print(rejudged_table(found))
+    if found.failed:
+        told = f"{found.failed:,} episodes could not be graded; the first: {found.first_failure}"
+        Console(stderr=True).print(told, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1)

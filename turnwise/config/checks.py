@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
-from turnwise.config.sections import EvalConfig, RayConfig, RolloutConfig
+from turnwise.config.sections import EvalConfig, LearnerConfig, RayConfig, RolloutConfig
 from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
 from turnwise.learning.settings import RunInfo, Settings
@@ -86,6 +86,26 @@ def check_packed_weights(packed: PackedWeights, device: str) -> None:
     if packed is True and device != "cpu":
         raise ValueError(
             f"rollout.packed_weights=true is for a CPU, and this run has device={device}: leave it at auto"
+        )
+
+
+def check_ranks(learner: LearnerConfig, lora: LoRAConfig | None, device: str) -> None:
+    """Frozen weights are divided among several ranks, each of which has a device of its own."""
+    if learner.ranks == 1 and learner != LearnerConfig():
+        unused = [
+            name for name in ("parallel", "timeout_s") if getattr(learner, name) != getattr(LearnerConfig(), name)
+        ]
+        names = tuple(f"learner.{name}" for name in unused)
+        raise UnusedSettingError(names, f"{', '.join(names)}: for several ranks, and learner.ranks is 1")
+    if learner.parallel == "fsdp2" and lora is None:
+        raise ValueError(
+            "learner.parallel=fsdp2 divides frozen weights, and lora=null trains all of them: set "
+            "learner.parallel=ddp, or keep LoRA"
+        )
+    if learner.ranks > 1 and ":" in device:
+        raise ValueError(
+            f"learner.ranks={learner.ranks} needs as many devices, and device={device} is one: set "
+            f"device={device.partition(':')[0]}, of which each rank takes its own"
         )
 
 

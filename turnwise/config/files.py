@@ -23,6 +23,7 @@ from turnwise.config.names import DEFAULT_ALGORITHM, explained, names_of, settin
 from turnwise.config.schema import RunConfig
 from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
+from turnwise.grading.settings import GradingConfig
 from turnwise.learning.settings import laid_over
 from turnwise.models.settings import PretrainedModelConfig, made_from_scratch
 
@@ -328,6 +329,14 @@ def _not_finite(found: Any) -> Iterator[tuple[str, ...]]:
     for name, inner in named:
         if name != "kwargs":
             yield from ((str(name), *below) for below in _not_finite(inner))
+
+
+def changed_grading(own: GradingConfig, changes: Mapping[str, Any]) -> GradingConfig:
+    """Graders with some settings changed; ``functions`` replace the earlier ones. Raises as ``parse_config`` does."""
+    made = laid_over(own.model_dump(include=set(GradingConfig.model_fields)), changes)
+    if "functions" in changes:
+        made["functions"] = changes["functions"] or {}
+    return parse_section(GradingConfig, made, "rewards", own=set(_leaves(changes)))
 
 
 def load_config(

@@ -14,9 +14,17 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import WarmstartConfig, for_pretrained
 from turnwise.config import checks
 from turnwise.config.names import DEFAULT_ALGORITHM
-from turnwise.config.sections import EvalConfig, GameConfig, RayConfig, RolloutConfig, Section
+from turnwise.config.sections import (
+    EvalConfig,
+    GameConfig,
+    LearnerConfig,
+    RayConfig,
+    RewardsConfig,
+    RolloutConfig,
+    Section,
+)
 from turnwise.envs.settings import EnvConfig
-from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo, Settings
+from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings
 from turnwise.models.settings import (
     LoRAConfig,
     ModelConfig,
@@ -37,8 +45,9 @@ class RunConfig(Section):
     agent: AgentConfig = AgentConfig()
     warmstart: WarmstartConfig | None = None
     algorithm: SerializeAsAny[Settings] = Field(validate_default=True, default=DEFAULT_ALGORITHM)
-    rewards: RewardSettings = RewardSettings()
+    rewards: RewardsConfig = RewardsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     ray: RayConfig | None = None
     game: GameConfig | None = None
@@ -124,6 +133,7 @@ class RunConfig(Section):
         checks.check_adapters(self.model, self.warmstart, self.lora)
         checks.check_shards(self.rollout, self.ray, self.device)
         checks.check_packed_weights(self.rollout.packed_weights, self.device)
+        checks.check_ranks(self.learner, self.lora, self.device)
         checks.check_splits(self.env, self.eval)
         checks.check_algorithm(self.algorithm, self.run_info)
         checks.check_context(self.agent)

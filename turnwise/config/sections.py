@@ -1,4 +1,4 @@
-"""The sections of a run's configuration that belong to the run itself: rollouts, games, evaluation, overrides.
+"""The sections of a run's configuration that belong to the run itself: rollouts, ranks, games, evaluation, overrides.
 
 The other sections are defined beside what they configure, such as ``turnwise.agents.prompts.AgentConfig``.
 """
@@ -10,11 +10,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from turnwise.agents.worldwork import Order
+from turnwise.grading.settings import GradingConfig
+from turnwise.learning.settings import RewardSettings
 from turnwise.models.settings import PackedWeights
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RewardsConfig(GradingConfig, RewardSettings):
+    """What an episode is paid, and what an update makes of that."""
 
 
 class RolloutConfig(Section):
@@ -63,6 +69,25 @@ class RayConfig(Section):
     )
     cpus_per_shard: float = Field(1.0, ge=0, description="CPUs of a node that a shard takes")
     gpus_per_shard: float = Field(0.0, ge=0, description="GPUs of a node that a shard takes; 0: it samples on CPUs")
+
+
+class LearnerConfig(Section):
+    """How many processes learn together. Each computes some of the microbatches; the result is the same."""
+
+    ranks: int = Field(
+        1,
+        ge=1,
+        description="processes that share the work of an update, on this machine or as torchrun starts them; on GPUs "
+        "each has one of its own. Numbers change by rounding",
+    )
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp",
+        description="what each process holds. ddp: the whole model; fsdp2: its part of the frozen weights, for a model "
+        "that does not fit beside its activations",
+    )
+    timeout_s: float = Field(
+        1800.0, gt=0, description="seconds that a process waits for the others in an update before the run is ended"
+    )
 
 
 class GameConfig(Section):
@@ -117,9 +142,10 @@ class _EvalOverrides(Section):
 
 
 class EvaluationOverrides(Section):
-    """What ``turnwise evaluate`` may change: settings of the agent and the world, the speed, and how many may fail."""
+    """What ``turnwise evaluate`` may change: settings of agent, world and graders, the speed, how many may fail."""
 
     agent: dict[str, Any] = Field(default_factory=dict)
+    rewards: dict[str, Any] = Field(default_factory=dict)
     env: _WorldOverrides = _WorldOverrides()
     rollout: _RolloutOverrides = _RolloutOverrides()
     eval: _EvalOverrides = _EvalOverrides()

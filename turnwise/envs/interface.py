@@ -19,6 +19,8 @@ These keys of ``info`` are read where they are present:
     score                float in [0, 1]
     valid                bool: whether the last action was understood
     task_type            str: the task's type, for tables, where the panel does not give it
+    task                 dict, of a reset: what reward functions and judges may know of the task and the agent does not
+                         see, such as the right answer
 
 Games have further keys (``HasPlayers``).
 """
@@ -27,6 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -209,6 +212,12 @@ def listed_actions(info: Info) -> list[str] | None:
     """The actions that a model is shown: ``listed_actions``, or else ``admissible_actions``; None where both lack."""
     listed: list[str] | None = info.get("listed_actions", info.get("admissible_actions"))
     return listed
+
+
+def given_of(info: Info) -> str:
+    """What a reset tells of the task, as JSON; "" where it tells nothing, or something else under that name."""
+    told = info.get("task")
+    return json.dumps(told, ensure_ascii=False, default=str) if isinstance(told, dict) and told else ""
 
 
 def world_name(env: TextEnv) -> str:

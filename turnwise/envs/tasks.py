@@ -50,6 +50,7 @@ __all__ = [
     "snapshots",
     "start",
     "step",
+    "told_of",
 ]
 
 _log = logging.getLogger(__name__)
@@ -244,6 +245,12 @@ def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
             "the key another name"
         )
     return observation, info
+
+
+def told_of(env: TextEnv, task: Task, seed: int) -> dict[str, Any]:
+    """What the world tells of a task that the agent does not see (``info["task"]``); {} for nothing. Resets ``env``."""
+    told = start(env, task, seed)[1].get("task")
+    return dict(told) if isinstance(told, dict) else {}
 
 
 def step(env: TextEnv, action: str, players: Collection[str] = ()) -> tuple[str, float, bool, bool, Info]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from turnwise.agents.chat_client import REACHED
 from turnwise.evaluation.file import Measured, flat, read_evaluation
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
@@ -32,7 +33,8 @@ _INCIDENTAL = (
         "rollout.env_threads",
     ),
     *("optimizer.microbatch_tokens", "env.process", "env.step_timeout_s", "env.reset_timeout_s"),
-    *("watchdog.", "mirrors", "eval.max_error_share"),
+    *("learner.", "watchdog.", "mirrors", "eval.max_error_share", "rewards.threads", "rewards.timeout_s"),
+    *(f"rewards.judge.endpoint.{name}" for name in REACHED),
 )
 """Settings that do not make another method: they change no numbers, or are what is pooled over (the seed)."""
 

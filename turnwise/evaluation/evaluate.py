@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from turnwise.agents.textplay import Played
 from turnwise.agents.untrained import advice
 from turnwise.assembly.players import WhichCheckpoint
 from turnwise.envs.interface import HasPlayers, capability
-from turnwise.envs.tasks import TextEnv, closed_after
+from turnwise.envs.tasks import TextEnv, closed_after, told_of
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
 from turnwise.evaluation.playing import TEST_KEY, evaluate_policy, evaluate_scripted
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report
 from turnwise.evaluation.seated import Seated
 from turnwise.evaluation.subjects import Asked, Subject, check_seeds
+from turnwise.grading.grader import Grader, grader_of
 from turnwise.models.engine import Sampling
 from turnwise.monitoring.first_replies import FirstReplies
 from turnwise.trajectory import Trajectory
@@ -42,6 +43,7 @@ def evaluate(
     top_k: int = 0,
     checkpoint: WhichCheckpoint | None = None,
     agent: Mapping[str, Any] | None = None,
+    rewards: Mapping[str, Any] | None = None,
     success_threshold: float | None = None,
     num_slots: int = 64,
     shards: int = 1,
@@ -59,7 +61,8 @@ def evaluate(
     ``target`` is a run folder, the folder of one of its checkpoints, a model folder or hub name,
     ``openai:MODEL[@URL]``, ``random``, ``expert:searching`` or ``expert:knowing``. A run brings its own environment,
     agent settings, test panel and seed, and the checkpoint that its keep_checkpoint names. An exported folder brings
-    its agent settings. ``agent`` changes some of these settings. ``temperature`` 0 is greedy.
+    its agent settings. ``agent`` changes some of these settings. ``temperature`` 0 is greedy. ``rewards`` are functions
+    and a judge that grade the episodes, over those of the run (``turnwise.grading.settings.GradingConfig``).
 
     ``opponent`` plays the other seats of a game; it is a name of the same kinds, or ``self``. ``shards`` and
     ``env_threads`` are rollout.shards and rollout.env_threads of training: they change the speed, and numbers by
@@ -80,6 +83,7 @@ def evaluate(
         top_k=top_k,
         checkpoint=checkpoint,
         agent=agent or {},
+        rewards=rewards or {},
         success_threshold=success_threshold,
         num_slots=num_slots,
         shards=shards,
@@ -128,7 +132,8 @@ def evaluate_all(
         for report in found.reports.values()
         if (why := report.too_many_errors(subject.max_error_share(asked)))
     )
-    evaluation = Evaluation(asked.plain(targets), origin, measured, pooled, used[0], used[1], refused)
+    asks = asked.plain(targets)
+    evaluation = Evaluation(asks, origin, measured, pooled, used[0], used[1], refused, evaluator.judged or None)
     if file is not None:
         file.finish(evaluation)
     return evaluation
@@ -141,6 +146,7 @@ class _Evaluator:
         self.asked, self.file = asked, file
         self.on_episode = on_episode or (lambda trajectory: None)
         self.endpoints: list[Endpoint] = []
+        self.judged: dict[str, float] = {}
         self.decodings = asked.decodings()
         if file is not None:
             file.meter(self.spent)
@@ -155,6 +161,9 @@ class _Evaluator:
         with closed_after(subject.where.make()) as world:
             seated = self._seated(subject, world, seed)
             seating, num_seats = seated.seating(world)
+            with self._grading(subject) as grader:
+                if grader is not None:
+                    grader.check(lambda: told_of(world, subject.tasks[0], seed))
         described = subject.described(seating, seed)
         if self.file is not None:
             self.file.describe(number, described)
@@ -201,6 +210,18 @@ class _Evaluator:
         if self.asked.top_k and endpoints:
             raise ValueError("top_k is no field of the chat API; a server that has one takes endpoint.extra.top_k=N")
 
+    @contextmanager
+    def _grading(self, subject: Subject) -> Iterator[Grader | None]:
+        """Who pays the episodes of a target beside its world; what a judge took is counted at the end."""
+        grader = grader_of(subject.grading, self.file.verdicts_path if self.file is not None else None)
+        try:
+            yield grader
+        finally:
+            if grader is not None:
+                for name, value in grader.take_spent().items():
+                    self.judged[name] = self.judged.get(name, 0) + value
+                grader.close()
+
     def _with_engines(
         self, subject: Subject, seated: Seated, seating: Seating, sampling: Sampling, samples: int, part: Part | None
     ) -> Report:
@@ -213,7 +234,12 @@ class _Evaluator:
             self.on_episode(trajectory)
 
         num = self.asked.shards
-        with closing(seated.collector(seating) if num == 1 else seated.sharded(seating, num)) as collector:
+        with (
+            self._grading(subject) as grader,
+            closing(
+                seated.collector(seating, grader) if num == 1 else seated.sharded(seating, num, grader)
+            ) as collector,
+        ):
             report, _ = evaluate_policy(
                 collector,
                 subject.tasks,
@@ -253,19 +279,22 @@ class _Evaluator:
                     first.add(trajectory)
                 self.on_episode(trajectory)
 
-        report, trajectories = evaluate_scripted(
-            subject.where.make,
-            seating,
-            subject.tasks,
-            name=subject.target,
-            samples=samples,
-            temperature=sampling.temperature,
-            seed=seed,
-            success=SuccessRule(subject.where.success_threshold),
-            workers=self.asked.endpoint.concurrency if endpoints else 1,
-            on_played=on_played,
-            played=part.played if part else (),
-        )
+        with self._grading(subject) as grader:
+            at_once = self.asked.endpoint.concurrency if endpoints else 1
+            report, trajectories = evaluate_scripted(
+                subject.where.make,
+                seating,
+                subject.tasks,
+                name=subject.target,
+                samples=samples,
+                temperature=sampling.temperature,
+                seed=seed,
+                success=SuccessRule(subject.where.success_threshold),
+                workers=at_once,
+                on_played=on_played,
+                played=part.played if part else (),
+                grade=None if grader is None else grader.grade,
+            )
         if first is None:
             return report
         first.finish()

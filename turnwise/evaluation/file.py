@@ -52,6 +52,7 @@ class Evaluation:
 
     ``spent`` is what endpoints used in total, unfinished episodes included. ``cost`` is in the currency of the given
     prices, and None without prices. ``refused`` has a message for each report with too many failed episodes.
+    ``judged`` is what a judge was asked (``Grader.take_spent``).
     """
 
     asked: dict[str, Any]
@@ -61,6 +62,7 @@ class Evaluation:
     spent: Usage | None = None
     cost: float | None = None
     refused: tuple[str, ...] = ()
+    judged: dict[str, float] | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON values, as the file holds it."""
@@ -104,6 +106,7 @@ class EvaluationFile:
         raw = _raw(self.path)
         _same(self.path, raw["asked"], json.loads(json.dumps(asked)))
         self.episodes_path.touch()
+        self.verdicts_path = self.path.with_name(f"{stem}.verdicts.jsonl")
         self._lock = ExitStack()
         self._lock.enter_context(
             locked(
@@ -237,7 +240,9 @@ def _from_plain(path: Path, raw: Mapping[str, Any]) -> Evaluation:
         ]
         pooled = {name: Pooled.from_plain(found) for name, found in raw["pooled"].items()}
         spent, refused = Usage(**raw["spent"]) if raw["spent"] else None, tuple(raw.get("refused", ()))
-        return Evaluation(raw["asked"], raw["provenance"], tuple(targets), pooled, spent, raw["cost"], refused)
+        return Evaluation(
+            raw["asked"], raw["provenance"], tuple(targets), pooled, spent, raw["cost"], refused, raw.get("judged")
+        )
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not of this version of turnwise ({error!r}): measure again") from None
 

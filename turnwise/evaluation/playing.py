@@ -56,14 +56,17 @@ def evaluate_scripted(
     workers: int = 1,
     on_played: Callable[[Played], None] | None = None,
     played: Sequence[Trajectory] = (),
+    grade: Callable[[Trajectory], Trajectory] | None = None,
 ) -> tuple[Report, list[Trajectory]]:
     """The same for players without an engine of ours: scripts, experts, endpoints. ``workers`` episodes run at once.
 
-    ``temperature`` is what endpoints sample with; here it is only written into the report.
+    ``temperature`` is what endpoints sample with; here it is only written into the report. ``grade`` pays each episode
+    beside its world.
     """
     jobs = jobs_for(tasks, samples, 0)
     fresh: list[Trajectory] = []
-    for found in play_jobs(make_env, seating, _left(jobs, played), seed=seed, success=success, workers=workers):
+    left = _left(jobs, played)
+    for found in play_jobs(make_env, seating, left, seed=seed, success=success, workers=workers, grade=grade):
         fresh += found.trajectories
         if on_played is not None:
             on_played(found)

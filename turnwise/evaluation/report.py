@@ -13,6 +13,7 @@ import numpy as np
 
 from turnwise.agents.chat_client import Usage
 from turnwise.envs.interface import Panel
+from turnwise.grading.agreement import Graded, graded
 from turnwise.jsonfile import without_nan
 from turnwise.statistics import Estimate, bootstrap_mean, pass_at_k, wilson
 from turnwise.trajectory import Task, Trajectory
@@ -30,7 +31,7 @@ class Report:
 
     ``overlap`` counts the tasks that the agent may have met before, by their use: ``trained on``, ``cloned on`` or
     ``selected on`` (they chose the checkpoint, or ended the cloning). It is empty where it is proven that there are
-    none, and None where that is unknown.
+    none, and None where that is unknown. ``graded`` is what functions and a judge gave, if any did.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Report:
     overlap: dict[str, int] | None = None
     usage: Usage | None = None  # of the episodes that count here, where an endpoint played
     first_error: str = ""
+    graded: Graded | None = None
 
     @property
     def num_episodes(self) -> int:
@@ -98,6 +100,7 @@ class Report:
                 "types": tuple(raw.get("types", ())),
                 "scores": tuple(tuple(task) for task in raw.get("scores", ())),
                 "usage": Usage(**raw["usage"]) if raw.get("usage") else None,
+                "graded": Graded.from_plain(raw["graded"]) if raw.get("graded") else None,
             }
         )
 
@@ -148,6 +151,7 @@ def summarize(
         types=types,
         scores=scores if any(scores) else (),
         first_error=next((t.end_reason for t in trajectories if t.end == "error"), ""),
+        graded=graded(sound),
     )
 
 

@@ -12,7 +12,7 @@ from turnwise import __version__
 from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.collector import Collector
 from turnwise.agents.episode import SuccessRule
-from turnwise.agents.playing import Playing
+from turnwise.agents.playing import Grader, Playing
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import WhichCheckpoint, opponents, players
@@ -64,7 +64,7 @@ class Seated:
         others = opponents(self.opponent or self.usual_opponent, world, **made)
         return Seating(learners, others), len(game.players) if others is None else 1
 
-    def collector(self, seating: Seating) -> Collector:
+    def collector(self, seating: Seating, grader: Grader | None = None) -> Collector:
         """Who plays in this process."""
         return Collector(
             self.env.make,
@@ -72,9 +72,10 @@ class Seated:
             seed=self.seed,
             success=SuccessRule(self.env.success_threshold),
             threads=WorldThreads(self.env_threads),
+            grader=grader,
         )
 
-    def sharded(self, seating: Seating, num_shards: int) -> Playing:
+    def sharded(self, seating: Seating, num_shards: int, grader: Grader | None = None) -> Playing:
         """Who plays in ``num_shards`` processes, where ``seating`` is who would play in this one; close it."""
         shares = [len(range(number, self.num_slots, num_shards)) for number in range(min(num_shards, self.num_slots))]
         drawn = [_SeatedShard(number, replace(self, num_slots=share)) for number, share in enumerate(shares)]
@@ -86,7 +87,7 @@ class Seated:
             {},
             Patience(usual.shard_timeout_s, usual.shard_losses),
         )
-        return ShardedCollector(shards, USE)
+        return ShardedCollector(shards, USE, grader)
 
 
 @dataclass(frozen=True, slots=True)

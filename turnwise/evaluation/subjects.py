@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.chat_client import EndpointConfig
+from turnwise.agents.chat_client import REACHED, EndpointConfig
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import WhichCheckpoint, open_run
 from turnwise.cloning.settings import EXPERT
 from turnwise.config.checks import check_processes
-from turnwise.config.files import parse_section
+from turnwise.config.files import changed_grading, parse_section
 from turnwise.config.sections import EvalConfig, EvaluationOverrides, GameConfig
 from turnwise.envs.interface import Panel
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import closed_after, panel
 from turnwise.evaluation.contenders import settings_of, start_of
+from turnwise.grading.settings import GradingConfig
 from turnwise.jsonfile import read_object
 from turnwise.models.drawing import DRAW
 from turnwise.models.engine import Sampling
@@ -48,6 +49,7 @@ class Asked:
     greedy: bool = False  # beside sampling
     checkpoint: WhichCheckpoint | None = None
     agent: Mapping[str, Any] = field(default_factory=dict)
+    rewards: Mapping[str, Any] = field(default_factory=dict)  # GradingConfig's, over the run's own
     success_threshold: float | None = None
     env_where: Mapping[str, Any] = field(default_factory=dict)  # EnvConfig's process and time limits
     num_slots: int = 64
@@ -74,7 +76,16 @@ class Asked:
 
     def plain(self, targets: Sequence[str]) -> dict[str, Any]:
         """Everything that decides the numbers, as the evaluation's file holds it."""
-        hidden = ("env_where", "num_slots", "shards", "env_threads", "device", "endpoint", "max_error_share")
+        hidden = (
+            "rewards",
+            "env_where",
+            "num_slots",
+            "shards",
+            "env_threads",
+            "device",
+            "endpoint",
+            "max_error_share",
+        )
         return {
             "targets": list(targets),
             **{name: value for name, value in vars(self).items() if name not in hidden},
@@ -93,6 +104,7 @@ class Subject:
     same_env: bool
     tasks: Sequence[Task]
     overlap: dict[str, int] | None
+    grading: GradingConfig
 
     @classmethod
     def of(cls, target: str, asked: Asked) -> Subject:
@@ -115,7 +127,8 @@ class Subject:
         overlap = None
         if run is not None and config is not None and same_env:
             overlap = overlap_with(run, tasks, checkpoint or config.keep_checkpoint)
-        return cls(place, run, checkpoint, where, same_env, tasks, overlap)
+        own = config.rewards if config is not None and same_env else GradingConfig()
+        return cls(place, run, checkpoint, where, same_env, tasks, overlap, changed_grading(own, asked.rewards))
 
     def max_error_share(self, asked: Asked) -> float:
         """The asked share, else the run's own, else the default."""
@@ -153,6 +166,7 @@ class Subject:
             "start": start_of(self.run) if self.run else None,
             "settings": settings,
             **({"draw": DRAW} if seating.models else {}),
+            **({"rewards": _graders(self.grading)} if self.grading.grades else {}),
         }
 
 
@@ -217,6 +231,12 @@ def check_seeds(subjects: Sequence[Subject]) -> None:
     seeds = [subject.seed for subject in subjects]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"the runs have the seeds {seeds}: one seed counted twice would make the interval too narrow")
+
+
+def _graders(config: GradingConfig) -> dict[str, Any]:
+    """What decides grades, without how the judge is reached."""
+    how: Any = {"threads": True, "timeout_s": True, "judge": {"endpoint": set(REACHED)}}
+    return config.model_dump(mode="json", exclude=how)
 
 
 def _who(player: AnyAgent) -> dict[str, Any]:

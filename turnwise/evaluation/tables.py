@@ -10,7 +10,8 @@ from turnwise.agents.chat_client import Usage
 from turnwise.evaluation.file import Evaluation
 from turnwise.evaluation.pooling import Pooled
 from turnwise.evaluation.report import Report
-from turnwise.statistics import estimate_text, number_text, score_text, share_text
+from turnwise.grading.agreement import Graded, judged_text
+from turnwise.statistics import UNKNOWN, estimate_text, number_text, score_text, share_text
 
 
 def evaluation_table(evaluation: Evaluation) -> Group:
@@ -36,6 +37,8 @@ def evaluation_table(evaluation: Evaluation) -> Group:
     parts += [Text(line, style="bold red") for line in warnings]
     if evaluation.spent is not None:
         parts.append(Text(spent_text(evaluation.spent, evaluation.cost)))
+    if evaluation.judged:
+        parts.append(Text(judged_text(evaluation.judged)))
     return Group(*parts)
 
 
@@ -116,4 +119,21 @@ def report_table(report: Report) -> Table:
         table.add_row("ended by a full context", "", share_text(report.context_share))
     if report.errors:
         table.add_row("[red]failed episodes (left out)[/red]", str(report.errors), "")
+    if report.graded is not None:
+        _add_grades(table, report.graded)
     return table
+
+
+def _add_grades(table: Table, found: Graded) -> None:
+    """What functions and a judge gave, and how far the judge agrees with the world's own success."""
+    table.add_section()
+    table.add_row("the world's own return", str(found.num), number_text(found.world_return))
+    for name, value in found.means.items():
+        table.add_row(Text(name), str(found.num), number_text(value))
+    if found.verdict is None:
+        return
+    table.add_row(Text(f"judged by {found.judge}"), "", number_text(found.verdict))
+    if found.agreement is not None:
+        table.add_row("  agrees with success", str(found.agreement.num), estimate_text(found.agreement))
+        won, lost = (UNKNOWN if value is None else number_text(value) for value in (found.on_won, found.on_lost))
+        table.add_row("  verdict on won, on lost", "", f"{won}, {lost}")

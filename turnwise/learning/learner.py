@@ -21,6 +21,7 @@ from turnwise.learning.optimizer import Parameters, flat_state, load_flat_state,
 from turnwise.learning.parts import Critic, MinibatchView, Samples, Stream, Streams, UpdateContext, required
 from turnwise.learning.planning import Scorer
 from turnwise.learning.primitives import Counts, clipped_surrogate, kl_estimate, masked_mean
+from turnwise.learning.ranks import Alone, Ranks, deal, divided, sum_gradients
 from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.learning.rewards import RewardTable, raw_rewards, shapers_of
 from turnwise.learning.settings import OptimizerConfig, RunInfo
@@ -35,10 +36,15 @@ class Learner:
     """Trains a scorer's parameters, and those of the recipe's parts, by a recipe.
 
     All random numbers are seeded with (run.seed, update). So a resumed run computes what an uninterrupted one does.
+    ``ranks`` are the processes that share the work. Each has a learner of its own with equal weights, and makes the
+    same calls with the same groups.
     """
 
-    def __init__(self, recipe: Recipe, scorer: Scorer, config: OptimizerConfig, run: RunInfo) -> None:
+    def __init__(
+        self, recipe: Recipe, scorer: Scorer, config: OptimizerConfig, run: RunInfo, ranks: Ranks | None = None
+    ) -> None:
         self.recipe, self.scorer, self.config, self.run = recipe.checked(), scorer, config, run
+        self.ranks: Ranks = ranks or Alone()
         self.parts = recipe.parts()
         self.clock = Clock()
         for part in self.parts:
@@ -74,11 +80,18 @@ class Learner:
         for phase in phases:
             for epoch in range(self.config.epochs):
                 self._epoch(phase, update, epoch, tally, prove)
+        tally.join(self.ranks)
         metrics = _metrics(tally, samples, streams, rate)
         for part in self.parts:
             part.after_update(update, streams, metrics)
+            part.occurred.join(self.ranks)
         buffer.prune(update + 1)
         return replace(metrics, mechanisms=self.recipe.acted())
+
+    def halve_microbatches(self) -> None:
+        """Halve optimizer.microbatch_tokens from now on."""
+        half = max(1, self.config.microbatch_tokens // 2)
+        self.config = self.config.model_copy(update={"microbatch_tokens": half})
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """State of optimizer and parts: what is JSON-able, and tensors by flat name. The scorer's is its own matter."""
@@ -142,16 +155,23 @@ class Learner:
         self, batch: TokenBatch, *, reference: bool = False, critic: Critic | None = None
     ) -> tuple[Tensor, Tensor]:
         """Log-probs (nats) and values (0 without a critic) of the whole batch, [B, T] each, on the batch's device."""
-        logprobs, values = (torch.zeros_like(batch.behaviour_logprobs) for _ in range(2))
-        for rows in microbatches(batch, self.config.microbatch_tokens):
+        logprobs, values = found = torch.zeros_like(batch.behaviour_logprobs).repeat(2, 1, 1)
+        for rows, counts in self._dealt(batch):
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("score", int(micro.lengths.sum())):
                 scores = self.scorer.score(micro, entropy=False, reference=reference, hidden=critic is not None)
+            if not counts:
+                continue
             width = micro.tokens.shape[1]
             logprobs[rows, :width] = scores.logprobs.to(logprobs)
             if critic is not None:
                 values[rows, :width] = critic.values(required(scores.hidden, "hidden"), micro.action_mask).to(values)
+        self.ranks.add_up(found.view(-1))  # a row is 0 on all ranks but one
         return logprobs, values
+
+    def _dealt(self, batch: TokenBatch) -> Iterable[tuple[Tensor, bool]]:
+        """Row numbers of this rank's microbatches, and whether each counts (``deal``)."""
+        return deal(divided(batch, self.config.microbatch_tokens, self.ranks), self.ranks)
 
     @property
     def _device(self) -> torch.device:
@@ -162,6 +182,7 @@ class Learner:
         if tally.is_proved:
             return
         tally.is_proved = True
+        tally.join_deviations(self.ranks)
         if not sum(map(len, tally.deviations)):
             tally.deviations.append(self._fresh_deviations(fresh, update))
         if verify is not None:
@@ -197,6 +218,7 @@ class Learner:
             if learns:
                 prove()
             with self.clock.stage("train", 0):
+                sum_gradients(self.ranks, [p for group in self.optimizer.param_groups for p in group["params"]])
                 norm = step(self.optimizer, self.config)
             tally.count_step(norm)
 
@@ -211,11 +233,14 @@ class Learner:
         for part in recipe.parts():
             part.prepare(view)
         learning = recipe.learning(batch)
-        for part_of in microbatches(batch.select(learning), self.config.microbatch_tokens):
+        for part_of, is_counted in self._dealt(batch.select(learning)):
             rows = learning[part_of]
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("train", int(micro.lengths.sum())):
                 scores = _Scored.of(self.scorer, micro, recipe)
+                if not is_counted:  # the other ranks need this one's part of the weights, there and back
+                    (0.0 * scores.logprobs.sum()).backward()  # type: ignore[no-untyped-call]
+                    continue
                 if not tally.is_proved:
                     tally.deviations.append(deviations(scores.logprobs, micro))
                 ctx = UpdateContext(

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
+from turnwise.learning.ranks import Ranks, summed, together
 from turnwise.replay.batch import TokenBatch
 
 
@@ -109,6 +110,12 @@ class Occurrences:
         found = (float(x.sum()) if isinstance(x, Tensor) else float(x) for x in (hits, of))
         self._sums[name] = tuple(a + b for a, b in zip(before, found, strict=True))  # type: ignore[assignment]
 
+    def join(self, ranks: Ranks) -> None:
+        """Add the counts of all ranks. Of what every rank counted, hits and opportunities grow alike."""
+        shares = ranks.gather(self._sums)
+        hits, of = (summed([{name: pair[place] for name, pair in s.items()} for s in shares]) for place in (0, 1))
+        self._sums = {name: (hits[name], of[name]) for name in hits}
+
     def take(self) -> dict[str, float]:
         """Hits by opportunities, 0 where there were none; the count begins anew."""
         found, self._sums = self._sums, {}
@@ -116,7 +123,7 @@ class Occurrences:
 
 
 class Tally:
-    """Sums over the microbatches of an update, for ``Metrics``."""
+    """Sums over the microbatches of an update, for ``Metrics``: over this rank's, until ``join``."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -129,6 +136,15 @@ class Tally:
     def add(self, **values: Tensor | float) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def join_deviations(self, ranks: Ranks) -> None:
+        """Put the deviations of all ranks in the place of this one's."""
+        self.deviations = [together(ranks, self.deviations)]
+
+    def join(self, ranks: Ranks) -> None:
+        """Add the sums of all ranks, in their order. Steps are counted by every rank alike."""
+        self.sums = summed(ranks.gather(self.sums))
+        self.ratio_max = max(ranks.gather(self.ratio_max))
 
     def per_token(self, name: str) -> float | None:
         """Mean over the action tokens seen, None if the sum was never taken."""

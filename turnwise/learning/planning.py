@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from turnwise.replay.batch import TokenBatch
-from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
+from turnwise.trajectory import RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
 
 class Scores(Protocol):
@@ -73,8 +73,11 @@ class Rollouts(Protocol):
         """Abandon a rollout. It gives no trajectory."""
         ...
 
-    def events(self) -> Iterator[TurnFinished | RolloutFinished]:
-        """Run until nothing is queued or running, rollouts that are started meanwhile included."""
+    def events(self) -> Iterator[TurnFinished | RolloutEnded | RolloutFinished]:
+        """Run until nothing is queued or running, rollouts that are started meanwhile included.
+
+        ``RolloutEnded`` follows the last turn of a rollout whose episode is graded then.
+        """
         ...
 
 

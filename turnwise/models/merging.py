@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from turnwise.models.layers import JointLinear, adapter, added, is_half, switched_on
 from turnwise.models.packed_weights import packed_weight
+from turnwise.models.sharding import whole
 
 MERGED_SHARE = 0.9
 """Where merged weights keep less than this share of what adapters add, there is a warning."""
@@ -46,10 +47,13 @@ def _is_joint(layer: Any) -> bool:
 
 @torch.no_grad()
 def held(layer: Any) -> dict[str, Tensor]:
-    """The tensors, by name, that the sampler's layer holds for an adapted layer. Equal weights give equal bits."""
-    weight = layer.base_layer.weight
+    """The tensors, by name, that the sampler's layer holds for an adapted layer. Equal weights give equal bits.
+
+    Of a layer whose weights are divided among ranks (sharding.py), all ranks must ask.
+    """
     if not _is_joint(layer):
         return {"weight": merged(layer)}
+    weight = whole(layer.base_layer.weight)
     low, high = adapter(layer, weight.dtype)
     return {"weight": torch.cat((weight, high), 1), "low": low}
 
@@ -80,7 +84,7 @@ def _is_same(own: Tensor, expected: Tensor) -> bool:
 @torch.no_grad()
 def merged(layer: Any) -> Tensor:
     """W + s B A [out, in], rounded to W's type. (Adapters of a model in half precision are float32.)"""
-    base: Tensor = layer.base_layer.weight
+    base = whole(layer.base_layer.weight)
     return (base + added(layer)).to(base.dtype)
 
 
@@ -120,7 +124,13 @@ class SurvivalMeter:
 
     def __init__(self, layers: list[Any]) -> None:
         self._layers = [layer for layer in layers if _is_joint(layer)]
+        self._rows: list[Tensor] | None = None  # those that are measured; None: the layers have them
         self._before = [torch.zeros_like(_added_rows(layer)) for layer in self._layers]
+
+    @torch.no_grad()
+    def keep_rows(self) -> None:
+        """Keep a copy of the rows that are measured: the layers' weights are about to be divided among ranks."""
+        self._rows = [_some_rows(layer.base_layer.weight).clone() for layer in self._layers]
 
     @torch.no_grad()
     def measure(self) -> Survival | None:
@@ -129,7 +139,8 @@ class SurvivalMeter:
             return None
         update, adapter = Share(), Share()
         for place, layer in enumerate(self._layers):
-            weight, old, new = _some_rows(layer.base_layer.weight), self._before[place], _added_rows(layer)
+            weight = _some_rows(layer.base_layer.weight) if self._rows is None else self._rows[place]
+            old, new = self._before[place], _added_rows(layer)
             before, after = ((weight.float() + change).to(weight.dtype).float() for change in (old, new))
             update.add(after - before, new - old)
             adapter.add(after - weight.float(), new)

@@ -8,6 +8,9 @@ hold merged weights W + scale * B A in float32; in half precision they hold base
 
 A policy may begin with an adapter (``models/adapters.py``), which is trained on or stays frozen below a new one.
 
+Where several processes learn together, all but one have a policy without a sampler. The frozen weights of the learner
+may be divided among them (``divide``); the sampler then has weights of its own.
+
 The reference policy is the policy at its start: the model with the adapter that it began with, or without any. Where
 all weights are trained it is a copy (``keep_reference``).
 """
@@ -51,6 +54,7 @@ from turnwise.models.packed_weights import packed_weight
 from turnwise.models.packing import Sharing, pack
 from turnwise.models.paths import Forward, forward_of
 from turnwise.models.settings import AdapterUse, DType, LoRAConfig
+from turnwise.models.sharding import NOT_DIVIDED, DividedDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,8 @@ class Policy:
     Sampler and learner have the same weights after each ``sync``. ``seed`` initialises the adapters. ``start`` is an
     adapter to begin with: ``use`` says whether it is trained on (``lora`` must have its rank, alpha and layers), stays
     frozen below a new one, or is merged into the weights. Without LoRA a policy that begins with an adapter only plays,
-    unless it is merged. Raises ValueError for a model that has PEFT adapters already.
+    unless it is merged. Without ``samples`` it only learns: ``sampler`` is None, and ``sync`` computes the hash alone.
+    Raises ValueError for a model that has PEFT adapters already.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Policy:
         gradient_checkpointing: bool = False,
         start: Adapter | None = None,
         use: AdapterUse = "continue",
+        samples: bool = True,
     ) -> None:
         if getattr(model, "peft_config", None):
             raise ValueError("the model has PEFT adapters of its own: merge them first (merge_and_unload)")
@@ -95,8 +101,7 @@ class Policy:
         if start is not None and use == "merge":
             start.merge_into(model)
             start = None
-        self.sampler = _sharing_copy(model)
-        self.sampler.eval()
+        self.sampler: Any = _sharing_copy(model).eval() if samples else None
         self._adapted: dict[str, tuple[Any, Any]] = {}  # by name: the learner's layer, the sampler's
         self._names, self._reference = ([TRAINED] if lora else []), list[str]()
         self.model = model
@@ -112,11 +117,13 @@ class Policy:
             if lora is None:
                 self.model.requires_grad_(True)  # so that the hash is of all that plays
         self._adapt()
-        self._base = model
+        self._base, self._checkpointing = model, gradient_checkpointing
         self._forward = forward_of(model, checkpointing=gradient_checkpointing)
+        self._copied: dict[str, Tensor] | None = None  # digests of the sampler's weights, where no others are like them
         self._frozen: tuple[Any, Forward] | None = None  # the reference policy, where all weights are trained
         self.adapter_hash = ""
-        self._meter = SurvivalMeter([layer for layer, _ in self._adapted.values()])
+        self._frozen_hash: str | None = None
+        self._meter = SurvivalMeter([layer for layer, own in self._adapted.values() if own is not None])
         self.survival: Survival | None = None  # how much of the adapters a merge would keep; None in float32
         self.sync(version=0)
 
@@ -155,15 +162,16 @@ class Policy:
                 if switched_on(layer):
                     if not fast:
                         as_the_sampler(layer)
-                    self._adapted[name] = layer, own_layer(self.sampler, name, layer)
-        if not fast:
+                    own = None if self.sampler is None else own_layer(self.sampler, name, layer)
+                    self._adapted[name] = layer, own
+        if not fast and self.sampler is not None:
             check_reached(inner, {name: layer for name, (layer, _) in self._adapted.items()})
             if self.lora is not None and self.lora.target_modules == "all-linear":
                 tell_left_out(self.sampler, self._adapted)
 
     @property
     def device(self) -> torch.device:
-        return next(self.sampler.parameters()).device  # type: ignore[no-any-return]
+        return next(self._base.parameters()).device  # type: ignore[no-any-return]
 
     @property
     def hidden_size(self) -> int:
@@ -179,8 +187,11 @@ class Policy:
         return {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad}
 
     def frozen_hash(self) -> str:
-        """A hash of the weights that are not trained."""
-        return weights_hash({n: p.detach().cpu() for n, p in self.model.named_parameters() if not p.requires_grad})
+        """A hash of the weights that are not trained, computed once: before they are divided among ranks."""
+        if self._frozen_hash is None:
+            frozen = {n: p.detach().cpu() for n, p in self.model.named_parameters() if not p.requires_grad}
+            self._frozen_hash = weights_hash(frozen)
+        return self._frozen_hash
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Set the trainable tensors. Raises ValueError where names or shapes differ from the model's."""
@@ -199,7 +210,10 @@ class Policy:
 
     @torch.no_grad()
     def sync(self, version: int) -> None:
-        """Copy the learner's present weights to the sampler, and update ``version``, ``adapter_hash``, ``survival``."""
+        """Copy the learner's present weights to the sampler, and update ``version``, ``adapter_hash``, ``survival``.
+
+        Where the weights are divided among ranks, each of them must call it.
+        """
         self._copy()
         self.survival = self._meter.measure()
         self.adapter_hash = weights_hash(self.trainable_state())
@@ -207,11 +221,42 @@ class Policy:
 
     def _copy(self) -> None:
         for layer, target in self._adapted.values():
-            put(target, held(layer))
-        if self.lora is None:  # the sampler's weights are the learner's own; packed ones are copies
+            if target is not None:
+                put(target, held(layer))
+            elif self.is_divided:
+                held(layer)  # the rank that samples needs this one's part
+        if self._copied is not None:
+            self._copied = self._digests()
+        if self.lora is None and self.sampler is not None:  # its weights are the learner's own; packed ones are copies
             for module in self.sampler.modules():
                 if (packed := packed_weight(module)) and module.weight is not None:
                     packed.take(module.weight)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the learner's frozen weights are divided among several processes."""
+        return isinstance(self._forward, DividedDecoder)
+
+    def divide(self, mesh: Any) -> None:
+        """Divide the learner's frozen weights among the ranks of a mesh (``models/sharding.py``); each must call it.
+
+        Raises ValueError where all weights are trained, and for a model that takes the general path.
+        """
+        if self.lora is None:
+            raise ValueError("learner.parallel=fsdp2 divides frozen weights, and lora=null trains all of them: use ddp")
+        if not is_fast(self._base.config):
+            raise ValueError(NOT_DIVIDED)
+        self._meter.keep_rows()
+        self._forward = DividedDecoder(self._base, mesh, checkpointing=self._checkpointing)
+        if self.sampler is not None:
+            self._copied = self._digests()
+
+    @torch.no_grad()
+    def _digests(self) -> dict[str, Tensor]:
+        """A number for each weight of the sampler, which is another one when a bit of the weight changes."""
+        packed = {f"{name}.packed": packed_weight(module) for name, module in self.sampler.named_modules()}
+        weights = dict(self.sampler.named_parameters()) | {n: p.plain() for n, p in packed.items() if p is not None}
+        return {name: torch.hash_tensor(weight) for name, weight in weights.items()}
 
     def keep_reference(self) -> None:
         """Keep a frozen copy of the present weights as the reference policy. With LoRA there is one without a copy."""
@@ -225,7 +270,13 @@ class Policy:
             pack_weight(module)
 
     def unlike(self) -> str | None:
-        """The name of the first layer whose weights in the sampler differ from what ``sync`` would copy; None: none."""
+        """The name of the first layer whose weights in the sampler differ from what ``sync`` would copy; None: none.
+
+        Where the learner's weights are divided among ranks: from what ``sync`` copied.
+        """
+        if self._copied is not None:
+            present = self._digests()
+            return next((name for name, number in self._copied.items() if not number.equal(present[name])), None)
         for name, (layer, target) in self._adapted.items():
             if not holds(target, held(layer)):
                 return name

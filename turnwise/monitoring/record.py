@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from turnwise.grading.agreement import graded
 from turnwise.trajectory import Group
 
 
@@ -26,6 +27,21 @@ def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
         "errors": sum(t.end == "error" for t in played),
         "sampled_tokens": sum(t.num_sampled_tokens for t in played),
     }
+
+
+def grading_numbers(groups: Sequence[Group], spent: Mapping[str, float]) -> dict[str, Any]:
+    """What graders gave an update's episodes, and what the judge took (``spent``); {} where the world alone pays.
+
+    ``reward`` is then what is paid in all, and ``world_reward`` the world's part.
+    """
+    found = graded(t for group in groups for t in group.trajectories)
+    if found is None:
+        return {}
+    made: dict[str, Any] = {"world_reward": found.world_return, "grades": found.means}
+    if found.judge:
+        agreement = None if found.agreement is None else found.agreement.value
+        made |= {"verdict": found.verdict, "judge_agreement": agreement, "judge": dict(spent)}
+    return made
 
 
 def joined(sides: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 
-from turnwise.trajectory import End, Fork, Processing, Task, Trajectory, Turn
+from turnwise.trajectory import End, Fork, Grade, Grading, Processing, Task, Trajectory, Turn
 
 Made = TypeVar("Made")
 
@@ -22,10 +22,11 @@ _PROCESSING = {"counts": "<i4", "ids": "<i4", "forced": "|b1", "temperatures": "
 
 
 def to_record(trajectory: Trajectory) -> dict[str, Any]:
-    """Every field of the trajectory, nested as it is; ``last_anchor`` only where there is one."""
+    """Every field of the trajectory, nested as it is; later ones only where there is something in them."""
     record: dict[str, Any] = _plain(trajectory)
-    if not trajectory.last_anchor:
-        del record["last_anchor"]  # as before there was one
+    for later in ("last_anchor", "given", "grading"):
+        if not record[later]:
+            del record[later]  # as before there was one
     record["turns"] = [_turn_record(turn) for turn in trajectory.turns]
     return record
 
@@ -37,6 +38,8 @@ def from_record(record: Mapping[str, Any]) -> Trajectory:
         values["task"] = _checked(Task, values["task"])
         values["fork"] = None if values["fork"] is None else _checked(Fork, values["fork"])
         values["turns"] = tuple(_turn(turn) for turn in values["turns"])
+        if values.get("grading") is not None:
+            values["grading"] = _grading(values["grading"], len(values["turns"]))
         if values["end"] not in get_args(End):
             raise ValueError(f"end is {values['end']!r}, expected one of {', '.join(get_args(End))}")
         return _checked(Trajectory, values)
@@ -46,8 +49,10 @@ def from_record(record: Mapping[str, Any]) -> Trajectory:
 
 def _plain(item: Any) -> Any:
     """Dataclasses as dicts, numpy scalars as Python numbers."""
-    if isinstance(item, Task | Fork | Trajectory):
+    if isinstance(item, Task | Fork | Trajectory | Grading | Grade):
         return {f.name: _plain(getattr(item, f.name)) for f in fields(item) if f.name != "turns"}
+    if isinstance(item, tuple):
+        return [_plain(inner) for inner in item]
     return item.item() if isinstance(item, np.generic) else item
 
 
@@ -87,6 +92,14 @@ def _turn(record: Mapping[str, Any]) -> Turn:
     return _checked(Turn, values)
 
 
+def _grading(record: Mapping[str, Any], num_turns: int) -> Grading:
+    world = tuple(float(reward) for reward in record["world"])
+    if len(world) != num_turns:
+        raise ValueError(f"grading has the world's rewards of {len(world)} turns, and there are {num_turns}")
+    grades = tuple(_checked(Grade, grade) for grade in record["grades"])
+    return _checked(Grading, {**record, "world": world, "grades": grades})
+
+
 def _checked(kind: type[Made], values: Mapping[str, Any]) -> Made:
     """``kind(**values)``; TypeError for a text, number or truth value that is something else."""
     for name, allowed in _PLAIN[kind]:
@@ -100,11 +113,11 @@ def _plain_fields(kind: type) -> list[tuple[str, tuple[type, ...]]]:
     found = []
     for name, hint in get_type_hints(kind).items():
         classes = get_args(hint) or (hint,)
-        if {str, int, float, bool} & set(classes):
+        if {str, int, float, bool} & set(classes) and all(isinstance(each, type) for each in classes):
             found.append((name, (*classes, int) if float in classes else classes))
     return found
 
 
 _PLAIN: dict[type, list[tuple[str, tuple[type, ...]]]] = {
-    kind: _plain_fields(kind) for kind in (Task, Fork, Turn, Trajectory)
+    kind: _plain_fields(kind) for kind in (Task, Fork, Turn, Trajectory, Grade, Grading)
 }

@@ -25,7 +25,7 @@ from turnwise.agents.spelling import encodable
 from turnwise.errors import unknown
 from turnwise.models.settings import PretrainedModelConfig
 from turnwise.runs.trajectories import Selection, Stored, run_of, select
-from turnwise.trajectory import Fork, Processing, Task, Trajectory, Turn
+from turnwise.trajectory import Fork, Grade, Grading, Processing, Task, Trajectory, Turn
 
 Row = dict[str, Any]
 
@@ -221,8 +221,10 @@ def _schema(form: str) -> Any:
         named = {f.name: str(f.type).removesuffix(" | None") for f in fields(noun)}
         return {name: kinds["str" if kind == "End" else kind] for name, kind in named.items() if name not in nested}
 
-    nested = {"task": Task, "turns": Turn, "fork": Fork}
+    nested = {"task": Task, "turns": Turn, "fork": Fork, "grading": Grading, "grades": Grade, "world": float}
     kinds["Processing"] = arrow.struct(columns(Processing))
-    inner = {name: arrow.struct(columns(noun)) for name, noun in nested.items() if name != "turns"}
+    inner = {name: arrow.struct(columns(noun)) for name, noun in nested.items() if name in ("task", "fork")}
+    graded = {"world": arrow.list_(number), "grades": arrow.list_(arrow.struct(columns(Grade)))}
+    inner["grading"] = arrow.struct({**columns(Grading), **graded})
     turns = arrow.list_(arrow.struct(columns(Turn)))
     return arrow.schema({"update": whole, "total_reward": number, **columns(Trajectory), **inner, "turns": turns})

@@ -111,7 +111,7 @@ class Reproducer:
 
         Raises NotReproducibleError where they do not suffice.
         """
-        trajectories = {s.trajectory.player: s.trajectory for s in stored}
+        trajectories = {s.trajectory.player: s.trajectory.ungraded() for s in stored}
         first = stored[0].trajectory
         if not any(t.turns for t in trajectories.values()) and first.end == "error":
             raise NotReproducibleError("the world had failed before the first turn")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.agents.actions import unsent
+from turnwise.grading.agreement import Graded, judged_text
+from turnwise.runs.rejudging import Rejudged
 from turnwise.runs.trajectories import Stored
+from turnwise.statistics import UNKNOWN, estimate_text, number_text
 from turnwise.trajectory import Trajectory, Turn
 
 _COLUMNS = ("episode", "update", "type", "end", "success", "return", "turns", "tokens", "forked from")
@@ -92,6 +95,37 @@ def summary_row(stored: Stored) -> dict[str, Any]:
     }
 
 
+def rejudged_table(found: Rejudged) -> RenderableType:
+    """What grading the stored episodes again has changed."""
+    table = Table(title=f"{found.num:,} episodes graded again, {found.changed:,} paid otherwise", title_justify="left")
+    for column in ("", "as stored", "now"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("mean return", *(number_text(value) for value in found.returns))
+    both = (found.before, found.after)
+    for name in dict.fromkeys(name for side in both if side is not None for name in side.means):
+        told = (None if side is None else side.means.get(name) for side in both)
+        table.add_row(Text(printable(name)), *(UNKNOWN if value is None else number_text(value) for value in told))
+    for name, value_of in _JUDGED.items():
+        values = [UNKNOWN if side is None else value_of(side) for side in both]
+        if any(value != UNKNOWN for value in values):
+            table.add_row(name, *(Text(printable(value)) for value in values))
+    parts: list[RenderableType] = [table]
+    if found.left:
+        parts.append(Text(f"{found.left:,} episodes had failed, and were left as they are"))
+    if found.took:
+        parts.append(Text(judged_text(found.took)))
+    return Group(*parts)
+
+
+_JUDGED: dict[str, Callable[[Graded], str]] = {
+    "judge": lambda side: side.judge or UNKNOWN,
+    "verdict": lambda side: UNKNOWN if side.verdict is None else number_text(side.verdict),
+    "agrees with success": lambda side: UNKNOWN if side.agreement is None else estimate_text(side.agreement),
+    "verdict on won": lambda side: UNKNOWN if side.on_won is None else number_text(side.on_won),
+    "verdict on lost": lambda side: UNKNOWN if side.on_lost is None else number_text(side.on_lost),
+}
+
+
 def episode_page(seats: Sequence[Stored]) -> RenderableType:
     """One episode in full: what each stored seat saw, replied and earned, turn by turn."""
     return Group(*(part for stored in seats for part in _page(stored)))
@@ -108,9 +142,22 @@ def _page(stored: Stored) -> Iterable[RenderableType]:
     lines += [f"forked from {row['forked from']} turns"] if trajectory.fork else []
     lines += [f"{row['end']}; success {_VERDICTS[trajectory.success]}; return {trajectory.total_reward:.6g}"]
     lines += [f"score {trajectory.score:.6g}"] if trajectory.score is not None else []
+    lines += grade_lines(trajectory)
     yield Panel(Text(printable("\n".join(lines))), title=Text(printable(trajectory.episode)), title_align="left")
     for number, turn in enumerate(trajectory.turns):
         yield from _turn(trajectory, number, turn)
+
+
+def grade_lines(trajectory: Trajectory) -> list[str]:
+    """Who paid what, with a judge's reasons."""
+    if trajectory.grading is None:
+        return []
+    lines = [f"the world paid {trajectory.world_reward:.6g}"]
+    lines += [f"judged by {trajectory.grading.judge}"] if trajectory.grading.judge else []
+    for grade in trajectory.grading.grades:
+        reason = f": {grade.reason}" if grade.reason else ""
+        lines.append(f"{grade.name} gave {grade.value:.6g}, paid {grade.value * grade.weight:.6g}{reason}")
+    return lines
 
 
 def _turn(trajectory: Trajectory, number: int, turn: Turn) -> Iterable[RenderableType]:

@@ -18,11 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from turnwise.agents.playing import Event
 from turnwise.clock import Clock
 from turnwise.errors import AgentError, StoppedRunError
-from turnwise.shards.messages import Batch, Event
+from turnwise.shards.messages import Batch
 from turnwise.shards.shard import Shard
-from turnwise.trajectory import TurnFinished
+from turnwise.trajectory import RolloutFinished, TurnFinished
 
 ROUNDING = 1e-3
 """Nats. Where a world failed only the first time, other episodes share a batch, which is rounded otherwise."""
@@ -262,7 +263,7 @@ def reported(type_name: str, message: str, trace: str) -> Exception:
 def _key(event: Event) -> tuple[int, int, str]:
     if isinstance(event, TurnFinished):
         return event.rollout, event.turn, ""
-    return event.rollout, -1, event.trajectory.player
+    return event.rollout, -1, event.trajectory.player if isinstance(event, RolloutFinished) else ""
 
 
 def differing(first: Any, second: Any, name: str = "it") -> str | None:

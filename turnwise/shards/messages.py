@@ -16,10 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from turnwise.agents.jobs import Job
+from turnwise.agents.playing import Event
 from turnwise.models.drawing import Sampling
-from turnwise.trajectory import RolloutFinished, TurnFinished
-
-Event = TurnFinished | RolloutFinished
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,15 @@ from dataclasses import replace
 from safetensors.torch import save
 
 from turnwise.agents.jobs import Job
-from turnwise.agents.playing import OnEpisode, play_all
+from turnwise.agents.playing import Event, Grader, OnEpisode, play_all
+from turnwise.agents.worldwork import WorldThreads, WorldWork
 from turnwise.clock import Clock
 from turnwise.models.drawing import Sampling
 from turnwise.models.policy import Policy
 from turnwise.shards.connection import Connection, Host, Make, Patience, ShardError
-from turnwise.shards.messages import Batch, Command, Described, Event, ForkFrom, Link, Session, Start, Stop
+from turnwise.shards.messages import Batch, Command, Described, ForkFrom, Link, Session, Start, Stop
 from turnwise.training.proof import DisagreementError
-from turnwise.trajectory import Task, Trajectory, TurnFinished
+from turnwise.trajectory import RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
 
 class Shards:
@@ -124,10 +125,13 @@ def _check_described(number: int, found: Described, expected: Described) -> None
 
 
 class ShardedCollector:
-    """Plays episodes in shards (turnwise.agents.playing.Playing), by the collectors of one ``use``."""
+    """Plays episodes in shards (turnwise.agents.playing.Playing), by the collectors of one ``use``.
 
-    def __init__(self, shards: Shards, use: str) -> None:
-        self.shards, self.use = shards, use
+    ``grader`` pays them beside their world, in this process: there is one file of verdicts, and one limit of requests.
+    """
+
+    def __init__(self, shards: Shards, use: str, grader: Grader | None = None) -> None:
+        self.shards, self.use, self.grader = shards, use, grader
         self.failures, self.clock = 0, Clock()
 
     def collect(self, jobs: Sequence[Job], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Trajectory]:
@@ -142,6 +146,8 @@ class ShardedCollector:
         return self.shards.numbers()
 
     def close(self) -> None:
+        if self.grader is not None:
+            self.grader.close()
         self.shards.close()
 
 
@@ -157,6 +163,10 @@ class ShardedRollouts:
         self._finished: set[int] = set()
         self._commands: list[list[Command]] = [[] for _ in self._connections]  # not sent yet
         self._busy = [False for _ in self._connections]
+        self._grader = collector.grader
+        threads = self._grader.threads if self._grader is not None else WorldThreads()
+        self._grading: WorldWork[list[RolloutFinished]] = WorldWork(threads, collector.clock, "grade")
+        self._stopped: set[int] = set()
 
     def start(self, task: Task, sample: int) -> int:
         """Queue attempt number ``sample`` at a task. Returns the rollout's number, counted from 0."""
@@ -184,19 +194,22 @@ class ShardedRollouts:
 
     def stop(self, rollout: int) -> None:
         """Abandon a rollout. It gives no trajectory."""
+        self._stopped.add(rollout)
         self._command(rollout, Stop(rollout))
 
     def events(self) -> Iterator[Event]:
         """Run until every rollout is finished, and yield the events. Rollouts may be added meanwhile."""
         waiting = [False for _ in self._connections]
         try:
-            while any(waiting) or any(self._commands):
+            while any(waiting) or any(self._commands) or len(self._grading):
                 for number, connection in enumerate(self._connections):
                     if waiting[number]:
                         waiting[number] = False
                         yield from self._taken(number, self._told(connection))
                     waiting[number] = self._go(number, connection)
+                yield from self._graded()
         finally:  # also where the planner stops asking for events, or raises
+            self._grading.drop()
             for number, connection in enumerate(self._connections):
                 if waiting[number]:
                     connection.abandon()
@@ -226,11 +239,40 @@ class ShardedRollouts:
         for event in batch.events:
             if isinstance(event, TurnFinished):
                 self._turns[event.rollout] = event.turn + 1
-            else:
-                self._finished.add(event.rollout)
-                if self._on_episode is not None:
-                    self._on_episode(event.trajectory)
-            yield event
+                yield event
+            elif isinstance(event, RolloutFinished):  # no shard has a grader, so that none tells of an end before
+                yield from self._ended(event)
+
+    def _ended(self, event: RolloutFinished) -> Iterator[Event]:
+        """Report an episode that has ended, or have it graded first."""
+        self._finished.add(event.rollout)
+        grader = self._grader
+        if grader is None or event.trajectory.end == "error" or event.trajectory.only_looked_at:
+            yield self._reported(event)
+            return
+        found = [event]
+
+        def grade() -> None:
+            found[0] = replace(event, trajectory=grader.grade(event.trajectory))
+
+        self._grading.begin(found, grade)
+        yield RolloutEnded(event.rollout)
+
+    def _graded(self) -> Iterator[Event]:
+        """Report the episodes that are graded. Raises what says that no episode can be graded."""
+        for (event,), error in self._grading.admitted(self._num_playing):
+            if error is not None:
+                raise error
+            if event.rollout not in self._stopped:
+                yield self._reported(event)
+
+    def _num_playing(self) -> int:
+        return len(self._jobs) - len(self._finished | self._stopped)
+
+    def _reported(self, event: RolloutFinished) -> RolloutFinished:
+        if self._on_episode is not None:
+            self._on_episode(event.trajectory)
+        return event
 
     def _new(self, job: Job) -> int:
         self._jobs.append(job)

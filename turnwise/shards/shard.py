@@ -9,11 +9,11 @@ from typing import Any
 from safetensors.torch import load
 
 from turnwise.agents.collector import Collector, Rollouts
-from turnwise.agents.playing import seed_globals
+from turnwise.agents.playing import Event, seed_globals
 from turnwise.agents.seating import ModelAgent
 from turnwise.clock import Clock
 from turnwise.models.policy import Policy
-from turnwise.shards.messages import Batch, Command, Described, Event, ForkFrom, Link, Session, Start
+from turnwise.shards.messages import Batch, Command, Described, ForkFrom, Link, Session, Start
 from turnwise.training.proof import broken_link
 
 

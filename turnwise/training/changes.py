@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from turnwise.agents.chat_client import REACHED
 from turnwise.config.files import override, resolved, set_by
 from turnwise.learning.schedules import learning_rate_share
 from turnwise.learning.settings import OptimizerConfig
@@ -30,6 +31,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "eval.every": "when it is measured: these draws are their own",
     "device": "where it works: numbers change by rounding",
     "threads": "how fast: numbers change by rounding",
+    "learner": "how fast, and memory: numbers change by rounding",
     "rollout.threads": "how fast: numbers change by rounding",
     "rollout.shards": "how fast: numbers change by rounding, and trees by the order of events",
     "rollout.shard_timeout_s": "when a shard counts as lost",
@@ -38,6 +40,9 @@ MAY_CHANGE: Mapping[str, str] = {
     "rollout.packed_weights": "how fast, and memory: numbers change by rounding",
     "rollout.num_slots": "how fast, and memory: numbers change by rounding",
     "rollout.env_threads": "how fast",
+    "rewards.threads": "how fast",
+    "rewards.timeout_s": "when a function counts as hung",
+    **{f"rewards.judge.endpoint.{name}": "how its judge is reached" for name in REACHED},
     "optimizer.microbatch_tokens": "memory: numbers change by rounding",
     "model.gradient_checkpointing": "memory",
     "env.process": "where the world works",

@@ -4,6 +4,7 @@ Contexts and microbatches are reckoned as full as the settings allow, so that it
 
 Not counted are Python and its libraries (some 400 MiB of main memory, on a GPU some 600 MiB of context), the worlds,
 and a warm start. One policy is counted; a game with a policy for each role needs as many caches and adapters as roles.
+Of several ranks the first is counted, which also samples; on a CPU the others as well, as if all were on this machine.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from turnwise.models.head import TILE, TILE_ROWS, WHOLE
 from turnwise.models.loading import check_device
 from turnwise.models.packed_weights import wanted
 from turnwise.models.settings import PackedWeights
+from turnwise.models.sharding import NOT_DIVIDED
 from turnwise.training.shape import FLOAT, Shape
 
 GIB = 1 << 30
@@ -48,6 +50,8 @@ class Demand:
     reference: bool = False  # something compares with the policy at its start
     packed: bool = False  # the sampler has packed weights
     shards: int = 0  # processes of this machine that have weights of their own, beside this one
+    ranks: int = 1  # processes that learn together, the first of which samples
+    divided: bool = False  # among them the frozen weights
 
     @property
     def on_cpu(self) -> bool:
@@ -95,25 +99,32 @@ class Plan:
 
 
 def plan(shape: Shape, demand: Demand) -> Plan:
-    """What the model and the settings need."""
+    """What the model and the settings need. Raises ValueError where frozen weights are to be divided that cannot be."""
+    if demand.divided and not shape.layered:
+        raise ValueError(NOT_DIVIDED)
     parts = [*_weights(shape, demand), *_sampling(shape, demand)]
     if demand.num_rows:
         parts += _update(shape, demand)
+        parts += _others(parts, demand)
     return Plan(tuple(part for part in parts if part.bytes), demand)
 
 
 def _weights(shape: Shape, demand: Demand) -> list[Part]:
     half = shape.itemsize < FLOAT
     packed = (shape.linear - shape.adapted) * demand.packed
+    of_layers = shape.layered * demand.divided
+    own = shape.parameters - of_layers + -(-of_layers // demand.ranks)
+    told = f", the layers' divided by {demand.ranks}" if demand.divided else ""
     sampled = shape.adapted + (shape.lora if half else 0)  # in half precision beside each other
     parts = [
-        Part("weights", shape.parameters * shape.itemsize, f"{shape.parameters:,} of {shape.itemsize} bytes"),
+        Part("weights", own * shape.itemsize, f"{shape.parameters:,} of {shape.itemsize} bytes{told}"),
+        Part("sampler's weights", max(of_layers - shape.adapted, 0) * shape.itemsize, "its own, not under adapters"),
         Part("merged weights", sampled * shape.itemsize, "the sampler's, under adapters"),
         Part("packed weights", packed * shape.itemsize, "the sampler's, not under adapters"),
         Part("adapters", shape.lora * FLOAT, f"{shape.lora:,} of 4 bytes"),
     ]
-    own = sum(part.bytes for part in parts)
-    parts.append(Part("shards", demand.shards * own, f"{demand.shards} processes with the weights above"))
+    whole = (shape.parameters + sampled + packed) * shape.itemsize + shape.lora * FLOAT
+    parts.append(Part("shards", demand.shards * whole, f"{demand.shards} processes with all weights each"))
     if demand.num_rows:
         count = shape.lora or shape.parameters
         frozen = shape.parameters * demand.reference if not shape.lora else 0
@@ -121,7 +132,11 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
             Part("reference weights", frozen * shape.itemsize, "the policy at its start"),
             Part("master weights", count * FLOAT if half and not shape.lora else 0, f"{count:,} of 4 bytes"),
             Part("optimizer", 2 * count * FLOAT, "two moments of 4 bytes"),
-            Part("rows for merge shares", shape.watched * FLOAT if half else 0, "what a merge would keep of adapters"),
+            Part(
+                "rows for merge shares",
+                shape.watched * (FLOAT + shape.itemsize * demand.divided) if half else 0,
+                "what a merge would keep of adapters",
+            ),
         ]
     return parts
 
@@ -151,9 +166,28 @@ def _update(shape: Shape, demand: Demand) -> list[Part]:
     gathered = int((alive + 0.5) * shape.gathered_bytes(tokens, demand.num_rows * demand.max_context_tokens))
     return [
         Part("gradients", count * FLOAT, f"{count:,} trained", "update"),
+        Part(
+            "sums over ranks", 3 * count * FLOAT * (demand.ranks > 1), "gradients as one tensor, three times", "update"
+        ),
+        Part(
+            "gathered layers", 2 * shape.layered // shape.num_layers * shape.itemsize * demand.divided, "two", "update"
+        ),
         Part("activations", kept, f"{tokens:,} tokens{', checkpointed' if checkpointing else ''}", "update"),
         Part("shared beginnings", gathered, "at most: keys gathered for each row", "update"),
         Part("head", head_bytes(shape, tokens, demand.device), "log-probs and entropies", "update"),
+    ]
+
+
+_FIRST_ALONE = ("merged weights", "sampler's weights", "packed weights", "rows for merge shares")
+
+
+def _others(parts: list[Part], demand: Demand) -> list[Part]:
+    """What the other ranks hold on this machine: as the first one, without a sampler. GPUs are not shared."""
+    num, own = (demand.ranks - 1) * demand.on_cpu, [part for part in parts if part.name not in _FIRST_ALONE]
+    always, update = (sum(p.bytes for p in own if p.stage == stage) for stage in ("always", "update"))
+    return [
+        Part("other ranks", num * always, f"{num} that do not sample"),
+        Part("other ranks' updates", num * update, "as this one's", "update"),
     ]
 
 
@@ -232,6 +266,10 @@ _ADVICE: Mapping[str, str] = {
     "optimizer": "train adapters (lora={}) in place of all weights",
     "key/value cache": "lower agent.max_context_tokens",
     "prompts": "lower agent.max_context_tokens",
+    "weights": f"{_SMALLER}; on several GPUs learner.parallel=fsdp2 divides those of the layers",
+    "other ranks": "lower learner.ranks, or set learner.parallel=fsdp2 in place of ddp",
+    "other ranks' updates": "lower learner.ranks",
+    "sampler's weights": "take a smaller model, or model.dtype=bfloat16: the first rank samples with the whole model",
     "activations": "set model.gradient_checkpointing=true, or lower agent.max_context_tokens",
     "head": "lower agent.max_context_tokens",
 }

@@ -4,7 +4,8 @@ The proof has two halves. The first compares numbers: sampler and learner give t
 the rounding that ``turnwise.training.noise`` allows. The second checks the links, for faults that are too small to show
 in numbers: the hash of the learner's weights is the one that the sampler plays under, the engine runs the sampler's
 model, every adapter is on and its copy in the sampler equals the learner's to the bit, and all other weights are the
-same memory.
+same memory. Where the learner's frozen weights are divided among ranks, no rank has them to compare with: there the
+sampler's weights are those that were copied last, by their digests.
 
 Neither half finds a fault within the learner's forward pass (adapters that are off while it scores, for example) that
 moves no log-prob by more than the limit. Such a fault moves no ratio by more than that either.
@@ -20,6 +21,7 @@ import torch
 from turnwise.agents.seating import ModelAgent
 from turnwise.learning.metrics import Agreement
 from turnwise.models.policy import Policy, weights_hash
+from turnwise.models.sharding import is_divided
 from turnwise.training.noise import Limits
 
 
@@ -81,7 +83,7 @@ def _unlike(policy: Policy) -> str | None:
                 return f"adapters: those of {name} are switched off while scoring"
         else:
             own = getattr(module, "base_layer", module)._parameters[name.rpartition(".")[2]]
-            if weight.dtype != own.dtype or weight.data_ptr() != own.data_ptr():
+            if not is_divided(own) and (weight.dtype != own.dtype or weight.data_ptr() != own.data_ptr()):
                 return f"copy: {name} is no longer the learner's own memory"
     unlike = policy.unlike()
     return None if unlike is None else f"merge: {unlike} in the sampler is not the learner's W + scale * B A"

@@ -46,6 +46,7 @@ class Shape:
     normed_heads: bool  # queries and keys are normalised (Qwen3)
     itemsize: int
     fast: bool = True  # computed by the decoder (models/paths.py)
+    layered: int = 0  # parameters in the layers, which can be divided among ranks; 0 where the decoder computes none
 
     @classmethod
     def of(cls, model: Any, lora: LoRAConfig | None, itemsize: int) -> Shape:
@@ -54,6 +55,7 @@ class Shape:
         Families off the fast path (``models/paths.py``) keep more of a layer than is reckoned here.
         """
         parameters = sum(p.numel() for p in model.parameters())
+        layered = sum(p.numel() for p in model.model.layers.parameters()) if is_fast(model.config) else 0
         linear = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
         config, adapted, added, watched, ranks = model.config.get_text_config(), 0, 0, 0, 0
         if lora is not None:
@@ -77,6 +79,7 @@ class Shape:
             any(name.endswith("q_norm") for name, _ in model.named_modules()),
             itemsize,
             is_fast(model.config),
+            layered,
         )
 
     def layer_bytes(self, *, in_blocks: bool) -> int:

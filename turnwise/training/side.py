@@ -10,11 +10,12 @@ import torch
 
 from turnwise.agents.seating import ModelAgent
 from turnwise.learning.learner import Learner
-from turnwise.learning.metrics import Agreement
+from turnwise.learning.metrics import Agreement, Metrics
 from turnwise.models.loading import check_trainable
 from turnwise.models.policy import Policy
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.runs.checkpoints import POLICY, Checkpoint, side_prefix
+from turnwise.training.leading import Leader, plain_groups, restore
 from turnwise.training.noise import limits_of
 from turnwise.training.proof import DisagreementError as DisagreementError
 from turnwise.training.proof import prove
@@ -24,13 +25,21 @@ from turnwise.trajectory import Group
 class Side:
     """One policy in training, with its sampler (``agent``), learner and buffer.
 
-    ``name`` is the role or player that it plays, or ``""`` for all of them. Errors call its model ``model``.
+    ``name`` is the role or player that it plays, or ``""`` for all of them. Errors call its model ``model``. ``leader``
+    has the other ranks do what the learner does here.
     """
 
     def __init__(
-        self, name: str, policy: Policy, agent: ModelAgent, learner: Learner, model: str = "the model"
+        self,
+        name: str,
+        policy: Policy,
+        agent: ModelAgent,
+        learner: Learner,
+        model: str = "the model",
+        leader: Leader | None = None,
     ) -> None:
         self.name, self.policy, self.agent, self.learner = name, policy, agent, learner
+        self.leader = leader or Leader()
         check_trainable(policy.model, model)
         self.limits = limits_of(policy, agent)  # measured with the weights at the start, at a resume too
         self.buffer = TrajectoryBuffer(learner.recipe.keep_updates)
@@ -40,8 +49,14 @@ class Side:
         return self.name in ("", group.trajectories[0].role, group.trajectories[0].player)
 
     def sync(self, version: int) -> None:
-        """Copy the learner's weights to the sampler; the trajectories that it plays next carry their hash."""
-        self.policy.sync(version)
+        """Copy the learner's weights to the sampler; the trajectories that it plays next carry their hash.
+
+        Raises LostRankError where other ranks hold other weights.
+        """
+        self.leader.tell("sync", side=self.name, version=version)
+        with self.leader.watched():
+            self.policy.sync(version)
+        self.leader.agree(self.policy.adapter_hash, f"after update {version}")
         self.agent.version, self.agent.adapter_hash = self.policy.version, self.policy.adapter_hash
 
     def take(self, groups: Sequence[Group], update: int) -> None:
@@ -54,6 +69,13 @@ class Side:
                     f"episode {trajectory.episode} was sampled with weights {trajectory.adapter_hash}, "
                     f"the learner holds {self.policy.adapter_hash}: the sampler was not synchronised"
                 )
+
+    def learn(self, update: int) -> Metrics:
+        """The learner's part of an update, by all ranks. Raises DisagreementError and LostRankError."""
+        if self.leader.leads:
+            self.leader.tell("learn", side=self.name, update=update, groups=plain_groups(self.buffer.fresh(update)))
+        with self.leader.watched():
+            return self.learner.update(self.buffer, update, verify=self.verify)
 
     def verify(self, agreement: Agreement) -> None:
         """Check sampler against learner. Raises DisagreementError where they do not have the same policy."""
@@ -72,8 +94,8 @@ class Side:
 
     def halve_microbatches(self) -> None:
         """Halve optimizer.microbatch_tokens from now on."""
-        half = max(1, self.learner.config.microbatch_tokens // 2)
-        self.learner.config = self.learner.config.model_copy(update={"microbatch_tokens": half})
+        self.leader.tell("halve", side=self.name)
+        self.learner.halve_microbatches()
 
     def state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         """Everything that a checkpoint needs, as (JSON values, tensors)."""
@@ -85,11 +107,9 @@ class Side:
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Inverse of ``state``. Raises ValueError where the loaded weights differ from those that were saved."""
-        state = checkpoint.state["sides"][self.name]
-        self.learner.optimizer.zero_grad(set_to_none=True)  # an interrupted update may have left some
-        self.policy.load_trainable_state(checkpoint.policy_tensors(self.name))
-        self.learner.load_state_dict(state["learner"], checkpoint.side(self.name))
-        self.buffer.load_state_dict(state["buffer"])
+        state, tensors = checkpoint.state["sides"][self.name], checkpoint.side(self.name)
+        self.leader.tell("load", tensors, side=self.name, learner=state["learner"], buffer=state["buffer"])
+        restore(self.policy, self.learner, self.buffer, tensors, state)
         self.sync(checkpoint.update)
         if self.policy.adapter_hash != state["adapter_hash"]:
             raise ValueError("the checkpoint does not restore the weights it was saved from")

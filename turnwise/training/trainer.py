@@ -18,12 +18,13 @@ from turnwise.clock import Clock
 from turnwise.config.sections import EvalConfig
 from turnwise.evaluation.playing import TEST_KEY, VALIDATION_KEY, evaluate_policy
 from turnwise.evaluation.report import Report
+from turnwise.grading.grader import Grader
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.planning import Planner
 from turnwise.models.engine import Sampling
 from turnwise.monitoring.first_replies import FirstReplies
 from turnwise.monitoring.mirrors import Mirrors
-from turnwise.monitoring.record import episode_numbers, finite, joined
+from turnwise.monitoring.record import episode_numbers, finite, grading_numbers, joined
 from turnwise.monitoring.watchdog import Watchdog, signs, stop_where_asked
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.checkpoints import Checkpoint, CheckpointName
@@ -75,7 +76,8 @@ class Trainer:
     """One run in progress. ``turnwise.assembly.run.Assembly`` builds it; ``step`` does one update.
 
     ``planner`` decides which episodes are played of the tasks that ``order`` gives, and ``collector`` plays them;
-    ``measurer`` plays the episodes of measurements. ``sides`` are the policies in training.
+    ``measurer`` plays the episodes of measurements. ``sides`` are the policies in training. ``grader`` pays
+    episodes beside their world.
     """
 
     def __init__(
@@ -94,8 +96,9 @@ class Trainer:
         measuring: EvalConfig,
         settings: LoopSettings,
         observer: Observer,
+        grader: Grader | None = None,
     ) -> None:
-        self.run, self.sides, self.observer = run, sides, observer
+        self.run, self.sides, self.observer, self.grader = run, sides, observer, grader
         self.collector, self.measurer = collector, measurer
         self.panels, self.order, self.planner = panels, order, planner
         self.writer, self.watchdog, self.mirrors = writer, watchdog, mirrors
@@ -188,13 +191,18 @@ class Trainer:
         failed = [t for t in played if t.end == "error"]
         if len(failed) > self.settings.max_error_share * len(played):
             raise CollectionError(
-                f"{len(failed)} of {len(played)} episodes of update {update} failed twice in their environment "
+                f"{len(failed)} of {len(played)} episodes of update {update} failed {self._where} "
                 f"({_reasons(failed)}): more than rollout.max_error_share={self.settings.max_error_share}"
             )
         if not any(t.turns for t in played if t.end != "error"):
             raise CollectionError(f"no episode of update {update} has a turn to learn from ({_reasons(played)})")
         self._first_replies.finish()
         return group_by_task(played)
+
+    @property
+    def _where(self) -> str:
+        """Where episodes may fail."""
+        return "twice in their environment" + (", or in their grading" if self.grader is not None else "")
 
     def _on_episode(self, trajectory: Trajectory) -> None:
         self._first_replies.add(trajectory)
@@ -207,9 +215,12 @@ class Trainer:
             side.take(groups, update)
 
     def learn(self, update: int) -> dict[str, Metrics]:
-        """The learners' part of an update. An UpdateMemoryError leaves it half done; ``rewind`` undoes that."""
+        """The learners' part of an update. An UpdateMemoryError leaves it half done; ``rewind`` undoes that.
+
+        (Not where several ranks learn: the others are in the middle of it.)
+        """
         try:
-            metrics = {side.name: side.learner.update(side.buffer, update, verify=side.verify) for side in self.sides}
+            metrics = {side.name: side.learn(update) for side in self.sides}
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -325,6 +336,7 @@ class Trainer:
             {
                 "update": update,
                 **played,
+                **grading_numbers(groups, self.grader.take_spent() if self.grader is not None else {}),
                 "total_sampled_tokens": self.sampled_tokens,
                 "failures": self.collector.failures,
                 **self.collector.numbers(),

@@ -38,6 +38,7 @@ async function showEpisode(browser, row) {
     toolbar(browser, row),
     el("ol", { class: "turns" }, detail.turns.map((turn, place) => turnCard(browser, row, turn, place))),
     el("p", { class: "note ending", text: ending(table, row) }),
+    detail.grades ? el("ul", { class: "notes grades" }, detail.grades.map((line) => el("li", { text: line }))) : "",
   );
   recolour();
   page.scrollTop = 0;
@@ -60,7 +61,7 @@ function heading(browser, row) {
     [`task ${task.split} ${task.index} (${task.key.slice(0, 12)})`, "split, place in it, and the hash of its content"],
     [attemptName(table, row), "which attempt at this task"],
     [plural(table.turns[row], "turn")], [plural(table.tokens[row], "token"), "that the model said"],
-    [`reward ${number(table.reward[row])}`, "sum of the world's rewards"],
+    [`reward ${number(table.reward[row])}`, "sum of its rewards: the world's, and what graders paid"],
     known(table.shaped[row]) && [`shaped return ${number(table.shaped[row])}`, "what training made of the rewards: scaled, with penalties"],
     known(table.score[row]) && [`score ${number(table.score[row])}`, "how well the world says the task was done, from 0 to 1"],
     table.adapter[row] && [`weights ${table.adapter[row].slice(0, 8)}`, "hash of the adapter that played"],

@@ -20,6 +20,7 @@ from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
+from turnwise.runs.trajectory_tables import grade_lines
 from turnwise.statistics import Estimate, bootstrap_mean, wilson
 from turnwise.trajectory import Group, Trajectory, Turn, group_by_task
 from turnwise.view.credit import Credited, Recipes, Trained, name_of
@@ -209,6 +210,8 @@ def _detail(
     if tree is not None:
         found["segments"] = [short(tree.planner.entropy(turn.entropies)) for turn in trajectory.turns]
         found["initial"] = tree.planner.initial(trajectory) if _looked_at(tree, trajectory) else None
+    if trajectory.grading is not None:
+        found["grades"] = grade_lines(trajectory)
     if branching is not None:
         found["branching"] = {name: short(value) for name, value in asdict(branching).items()}
     return found

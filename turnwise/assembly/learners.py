@@ -1,0 +1,180 @@
+"""Learners, and the processes that learn together: started here on this machine, or by torchrun.
+
+    torchrun --nproc-per-node 2 -m turnwise.cli train household learner.ranks=2
+    turnwise train household learner.ranks=2                                        the same, on one machine
+
+The first rank is the run (``training/leading.py``). The others are this module as a program, or under torchrun the
+same command, which leaves the run to the first rank (``follow_if_told``). They read the model and the configuration
+from the run's folder, which several nodes must share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from turnwise.algorithms.registry import build
+from turnwise.assembly.players import load_policies
+from turnwise.config.sections import LearnerConfig
+from turnwise.learning.learner import Learner
+from turnwise.learning.ranks import Ranks
+from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings
+from turnwise.models.policy import Policy
+from turnwise.replay.buffer import TrajectoryBuffer
+from turnwise.runs.directory import RunDirectory
+from turnwise.training.leading import MEETING, FollowingSide, Leader, StartedRank, follow, stage_of
+from turnwise.training.ranks import ProcessRanks
+
+_HOST, _WANTED = "127.0.0.1", "turnwise/wanted"
+
+
+def learner_of(
+    algorithm: Settings, optimizer: OptimizerConfig, run: RunInfo, policy: Policy, ranks: Ranks | None = None
+) -> Learner:
+    """The learner of a policy, whose parts are fresh."""
+    info = replace(run, vocabulary=policy.model.config.vocab_size)
+    recipe = build(algorithm, info)
+    if recipe.needs_reference:
+        policy.keep_reference()
+    return Learner(recipe, policy, optimizer, info, ranks)
+
+
+def lead(settings: LearnerConfig, device: str, run: RunDirectory, sides: Sequence[str]) -> Leader:
+    """The other ranks of a run's learner, with policies for ``sides``; close it. Without others: one that leads nobody.
+
+    Raises ValueError where torchrun started another number of processes, or there are not enough devices, and
+    LostRankError where one does not start.
+    """
+    torchrun = launched()
+    if torchrun is not None and torchrun[1] != settings.ranks:
+        raise ValueError(
+            f"{torchrun[1]} processes were started for this run, and learner.ranks={settings.ranks}: make them equal"
+        )
+    if settings.ranks == 1:
+        return Leader()
+    wanted: dict[str, Any] = {
+        "device": device,
+        "lockstep": settings.parallel == "fsdp2",
+        "timeout_s": settings.timeout_s,
+    }
+    if torchrun is not None:
+        leader = Leader(store=_their_store(), run=run)
+    else:
+        _check_devices(device, settings.ranks)
+        store = _own_store(settings.ranks)
+        started = [_start(rank, settings.ranks, store.port) for rank in range(1, settings.ranks)]
+        leader = Leader(store=store, started=started, run=run)
+    with _closed_on_error(leader):
+        with leader.watched():
+            leader.store.set(_WANTED, json.dumps(wanted))
+            leader.wait_for("started", settings.ranks)
+            leader.ranks = ProcessRanks(leader.store, 0, settings.ranks, **wanted)
+        leader.tell("begin", run=str(run.path.resolve()), sides=list(sides))
+    return leader
+
+
+@contextmanager
+def _closed_on_error(leader: Leader) -> Iterator[None]:
+    """A context that closes the leader where it is left by an error."""
+    try:
+        yield
+    except BaseException:
+        leader.broken = True
+        leader.close()
+        raise
+
+
+def launched() -> tuple[int, int] | None:
+    """Rank and number of the processes that torchrun started, this one among them; None where it started no others."""
+    if any(name not in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
+        return None
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return (rank, world) if world > 1 else None
+
+
+def follow_if_told() -> None:
+    """Under torchrun, on any rank but the first: work for the first rank's run to its end, and end this process."""
+    torchrun = launched()
+    if torchrun is None or torchrun[0] == 0:
+        return
+    _follow(_their_store(), *torchrun, local=int(os.environ.get("LOCAL_RANK", torchrun[0])))
+    sys.exit(0)
+
+
+def _their_store() -> Any:
+    store, _, _ = next(rendezvous("env://"))
+    return store
+
+
+def _own_store(world: int, port: int | None = None) -> Any:
+    """Where the ranks of this machine find each other: a new one of the first rank, or at its port."""
+    return TCPStore(_HOST, port or 0, world, is_master=port is None, timeout=MEETING, wait_for_workers=False)
+
+
+def _check_devices(device: str, ranks: int) -> None:
+    if device != "cpu" and torch.cuda.device_count() < ranks:
+        raise ValueError(
+            f"learner.ranks={ranks} needs a GPU for each rank, and there are {torch.cuda.device_count()}: lower it"
+        )
+
+
+def _start(rank: int, world: int, port: int) -> StartedRank:
+    """Start this module as a program, which imports what this process would."""
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the rank)
+    process = subprocess.Popen(
+        [sys.executable, "-m", __name__, str(rank), str(world), str(port)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,  # Ctrl-C is for the first rank
+    )
+    return StartedRank(rank, process, errors)
+
+
+def _follow(store: Any, rank: int, world: int, *, local: int) -> None:
+    store.wait([_WANTED], timedelta(days=20))  # the first rank may have a model to clone before
+    wanted = json.loads(store.get(_WANTED))
+    kind = wanted["device"]
+    if kind != "cpu":
+        torch.cuda.set_device(local)
+    store.set(stage_of("started", rank), "")
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first rank ends the update, saves, and then ends the others
+        signal.signal(number, signal.SIG_IGN)
+    ranks = ProcessRanks(store, rank, world, **wanted)
+    place = "cpu" if kind == "cpu" or ranks.lockstep else f"{kind}:{local}"  # what is divided moves layer by layer
+
+    def make(message: Mapping[str, Any]) -> dict[str, FollowingSide]:
+        run = RunDirectory.open(message["run"])
+        config = run.config()
+        torch.set_num_threads(config.threads)
+        made = {}
+        for name, policy in load_policies(run, message["sides"], device=place, samples=False).items():
+            policy.temperature = config.rollout.temperature
+            if ranks.lockstep:
+                policy.divide(ranks.mesh)
+            learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, ranks)
+            made[name] = FollowingSide(policy, learner, TrajectoryBuffer(learner.recipe.keep_updates))
+        store.set(stage_of("ready", rank), "")
+        return made
+
+    follow(ranks, make)
+    ranks.close()
+
+
+if __name__ == "__main__":
+    _rank, _world, _port = map(int, sys.argv[1:])
+    _follow(_own_store(_world, _port), _rank, _world, local=_rank)

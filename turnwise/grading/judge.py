@@ -1,0 +1,123 @@
+"""A judge: a model behind a chat API that reads an episode and answers a rubric, with reasons before its choices.
+
+An answer that is no verdict is sent back with what is wrong with it. After ``answers`` of them, and where the request
+fails, the episode has no verdict: JudgeError, never a verdict of 0.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from turnwise.agents.chat_client import ChatClient, ContextFullError, ExhaustedError, Usage, addressed
+from turnwise.grading.settings import Criterion, JudgeConfig, Rubric
+from turnwise.grading.transcript import described, messages, transcript
+from turnwise.grading.verdicts import Choice, Key, Verdict, Verdicts
+from turnwise.trajectory import Grade, Trajectory
+
+NAME = "judge:"
+"""The names of a judge's grades begin with it; the criterion's follows."""
+
+_THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
+
+
+class JudgeError(Exception):
+    """The judge gave no verdict on an episode."""
+
+
+class _UnreadableError(ValueError):
+    """An answer that is no verdict; the message says why."""
+
+
+class Judge:
+    """Asks one model. Several threads may use it.
+
+    Raises ValueError where the key cannot be used (``ChatClient``).
+    """
+
+    def __init__(self, config: JudgeConfig, verdicts: Verdicts) -> None:
+        self.config, self.verdicts = config, verdicts
+        model, endpoint = addressed(config.model, config.endpoint)
+        hint = "Verdicts are kept: `turnwise train --resume RUN`, or the same command, goes on"
+        self.client = ChatClient(model, endpoint, hint)
+        self.name = f"{model}, rubric {config.rubric.hash}"
+        self._identity = json.dumps([model, endpoint.extra], sort_keys=True) if endpoint.extra else model
+
+    def grades(self, episode: Trajectory, task: Mapping[str, Any]) -> tuple[tuple[Grade, ...], float]:
+        """A grade for each criterion, and the verdict in [0, 1]: their mean by the rubric's weights.
+
+        Raises JudgeError, and EndpointError where nobody answers or the key is refused: then nobody can be judged.
+        """
+        rubric, weight = self.config.rubric.filled(task), self.config.weight
+        asked = described(rubric)
+        record = transcript(episode, self.config.view, thoughts=self.config.thoughts)
+        key = Key.of(self._identity, asked, record)
+        verdict = self.verdicts.once(key, episode.episode, lambda: self._asked(key, episode, rubric, asked, record))
+        total = sum(criterion.weight for criterion in rubric.criteria)
+        worth = [_worth(criterion, each) for criterion, each in zip(rubric.criteria, verdict, strict=True)]
+        shares = [criterion.weight / total for criterion in rubric.criteria]
+        grades = tuple(
+            Grade(NAME + each.criterion, value, weight * share, each.reason)
+            for each, value, share in zip(verdict, worth, shares, strict=True)
+        )
+        return grades, sum(value * share for value, share in zip(worth, shares, strict=True))
+
+    def _asked(self, key: Key, episode: Trajectory, rubric: Rubric, asked: str, record: str) -> tuple[Verdict, Usage]:
+        said, usage, fault = messages(asked, record), Usage(), ""
+        for _ in range(self.config.answers):
+            try:
+                answer = self.client.ask(said, {"temperature": 0, "max_tokens": self.config.max_tokens})
+            except ContextFullError:
+                fault = "the episode does not fit its context (rewards.judge.view=last shows less of it)"
+                break
+            except ExhaustedError as error:
+                fault = str(error)
+                break
+            usage += answer.usage
+            try:
+                return read_verdict(answer.text, rubric), usage
+            except _UnreadableError as error:
+                fault = f"its last answer of {self.config.answers} was no verdict: {error}"
+                again = f"That is no verdict: {error}. Answer with the JSON object alone, in the form that was given."
+                said += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": again}]
+        self.verdicts.write(key, episode.episode, usage, verdict=None, fault=fault[:500])
+        raise JudgeError(f"{self.client.model} gave no verdict: {fault}")
+
+
+def read_verdict(text: str, rubric: Rubric) -> Verdict:
+    """The verdict in an answer: one JSON object, from its first brace to its last. Raises ValueError for another.
+
+    What stands around the object is not read. Where there are two objects there is no verdict: one may be quoted.
+    """
+    text = _THOUGHT.sub("", text)
+    begin, end = text.find("{"), text.rfind("}")
+    try:
+        answers = json.loads(text[begin : end + 1])["verdict"] if begin >= 0 else None
+        given = {str(each["criterion"]): each for each in answers} if isinstance(answers, list) else None
+    except (ValueError, LookupError, TypeError, RecursionError):
+        given, answers = None, None
+    if given is None or answers is None or len(given) < len(answers):
+        raise _UnreadableError(f"expected one JSON object with a list `verdict`, a criterion each; got {text[:100]!r}")
+    names = [criterion.name for criterion in rubric.criteria]
+    if set(given) != set(names):
+        raise _UnreadableError(f"expected the criteria {', '.join(names)}; got {', '.join(given) or 'none'}"[:300])
+    return tuple(_choice(criterion, given[criterion.name]) for criterion in rubric.criteria)
+
+
+def _choice(criterion: Criterion, answer: Mapping[str, Any]) -> Choice:
+    by_word = {choice.strip().lower(): choice for choice in criterion.choices}
+    said, reason = answer.get("choice"), answer.get("reason")
+    if isinstance(said, bool):
+        said = "yes" if said else "no"
+    chosen = by_word.get(str(said).strip().lower())
+    if chosen is None:
+        raise _UnreadableError(f"{criterion.name}: expected one of {', '.join(criterion.choices)}; got {said!r}"[:300])
+    if not isinstance(reason, str) or not reason.strip():
+        raise _UnreadableError(f"{criterion.name}: expected a reason before the choice")
+    return Choice(criterion.name, chosen, reason.strip())
+
+
+def _worth(criterion: Criterion, answer: Choice) -> float:
+    return criterion.choices[answer.choice]
