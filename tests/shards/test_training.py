@@ -28,7 +28,7 @@ PANELS = ("eval.every=1", "eval.tasks=3", "eval.test_split=test", "eval.test_tas
 def run(made: RunConfig, path: Path, host: Host | None = None, updates: int = 2) -> tuple[RunDirectory, Report | None]:
     """So many updates, saved, and a measurement of the test panel."""
     found = RunDirectory.create(path, made, {})
-    with closing(Assembly(made, host=host).trainer(found)) as trainer:
+    with closing(Assembly(made, host=host)) as assembly, closing(assembly.trainer(found)) as trainer:
         for _ in range(updates):
             trainer.step()
         trainer.save()
@@ -90,6 +90,31 @@ def test_tasks_are_replaced_in_shards_too(model: Path, tmp_path: Path) -> None:
     assert len({t.episode for t in played}) == len(played)
 
 
+def test_episodes_of_shards_are_graded_here(model: Path, tmp_path: Path) -> None:
+    """By functions in threads, under a planner that reacts: same tokens and rewards as in one process."""
+    settings = (
+        "algorithm=grpo",
+        "rewards={functions: ['tests.grading.rewards:length'], threads: 2, world: 0.5}",
+        *PANELS,
+    )
+    (alone, report), (two, again) = (
+        run(config(model, *settings, *more), tmp_path / str(len(more)), Here() if more else None, updates=1)
+        for more in ((), (TWO,))
+    )
+    first, other = (list(TrajectoryReader(found.trajectories_path)) for found in (alone, two))
+    assert [t.episode for t in first] == [t.episode for t in other]
+    assert [t.rewards for t in first] == [t.rewards for t in other]
+    assert all(t.grading is not None for t in other)
+    assert report is not None
+    assert again is not None
+    assert again.mean_return == report.mean_return
+    forks, _ = run(config(model, *settings[1:], TREE, TWO), tmp_path / "tree", Here(), updates=1)
+    played = list(TrajectoryReader(forks.trajectories_path))
+    assert any(t.fork is not None for t in played)
+    assert all(t.grading is not None for t in played)
+    assert len({t.episode for t in played}) == len(played) == 2 * 4
+
+
 def test_a_world_given_as_an_object_is_not_known_elsewhere(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rollout\.shards: another process does not know given/Echo-v0"):
         turnwise.train(
@@ -111,6 +136,19 @@ def test_a_run_in_child_processes_is_one_in_this_process(model: Path, tmp_path: 
     )
     assert report == again
     assert_same(here, there)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_several_learners_and_several_shards(model: Path, tmp_path: Path, parallel: str) -> None:
+    """The shards play with what the learners hold together; its frozen weights may be divided among them."""
+    made = config(model, "algorithm=grpo", TWO, "learner.ranks=2", f"learner.parallel={parallel}")
+    found, _ = run(made, tmp_path / "run")
+    lines = found.metrics()
+    assert lines[0]["adapter_hash"] != lines[1]["adapter_hash"]
+    assert all(line["agreement/max_abs"] < 1e-4 and line["agreement/num_tokens"] > 0 for line in lines)
+    played = list(TrajectoryReader(found.trajectories_path))
+    assert [t.adapter_hash for t in played if t.policy_version == 1] == [lines[0]["adapter_hash"]] * 8
 
 
 @pytest.mark.slow
