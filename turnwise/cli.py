@@ -17,9 +17,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from turnwise.commands import bench, runs, worlds
+from turnwise.commands import bench, runs, serve, worlds
 from turnwise.commands import convert as conversion
 from turnwise.commands import plan as cli_plan
+from turnwise.commands import template as templates
 from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 
@@ -50,6 +51,8 @@ for _command in (
 app.command()(views.view)
 app.command()(cli_plan.plan)
 app.command()(conversion.convert)
+app.command()(templates.template)
+app.command()(serve.serve)
 
 console = Console()
 
@@ -85,6 +88,26 @@ def train(
     algorithm: Annotated[
         str | None, typer.Option("--algorithm", help="A name of `turnwise algorithms`, or module:recipe.")
     ] = None,
+    tools: Annotated[
+        str | None,
+        typer.Option(
+            "--tools", help="Functions or a class of yours as the world: module:NAME, with --tasks, --reward."
+        ),
+    ] = None,
+    mcp: Annotated[
+        list[str] | None,
+        typer.Option("--mcp", help="Tools of an MCP server: its command line or address; may be given several times."),
+    ] = None,
+    program: Annotated[
+        str | None,
+        typer.Option("--program", help='An agent program as the world: module:NAME or "python cli.py", with --tasks.'),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Their tasks: FILE.jsonl, or hf:DATASET[@REVISION][#CONFIG][:SPLIT].")
+    ] = None,
+    reward: Annotated[
+        str | None, typer.Option("--reward", help="What judges an episode: module:FUNCTION(task, tools, reply).")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default runs/ENV-ALGORITHM-N.")] = None,
     resume: Annotated[
         Path | None,
@@ -98,19 +121,22 @@ def train(
     """Train an agent and measure it on unseen tasks before and after.
 
     [dim]turnwise train --env turnwise/Household-v0 --algorithm grpo optimizer.lr=5e-4 num_updates=40[/dim]
+    [dim]turnwise train --program my_agent:agent --tasks questions.jsonl model.path=FOLDER_OR_NAME[/dim]
     [dim]turnwise train --resume runs/household-grpo-s0-1 num_updates=80[/dim]
     """
     if resume is not None:
-        if env or algorithm or out or seed is not None:
+        if env or algorithm or out or tools or mcp or program or tasks or reward or seed is not None:
             raise ValueError("--resume takes world, algorithm, folder and seed from the run: leave them out")
         if print_config:
             raise ValueError("--print-config is for a run that begins: RUN/config.yaml holds a run's")
         _resume(resume, settings or [])
         return
+    from turnwise.commands.shorthands import world_of
     from turnwise.config.files import dump_config, load_config
 
     name, given = _words(settings, [f"seed={seed}"] if seed is not None else [])
-    config = load_config(name, given, env=env, algorithm=algorithm)
+    env, more = world_of(env, tools=tools, mcp=mcp or (), program=program, tasks=tasks, reward=reward)
+    config = load_config(name, [*more, *given], env=env, algorithm=algorithm)
     if print_config:
         typer.echo(dump_config(config), nl=False)
         return

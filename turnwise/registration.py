@@ -52,11 +52,26 @@ WORLDS: dict[str, World] = {
     "turnwise/LeducHoldem-v0": World(_GAME, "two players; PettingZoo's Leduc hold'em as text", {"game": "leduc"}),
     "turnwise/RockPaperScissors-v0": World(_GAME, "two players at once; PettingZoo's rps as text", {"game": "rps"}),
     "turnwise/Negotiation-v0": World(_GAME, "two players divide a pile of goods by talking", {"game": "negotiation"}),
+    "turnwise/SQL-v0": World(
+        "turnwise.envs.sql.world:SQLEnv", "questions about generated databases, answered with SQL; tools, roles"
+    ),
+    "turnwise/Office-v0": World(
+        "turnwise.envs.office.world:OfficeEnv", "contacts, calendar and mail of a small office; tools, roles"
+    ),
+    "turnwise/Files-v0": World(
+        "turnwise.envs.files.world:FilesEnv", "bills in a folder of text files, and a calculator; tools, roles"
+    ),
+    "turnwise/Tools-v0": World(
+        "turnwise.envs.tools.world:ToolsEnv", "functions of yours as tools, tasks from your rows"
+    ),
     "turnwise/GEM-v0": World(
         "turnwise.envs.adapters.gem:GEMEnv", "any environment of GEM, by name; pip install gem-llm"
     ),
     "turnwise/TextArena-v0": World(
         "turnwise.envs.adapters.textarena:make", "any game of TextArena, by name; pip install textarena"
+    ),
+    "turnwise/Program-v0": World(
+        "turnwise.envs.programs.world:ProgramEnv", "any agent program, through an OpenAI-compatible endpoint"
     ),
     "turnwise/OpenEnv-v0": World("turnwise.envs.adapters.openenv:OpenEnv", "an OpenEnv server, by its address"),
 }

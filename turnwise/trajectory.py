@@ -71,6 +71,8 @@ class Turn:
     before truncation). ``reward`` is what is learned from: the world's, and where a run grades its episodes what
     ``Trajectory.grading`` says. ``processing`` says where that distribution was restricted; None: nowhere.
     ``thought_tokens`` is the number of tokens up to the end of the reply's thought: its action begins there.
+    ``request`` says what was asked in roles, as JSON of the keys "messages", "after" and "tools" that the world gave;
+    "": it spoke in observations alone.
     """
 
     observation: str
@@ -87,6 +89,7 @@ class Turn:
     env_s: float = 0.0
     processing: Processing | None = None
     thought_tokens: int = 0
+    request: str = ""
 
     @property
     def action_mask(self) -> BoolArray:

@@ -22,7 +22,7 @@ def test_a_conversation_begins_with_the_examples() -> None:
     chat = ChatFormat(tokenizer())
     config = AgentConfig(instructions=True, action_format="tags")
     context = new_context(chat, config, "Act well.", EXAMPLES)
-    opening = context.begin("a jar", None)
+    opening = context.begin("a jar", {})
     said = chat.messages(opening, fresh=True)
     first = said.pop(0)
     assert first.startswith("Act well.\n")
@@ -34,7 +34,7 @@ def test_a_conversation_begins_with_the_examples() -> None:
     assert tokenizer().decode(opening) == tokenizer().apply_chat_template(
         asked, tokenize=False, add_generation_prompt=True
     )
-    added, continues = context.extend(chat.reply("look"), "look", "wall", None)
+    added, continues = context.extend(chat.reply("look"), "look", "wall", {})
     assert continues
     assert chat.messages(added, fresh=False) == ["wall"]
     restarted = chat.messages(context.fork().restart(), fresh=True)
@@ -47,9 +47,9 @@ def test_a_window_begins_with_them_every_turn(cut: bool) -> None:
     chat = ChatFormat(tokenizer())
     config = AgentConfig(context="window", window=1, show_admissible=True)
     context = new_context(chat, config, "", EXAMPLES)
-    whole = context.begin("a jar", ["look"])
+    whole = context.begin("a jar", {"admissible_actions": ["look"]})
     reply = chat.reply("look")[: -1 if cut else None]
-    later, continues = context.extend(reply, "look", "wall", ["go"])
+    later, continues = context.extend(reply, "look", "wall", {"admissible_actions": ["go"]})
     assert not continues
     said, again = (chat.messages(ids, fresh=True) for ids in (whole, later))
     assert said[:-1] == again[:-1]

@@ -80,8 +80,8 @@ def agent(**settings: Any) -> AgentConfig:
 def test_full_history_adds_and_never_repeats() -> None:
     chat = ChatFormat(tokenizer())
     context = new_context(chat, agent(), "")
-    opening, reply = context.begin("room", None), chat.reply("look")
-    added, continues = context.extend(reply, "look", "wall", None)
+    opening, reply = context.begin("room", {}), chat.reply("look")
+    added, continues = context.extend(reply, "look", "wall", {})
     assert continues
     assert tokenizer().decode(np.concatenate([opening, reply, added])) == (
         "<|user|>room<|end|><|assistant|>look<|end|><|user|>wall<|end|><|assistant|>"
@@ -92,10 +92,10 @@ def test_full_history_adds_and_never_repeats() -> None:
 def test_window_shows_the_task_and_the_last_turns() -> None:
     chat = ChatFormat(tokenizer())
     context = new_context(chat, agent(context="window", window=2), "")
-    context.begin("task", None)
+    context.begin("task", {})
     shown = []
     for n in range(1, 5):
-        ids, continues = context.extend(chat.reply(f"act {n}"), f"act {n}", f"seen {n}", None)
+        ids, continues = context.extend(chat.reply(f"act {n}"), f"act {n}", f"seen {n}", {})
         assert not continues
         shown.append(tokenizer().decode(ids).removeprefix("<|user|>").removesuffix("<|end|><|assistant|>"))
     assert shown[0] == "task\n> act 1\n[1] seen 1"
@@ -104,8 +104,8 @@ def test_window_shows_the_task_and_the_last_turns() -> None:
 
 def test_window_of_nothing_shows_task_and_present() -> None:
     context = new_context(ChatFormat(tokenizer()), agent(context="window", window=0), "")
-    context.begin("task", None)
-    ids, _ = context.extend(np.zeros(0, np.int32), "act", "seen", None)
+    context.begin("task", {})
+    ids, _ = context.extend(np.zeros(0, np.int32), "act", "seen", {})
     assert tokenizer().decode(ids) == "<|user|>task\n[1] seen<|end|><|assistant|>"
 
 
@@ -113,10 +113,10 @@ def test_forked_contexts_part_ways() -> None:
     for kind in ("full", "window"):
         chat = ChatFormat(tokenizer())
         context = new_context(chat, agent(context=kind), "")
-        context.begin("task", None)
+        context.begin("task", {})
         copy = context.fork()
-        context.extend(chat.reply("a"), "a", "left", None)
-        ids, _ = copy.extend(chat.reply("b"), "b", "right", None)
+        context.extend(chat.reply("a"), "a", "left", {})
+        ids, _ = copy.extend(chat.reply("b"), "b", "right", {})
         assert "left" not in tokenizer().decode(ids)
         assert "left" in tokenizer().decode(context.restart())
 
@@ -124,7 +124,7 @@ def test_forked_contexts_part_ways() -> None:
 def test_instructions_and_admissible_actions_are_shown_when_asked_for() -> None:
     chat = ChatFormat(tokenizer())
     shown = new_context(chat, agent(instructions=True, action_format="tags", show_admissible=True), "Act well.")
-    text = tokenizer().decode(shown.begin("room", ["look", "go"]))
+    text = tokenizer().decode(shown.begin("room", {"admissible_actions": ["look", "go"]}))
     assert "Act well." in text
     assert "<action>" in text
     assert "Admissible actions: look, go" in text
@@ -133,27 +133,27 @@ def test_instructions_and_admissible_actions_are_shown_when_asked_for() -> None:
 def test_a_list_has_an_action_a_line_where_that_is_asked_for() -> None:
     chat = ChatFormat(tokenizer())
     shown = new_context(chat, agent(show_admissible=True, admissible_format="lines"), "")
-    (said,) = chat.messages(shown.begin("room", ["take mug, plate", "go"]), fresh=True)
+    (said,) = chat.messages(shown.begin("room", {"admissible_actions": ["take mug, plate", "go"]}), fresh=True)
     assert said.startswith("room\n")
     assert said.endswith("\ntake mug, plate\ngo")
-    assert chat.messages(shown.extend(chat.reply("go"), "go", "wall", None)[0], fresh=False) == ["wall"]
+    assert chat.messages(shown.extend(chat.reply("go"), "go", "wall", {})[0], fresh=False) == ["wall"]
 
 
 def test_thoughts_of_earlier_turns_are_dropped() -> None:
     chat = ChatFormat(tokenizer())
     context = new_context(chat, agent(thoughts="drop", action_format="tags"), "")
     thought = chat.reply("<think>Where? A drawer.</think>\n<action>go to drawer 1</action>")
-    first = context.begin("room", None)
-    second, continues = context.extend(thought, "go to drawer 1", "drawer", None)
+    first = context.begin("room", {})
+    second, continues = context.extend(thought, "go to drawer 1", "drawer", {})
     assert not continues
     assert chat.messages(second, fresh=True) == ["room", "<action>go to drawer 1</action>", "drawer"]
     copy = context.fork()
-    unended, _ = context.extend(chat.reply("<think>So"), "", "wall", None)
+    unended, _ = context.extend(chat.reply("<think>So"), "", "wall", {})
     assert chat.messages(unended, fresh=True)[2:] == ["drawer", "", "wall"]
     assert chat.messages(context.restart(), fresh=True) == ["room\nwall"]
-    later, _ = context.extend(chat.reply("look"), "look", "end", None)
+    later, _ = context.extend(chat.reply("look"), "look", "end", {})
     assert chat.messages(later, fresh=True) == ["room\nwall", "look", "end"]
-    other, _ = copy.extend(chat.reply("look"), "look", "cup", None)
+    other, _ = copy.extend(chat.reply("look"), "look", "cup", {})
     assert chat.messages(other, fresh=True)[2:] == ["drawer", "look", "cup"]
     shared = int(np.argmin(first == second[: len(first)])) or len(first)
     assert shared == len(first), "the engine computes only what is new"
@@ -163,6 +163,6 @@ def test_thoughts_are_dropped_after_examples_too() -> None:
     chat = ChatFormat(tokenizer())
     example = Example(("a cup",), (None,), ("look",))
     context = new_context(chat, agent(thoughts="drop"), "", (example,))
-    context.begin("room", None)
-    ids, _ = context.extend(chat.reply("<think>x</think>go"), "go", "wall", None)
+    context.begin("room", {})
+    ids, _ = context.extend(chat.reply("<think>x</think>go"), "go", "wall", {})
     assert chat.messages(ids, fresh=True) == ["a cup", "look", "room", "go", "wall"]

@@ -26,7 +26,7 @@ from turnwise.models.settings import ScratchModelConfig
 AGENT = AgentConfig()
 SHOWN = Demonstration(
     observations=("You arrive at cabinet 1.", "On the cabinet 1, you see a mug 2.", "ok"),
-    admissible=(None, None, None),
+    infos=({}, {}, {}),
     actions=("go to drawer 1", "look", "go to drawer 2"),
     learn=(True, False, True),
     success=True,

@@ -55,7 +55,7 @@ def test_a_world_without_a_split_for_experts_shows_tasks_of_train() -> None:
 
 def test_the_tokens_of_examples_are_not_cloned() -> None:
     env, chat = make_env(SEARCH), ChatFormat(tokenizer())
-    shown = Demonstration(("question", "found"), (None, None), ("search: it", "answer: it"), (True, True), True)
+    shown = Demonstration(("question", "found"), ({}, {}), ("search: it", "answer: it"), (True, True), True)
     for context, num in (("full", 1), ("window", 2)):
         agent = AgentConfig(context=context, examples=1, max_context_tokens=4096)
         examples = examples_for(env, agent, usual=True)

@@ -137,7 +137,10 @@ BAD: list[tuple[object, str]] = [
     (messages(("user", "x")), "line 2: the assistant says nothing"),
     (messages(("assistant", "x"), ("user", "y")), "message 1 is the assistant's, where the user has the turn"),
     (messages(("system", "s"), ("user", "x"), ("user", "y")), "message 3 is the user's, where the assistant has"),
-    (messages(("user", "x"), ("tool", "y")), "message 2 has the role 'tool'; known are system, user, assistant"),
+    (
+        messages(("user", "x"), ("robot", "y")),
+        "message 2 has the role 'robot'; known are system, user, assistant, tool",
+    ),
     (messages(("user", "x"), ("assistant", None)), "message 2 has no text as its `content`"),
     (messages(("user", "x"), ("system", "s"), ("assistant", "y")), "message 2 is the system's"),
 ]

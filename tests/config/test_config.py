@@ -231,8 +231,12 @@ def test_a_model_that_is_brought_gets_no_settings_of_a_small_one(tmp_path: Path)
             continue
         brought, own = load_config(name, ["model.path=somewhere"]), load_config(name)
         assert brought.model == PretrainedModelConfig(path="somewhere")
-        assert (brought.optimizer.lr, brought.warmstart, brought.agent.action_format) == (1e-5, None, "tags")
-        assert (brought.agent.instructions, brought.agent.show_admissible) == (True, True)
+        assert (brought.optimizer.lr, brought.warmstart, brought.agent.instructions) == (1e-5, None, True)
+        if own.agent.context == "roles":
+            assert (brought.agent.action_format, brought.agent.show_admissible) == ("calls", False)
+            assert brought.agent.max_reply_tokens == 512 > own.agent.max_reply_tokens
+            continue
+        assert (brought.agent.action_format, brought.agent.show_admissible) == ("tags", True)
         assert brought.agent.admissible_format == "lines"
         assert brought.agent.max_reply_tokens == 256 > own.agent.max_reply_tokens
         plain = load_config(name, ["model.path=somewhere", "agent.action_format=plain"])

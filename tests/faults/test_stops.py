@@ -23,6 +23,7 @@ from turnwise.errors import AgentError
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.jobs import export, resume, train
 from turnwise.learning import learner as update
+from turnwise.learning import ranks
 from turnwise.models.drawing import DRAW
 from turnwise.models.policy import Policy
 from turnwise.runs.directory import RunDirectory
@@ -179,7 +180,7 @@ def test_lines_that_a_crash_left_are_repeated_and_damaged_ones_named(
 
 def test_an_update_that_does_not_fit_is_done_again_with_half(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """The second optimizer step of the third update fails: the first was done already, and is undone."""
-    score, split, budgets = Policy.score, update.microbatches, list[int]()
+    score, split, budgets = Policy.score, ranks.microbatches, list[int]()
 
     def noted(batch: Any, budget: int) -> Any:
         budgets.append(budget)
@@ -192,7 +193,7 @@ def test_an_update_that_does_not_fit_is_done_again_with_half(model: Path, tmp_pa
 
     made = config(model, "optimizer.microbatch_tokens=1000", "algorithm={type: grpo, kl_coef: 0}")
     train(made, tmp_path / "whole")
-    monkeypatch.setattr(update, "microbatches", noted)
+    monkeypatch.setattr(ranks, "microbatches", noted)
     monkeypatch.setattr(Policy, "score", limited)
     with pytest.warns(UserWarning, match=r"update 3 does not fit into memory \(CUDA.*half of optimizer\.microbatch"):
         train(made, tmp_path / "run")

@@ -36,13 +36,15 @@ def observation(rng: random.Random, folder: Path) -> str:
     )
     special = set(chat.tokenizer.all_special_ids)
     context = new_context(chat, config, text(rng))
-    prompt, fresh, closing = context.begin(text(rng), _actions(rng)), True, True
+    prompt, fresh, closing = context.begin(text(rng), {"admissible_actions": _actions(rng)}), True, True
     for _ in range(3):
         own = list(chat.open("") if fresh else chat.extend(_reply(closing, chat), ""))
         assert [i for i in prompt.tolist() if i in special] == [i for i in own if i in special]
         chat.messages(prompt, fresh=fresh)
         closing = rng.random() < 0.5
-        prompt, continues = context.extend(_reply(closing, chat), text(rng), text(rng), _actions(rng))
+        prompt, continues = context.extend(
+            _reply(closing, chat), text(rng), text(rng), {"admissible_actions": _actions(rng)}
+        )
         fresh = not continues
     shown = text(rng)
     assert chat.messages(chat.open(shown), fresh=True) == [encodable(shown)], "the model is shown something else"
@@ -61,7 +63,7 @@ def reply(rng: random.Random, folder: Path) -> str:
     assert isinstance(parsed.text, str)
     assert not (parsed.valid and not parsed.text.strip())
     assert len(parsed.text) <= MAX_ACTION_CHARS
-    assert parsed.text in said
+    assert style == "calls" or parsed.text in said
     if style == "plain":
         assert len(parsed.text.splitlines()) <= 1
     if style == "tags" and parsed.valid:

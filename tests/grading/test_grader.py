@@ -17,7 +17,7 @@ from tests.grading.episodes import episode, judging, verdict
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.agents.jobs import jobs_for
 from turnwise.agents.seating import Seating
-from turnwise.config.files import parse_section
+from turnwise.config.files import changed_grading, parse_section
 from turnwise.config.sections import RewardsConfig
 from turnwise.grading.agreement import graded
 from turnwise.grading.functions import FunctionError
@@ -155,6 +155,19 @@ def test_settings_that_do_not_fit_are_refused(given: dict[str, Any], told: str) 
     with pytest.raises(ValueError, match=told) as raised:
         parse_section(RewardsConfig, given, "rewards")
     assert "sk-1" not in str(raised.value)
+
+
+def test_graders_are_changed_one_by_one_and_left_out() -> None:
+    own = RewardsConfig.model_validate({"functions": {"a:b": 2}, "world": 0, "judge": judge("http://127.0.0.1:1/v1")})
+    assert changed_grading(own, {}).model_dump() == own.model_dump(include=set(GradingConfig.model_fields))
+    fewer = changed_grading(own, {"functions": ["c:d"], "judge": {"weight": 3}})
+    assert fewer.functions == {"c:d": 1.0}
+    assert fewer.judge is not None
+    assert own.judge is not None
+    assert fewer.judge.model_dump() == {**own.judge.model_dump(), "weight": 3.0}
+    assert changed_grading(own, {"functions": None, "judge": None}) == GradingConfig()
+    with pytest.raises(ValueError, match=r"rewards\.world is for"):
+        changed_grading(own, {"functions": None, "judge": None, "world": 0.5})
 
 
 def test_a_key_that_is_not_there_is_said_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

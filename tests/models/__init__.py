@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from turnwise.models.loading import save_model
 from turnwise.models.scratch import new_model, train_tokenizer
 from turnwise.models.settings import ScratchModelConfig
@@ -34,4 +36,14 @@ def tiny_model(seed: int = 0) -> Any:
 def scratch_folder(folder: Path) -> Path:
     """The tiny model as an ordinary Hugging Face folder."""
     save_model(tiny_model(), tokenizer(), folder)
+    return folder
+
+
+def chatting_folder(folder: Path, **changes: Any) -> Path:
+    """A tiny model whose template has roles and tools. Its logits are large enough for it to learn something."""
+    own = train_tokenizer(TEXTS, TINY.vocab_size, tools=True)
+    model = new_model(TINY.model_copy(update={"tools": True, **changes}), own, seed=0)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(10)
+    save_model(model, own, folder)
     return folder

@@ -13,9 +13,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from turnwise.agents.actions import parse_action
 from turnwise.agents.seating import AgentReply, CutShortError, ModelAgent, Scripted, Seat
-from turnwise.envs.interface import Info, instructions_of, listed_actions
+from turnwise.envs.interface import Info, instructions_of, listed_actions, request_of
 from turnwise.envs.tasks import TextEnv
 from turnwise.models.drawing import Sampling
 from turnwise.seeds import mix
@@ -83,7 +82,7 @@ class Acting:
         engine.submit(self._slot, ids, fresh=fresh, key=key, sampling=self._sampling, processor=processor)
         (reply,) = _finished(engine)
         text = self._model.chat.decode(reply.ids)
-        parsed = parse_action(text, config.action_format)
+        parsed = seat.read(text)
         seat.add_turn(
             Turn(
                 observation=observation,
@@ -97,6 +96,7 @@ class Acting:
                 valid=parsed.valid,
                 reward=0.0,
                 processing=reply.processing,
+                request=request_of(info or {}),
             )
         )
         return AgentReply(text, parsed.text, parsed.valid)

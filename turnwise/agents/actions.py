@@ -8,7 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-ActionFormat = Literal["plain", "tags", "whole"]
+from turnwise.agents.toolcalls import DIALECTS, Dialect, Tools
+from turnwise.envs.said import heard, said
+
+ActionFormat = Literal["plain", "tags", "whole", "calls"]
 
 MAX_ACTION_CHARS = 65_536
 """Characters. A longer action is not sent to the environment, not even a part of it."""
@@ -26,7 +29,9 @@ class ParsedAction:
     valid: bool
 
 
-def parse_action(reply: str, style: ActionFormat) -> ParsedAction:
+def parse_action(
+    reply: str, style: ActionFormat, dialect: Dialect = DIALECTS["hermes"], tools: Tools = ()
+) -> ParsedAction:
     """The action in a reply. For example, ``<think>It is red.</think> take mug`` holds the action ``take mug``.
 
     The answer is what follows the last thought (``<think>...</think>``). What is read from it depends on ``style``:
@@ -35,26 +40,32 @@ def parse_action(reply: str, style: ActionFormat) -> ParsedAction:
     tags    the text in its last complete ``<action>...</action>``. Without one, its last line is sent and marked not
             valid (some environments still understand it)
     whole   the whole reply, thoughts included, for environments that read tags themselves
+    calls   its text and its calls of ``tools``, in the model's ``dialect``. They are sent as one line of JSON
+            (``turnwise.envs.said``), also where a call is broken: then marked not valid
 
     White space at both ends is dropped. An action longer than ``MAX_ACTION_CHARS`` is not sent and not shortened: the
     text is then empty and not valid.
     """
     if style == "whole":
         return _checked(reply)
-    said = answer(reply)
-    if said is None:
+    if style == "calls":
+        return _called(reply, dialect, tools)
+    text = answer(reply)
+    if text is None:
         return ParsedAction("", False)
-    lines = [line for line in said.splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip()]
     if style == "plain":
         return _checked(lines[0] if lines else "")
-    tagged = _TAGGED.findall(said)
+    tagged = _TAGGED.findall(text)
     if tagged:
         return _checked(tagged[-1])
     return ParsedAction(_checked(lines[-1] if lines else "").text, False)
 
 
-def written(action: str, style: ActionFormat) -> str:
+def written(action: str, style: ActionFormat, dialect: Dialect = DIALECTS["hermes"]) -> str:
     """A reply that holds this action and nothing else, as an expert's is shown."""
+    if style == "calls":
+        return dialect.write(heard(action))
     return f"<action>{action}</action>" if style == "tags" else action
 
 
@@ -76,11 +87,11 @@ def action_start(reply: str, style: ActionFormat) -> int:
     """
     if style == "whole":
         return 0
-    said = answer(reply)
-    if said is None:
+    text = answer(reply)
+    if text is None:
         return len(reply)
-    tagged = list(_TAGGED.finditer(said)) if style == "tags" else []
-    return len(reply) - len(said) + (tagged[-1].start() if tagged else 0)
+    tagged = list(_TAGGED.finditer(text)) if style == "tags" else []
+    return len(reply) - len(text) + (tagged[-1].start() if tagged else 0)
 
 
 def tokens_before(start: int, num_tokens: int, decode: Callable[[int], str]) -> int:
@@ -95,11 +106,23 @@ def tokens_before(start: int, num_tokens: int, decode: Callable[[int], str]) -> 
 
 def unsent(reply: str) -> str:
     """A short reason, for display, why nothing of a reply was sent to the environment."""
-    said = answer(reply)
-    if said is None:
+    text = answer(reply)
+    if text is None:
         return "the reply ends inside a thought"
-    longest = len(said.strip())
+    longest = len(text.strip())
     return f"too long to be sent: {longest:,} characters" if longest > MAX_ACTION_CHARS else "no action in the answer"
+
+
+def _called(reply: str, dialect: Dialect, tools: Tools) -> ParsedAction:
+    """What a reply says, as an action. One that says nothing, or has a broken call, is not valid."""
+    text = answer(reply)
+    if text is None:
+        return ParsedAction(said(fault="the reply ended inside a thought"), False)
+    found, thought = dialect.read(text, tools), reply[: len(reply) - len(text)]
+    line = said(found.content, found.calls, found.fault, _THOUGHT.sub("", thought).strip())
+    if len(line) > MAX_ACTION_CHARS:
+        return ParsedAction(said(fault=f"the reply is too long: {len(line):,} characters"), False)
+    return ParsedAction(line, found.fault is None and bool(found.content or found.calls))
 
 
 def _checked(action: str) -> ParsedAction:

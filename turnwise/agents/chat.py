@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from turnwise.agents.rendering import Rendering
 from turnwise.agents.spelling import Opening, Spelling
 from turnwise.agents.templates import DATE, NO_ARGUMENTS, take_apart
+from turnwise.agents.toolcalls import DIALECTS, Dialect
 from turnwise.trajectory import IntArray
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class ChatFormat:
         template: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> None:
         self.tokenizer = tokenizer
+        self.rendering: Rendering | None = None
+        """Conversations with roles and tools; None where the agent calls no tools."""
         layout = self._layout = take_apart(tokenizer, system, date, template)
         spelling = self._spelling = Spelling(tokenizer, [layout.before, layout.after, layout.between])
         self._plain = lru_cache(maxsize=4096)(spelling.plain)
@@ -77,7 +81,22 @@ class ChatFormat:
     @classmethod
     def of(cls, tokenizer: Any, config: AgentConfig, end_ids: Iterable[int] = ()) -> ChatFormat:
         """The chat of an agent with these settings."""
-        return cls(tokenizer, config.system, date=config.date, end_ids=end_ids, template=config.template)
+        made = cls(tokenizer, config.system, date=config.date, end_ids=end_ids, template=config.template)
+        if config.action_format == "calls":
+            made.rendering = Rendering(
+                tokenizer,
+                made.end_ids,
+                date=config.date,
+                template=config.template,
+                tools_in=config.tools_in,
+                dialect=config.tool_calls,
+            )
+        return made
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the model writes calls of tools."""
+        return self.rendering.dialect if self.rendering else DIALECTS["hermes"]
 
     def messages(self, prompt_ids: IntArray, *, fresh: bool) -> list[str]:
         """The messages in ``prompt_ids`` [P], which ``open`` (``fresh``) or ``extend`` (not ``fresh``) made.

@@ -123,10 +123,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The model's text, and the requests and tokens that it took."""
+    """The model's text, the requests and tokens that it took, and its message as the server gave it."""
 
     text: str
     usage: Usage
+    message: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _PassingError(Exception):
@@ -182,7 +183,7 @@ class ChatClient:
         """Make threads that wait for their next request raise EndpointError."""
         self._stop.set()
 
-    def ask(self, messages: Sequence[Mapping[str, str]], fields: Mapping[str, Any]) -> Answer:
+    def ask(self, messages: Sequence[Mapping[str, Any]], fields: Mapping[str, Any]) -> Answer:
         """The model's answer to these messages.
 
         ``fields`` are added to the request; ``endpoint.extra`` overrides them. Raises ContextFullError where the server
@@ -197,15 +198,15 @@ class ChatClient:
             self._spend(asked)
             used += asked
             try:
-                text, counted = self._once(data)
+                message, counted = self._once(data)
             except _PassingError as error:
                 self._pause(error, attempt)
             else:
                 self._spend(counted)
-                return Answer(text, used + counted)
+                return Answer(str(message.get("content") or ""), used + counted, message)
         raise AssertionError("the last attempt returns or raises")
 
-    def _once(self, data: bytes) -> tuple[str, Usage]:
+    def _once(self, data: bytes) -> tuple[Mapping[str, Any], Usage]:
         headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "turnwise"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -223,10 +224,12 @@ class ChatClient:
         self._reached = True
         return self._parsed(content)
 
-    def _parsed(self, content: bytes) -> tuple[str, Usage]:
+    def _parsed(self, content: bytes) -> tuple[Mapping[str, Any], Usage]:
         try:
             answer = json.loads(content)
-            text = self._hide(str(answer["choices"][0]["message"]["content"] or ""))
+            message = self._hidden(answer["choices"][0]["message"])
+            if not isinstance(message, dict) or not {"content", "tool_calls"} & set(message):
+                raise LookupError
         except (ValueError, LookupError, TypeError):
             raise _PassingError(f"an answer that is no chat completion: {self._quoted(content)}") from None
         counts = answer.get("usage")
@@ -234,8 +237,8 @@ class ChatClient:
             counts.get(name) if isinstance(counts, dict) else None for name in ("prompt_tokens", "completion_tokens")
         )
         if isinstance(prompt, int) and isinstance(completion, int):
-            return text, Usage(prompt_tokens=prompt, completion_tokens=completion)
-        return text, Usage(uncounted=1)
+            return message, Usage(prompt_tokens=prompt, completion_tokens=completion)
+        return message, Usage(uncounted=1)
 
     def _refused(self, error: urllib.error.HTTPError, deadline: float) -> NoReturn:
         """Raise the exception for a status other than 2xx."""
@@ -307,6 +310,14 @@ class ChatClient:
         except (ValueError, LookupError, TypeError):
             pass
         return repr(self._hide(text)[:_EXCERPT])
+
+    def _hidden(self, found: Any) -> Any:
+        """A value of JSON with the key hidden in every text of it."""
+        if isinstance(found, str):
+            return self._hide(found)
+        if isinstance(found, dict):
+            return {name: self._hidden(value) for name, value in found.items()}
+        return [self._hidden(value) for value in found] if isinstance(found, list) else found
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text

@@ -37,11 +37,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from turnwise.agents.actions import action_start, parse_action, tokens_before
+from turnwise.agents.actions import action_start, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.playing import Event, Grader, OnEpisode, play_all
 from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
+from turnwise.agents.wishes import Wishes
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
 from turnwise.envs.interface import HasPlayers, capability, listed_actions
@@ -78,6 +79,7 @@ class Collector:
         self.seed, self.success = seed, success or SuccessRule()
         self.engines: list[Engine] = list({id(m.engine): m.engine for m in self.seating.models}.values())
         self.failures = 0
+        self._ignored = 0
         self.clock = Clock()
         self._idle: list[TextEnv] = []
         self._num_players = 0
@@ -91,8 +93,13 @@ class Collector:
         return Rollouts(self, sampling, key, on_episode)
 
     def numbers(self) -> dict[str, int]:
-        """As ``Playing.numbers``: nothing."""
-        return {}
+        """As ``Playing.numbers``: the wishes of requests that were not followed."""
+        taken, self._ignored = self._ignored, 0
+        return {"gateway/ignored_sampling": taken} if taken else {}
+
+    def count_ignored(self, wishes: Sequence[str]) -> None:
+        """Wishes of a request (``info["ignored"]``) that are not followed."""
+        self._ignored += len(wishes)
 
     def take_env(self) -> TextEnv:
         """An environment in which no episode runs, made where there is none."""
@@ -211,6 +218,11 @@ class Rollouts:
     def stop(self, rollout: int) -> None:
         """Abandon a rollout. It gives no trajectory."""
         self._stopped.add(rollout)
+
+    def forget(self, rollout: int) -> None:
+        """Let go of what a finished rollout holds. It cannot be forked any more."""
+        found = self._all[rollout]
+        found.episode, found.seats, found.env = None, (), None
 
     def _number(self, given: int | None) -> int:
         return len(self._all) if given is None else given
@@ -362,21 +374,27 @@ class Rollouts:
             return
         limit = min(config.max_context_tokens, engine.max_length) - self._sampling.max_tokens
         fresh, ids = not seat.continues, seat.prompt
-        if seat.continues and rollout.point is not None and len(seat.turns) == len(rollout.point.turns):
-            fresh, ids = (
-                True,
-                seat.context_ids(),
-            )  # a fork begins: its slot may hold less than its context
+        begins = rollout.point is not None and len(seat.turns) == len(rollout.point.turns)
+        if seat.continues and (
+            begins or seat.was_cut
+        ):  # a fork's slot may hold less than its context, a cut one's more
+            fresh, ids = True, seat.context_ids()
         if len(ids) + (0 if fresh else engine.length(seat.slot)) > limit and config.on_overflow == "restart":
             seat.prompt = ids = seat.context.restart()
             seat.continues, fresh = False, True
         if len(ids) + (0 if fresh else engine.length(seat.slot)) > limit:
-            yield from self._finish(rollout, "truncated", "context")
+            if episode.client is None:
+                yield from self._finish(rollout, "truncated", "context")
+            else:
+                self._stepping.begin(_EnvCall(rollout), episode.refuse)
             return
         place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
         key = mix("reply", self._collector.seed, *place)
-        processor = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
-        engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=self._sampling, processor=processor)
+        wishes = Wishes.of(episode.info)
+        self._collector.count_ignored(episode.info.get("ignored", ()))
+        guide = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
+        processor, sampling = wishes.processor(guide, self._sampling), wishes.sampling(self._sampling)
+        engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
         self._generating[self._collector.engines.index(engine), seat.slot] = rollout
 
     def _act(self, rollout: _Rollout, reply: Reply) -> None:
@@ -388,9 +406,10 @@ class Rollouts:
         assert episode is not None
         seat = episode.to_move
         assert seat.model is not None
-        text = seat.model.chat.decode(reply.ids)
+        kept, text = Wishes.of(episode.info).cut(reply, seat.model.chat.decode)
+        seat.was_cut, reply = kept is not reply, kept
         chat, style = seat.model.chat, seat.model.config.action_format
-        parsed = parse_action(text, style)
+        parsed = seat.read(text)
         thought = tokens_before(action_start(text, style), len(reply.ids), lambda n: chat.decode(reply.ids[:n]))
 
         def act() -> None:

@@ -1,23 +1,29 @@
 """An agent whose model is behind a chat API: ``openai:MODEL``, or ``openai:MODEL@http://127.0.0.1:8000/v1``.
 
 The model is shown the environment as a model of turnwise is: by the same context policies, and its actions are read by
-the same formats. Its tokens stay on the server. Turns hold text only, and the server's token counts are added up in
-``Usage``. The server also decides how long a context may be. Where it refuses one as too long, the episode is truncated
-(with ``on_overflow=restart`` the conversation first starts anew).
+the same formats. Where a world speaks in roles, the server gets its messages and tools as they are, and gives calls.
+The model's tokens stay on the server. Turns hold text only, and the server's token counts are added up in ``Usage``.
+The server also decides how long a context may be. Where it refuses one as too long, the episode is truncated (with
+``on_overflow=restart`` the conversation first starts anew).
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from turnwise.agents.actions import answer, parse_action
 from turnwise.agents.chat_client import PREFIX, ChatClient, ContextFullError, EndpointConfig, Usage, addressed
+from turnwise.agents.dialogue import in_openai_form
 from turnwise.agents.opening import Example, TextChat, example_turns, opening_text
-from turnwise.agents.prompts import AgentConfig, Context, context_policy
+from turnwise.agents.prompts import AgentConfig, Context, check_context_fits, context_policy
+from turnwise.agents.roles import as_message, with_system
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, TextEnv
-from turnwise.envs.interface import Info, instructions_of, listed_actions
+from turnwise.envs.interface import Info, instructions_of
+from turnwise.envs.said import Call, Said, said
 from turnwise.models.engine import Sampling
 from turnwise.seeds import mix
 from turnwise.trajectory import IntArray
@@ -34,8 +40,9 @@ class Endpoint:
     examples: tuple[Example, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
 
-    def __call__(self, env: TextEnv, seed: int) -> ChatAgent:
-        return ChatAgent(self, instructions_of(env), seed)
+    def __call__(self, env: TextEnv, seed: int) -> ChatAgent | RolesAgent:
+        kind = RolesAgent if self.settings.context == "roles" else ChatAgent
+        return kind(self, instructions_of(env), seed)
 
     def fields(self, seed: int) -> dict[str, Any]:
         """The fields of a request except model and messages. ``seed`` is sent where ``endpoint.send_seed`` is true."""
@@ -75,7 +82,7 @@ class ChatAgent:
         """Ask the model. Raises CutShortError where the turns are used up or the server says the context is full."""
         if self._turn >= self._settings.max_turns:
             raise CutShortError("max_turns")
-        self._see(observation, listed_actions(info))
+        self._see(observation, info)
         reply = self._reply()
         said = reply if self._settings.thoughts == "keep" else (answer(reply) or "").strip()
         self._messages.append({"role": "assistant", "content": said})
@@ -84,12 +91,13 @@ class ChatAgent:
         self._turn += 1
         return self._last
 
-    def _see(self, observation: str, admissible: list[str] | None) -> None:
+    def _see(self, observation: str, info: Info) -> None:
         if self._last is None:
-            ids, continues = self._context.begin(observation, admissible), False
+            check_context_fits(self._settings, info)
+            ids, continues = self._context.begin(observation, info), False
         else:
             said = self._chat.open(self._last.reply)
-            ids, continues = self._context.extend(said, self._last.action, observation, admissible)
+            ids, continues = self._context.extend(said, self._last.action, observation, info)
         self._show(ids, continues)
 
     def _show(self, ids: IntArray, continues: bool) -> None:
@@ -114,6 +122,74 @@ class ChatAgent:
         return answered.text
 
 
+class RolesAgent:
+    """The agent of one episode in a world of chats with roles. ``usage`` counts its requests and tokens so far."""
+
+    def __init__(self, endpoint: Endpoint, instructions: str, seed: int) -> None:
+        self.usage = Usage()
+        self._endpoint, self._settings, self._seed = endpoint, endpoint.settings, seed
+        told = opening_text(self._settings, instructions).strip()
+        self._system = "\n\n".join(filter(None, (self._settings.system, told)))
+        self._asked: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []  # messages and tools of each turn
+        self._said: list[Said] = []
+
+    def begin(self, observation: str, info: Info) -> None:
+        pass
+
+    def act(self, observation: str, info: Info) -> AgentReply:
+        """Ask the model. Raises CutShortError where the turns are used up or the server says the context is full."""
+        if len(self._said) >= self._settings.max_turns:
+            raise CutShortError("max_turns")
+        messages, tools = self._request(info)
+        fields = self._endpoint.fields(mix("chat", self._seed, len(self._said)) >> 33)
+        shown = with_system(messages, self._system)
+        try:
+            answered = self._endpoint.client.ask(
+                [_sent(message) for message in shown], {**fields, **({"tools": tools} if tools else {})}
+            )
+        except ContextFullError:
+            raise CutShortError("context") from None
+        self.usage += answered.usage
+        self._asked.append((messages, tools))
+        self._said.append(heard_from(answered.message))
+        action = said(*(getattr(self._said[-1], name) for name in ("content", "calls", "fault", "thought")))
+        return AgentReply(action, action, self._said[-1].fault is None)
+
+    def _request(self, info: Info) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        if info.get("messages") is None:
+            raise ValueError("agent.context=roles is for worlds that give info['messages']: leave it out for this one")
+        new, before = list(info["messages"]), info.get("after")
+        if before is None:
+            return new, list(info.get("tools") or ())
+        messages, tools = self._asked[before]
+        return [*messages, as_message(self._said[before], new), *new], list(info.get("tools") or tools)
+
+
+def _sent(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as OpenAI's API takes it: arguments are text."""
+    made = in_openai_form(message)
+    made.pop("reasoning_content", None)
+    for call in made.get("tool_calls", ()):
+        call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return made
+
+
+def heard_from(message: Mapping[str, Any]) -> Said:
+    """What a server's message says. A call whose arguments are no JSON object is a fault."""
+    calls, faults = list[Call](), list[str]()
+    for each in message.get("tool_calls") or ():
+        try:
+            about = each["function"]
+            arguments = json.loads(about["arguments"] or "{}")
+            if not isinstance(arguments, dict):
+                raise ValueError("the arguments are no object")
+            calls.append(Call(str(about["name"]), arguments))
+        except (ValueError, LookupError, TypeError) as error:
+            faults.append(f"the call is not JSON ({error})")
+    thought = message.get("reasoning_content") or message.get("reasoning") or ""
+    return Said(str(message.get("content") or ""), tuple(calls), "; ".join(faults) or None, str(thought))
+
+
 def is_endpoint(name: str) -> bool:
     return name.startswith(PREFIX)
 
@@ -123,4 +199,9 @@ def endpoint(name: str, settings: AgentConfig, config: EndpointConfig, examples:
 
     Raises ValueError for a name without a model, for a malformed URL, and where the key would be sent unencrypted.
     """
-    return Scripted(name, Endpoint(ChatClient(*addressed(name, config)), settings, examples))
+    model, config = addressed(name, config)
+    if settings.context == "roles" and settings.on_overflow == "restart":
+        raise ValueError(
+            "agent.on_overflow=restart: what an endpoint is told in roles does not start anew; leave it out"
+        )
+    return Scripted(name, Endpoint(ChatClient(model, config), settings, examples))

@@ -21,8 +21,8 @@ import numpy as np
 from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
-from turnwise.envs.interface import Info, given_of, instructions_of
-from turnwise.envs.tasks import no_exit, snapshots, start, step
+from turnwise.envs.interface import HasClient, Info, capability, given_of, instructions_of, request_of
+from turnwise.envs.tasks import no_exit, refuse, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
 
@@ -81,6 +81,7 @@ class Episode:
         self.seats = {seat.player: seat for seat in seats}
         self.players: tuple[str, ...] = tuple(player for player in self.seats if player)  # () with one player
         self.instructions = instructions_of(env)
+        self.client = capability(env, HasClient)
         self.end: End | None = None
         self.given = ""
         self._env_s = 0.0
@@ -118,6 +119,8 @@ class Episode:
         """
         seat = self.to_move
         before = self._env_s
+        if self.client is not None:
+            self.client.counted(len(seat.context_ids()), len(reply.ids), reply.ended or seat.was_cut)
         with self._timed():
             observation, reward, terminated, truncated, info = step(self.env, action, self.players)
         rewards = info["rewards"] if self.players else {seat.player: reward}
@@ -137,10 +140,19 @@ class Episode:
                 env_s=self._env_s - before,
                 processing=reply.processing,
                 thought_tokens=thought_tokens,
+                request=request_of(self.info),
             )
         )
         for player, earned in rewards.items():
             self.seats[player].add_reward(float(earned))
+        self._advance(observation, info, terminated, truncated)
+
+    def refuse(self) -> None:
+        """Tell the world's client that its request does not fit into the context. It may make another one."""
+        assert self.client is not None
+        with self._timed():
+            observation, reward, terminated, truncated, info = refuse(self.env, self.client)
+        self.to_move.add_reward(reward)
         self._advance(observation, info, terminated, truncated)
 
     def _advance(self, observation: str, info: Info, terminated: bool, truncated: bool) -> None:

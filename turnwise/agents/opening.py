@@ -18,6 +18,7 @@ import numpy as np
 from turnwise.agents.actions import written
 from turnwise.agents.chat import ChatFormat, ChatTurn
 from turnwise.agents.prompts import AgentConfig, Context, WithoutThoughts, context_policy
+from turnwise.envs.interface import Info
 from turnwise.trajectory import IntArray
 
 TAG_INSTRUCTIONS = (
@@ -34,7 +35,7 @@ EXAMPLES_FILE = "examples.json"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One episode, turn by turn: what was observed, what was admissible, what the expert did.
+    """One episode, turn by turn: what was observed, which actions were listed, what the expert did.
 
     ``task`` is the content key of its task.
     """
@@ -75,6 +76,10 @@ def new_context(
     chat: ChatFormat, config: AgentConfig, env_instructions: str, examples: Sequence[Example] = ()
 ) -> Context:
     """A context policy for one episode, as ``config`` names it. Each of its contexts begins with the examples."""
+    if examples and config.context == "roles":
+        raise ValueError(
+            "agent.examples are turns of observations, and agent.context=roles shows messages: set it to 0"
+        )
     make = WithoutThoughts if config.thoughts == "drop" else context_policy(config.context)
     if examples:
         return make(chat.after(example_turns(examples, config, env_instructions)), config, "")
@@ -86,7 +91,7 @@ def example_turns(examples: Sequence[Example], config: AgentConfig, env_instruct
     chat, turns = TextChat(), list[ChatTurn]()
     for example in examples:
         context = context_policy(config.context)(chat, config, "")
-        shown = [list(each) if each is not None else None for each in example.admissible]
+        shown: list[Info] = [{} if each is None else {"listed_actions": list(each)} for each in example.admissible]
         prompt = context.begin(example.observations[0], shown[0])
         for n, action in enumerate(example.actions):
             reply = written(action, config.action_format)

@@ -2,12 +2,14 @@
 
 A *context policy* decides what the model is shown: the whole conversation (``FullHistory``), the same without earlier
 thoughts (``WithoutThoughts``), or the task and the last k turns (``Window``); the latter two in a fresh context every
-turn. They give ``prompt_ids`` and ``continues`` of a ``Turn``.
+turn. Where a world speaks in a chat with roles, it is the conversation as the world tells it (``roles.py``). They give
+``prompt_ids`` and ``continues`` of a ``Turn``.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections import deque
 from collections.abc import Callable
 from datetime import date as Date
@@ -18,7 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from turnwise.agents.actions import ActionFormat, answer
 from turnwise.agents.chat import Begun, Chat, ChatTurn
+from turnwise.agents.rendering import ToolsIn
+from turnwise.agents.roles import Roles
 from turnwise.agents.templates import DATE
+from turnwise.agents.toolcalls import dialect_of
+from turnwise.envs.interface import Info, listed_actions
 from turnwise.errors import unknown
 from turnwise.trajectory import IntArray
 
@@ -33,13 +39,24 @@ class AgentConfig(BaseModel):
 
     context: str = Field(
         "full",
-        description="full: the whole conversation, append-only; window: task and last turns, afresh; or module:Class",
+        description="full: the whole conversation, append-only; window: task and last turns, afresh; roles: a chat "
+        "with roles and tools, as the world tells it; or module:Class",
     )
     window: int = Field(2, ge=0, description="turns of history a window shows (the papers' history_length)")
     action_format: ActionFormat = Field(
         "plain",
         description="of the answer after a thought, plain: its first line; tags: its last <action>..</action>; "
-        "whole: the reply, thoughts and all",
+        "whole: the reply, thoughts and all; calls: its text and its calls of tools",
+    )
+    tool_calls: str = Field(
+        "auto",
+        description="how the model writes calls, auto: as its chat template does; hermes, llama3, qwen_xml; or "
+        "module:Class",
+    )
+    tools_in: ToolsIn = Field(
+        "template",
+        description="who shows tools, calls and results, template: the model's chat template; system: the system "
+        "message and plain text, for templates that show none",
     )
     examples: int | None = Field(
         None,
@@ -100,6 +117,13 @@ class AgentConfig(BaseModel):
         except ValueError:
             raise ValueError("expected a day as year-month-day, such as 2025-01-31") from None
 
+    @field_validator("tool_calls")
+    @classmethod
+    def _is_a_dialect(cls, name: str) -> str:
+        if name != "auto":
+            dialect_of(name)
+        return name
+
     @field_validator("context")
     @classmethod
     def _exists(cls, name: str) -> str:
@@ -110,16 +134,14 @@ class AgentConfig(BaseModel):
 class Context(Protocol):
     """A context policy in one episode. It is made as ``Class(chat, config, instructions)``.
 
-    ``begin`` gets the first observation, ``extend`` the last reply with its action and the next observation. Both
-    return the token ids [P] of the next prompt. ``extend`` also returns whether they continue the present context; if
-    not, they are a whole new one. ``restart`` returns a prompt for the present turn in a new context. ``fork`` returns
-    an independent copy.
+    ``begin`` gets the first observation, ``extend`` the last reply with its action and the next observation, each with
+    the world's ``info``. Both return the token ids [P] of the next prompt. ``extend`` also returns whether they
+    continue the present context; if not, they are a whole new one. ``restart`` returns a prompt for the present turn in
+    a new context. ``fork`` returns an independent copy.
     """
 
-    def begin(self, observation: str, admissible: list[str] | None) -> IntArray: ...
-    def extend(
-        self, reply_ids: IntArray, action: str, observation: str, admissible: list[str] | None
-    ) -> tuple[IntArray, bool]: ...
+    def begin(self, observation: str, info: Info) -> IntArray: ...
+    def extend(self, reply_ids: IntArray, action: str, observation: str, info: Info) -> tuple[IntArray, bool]: ...
     def restart(self) -> IntArray: ...
     def fork(self) -> Context: ...
 
@@ -127,13 +149,23 @@ class Context(Protocol):
 NewContext = Callable[[Chat, AgentConfig, str], Context]
 
 
-def message(observation: str, admissible: list[str] | None, config: AgentConfig) -> str:
+def message(observation: str, info: Info, config: AgentConfig) -> str:
     """The user message for one observation."""
+    admissible = listed_actions(info)
     if not config.show_admissible or admissible is None:
         return observation
     if config.admissible_format == "commas":
         return f"{observation}\nAdmissible actions: {', '.join(admissible)}"
     return "\n".join([observation, "", "You can choose one of these actions:", *admissible])
+
+
+def check_context_fits(config: AgentConfig, info: Info) -> None:
+    """Raises ValueError where a world speaks in messages with roles, and a context of ours would not show them."""
+    if info.get("messages") is not None and config.context in ("full", "window"):
+        raise ValueError(
+            f"this world speaks in messages with roles, and may offer tools, which agent.context={config.context} does "
+            "not show: set agent.context=roles agent.action_format=calls"
+        )
 
 
 class FullHistory:
@@ -146,15 +178,13 @@ class FullHistory:
         self._chat, self._config, self._instructions = chat, config, instructions
         self._first = self._latest = ""
 
-    def begin(self, observation: str, admissible: list[str] | None) -> IntArray:
+    def begin(self, observation: str, info: Info) -> IntArray:
         self._first = observation
-        self._latest = message(observation, admissible, self._config)
+        self._latest = message(observation, info, self._config)
         return self._chat.open(self._instructions + self._latest)
 
-    def extend(
-        self, reply_ids: IntArray, action: str, observation: str, admissible: list[str] | None
-    ) -> tuple[IntArray, bool]:
-        self._latest = message(observation, admissible, self._config)
+    def extend(self, reply_ids: IntArray, action: str, observation: str, info: Info) -> tuple[IntArray, bool]:
+        self._latest = message(observation, info, self._config)
         return self._chat.extend(reply_ids, self._latest), True
 
     def restart(self) -> IntArray:
@@ -177,18 +207,16 @@ class WithoutThoughts:
         self._first = self._latest = self._shown = ""
         self._past: tuple[ChatTurn, ...] = ()
 
-    def begin(self, observation: str, admissible: list[str] | None) -> IntArray:
+    def begin(self, observation: str, info: Info) -> IntArray:
         self._first = observation
-        self._latest = message(observation, admissible, self._config)
+        self._latest = message(observation, info, self._config)
         self._shown = self._instructions + self._latest
         return self._prompt()
 
-    def extend(
-        self, reply_ids: IntArray, action: str, observation: str, admissible: list[str] | None
-    ) -> tuple[IntArray, bool]:
+    def extend(self, reply_ids: IntArray, action: str, observation: str, info: Info) -> tuple[IntArray, bool]:
         said = answer(self._chat.decode(reply_ids)) or ""
         self._past = (*self._past, (self._shown, said.strip()))
-        self._shown = self._latest = message(observation, admissible, self._config)
+        self._shown = self._latest = message(observation, info, self._config)
         return self._prompt(), False
 
     def _prompt(self) -> IntArray:
@@ -216,18 +244,16 @@ class Window:
         self._turn = 0
         self._past: deque[tuple[str, str]] = deque(maxlen=config.window)
 
-    def begin(self, observation: str, admissible: list[str] | None) -> IntArray:
+    def begin(self, observation: str, info: Info) -> IntArray:
         self._first = self._observation = observation
-        self._latest = message(observation, admissible, self._config)
+        self._latest = message(observation, info, self._config)
         return self.restart()
 
-    def extend(
-        self, reply_ids: IntArray, action: str, observation: str, admissible: list[str] | None
-    ) -> tuple[IntArray, bool]:
+    def extend(self, reply_ids: IntArray, action: str, observation: str, info: Info) -> tuple[IntArray, bool]:
         self._past.append((self._observation, action))
         self._turn += 1
         self._observation = observation
-        self._latest = message(observation, admissible, self._config)
+        self._latest = message(observation, info, self._config)
         return self.restart(), False
 
     def restart(self) -> IntArray:
@@ -249,17 +275,23 @@ class Window:
 
 @lru_cache
 def context_policy(name: str) -> NewContext:
-    """The class that a name stands for: ``full``, ``window``, or ``module:Class`` for one of your own.
+    """The class that a name stands for: ``full``, ``window``, ``roles``, or ``module:Class`` for one of your own.
 
-    Raises ValueError for an unknown name and for a class that cannot be imported.
+    Raises ValueError for an unknown name, for a class that cannot be imported, and for one made for earlier versions.
     """
-    known: dict[str, NewContext] = {"full": FullHistory, "window": Window}
+    known: dict[str, NewContext] = {"full": FullHistory, "window": Window, "roles": Roles}
     if name in known:
         return known[name]
     module, colon, attribute = name.partition(":")
     if not colon:
         raise unknown("context policy", name, [*known, "module:Class"])
     try:
-        return cast(NewContext, getattr(importlib.import_module(module), attribute))
+        found = cast(NewContext, getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError) as error:
         raise ValueError(f"context policy {name!r} cannot be imported as module:Class: {error}") from error
+    if "admissible" in inspect.signature(getattr(found, "begin", found)).parameters:
+        raise ValueError(
+            f"context policy {name!r}: begin and extend get the world's info where they got its admissible actions: "
+            "name the argument info, and take turnwise.envs.interface.listed_actions(info) of it"
+        )
+    return found

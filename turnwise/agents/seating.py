@@ -22,12 +22,14 @@ from typing import Protocol
 import gymnasium
 import numpy as np
 
+from turnwise.agents.actions import ParsedAction, parse_action
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.guiding import Guides
 from turnwise.agents.jobs import Job
 from turnwise.agents.opening import Example, new_context
-from turnwise.agents.prompts import AgentConfig, Context
-from turnwise.envs.interface import HasPlayers, Info, capability, listed_actions
+from turnwise.agents.prompts import AgentConfig, Context, check_context_fits
+from turnwise.agents.roles import Roles
+from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.models.engine import Engine
 from turnwise.seeds import mix
 from turnwise.trajectory import IntArray, Turn
@@ -104,7 +106,8 @@ class Seat:
     """The place of one player in one episode: what it was shown, what it did, and what it earned.
 
     Either ``model`` or ``agent`` fills it. ``recorded`` says whether the seat gives a trajectory. ``slot`` is the
-    model's context in its engine.
+    model's context in its engine; ``was_cut``: it holds more of the last reply than the seat kept. ``num_shown`` counts
+    the turns at the last observation.
     """
 
     player: str = ""
@@ -114,12 +117,14 @@ class Seat:
     agent: Agent | None = None
     recorded: bool = True
     slot: int = -1
+    was_cut: bool = False
     turns: list[Turn] = field(default_factory=list)
     observation: str = ""
     context: Context | None = None
     prompt: IntArray = field(default_factory=lambda: NO_IDS)
     continues: bool = False
     begun: bool = False
+    num_shown: int = 0
     early_reward: float = 0.0  # what the player earned before its first turn
 
     def observe(self, observation: str, info: Info, instructions: str) -> None:
@@ -130,14 +135,23 @@ class Seat:
             if first and self.agent is not None:
                 self.agent.begin(observation, info)
             return
-        admissible = listed_actions(info)
         if self.context is None:
             model = self.model
+            check_context_fits(model.config, info)
             self.context = new_context(model.chat, model.config, instructions, model.examples)
-            self.prompt, self.continues = self.context.begin(observation, admissible), False
+            self.prompt, self.continues = self.context.begin(observation, info), False
+        elif len(self.turns) == self.num_shown and isinstance(self.context, Roles):  # the last request was withdrawn
+            self.prompt, self.continues = self.context.ask(info)
         else:
             last = self.turns[-1]
-            self.prompt, self.continues = self.context.extend(last.action_ids, last.action, observation, admissible)
+            self.prompt, self.continues = self.context.extend(last.action_ids, last.action, observation, info)
+        self.num_shown = len(self.turns)
+
+    def read(self, reply: str) -> ParsedAction:
+        """The action in a reply of the model that has this seat."""
+        assert self.model is not None
+        tools = self.context.tools if isinstance(self.context, Roles) else ()
+        return parse_action(reply, self.model.config.action_format, self.model.chat.dialect, tools)
 
     def add_turn(self, turn: Turn) -> None:
         """Append a turn of this player. The first one gets the reward that was earned before it."""

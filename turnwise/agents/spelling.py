@@ -6,20 +6,36 @@ line break, observation, ``<|im_end|>`` the segment is everything between the tw
 included. Where a special token precedes a segment, a placeholder (the anchor) is encoded in its place.
 
 Whether special tokens are recognised in text is state of a transformers tokenizer, which other code may change. Here it
-is set once, on a copy of the tokenizer that nothing else uses. Several threads may encode at the same time.
+is set once, on a copy of the tokenizer that nothing else uses, and never changed again. Several threads may encode at
+the same time, text with special tokens (on a second copy) and text without.
+
+A text that a template wrote whole, contents included, is encoded by ``mixed``. So that special tokens in the contents
+stay text there, contents are *guarded* before: each special token in them is written with characters that nobody uses,
+and becomes text again when the segment around it is encoded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 # Two code points that are no characters in Unicode, so that no environment writes them.
 _ANCHOR, _NOT_AN_ANCHOR = "\U0010fffe\U0010ffff", "\ufffd\ufffd"
 
 _MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+
+# Code points that are no characters either. A guarded token is its number in decimal, in ten of them, between two more.
+_DIGITS = "".join(chr(0xFDD0 + n) for n in range(10))
+_OPEN, _CLOSE = "\ufdda", "\ufddb"
+MARK = "\ufddc"
+"""A character that no guarded text contains, for who looks for a place in what a template wrote."""
+_GUARDED = re.compile(f"{_OPEN}([{_DIGITS}]+){_CLOSE}")
+_TO_DIGITS = str.maketrans("0123456789", _DIGITS)
+_FROM_DIGITS = str.maketrans(_DIGITS, "0123456789")
+_OURS = re.compile(f"[{_DIGITS}{_OPEN}{_CLOSE}{MARK}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +74,11 @@ class Spelling:
     """Encodes segments, and splits the ``control`` texts of a template at their special tokens.
 
     Added tokens that look like markup (``<...>``, ``[...]``) and occur in a control text count as special, whatever the
-    tokenizer's own flag says, so that text of an environment cannot contain them. Raises ValueError for a tokenizer
-    without a tokenizer.json.
+    tokenizer's own flag says, so that text of an environment cannot contain them. ``mixes``: whether ``mixed`` will be
+    used, which needs a second copy of the tokenizer. Raises ValueError for a tokenizer without a tokenizer.json.
     """
 
-    def __init__(self, tokenizer: Any, control: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, control: Sequence[str], *, mixes: bool = False) -> None:
         from tokenizers import AddedToken, Tokenizer
 
         shared = getattr(tokenizer, "backend_tokenizer", None)
@@ -83,15 +99,17 @@ class Spelling:
         ]
         self._own.add_special_tokens([AddedToken(content, special=True, normalized=False) for content in used])
         special = {n: token.content for n, token in self._own.get_added_tokens_decoder().items() if token.special}
-        self._control = {text: self._split(text, special) for text in control}
+        self._special = special
+        self._marked = Tokenizer.from_str(self._own.to_str()) if mixes else None
+        self._control = {text: self._split(text, self._own) for text in control}
         self.used = frozenset(number for found in self._control.values() for number in found.ids)
         """The special tokens of the control texts. No segment contains one."""
         self._own.add_tokens([AddedToken(_ANCHOR, special=False, normalized=False)])
         self._own.encode_special_tokens = True  # the tokenizer is not changed after this
 
-    def _split(self, text: str, special: dict[int, str]) -> Control:
-        text = encodable(text)
-        found = self._own.encode(text, add_special_tokens=False)
+    def _split(self, text: str, marked: Any) -> Control:
+        text, special = encodable(text), self._special
+        found = marked.encode(text, add_special_tokens=False)
         places = [
             (start, end, number)
             for number, (start, end) in zip(found.ids, found.offsets, strict=True)
@@ -130,6 +148,40 @@ class Spelling:
         if not behind:
             return tuple(self._own.encode(encodable(segment), add_special_tokens=False).ids)
         return tuple(self._own.encode(_ANCHOR + encodable(segment), add_special_tokens=False).ids[1:])
+
+    def guarded(self, text: str) -> str:
+        """A content for ``mixed``: its special tokens are text there."""
+        text = _OURS.sub(_NOT_AN_ANCHOR[0], encodable(text))
+        if not self._special:
+            return text
+        return self._spelled_out.sub(lambda found: self._guards[found.group()], text)
+
+    @cached_property
+    def _guards(self) -> Mapping[str, str]:
+        return {
+            content: _OPEN + str(number).translate(_TO_DIGITS) + _CLOSE for number, content in self._special.items()
+        }
+
+    @cached_property
+    def _spelled_out(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self._guards, key=len, reverse=True))))
+
+    def unguarded(self, text: str) -> str:
+        """The text that a guarded one stands for."""
+        return _GUARDED.sub(lambda found: self._special[int(found.group(1).translate(_FROM_DIGITS))], text)
+
+    def mixed(self, text: str) -> tuple[int, ...]:
+        """The tokens of a template's whole text, whose contents were guarded: its special tokens are the template's."""
+        assert self._marked is not None, "made without mixes=True"
+        found, ids = self._split(text, self._marked), list[int]()
+        for place, segment in enumerate(found.texts):
+            ids += [*found.ids[place - 1 : place], *self.plain(self.unguarded(segment), place > 0)]
+        return tuple(ids)
+
+    def whole(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text as the tokenizer gives them at once, special tokens included."""
+        assert self._marked is not None, "made without mixes=True"
+        return tuple(self._marked.encode(encodable(text), add_special_tokens=False).ids)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of these tokens, special tokens included."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product, takewhile
@@ -88,7 +88,7 @@ def take_apart(tokenizer: Any, system: str | None, date: str, arguments: Mapping
             "the tokenizer has no chat template: pass a chat (instruct) model, or set tokenizer.chat_template"
         )
     check_arguments(tokenizer.get_chat_template(), arguments)
-    show = partial(_rendered, tokenizer, date, arguments)
+    show = partial(rendered, tokenizer, date, arguments)
     opening = [{"role": "system", "content": system}] if system else []
     opening.append({"role": "user", "content": _FIRST})
     answered = [*opening, {"role": "assistant", "content": _ANSWER}]
@@ -220,13 +220,21 @@ def _names_in(template: str) -> set[str]:
         return set(re.findall(r"[A-Za-z_]\w*", template))
 
 
-def _rendered(
-    tokenizer: Any, date: str, arguments: Mapping[str, Any], messages: list[dict[str, str]], *, header: bool = True
+def rendered(
+    tokenizer: Any,
+    date: str,
+    arguments: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    header: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
+    """What a tokenizer's chat template writes. Raises ValueError where it cannot show the messages."""
     try:
         return str(
             tokenizer.apply_chat_template(
-                messages,
+                list(messages),
+                tools=list(tools) or None,
                 chat_template=dated(tokenizer.get_chat_template(), date),
                 tokenize=False,
                 add_generation_prompt=header,

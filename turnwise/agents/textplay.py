@@ -19,7 +19,7 @@ from typing import Any
 import gymnasium
 
 from turnwise.agents.chat_client import Usage
-from turnwise.agents.endpoint import ChatAgent
+from turnwise.agents.endpoint import ChatAgent, RolesAgent
 from turnwise.agents.episode import Episode, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_out
@@ -93,7 +93,7 @@ class _Worker:
         except (Exception, SystemExit) as error:  # whatever a third party's world raises, also where it would leave
             self.close()
             return f"{type(error).__name__}: {error}"[:200]
-        usage = sum((seat.agent.usage for seat in seats if isinstance(seat.agent, ChatAgent)), Usage())
+        usage = sum((seat.agent.usage for seat in seats if isinstance(seat.agent, ChatAgent | RolesAgent)), Usage())
         found = episode.trajectories(end, reason, self.success)
         return Played(job, tuple(map(self.grade, found) if self.grade is not None else found), usage)
 

@@ -13,20 +13,21 @@ from typing import Any
 from turnwise.agents.actions import ActionFormat
 from turnwise.agents.prompts import AgentConfig
 
-REPLY_TOKENS: Mapping[ActionFormat, int] = {"plain": 48, "tags": 256, "whole": 512}
-"""Token limit of a reply by the form of the answer: a line; a thought and an action; thoughts and tags of the world."""
+REPLY_TOKENS: Mapping[ActionFormat, int] = {"plain": 48, "tags": 256, "whole": 512, "calls": 512}
+"""Token limit of a reply by the form of the answer: a line; a thought and an action; thoughts and tags of the world;
+a thought and calls."""
 
 CONTEXT_TOKENS = 8192
 
 
 def settings_of_untrained(given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` settings of an agent, and the usual ones of a model from elsewhere where they say nothing."""
-    style = given.get("action_format", "tags")
+    roles = given.get("context") == "roles"
+    style = given.get("action_format", "calls" if roles else "tags")
     return {
-        "action_format": "tags",
+        "action_format": style,
         "instructions": True,
-        "show_admissible": True,
-        "admissible_format": "lines",
+        **({} if roles else {"show_admissible": True, "admissible_format": "lines"}),
         "max_reply_tokens": REPLY_TOKENS.get(style, REPLY_TOKENS["tags"]),
         "max_context_tokens": CONTEXT_TOKENS,
         **given,

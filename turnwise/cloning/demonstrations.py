@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from turnwise.agents.actions import written
 from turnwise.agents.episode import SuccessRule
+from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import TextEnv
 from turnwise.cloning.settings import WarmstartConfig
-from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, listed_actions, world_name
+from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, shown_info, world_name
 from turnwise.envs.tasks import demonstrated, expert_of, no_exit, players_of, start, step
 from turnwise.seeds import mix
 from turnwise.trajectory import Task
@@ -26,13 +28,27 @@ NOT_LOST = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One player's episode, turn by turn. ``learn[n]`` is False where noise chose the action of turn n."""
+    """One player's episode, turn by turn. ``learn[n]`` is False where noise chose the action of turn n.
+
+    ``infos`` are what the world told beside its observations, as far as an agent is shown it.
+    """
 
     observations: tuple[str, ...]
-    admissible: tuple[list[str] | None, ...]
+    infos: tuple[Info, ...]
     actions: tuple[str, ...]
     learn: tuple[bool, ...]
     success: bool
+
+
+def shown_texts(shown: Demonstration, agent: AgentConfig) -> list[str]:
+    """What an agent reads and says in a demonstration: observations, or messages and the signatures of tools."""
+    texts = list[str]()
+    for observation, info in zip(shown.observations, shown.infos, strict=True):
+        texts += [str(message["content"]) for message in info["messages"]] if "messages" in info else [observation]
+        for tool in info.get("tools", ()):
+            about = tool["function"]
+            texts.append(f"{about['name']}({', '.join(about['parameters']['properties'])}): {about['description']}")
+    return [*texts, *(written(action, agent.action_format) for action in shown.actions)]
 
 
 class ToldExpert:
@@ -71,7 +87,7 @@ class _Demonstrator:
         self._expert, self._config, self._rng = expert, config, rng
         self._known: dict[str, None] = {}  # every action seen admissible so far, in order
         self.observations: list[str] = []
-        self.admissible: list[list[str] | None] = []
+        self.infos: list[Info] = []
         self.actions: list[str] = []
         self.learn: list[bool] = []
 
@@ -88,7 +104,7 @@ class _Demonstrator:
             action = choices[int(self._rng.integers(len(choices)))]
             self._expert.overrule(action)
         self.observations.append(observation)
-        self.admissible.append(listed_actions(info))
+        self.infos.append(shown_info(info))
         self.actions.append(action)
         self.learn.append(not noisy)
         return action
@@ -96,7 +112,7 @@ class _Demonstrator:
     def shown(self, success: bool) -> Demonstration:
         """The episode so far as a demonstration."""
         return Demonstration(
-            tuple(self.observations), tuple(self.admissible), tuple(self.actions), tuple(self.learn), success
+            tuple(self.observations), tuple(self.infos), tuple(self.actions), tuple(self.learn), success
         )
 
 

@@ -29,7 +29,7 @@ def examples_for(
     game, in a world without an expert or without the split, and where the expert wins too few of its tasks. The usual
     ones are then left out.
     """
-    if agent.examples == 0 or (agent.examples is None and not usual):
+    if agent.examples == 0 or (agent.examples is None and (not usual or agent.context == "roles")):
         return ()
     try:
         kind = _expert(env)
@@ -97,5 +97,5 @@ def _length(shown: Demonstration) -> int:
 
 
 def _example(task: Task, shown: Demonstration) -> Example:
-    admissible = tuple(None if each is None else tuple(each) for each in shown.admissible)
+    admissible = tuple(tuple(each["listed_actions"]) if "listed_actions" in each else None for each in shown.infos)
     return Example(shown.observations, admissible, shown.actions, task.key)

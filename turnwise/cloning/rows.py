@@ -13,19 +13,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from turnwise.agents.actions import written
+from turnwise.agents.actions import parse_action, written
 from turnwise.agents.chat import ChatFormat
+from turnwise.agents.dialogue import asked
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.opening import Example, example_turns, new_context
 from turnwise.agents.prompts import AgentConfig
+from turnwise.agents.roles import with_system
 from turnwise.agents.seating import TextEnv
 from turnwise.cloning.chats import Chat
 from turnwise.cloning.demonstrations import Demonstration, demonstrations
 from turnwise.cloning.losses import END, FIRST, OBSERVATION, REST, CloningRow
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.envs.interface import instructions_of
+from turnwise.envs.said import Call, Said
 from turnwise.seeds import mix
-from turnwise.trajectory import BoolArray, IntArray, Task, Trajectory
+from turnwise.trajectory import BoolArray, IntArray, Task, Trajectory, Turn
 
 Item = TypeVar("Item")
 Rows = Iterator[list[CloningRow]]
@@ -74,13 +77,13 @@ def rows_of(
     ``agent.max_context_tokens`` are left out.
     """
     context = new_context(chat, agent, instructions, examples)
-    prompt, continues = context.begin(shown.observations[0], shown.admissible[0]), False
+    prompt, continues = context.begin(shown.observations[0], shown.infos[0]), False
     made = _Rows(chat, observation_weight, _ahead(chat, agent, instructions, examples))
     for n, (action, learn) in enumerate(zip(shown.actions, shown.learn, strict=True)):
-        reply = chat.reply(written(action, agent.action_format))
+        reply = chat.reply(written(action, agent.action_format, chat.dialect))
         made.add(prompt, continues, reply, learn)
         if n + 1 < len(shown.actions):
-            prompt, continues = context.extend(reply, action, shown.observations[n + 1], shown.admissible[n + 1])
+            prompt, continues = context.extend(reply, action, shown.observations[n + 1], shown.infos[n + 1])
     return made.fitting(agent)
 
 
@@ -109,13 +112,21 @@ def episode_rows(
             made.add(turn.prompt_ids, turn.continues, turn.action_ids, turn.valid, forced)
         return made.fitting(agent)
     context = new_context(chat, agent, instructions, examples)
-    prompt, continues = context.begin(episode.turns[0].observation, None), False
+    infos = list(map(asked, episode.turns))
+    prompt, continues = context.begin(episode.turns[0].observation, infos[0]), False
     for n, turn in enumerate(episode.turns):
-        reply = chat.reply(turn.reply)
+        reply = chat.reply(_said_again(turn, chat, agent))
         made.add(prompt, continues, reply, turn.valid)
         if n + 1 < len(episode.turns):
-            prompt, continues = context.extend(reply, turn.action, episode.turns[n + 1].observation, None)
+            prompt, continues = context.extend(reply, turn.action, episode.turns[n + 1].observation, infos[n + 1])
     return made.fitting(agent)
+
+
+def _said_again(turn: Turn, chat: ChatFormat, agent: AgentConfig) -> str:
+    """A stored reply; where it calls tools in another dialect, it is written in the agent's."""
+    style, tools = agent.action_format, asked(turn).get("tools", ())
+    same = style != "calls" or parse_action(turn.reply, style, chat.dialect, tools).text == turn.action
+    return turn.reply if same else written(turn.action, style, chat.dialect)
 
 
 def takeover_rows(
@@ -150,10 +161,44 @@ def chat_rows(talk: Chat, chat: ChatFormat, agent: AgentConfig, config: Warmstar
     return made.fitting(agent)
 
 
+def told_rows(talk: Chat, chat: ChatFormat, agent: AgentConfig, config: WarmstartConfig) -> list[CloningRow]:
+    """A chat with roles, and maybe tools, as one row; the assistant's messages are learned."""
+    assert chat.rendering is not None
+    made, new = _Rows(chat, config.observation_weight), list[Any]()
+    before: IntArray | None = None
+    said = Said()
+    for message in with_system(talk.told, agent.system or ""):
+        if message["role"] != "assistant":
+            new.append(message)
+            continue
+        if before is None:
+            prompt = chat.rendering.render(new, talk.tools)
+        else:
+            prompt = chat.rendering.after(before, said, new, talk.tools)
+        calls = tuple(Call(call["name"], call["arguments"]) for call in message.get("tool_calls", ()))
+        said = Said(message["content"], calls)
+        thought = f"<think>\n{message['reasoning']}\n</think>\n\n" if message.get("reasoning") else ""
+        reply = chat.reply(thought + chat.dialect.write(said))
+        made.add(prompt, before is not None, reply, learn=True)
+        new, before = [], reply
+    return made.fitting(agent)
+
+
 def chats_as_rows(
     talks: Sequence[Chat], tokenizer: object, agent: AgentConfig, config: WarmstartConfig, seed: int
 ) -> Rows:
-    """Chats as rows, again and again. One with a system message of its own has that in the place of the agent's."""
+    """Chats as rows, again and again. One with a system message of its own has that in the place of the agent's.
+
+    For an agent with roles it is joined to the agent's, as a world's is. Raises ValueError for chats with tools where
+    the agent has no roles.
+    """
+    if agent.context == "roles":
+        chat = ChatFormat.of(tokenizer, agent)
+        return (told_rows(talk, chat, agent, config) for talk in repeated(talks, seed))
+    if any(talk.messages for talk in talks):
+        raise ValueError(
+            "these chats call tools, which the agent is not shown: set agent.context=roles agent.action_format=calls"
+        )
 
     @lru_cache(maxsize=64)
     def format_of(system: str | None) -> ChatFormat:

@@ -160,7 +160,7 @@ class _Replay:
     def _act(self, action: str) -> None:
         """Take an action of the expert, written as the learner would write it."""
         agent = self._taker.agent
-        text = written(action, agent.config.action_format)
+        text = written(action, agent.config.action_format, agent.chat.dialect)
         ids = agent.chat.reply(text)
         nothing = np.zeros(len(ids), np.float32)
         self._episode.step(action, Reply(-1, ids, nothing, nothing, True), text)

@@ -21,7 +21,7 @@ from turnwise.agents.opening import Example
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cache import cache_dir
 from turnwise.cloning.cloner import Measure, OnProgress, Progress, clone
-from turnwise.cloning.demonstrations import demonstrations
+from turnwise.cloning.demonstrations import demonstrations, shown_texts
 from turnwise.cloning.losses import ByPolicy, CloningRow, Whole
 from turnwise.cloning.partial import Partial
 from turnwise.cloning.rounds import PlayingModel, Rounds
@@ -60,10 +60,11 @@ _ADDED: Mapping[str, Any] = {
     **{name: AgentConfig.model_fields[name].default for name in ("examples_split", "examples_seed")},
     **{"examples": 0, "constrained": False, "thought_tokens": None},
     **{"admissible_format": "commas", "template": {}, "thoughts": "keep"},
+    **{"tool_calls": "auto", "tools_in": "template"},
 }
 """Settings of the agent that came after FORMAT, where they say what was so before: they leave a model's key alone."""
 
-_ADDED_TO_SCRATCH: Mapping[str, Any] = {"rope_theta": 10_000.0, "induction_heads": False}
+_ADDED_TO_SCRATCH: Mapping[str, Any] = {"rope_theta": 10_000.0, "induction_heads": False, "tools": False}
 """The same of a model from nothing."""
 
 
@@ -270,7 +271,9 @@ def begin_policy(cloning: Cloning, model: PretrainedModelConfig) -> Policy:
 def new_scratch_model(cloning: Cloning, model: ScratchModelConfig, world: TextEnv) -> tuple[Any, Any]:
     """A model with random weights and its own tokenizer, before cloning."""
     texts = _texts(cloning, world)
-    tokenizer = train_tokenizer(texts, model.vocab_size, model.num_phrases, split_digits=model.split_digits)
+    tokenizer = train_tokenizer(
+        texts, model.vocab_size, model.num_phrases, split_digits=model.split_digits, tools=model.tools
+    )
     length = max(4096, cloning.agent.max_context_tokens)
     return new_model(model, tokenizer, seed=cloning.seed, max_length=length).to(cloning.device), tokenizer
 
@@ -281,7 +284,7 @@ def _texts(cloning: Cloning, world: TextEnv) -> list[str]:
     texts: list[str] = []
     for _ in range(cloning.settings.tokenizer_episodes):
         shown = next(source)
-        texts += [*shown.observations, *shown.actions]
+        texts += shown_texts(shown, cloning.agent)
     return texts
 
 

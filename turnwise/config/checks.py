@@ -133,6 +133,7 @@ def check_context(agent: AgentConfig) -> None:
         raise UnusedSettingError(
             "agent.window", "agent.window is set, but agent.context=full does not use it: set agent.context=window"
         )
+    check_roles(agent)
     if agent.context == "window" and agent.on_overflow == "restart":
         raise UnusedSettingError(
             "agent.on_overflow", "agent.on_overflow=restart is for agent.context=full: a window is fresh every turn"
@@ -151,6 +152,31 @@ def check_context(agent: AgentConfig) -> None:
         raise ValueError(
             f"agent.max_reply_tokens={agent.max_reply_tokens} leaves no room in "
             f"agent.max_context_tokens={agent.max_context_tokens}: no episode could begin"
+        )
+
+
+def check_roles(agent: AgentConfig) -> None:
+    """A chat with roles has calls in its replies, and what it is shown is the world's to say."""
+    default, roles = AgentConfig(), agent.context == "roles"
+    if roles and agent.action_format != "calls":
+        raise ValueError(
+            f"agent.context=roles shows tools, and agent.action_format={agent.action_format} reads no calls of them: "
+            "set agent.action_format=calls"
+        )
+    if not roles and agent.action_format == "calls" and agent.context in ("full", "window"):
+        raise ValueError(
+            f"agent.action_format=calls reads calls of tools, which agent.context={agent.context} does not show: set "
+            "agent.context=roles"
+        )
+    unused = ("tool_calls", "tools_in") if agent.action_format != "calls" else ()
+    if roles:
+        unused = (*unused, "window", "show_admissible", "admissible_format", "constrained", "examples_split")
+    names = tuple(f"agent.{name}" for name in unused if getattr(agent, name) != getattr(default, name))
+    if names:
+        raise UnusedSettingError(names, f"{', '.join(names)}: without effect with agent.context={agent.context}")
+    if roles and agent.examples:
+        raise ValueError(
+            "agent.examples are turns of observations, and agent.context=roles shows messages: set it to 0"
         )
 
 

@@ -22,6 +22,22 @@ These keys of ``info`` are read where they are present:
     task                 dict, of a reset: what reward functions and judges may know of the task and the agent does not
                          see, such as the right answer
 
+A world may speak in a chat with roles. Its ``observation`` then stays readable text, an action is what ``said.py``
+writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
+
+    messages             list of messages: those that are new since turn ``after``
+    after                int: the number of the turn (from 0) that this request goes on from. Absent: it begins afresh,
+                         and ``messages`` hold the whole conversation
+    tools                list of function schemas in OpenAI's form, {"type": "function", "function": {"name",
+                         "description", "parameters"}}; given with a request that begins afresh
+    sampling             what is wished of the reply: "temperature" (of its tokens; 0 is greedy), "max_tokens" (the
+                         agent's own limit holds too), "stop" (list of texts, the first of which ends it)
+    ignored              list of strings: what else was wished of the reply, and is not followed; it is counted
+
+A message is a dictionary with "role" (system, user, assistant or tool) and "content" (str). An assistant's may have
+"tool_calls", [{"id": str, "name": str, "arguments": dict}], and "reasoning" (str), its thought. A tool's has
+"tool_call_id" (str) and "name" (str).
+
 Games have further keys (``HasPlayers``).
 """
 
@@ -134,6 +150,19 @@ class HasPlayers(Protocol):
     def role(self, player: str) -> str: ...
 
 
+@runtime_checkable
+class HasClient(Protocol):
+    """A world whose requests are made by somebody else, such as a program (``turnwise.envs.programs``).
+
+    ``counted`` tells how many tokens the context and the reply of the next ``step`` have, and whether the reply ended
+    by itself. ``refuse`` is called in the place of ``step`` where a request does not fit into the context; it returns
+    what ``step`` returns, such as a shorter request.
+    """
+
+    def counted(self, prompt_tokens: int, reply_tokens: int, ended: bool) -> None: ...
+    def refuse(self) -> tuple[str, float, bool, bool, Info]: ...
+
+
 class Expert(Protocol):
     """Plays one episode. ``begin`` gets the first observation; then ``act`` gets each one and returns the action."""
 
@@ -218,6 +247,21 @@ def given_of(info: Info) -> str:
     """What a reset tells of the task, as JSON; "" where it tells nothing, or something else under that name."""
     told = info.get("task")
     return json.dumps(told, ensure_ascii=False, default=str) if isinstance(told, dict) and told else ""
+
+
+def shown_info(info: Info) -> Info:
+    """The part of ``info`` that an agent may be shown: the listed actions, and what is asked in roles."""
+    listed = listed_actions(info)
+    kept = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
+    return kept if listed is None else {"listed_actions": listed, **kept}
+
+
+def request_of(info: Info) -> str:
+    """What is asked in roles, as JSON: "messages", "after" and "tools"; "" where the world speaks in observations."""
+    if info.get("messages") is None:
+        return ""
+    asked = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
+    return json.dumps(asked, ensure_ascii=False, default=str)
 
 
 def world_name(env: TextEnv) -> str:

@@ -27,6 +27,7 @@ from turnwise.childprocess import START_METHODS, Child, EnvDiedError, EnvRaisedE
 from turnwise.envs.interface import (
     CanBeOverruled,
     Expert,
+    HasClient,
     HasExpert,
     HasPlayers,
     HasSnapshots,
@@ -64,8 +65,8 @@ class ProcessEnv(gymnasium.Env[str, str]):
     ``reset`` or ``step``, the next ``reset`` starts a new process.
 
     The object has the optional methods that the world has, and no others: ``tasks``, ``expert``, ``snapshot`` and
-    ``restore``, ``players`` and ``role``, ``splits`` (``turnwise.envs.interface``). It must not be used by several
-    threads at the same time.
+    ``restore``, ``players`` and ``role``, ``counted`` and ``refuse``, ``splits`` (``turnwise.envs.interface``). It must
+    not be used by several threads at the same time.
 
     ``start_method`` is "forkserver" or "spawn". The default is "forkserver" where the system has it (Unix).
     """
@@ -201,6 +202,13 @@ class Served:
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, float(reward), terminated, truncated, _plain(info)
 
+    def counted(self, prompt_tokens: int, reply_tokens: int, ended: bool) -> None:
+        self.world.counted(prompt_tokens, reply_tokens, ended)
+
+    def refuse(self) -> Step:
+        observation, reward, terminated, truncated, info = self.world.refuse()
+        return observation, float(reward), terminated, truncated, _plain(info)
+
     def tasks(self, split: str) -> Sequence[Task] | Outline:
         found = panel(self.env, split)
         if isinstance(found, Panel) and type(found) is not Panel:
@@ -267,6 +275,15 @@ class WithExpert(ProcessEnv):
         return made
 
 
+class WithClient(ProcessEnv):
+    def counted(self, prompt_tokens: int, reply_tokens: int, ended: bool) -> None:
+        self._child.ask("counted", prompt_tokens, reply_tokens, ended, limit=self._step_limit)
+
+    def refuse(self) -> Step:
+        answer: Step = self._decisive(self._child, "refuse", limit=self._step_limit)
+        return answer
+
+
 class WithPlayers(ProcessEnv):
     players: tuple[str, ...]
     roles: dict[str, str]
@@ -280,6 +297,7 @@ _OFFERS: dict[str, tuple[Any, type[ProcessEnv]]] = {
     "snapshots": (HasSnapshots, WithSnapshots),
     "expert": (HasExpert, WithExpert),
     "players": (HasPlayers, WithPlayers),
+    "client": (HasClient, WithClient),
 }
 
 

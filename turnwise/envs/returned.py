@@ -18,7 +18,8 @@ from turnwise.trajectory import Task
 _FLAGS = (bool, np.bool_, int)
 _NUMBERS = (int, float, np.number)  # a bool is an int
 _ROUNDING = 1e-6  # by which a sum of shares may miss 0 and 1
-
+_ROLES = ("system", "user", "assistant", "tool")
+_CALL = {"id": str, "name": str, "arguments": Mapping}
 
 _PARTS = {
     "reset": ("observation", "info"),
@@ -88,6 +89,7 @@ def _check_info(env: TextEnv, info: Info) -> None:
         raise _wrong(env, "info['valid']", info["valid"], "True or False")
     if not isinstance(info.get("task_type") or "", str):
         raise _wrong(env, "info['task_type']", info["task_type"], "a string")
+    _check_asked(env, info)
     for name in ("admissible_actions", "listed_actions"):
         actions = info.get(name)
         if actions is None:
@@ -97,6 +99,34 @@ def _check_info(env: TextEnv, info: Info) -> None:
         for action in actions:
             if not isinstance(action, str):
                 raise _wrong(env, f"in info[{name!r}]", action, "a string")
+
+
+def _check_asked(env: TextEnv, info: Info) -> None:
+    """Check what a world asks in roles: messages, the turn that they follow, and tools."""
+    for message in _list_of(env, "messages", info):
+        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
+            raise _wrong(env, "in info['messages']", message, f"a message with a role, one of {', '.join(_ROLES)}")
+        if not isinstance(message.get("content"), str):
+            raise _wrong(env, "in info['messages']", message, "a message with text as its content")
+        if message["role"] == "tool" and not isinstance(message.get("tool_call_id"), str):
+            raise _wrong(env, "in info['messages']", message, "the tool_call_id of the call that this answers")
+        for call in calls or ():
+            if not isinstance(call, Mapping) or not all(isinstance(call.get(k), kind) for k, kind in _CALL.items()):
+                raise _wrong(env, "in tool_calls", call, "a call with id, name and arguments (a dictionary)")
+    for tool in _list_of(env, "tools", info):
+        about = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(about, Mapping) or not isinstance(about.get("name"), str):
+            raise _wrong(env, "in info['tools']", tool, "a schema as {'type': 'function', 'function': {'name', ...}}")
+    if info.get("after") is not None and not isinstance(info["after"], (int, np.integer)):
+        raise _wrong(env, "info['after']", info["after"], "the number of a turn")
+
+
+def _list_of(env: TextEnv, name: str, info: Info) -> Sequence[Any]:
+    found = info.get(name)
+    if found is not None and (isinstance(found, str) or not isinstance(found, Sequence)):
+        raise _wrong(env, f"info[{name!r}]", found, "a list of dictionaries")
+    return found or ()
 
 
 def _check_told(env: TextEnv, info: Info, players: Collection[str]) -> None:

@@ -20,6 +20,7 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from turnwise.envs.given import is_given
 from turnwise.envs.interface import (
     Expert,
+    HasClient,
     HasExpert,
     HasPlayers,
     HasSnapshots,
@@ -47,6 +48,7 @@ __all__ = [
     "no_exit",
     "panel",
     "players_of",
+    "refuse",
     "snapshots",
     "start",
     "step",
@@ -263,6 +265,17 @@ def step(env: TextEnv, action: str, players: Collection[str] = ()) -> tuple[str,
         returned: Any = env.step(action)
     except SystemExit as error:  # not no_exit: this is the inner loop
         raise WorldExitError(f"{world_name(env)} called sys.exit({error.code!r}) in step: SystemExit") from error
+    return _taken(env, returned, players)
+
+
+def refuse(env: TextEnv, client: HasClient) -> tuple[str, float, bool, bool, Info]:
+    """Tell the world's client that its request does not fit. Returns and raises as ``step`` does."""
+    with no_exit(world_name(env), "refuse"):
+        returned: Any = client.refuse()
+    return _taken(env, returned, ())
+
+
+def _taken(env: TextEnv, returned: Any, players: Collection[str]) -> tuple[str, float, bool, bool, Info]:
     observation, reward, terminated, truncated, info = check_parts(env, "step", returned)
     check_seen(env, observation, info, players)
     check_step(env, reward, terminated, truncated, info, players)

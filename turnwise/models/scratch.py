@@ -16,6 +16,7 @@ import torch
 from turnwise.models.induction import set_induction_heads
 from turnwise.models.settings import ScratchModelConfig
 
+TOOL = "<|tool|>"
 PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 
 # A word with the space before it, a number, white space, or a mark.
@@ -27,9 +28,25 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
+# The same with tools: a line for each in the system message, and calls as Hermes writes them.
+TOOL_TEMPLATE = (
+    "{% set begun = messages[0]['role'] == 'system' %}{% if begun or tools %}{{ '<|system|>' }}"
+    "{{ messages[0]['content'] if begun else '' }}{% for t in tools or [] %}{% set f = t['function'] %}"
+    "{{ '\\n' if begun or not loop.first else '' }}{{ f['name'] + '(' }}"
+    "{{ (f.get('parameters') or {}).get('properties', {}) | join(', ') }}{{ '): ' + (f.get('description') or '') }}"
+    "{% endfor %}{{ '<|end|>' }}"
+    "{% endif %}{% for m in (messages[1:] if begun else messages) %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% for c in m.get('tool_calls') or [] %}{{ '\\n' if m['content'] or not loop.first else '' }}"
+    "{{ '<tool_call>\\n{\"name\": ' }}{{ c['function']['name'] | tojson }}{{ ', \"arguments\": ' }}"
+    "{{ c['function']['arguments'] | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}{{ '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, num_phrases: int = 0, *, split_digits: bool = False) -> Any:
-    """A byte-level BPE tokenizer, which can encode any text, with the compact chat template.
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, num_phrases: int = 0, *, split_digits: bool = False, tools: bool = False
+) -> Any:
+    """A byte-level BPE tokenizer, which can encode any text, with the compact chat template, or that with ``tools``.
 
     The text of an environment consists largely of set phrases. ``num_phrases`` of them become one token each, which
     shortens episodes by a third or more. Words that carry information stay tokens of their own.
@@ -45,7 +62,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, num_phrases: int = 0,
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[PAD, USER, ASSISTANT, SYSTEM, END],
+        special_tokens=[PAD, USER, ASSISTANT, SYSTEM, END, *([TOOL] if tools else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -57,10 +74,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, num_phrases: int = 0,
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
-        additional_special_tokens=[USER, ASSISTANT, SYSTEM],
+        additional_special_tokens=[USER, ASSISTANT, SYSTEM, *([TOOL] if tools else [])],
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = TOOL_TEMPLATE if tools else CHAT_TEMPLATE
     return fast
 
 

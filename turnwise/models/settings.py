@@ -86,6 +86,9 @@ class ScratchModelConfig(BaseModel):
     split_digits: bool = Field(
         False, description="every digit a token of its own, so that long numbers can be copied wherever they stand"
     )
+    tools: bool = Field(
+        False, description="a chat template that shows tools, calls and results, for worlds with agent.context=roles"
+    )
 
     @model_validator(mode="after")
     def _induction_heads_fit(self) -> ScratchModelConfig:

@@ -60,6 +60,8 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
     record = {f.name: _plain(getattr(turn, f.name)) for f in fields(turn) if f.name != "processing"}
     if not turn.thought_tokens:
         del record["thought_tokens"]  # as before there were any
+    if not turn.request:
+        del record["request"]
     record |= _texts(record, _ARRAYS)
     if turn.processing is not None:
         record["processing"] = _texts({name: getattr(turn.processing, name) for name in _PROCESSING}, _PROCESSING)

@@ -27,6 +27,8 @@ PROCESSED = 2
 """The version of a member in which some turn has ``processing``."""
 ENDED = 3
 """The version of a member in which some trajectory has a ``last_anchor``, or some turn ``thought_tokens``."""
+ASKED = 4
+"""The version of a member in which some turn has a ``request``."""
 GRADED = 5
 """The version of a member in which some trajectory has ``given`` or ``grading``."""
 _CHUNK = 1 << 16
@@ -237,7 +239,7 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
         kind = (header["format"], header["version"], type(header["update"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the gzip member at byte {start} is no trajectory flush: {error!r}") from error
-    if kind not in [(FORMAT, version, int) for version in (VERSION, PROCESSED, ENDED, GRADED)]:
+    if kind not in [(FORMAT, version, int) for version in (VERSION, PROCESSED, ENDED, ASKED, GRADED)]:
         raise ValueError(f"{path}, byte {start}: expected {FORMAT} version {VERSION} to {GRADED}; got {header}"[:500])
     return header
 
@@ -246,6 +248,8 @@ def _version(trajectory: Trajectory) -> int:
     """The oldest version that holds all of a trajectory."""
     if trajectory.given or trajectory.grading is not None:
         return GRADED
+    if any(turn.request for turn in trajectory.turns):
+        return ASKED
     if trajectory.last_anchor or any(turn.thought_tokens for turn in trajectory.turns):
         return ENDED
     return PROCESSED if any(turn.processing is not None for turn in trajectory.turns) else VERSION

@@ -14,6 +14,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
+from functools import partial
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from typing import Any
 import numpy as np
 
 from turnwise.agents.chat import ChatFormat
+from turnwise.agents.dialogue import asked, conversations, in_openai_form, offered
+from turnwise.agents.roles import as_message, with_system
 from turnwise.agents.spelling import encodable
+from turnwise.envs.said import heard
 from turnwise.errors import unknown
 from turnwise.models.settings import PretrainedModelConfig
 from turnwise.runs.trajectories import Selection, Stored, run_of, select
@@ -45,6 +49,8 @@ def export_trajectories(target: str | Path, selection: Selection, out: str | Pat
     path = Path(out)
     if path.suffix not in _WRITERS:
         raise ValueError(f"{path}: expected a name that ends in .jsonl or .parquet, or a folder's without a suffix")
+    if form == "sft" and path.suffix != ".jsonl" and is_in_roles(target):
+        raise ValueError(f"{path}: the arguments of calls have no columns in common: write chats with tools as .jsonl")
     if path.exists():
         raise ValueError(f"{path} is already there: export writes a new one")
     rows = _rows(target, selection, form)
@@ -68,12 +74,35 @@ def _rows(target: str | Path, selection: Selection, form: str) -> Iterator[Row]:
         return map(trajectory_row, select(target, selection))
     if not selection.success and selection.returns == (None, None):
         selection = replace(selection, success="yes")
-    make = _messages(*_chat(target)) if form == "sft" else _tokens
-    return (
-        {**make(context), **_origin(stored)}
-        for stored in select(target, selection)
-        for context in contexts(stored.trajectory)
-    )
+    make = _sft(target) if form == "sft" else _token_rows
+    return ({**row, **_origin(stored)} for stored in select(target, selection) for row in make(stored.trajectory))
+
+
+def _sft(target: str | Path) -> Callable[[Trajectory], Iterator[Row]]:
+    """What makes the chats of an episode."""
+    if is_in_roles(target):
+        return partial(_dialogues, system=run_of(target).config().agent.system or "")
+    tell = _messages(*chat_of(target))
+    return lambda trajectory: map(tell, contexts(trajectory))
+
+
+def is_in_roles(target: str | Path) -> bool:
+    """Whether the agent of a run had chats with roles."""
+    return run_of(target).config().agent.context == "roles"
+
+
+def _token_rows(trajectory: Trajectory) -> Iterator[Row]:
+    return map(_tokens, contexts(trajectory))
+
+
+def _dialogues(trajectory: Trajectory, system: str) -> Iterator[Row]:
+    """The chats of an episode with roles, and their tools: one for each reply that no later turn goes on from."""
+    told, tools = conversations(trajectory.turns), offered(trajectory.turns)
+    passed = {asked(turn).get("after") for turn in trajectory.turns}
+    for n, turn in enumerate(trajectory.turns):
+        if n not in passed:
+            said = with_system([*told[n], as_message(heard(turn.action))], system)
+            yield {"messages": _plain([in_openai_form(message) for message in said]), "tools": _plain(tools[n])}
 
 
 def trajectory_row(stored: Stored) -> Row:
@@ -127,7 +156,7 @@ def _messages(chat: ChatFormat, system: str | None) -> Callable[[list[Turn]], Ro
     return make
 
 
-def _chat(target: str | Path) -> tuple[ChatFormat, str | None]:
+def chat_of(target: str | Path) -> tuple[ChatFormat, str | None]:
     """The chat format and the system message that the run's agent had."""
     from turnwise.models.loading import load_tokenizer
 

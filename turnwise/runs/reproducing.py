@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.actions import ActionFormat, parse_action
+from turnwise.agents.actions import ParsedAction, parse_action
 from turnwise.agents.episode import Episode, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_out, scripted
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, Seating
+from turnwise.agents.toolcalls import DIALECTS
 from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import close
 from turnwise.runs.directory import RunDirectory
+from turnwise.runs.exporting import chat_of
 from turnwise.runs.trajectories import Selection, Stored, episode_of, find, run_of, select
 from turnwise.trajectory import Trajectory
 
-_TURN = ("observation", "action", "valid", "reward", "anchor")
+_TURN = ("observation", "request", "action", "valid", "reward", "anchor")
 _EPISODE = ("end", "end_reason", "success", "score")
 
 
@@ -78,8 +81,8 @@ class _StoredPlayer:
     player cuts this one after its last action, for the same reason.
     """
 
-    def __init__(self, trajectory: Trajectory, style: ActionFormat) -> None:
-        self._turns, self._style = iter(trajectory.turns), style
+    def __init__(self, trajectory: Trajectory, read: Callable[[str], ParsedAction]) -> None:
+        self._turns, self._read = iter(trajectory.turns), read
         by_world = trajectory.end == "terminated" or trajectory.end_reason == "turns"
         self._reason = "it goes on" if by_world else trajectory.end_reason
 
@@ -90,7 +93,7 @@ class _StoredPlayer:
         turn = next(self._turns, None)
         if turn is None:
             raise CutShortError(self._reason)
-        return AgentReply(turn.reply, turn.action, parse_action(turn.reply, self._style).valid)
+        return AgentReply(turn.reply, turn.action, self._read(turn.reply).valid)
 
 
 class Reproducer:
@@ -98,6 +101,9 @@ class Reproducer:
 
     def __init__(self, run: RunDirectory) -> None:
         self.config = run.config()
+        style = self.config.agent.action_format
+        dialect = chat_of(run.path)[0].dialect if style == "calls" else DIALECTS["hermes"]
+        self._read = partial(parse_action, style=style, dialect=dialect)
         self._env = self.config.env.make()
 
     def __enter__(self) -> Reproducer:
@@ -143,9 +149,8 @@ class Reproducer:
 
     def _seating(self, trajectories: dict[str, Trajectory]) -> tuple[Seating, int]:
         """Stored players at their seats and the run's opponents at the others; and the number of a stored seat."""
-        style = self.config.agent.action_format
         stored = {
-            player: Scripted("stored", lambda env, seed, t=t: _StoredPlayer(t, style))  # type: ignore[misc]
+            player: Scripted("stored", lambda env, seed, t=t: _StoredPlayer(t, self._read))  # type: ignore[misc]
             for player, t in trajectories.items()
         }
         game = capability(self._env, HasPlayers)

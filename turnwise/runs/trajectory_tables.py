@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turnwise.agents.actions import unsent
+from turnwise.agents.dialogue import action_text, lines
 from turnwise.grading.agreement import Graded, judged_text
 from turnwise.runs.rejudging import Rejudged
 from turnwise.runs.trajectories import Stored
@@ -165,10 +166,11 @@ def _turn(trajectory: Trajectory, number: int, turn: Turn) -> Iterable[Renderabl
     taken = trajectory.fork is not None and number >= trajectory.fork.turn  # by another than who played its parent
     actor = f" · {trajectory.policy}" if taken and trajectory.policy else ""
     yield Text(printable(f"[{number}]{fresh}{actor}"), "dim")
-    yield Text(printable(turn.observation))
+    for role, text in lines(turn) or [("", turn.observation)]:
+        yield Text.assemble((f"{printable(role)}: " if role else "", "cyan"), printable(text))
     if turn.reply.strip() != turn.action:
         yield Text(printable(turn.reply), "italic")
-    yield Text.assemble(("> ", "bold cyan"), (printable(turn.action), "bold"), (_numbers(turn), "dim"))
+    yield Text.assemble(("> ", "bold cyan"), (printable(action_text(turn)), "bold"), (_numbers(turn), "dim"))
 
 
 def _numbers(turn: Turn) -> str:

@@ -64,13 +64,14 @@ Command = Start | ForkFrom | Stop
 class Batch:
     """What happened in a shard since the last batch.
 
-    ``busy``: there is more to come without new commands. ``failures`` of environments, and seconds and tokens by stage
-    (turnwise.clock), are of this batch too.
+    ``busy``: there is more to come without new commands. ``failures`` of environments, ``numbers`` to be recorded, and
+    seconds and tokens by stage (turnwise.clock) are of this batch too.
     """
 
     events: tuple[Event, ...]
     busy: bool
     failures: int
+    numbers: Mapping[str, int]
     seconds: Mapping[str, float]
     tokens: Mapping[str, int]
 

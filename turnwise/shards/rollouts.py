@@ -13,6 +13,7 @@ anything takes, or on how often one is lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -133,6 +134,7 @@ class ShardedCollector:
     def __init__(self, shards: Shards, use: str, grader: Grader | None = None) -> None:
         self.shards, self.use, self.grader = shards, use, grader
         self.failures, self.clock = 0, Clock()
+        self.counted: Counter[str] = Counter()  # what the shards' collectors have told since ``numbers`` was asked
 
     def collect(self, jobs: Sequence[Job], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Trajectory]:
         return play_all(jobs, self.rollouts(sampling, jobs[0].key if jobs else 0, on_episode))
@@ -143,7 +145,8 @@ class ShardedCollector:
         return ShardedRollouts(self, key, on_episode)
 
     def numbers(self) -> dict[str, int]:
-        return self.shards.numbers()
+        told, self.counted = dict(self.counted), Counter()
+        return {**told, **self.shards.numbers()}
 
     def close(self) -> None:
         if self.grader is not None:
@@ -236,6 +239,7 @@ class ShardedRollouts:
     def _taken(self, number: int, batch: Batch) -> Iterator[Event]:
         self._busy[number] = batch.busy
         self._collector.failures += batch.failures
+        self._collector.counted.update(batch.numbers)
         for event in batch.events:
             if isinstance(event, TurnFinished):
                 self._turns[event.rollout] = event.turn + 1

@@ -82,9 +82,10 @@ class Shard:
         for command in commands:
             self._obey(rollouts, command)
         events, busy = self._next(rollouts) if alone else self._some(rollouts)
-        failures = self.collectors[self._use].failures
+        collector = self.collectors[self._use]
+        failures = collector.failures
         work, before, self._failures = self.clock.take(), self._failures, failures
-        return Batch(events, busy, failures - before, work.seconds, work.tokens)
+        return Batch(events, busy, failures - before, collector.numbers(), work.seconds, work.tokens)
 
     def close(self) -> None:
         """Close the worlds."""

@@ -154,6 +154,7 @@ function recolour() {
     const given = cardOf.querySelector(".observation");
     given.classList.toggle("mono", context);
     if (context) given.replaceChildren(...turn.prompt.map((id) => el("span", { class: "token given", "data-id": id }, visible(texts[id]))));
+    else if (turn.asked) given.replaceChildren(...turn.asked.map(([role, text]) => el("p", { class: "said" }, el("b", { text: role }), ` ${text}`)));
     else given.textContent = turn.observation;
     cardOf.querySelector(".reply").replaceChildren(...turn.tokens.map((id, i) => token(turn, i, id, texts[id])));
   });

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from turnwise.agents.actions import unsent
+from turnwise.agents.dialogue import action_text, lines
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import MONITOR
 from turnwise.replay.store import TrajectoryReader
@@ -228,6 +229,7 @@ def _turn(turn: Turn, advantages: Sequence[float] | None) -> dict[str, Any]:
     shared = advantages is not None and len(set(advantages)) == 1
     return {
         "observation": turn.observation,
+        **({"asked": lines(turn)} if turn.request else {}),
         "prompt": turn.prompt_ids.tolist(),
         "continues": turn.continues,
         "tokens": turn.action_ids.tolist(),
@@ -235,7 +237,7 @@ def _turn(turn: Turn, advantages: Sequence[float] | None) -> dict[str, Any]:
         "entropies": _rounded(turn.entropies),
         "advantages": None if advantages is None else short(advantages[0]) if shared else _rounded(advantages),
         "reply": turn.reply,
-        "action": turn.action,
+        "action": action_text(turn),
         "valid": turn.valid,
         "unsent": "" if turn.valid or turn.action else unsent(turn.reply),
         "reward": short(turn.reward),

@@ -26,6 +26,7 @@ TRAINING_SPLITS = ("train", "demonstrations")
 """Splits for training, in which tasks may repeat. Success is reported on the others."""
 INFO_KEYS = (
     *("admissible_actions", "listed_actions", "success", "score", "valid", "task_type"),
+    *("messages", "after", "tools"),
     *("player", "rewards", "successes", "scores"),
 )
 _USUAL_SPLITS = ("train", "demonstrations", "validation", "test")

@@ -1,0 +1,100 @@
+"""An endpoint in a world of chats with roles: it gets messages and tools as they are, and its calls are made."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.chat_server import Response, in_turn, refusal, serving
+from turnwise.agents.chat_client import EndpointConfig
+from turnwise.agents.endpoint import endpoint, heard_from
+from turnwise.agents.jobs import jobs_for
+from turnwise.agents.prompts import AgentConfig
+from turnwise.agents.scripted import play_episode
+from turnwise.agents.seating import Seating
+from turnwise.envs.said import Call, Said
+from turnwise.envs.tasks import make_env, panel
+
+CONFIG = AgentConfig(context="roles", action_format="calls", instructions=True, system="You are an agent.")
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNWISE_API_KEY", "sk-secret")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def calling(*calls: tuple[str, str], content: str | None = None) -> Response:
+    listed = [
+        {"id": f"x{n}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for n, (name, arguments) in enumerate(calls)
+    ]
+    message = {"role": "assistant", "content": content, **({"tool_calls": listed} if listed else {})}
+    return Response(json.dumps({"choices": [{"message": message}], "usage": {}}).encode())
+
+
+def played(*responses: Response, settings: AgentConfig = CONFIG) -> tuple[Any, list[dict[str, Any]]]:
+    env = make_env("turnwise/SQL-v0")
+    (job,) = jobs_for(panel(env, "test")[:1], 1, 0)
+    with serving(in_turn(*responses)) as server:
+        asked = EndpointConfig(base_url=server.url, backoff_s=0.001)
+        agent = endpoint("openai:m", settings, asked)
+        (episode,) = play_episode(env, Seating({"": agent}), job)
+        return episode, [each.body for each in server.asked]
+
+
+def test_calls_are_made_and_answered() -> None:
+    env = make_env("turnwise/SQL-v0")
+    env.reset(options={"split": "test", "task": 0})
+    problem = env.unwrapped.problem  # type: ignore[attr-defined]
+    query = json.dumps({"sql": problem.sql})
+    episode, bodies = played(
+        calling(("tables", ""), ("query", "{"), content="I look."),
+        calling(("query", query)),
+        calling(content=problem.answer),
+    )
+    assert episode.success
+    assert [turn.valid for turn in episode.turns] == [False, True, True]
+    system, user = bodies[0]["messages"]
+    assert system["content"].startswith("You are an agent.\n\nAnswer the question")
+    assert user == {"role": "user", "content": problem.question}
+    assert [tool["function"]["name"] for tool in bodies[0]["tools"]] == ["tables", "query"]
+    roles = [message["role"] for message in bodies[2]["messages"]]
+    assert roles == ["system", "user", "assistant", "tool", "tool", "assistant", "tool"]
+    told = bodies[2]["messages"]
+    assert told[2]["tool_calls"][0] == {
+        "id": "call00000",
+        "type": "function",
+        "function": {"name": "tables", "arguments": "{}"},
+    }
+    assert json.loads(told[5]["tool_calls"][0]["function"]["arguments"]) == {"sql": problem.sql}
+    assert "could not be read" in told[4]["content"]
+    assert bodies[2]["tools"] == bodies[0]["tools"]
+
+
+def test_a_full_context_ends_the_episode() -> None:
+    episode, _ = played(
+        calling(("tables", "{}")), refusal(400, "maximum context length is exceeded", "context_length_exceeded")
+    )
+    assert (episode.end, episode.end_reason, len(episode.turns)) == ("truncated", "context", 1)
+    with pytest.raises(ValueError, match="does not start anew"):
+        played(settings=CONFIG.model_copy(update={"on_overflow": "restart"}))
+    with pytest.raises(ValueError, match=r"set agent\.context=roles"):
+        played(calling(), settings=AgentConfig())
+
+
+def test_what_a_server_may_say() -> None:
+    assert heard_from({"content": None, "reasoning_content": "Hm."}) == Said("", (), None, "Hm.")
+    both = {
+        "tool_calls": [
+            {"function": {"name": "f", "arguments": "[1]"}},
+            {"function": {"name": "g", "arguments": "{}"}},
+            3,
+        ]
+    }
+    found = heard_from(both)
+    assert found.calls == (Call("g"),)
+    assert found.fault is not None
+    assert "no object" in found.fault

@@ -1,0 +1,134 @@
+"""Calls as models write them: what is written is read, and a broken call costs itself alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnwise.agents.actions import parse_action
+from turnwise.agents.toolcalls import DIALECTS, OneCall, dialect_of
+from turnwise.envs.said import Call, Said, heard
+
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<>=\n"), min_size=1, max_size=6)
+NAMES = WORDS.map(str.strip).filter(bool)
+VALUES = st.recursive(
+    st.booleans() | st.integers(), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(NAMES, inner, max_size=2)
+)
+CALLS = st.lists(st.builds(Call, NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), min_size=1, max_size=3)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@given(calls=CALLS, content=st.just("") | NAMES)
+def test_what_is_written_is_read(name: str, calls: list[Call], content: str) -> None:
+    dialect = DIALECTS[name]
+    content = "" if name == "llama3" else content  # its template shows no text beside calls
+    assert dialect.read(dialect.write(Said(content, tuple(calls)))) == Said(content, tuple(calls))
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@given(
+    text=st.text(max_size=30)
+    | st.lists(
+        st.sampled_from(
+            [
+                "<tool_call>",
+                "</tool_call>",
+                "{",
+                '"name"',
+                ":",
+                "}",
+                "<function=f>",
+                "<parameter=x>",
+                "</parameter>",
+                "[",
+                "1",
+                '"f"',
+                "\n",
+            ]
+        ),
+        max_size=12,
+    ).map("".join)
+)
+def test_no_text_is_an_exception(name: str, text: str) -> None:
+    found = DIALECTS[name].read(text)
+    assert heard(parse_action(text, "calls", DIALECTS[name]).text).calls == found.calls
+
+
+HERMES = {
+    '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>': ([("f", {"x": 1})], None),
+    '<tool_call>{"name": "f", "arguments": {}}</tool_call><tool_call>{"name": "g"}</tool_call>': (
+        [("f", {}), ("g", {})],
+        None,
+    ),
+    '<tool_call>{"name": "f", "parameters": {"x": 1}}': ([("f", {"x": 1})], None),
+    '<tool_call>{"name": "f", "arg</tool_call><tool_call>{"name": "g", "arguments": {}}</tool_call>': (
+        [("g", {})],
+        "the call is not JSON",
+    ),
+    '<tool_call>{"name": "f", "arguments": "x"}</tool_call>': ([], '"arguments" of f is an object'),
+    '<tool_call>{"name": "f", "arguments": [1]}</tool_call>': ([], "not a list"),
+    '<tool_call>{"arguments": {}}</tool_call>': ([], 'an object with "name" and "arguments"'),
+    "<tool_call></tool_call>": ([], "not JSON"),
+    "just an answer": ([], None),
+}
+
+
+@pytest.mark.parametrize("text", HERMES)
+def test_hermes(text: str) -> None:
+    calls, fault = HERMES[text]
+    found = DIALECTS["hermes"].read(text)
+    assert [(call.name, call.arguments) for call in found.calls] == calls
+    assert (found.fault is None) == (fault is None)
+    assert (fault or "") in (found.fault or "")
+    action = parse_action(text, "calls")
+    assert action.valid == (fault is None)
+
+
+def test_text_beside_calls_and_thoughts_before_them_are_kept() -> None:
+    text = '<think>\nWhich?\n</think>\n\nI look.\n<tool_call>{"name": "f", "arguments": {}}</tool_call>\nSoon.'
+    assert heard(parse_action(text, "calls").text) == Said("I look.\n\nSoon.", (Call("f"),), None, "Which?")
+    cut = parse_action("<think>\nWhich", "calls")
+    assert not cut.valid
+    assert "inside a thought" in (heard(cut.text).fault or "")
+
+
+def test_llama_takes_an_answer_in_json_for_an_answer() -> None:
+    read = DIALECTS["llama3"].read
+    assert read('{"city": "Rome"}') == Said('{"city": "Rome"}')
+    assert read("It is {so}.") == Said("It is {so}.")
+    assert read('<|python_tag|>{"name": "f", "parameters": {"x": "y"}}').calls == (Call("f", {"x": "y"}),)
+    broken = read('{"name": "f", "parameters": {"x": ')
+    assert (broken.calls, broken.content) == ((), "")
+    assert "not JSON" in (broken.fault or "")
+    later = read('{"name": "f", "parameters": {}}; {"name"')
+    assert later.calls == (Call("f"),)
+    assert later.fault is not None
+
+
+def test_qwen_reads_values_as_the_schema_says() -> None:
+    values = "".join(f"<parameter={key}>\n12\n</parameter>\n" for key in "ab")
+    said = f"<tool_call>\n<function=f>\n{values}</function>\n</tool_call>"
+    kinds = {"a": {"type": "string"}, "b": {"type": "integer"}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": kinds}}}]
+    assert DIALECTS["qwen_xml"].read(said, tools).calls == (Call("f", {"a": "12", "b": 12}),)
+    left = DIALECTS["qwen_xml"].read("<tool_call><function=f>x=1</function></tool_call>")
+    assert left.calls == ()
+    assert "a parameter is written as" in (left.fault or "")
+
+
+def test_where_one_call_a_reply_is_shown_the_first_counts() -> None:
+    dialect = OneCall(DIALECTS["hermes"])
+    two = dialect.write(Said("", (Call("f"), Call("g"))))
+    assert dialect.read(two).calls == (Call("f"),)
+    assert "only the first" in (dialect.read(two).fault or "")
+    assert dialect.read(dialect.write(Said("", (Call("f"),)))) == Said("", (Call("f"),))
+
+
+def test_dialects_have_names() -> None:
+    with pytest.raises(ValueError, match="Did you mean 'hermes'"):
+        dialect_of("hermees")
+    with pytest.raises(ValueError, match="cannot be made"):
+        dialect_of("tests.nowhere:Dialect")
+    with pytest.raises(ValueError, match="needs the methods read"):
+        dialect_of("builtins:dict")

@@ -1,0 +1,94 @@
+"""A served model: clients talk to it, and what they said is kept as episodes that everything else reads."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.dictation import deviation
+from tests.envs.programs.agents import post, said, user
+from tests.models import chatting_folder
+from turnwise.assembly.serving import Offer, Service
+from turnwise.envs.programs.running import Model
+from turnwise.models.policy import Policy
+from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.trajectories import Selection, select
+from turnwise.view.page import write_view
+
+OFFER = Offer(port=0, num_slots=2, agent={"max_reply_tokens": 12, "max_context_tokens": 256})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chatting_folder(tmp_path_factory.mktemp("model"))
+
+
+@contextmanager
+def service(folder: Path, offer: Offer = OFFER) -> Iterator[Model]:
+    made = Service(str(folder), offer)
+    thread = threading.Thread(target=made.run)
+    thread.start()
+    try:
+        yield Model(made.url, offer.api_key or "any", offer.name)
+    finally:
+        made.stop()
+        thread.join(20)
+        made.close()
+        assert not thread.is_alive()
+
+
+def test_a_conversation_is_served_and_recorded(folder: Path, tmp_path: Path) -> None:
+    with service(folder, replace(OFFER, record=tmp_path / "served")) as model:
+        first = said(post(model, [user("Where is the mug?")]))
+        more = [user("Where is the mug?"), first, user("And?")]
+        status, answer = post(model, more, temperature=0.5)
+        assert status == 200
+        assert answer["usage"]["prompt_tokens"] > answer["usage"]["completion_tokens"] > 0
+        assert said(post(model, [user("Another one.")])) is not None
+        streamed = post(model, [user("Streamed.")], stream=True, temperature=0)[1]
+        whole = said(post(model, [user("Streamed.")], temperature=0))["content"] or ""
+        assert _text(streamed) == whole
+    stored = list(TrajectoryReader(tmp_path / "served" / "trajectories.jsonl.gz"))
+    assert sorted(len(each.turns) for each in stored) == [1, 1, 1, 2]
+    (talk,) = (each for each in stored if len(each.turns) == 2)
+    assert [turn.continues for turn in talk.turns] == [False, True]
+    assert talk.turns[1].processing is not None
+    sampled = [replace(each, turns=each.turns[:1]) for each in stored if "Streamed" not in each.turns[0].observation]
+    assert deviation(sampled, Policy.load(folder, lora=None).sampler) < 1e-4
+    assert len(list(select(tmp_path / "served", Selection(text="mug")))) == 1
+    write_view([tmp_path / "served"], tmp_path / "view.html", 10)
+    assert (tmp_path / "view.html").stat().st_size > 10_000
+
+
+def test_a_request_that_does_not_fit_is_refused_and_the_next_one_is_not(folder: Path) -> None:
+    with service(folder) as model:
+        status, body = post(model, [user("mug " * 500)])
+        assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
+        assert post(model, [user("mug")])[0] == 200
+
+
+def test_what_cannot_be_served_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give --api-key KEY too"):
+        Service(str(folder), replace(OFFER, host="0.0.0.0"))
+    with pytest.raises(ValueError, match="plays without a model"):
+        Service("random", OFFER)
+    with pytest.raises(ValueError, match="serve a run, a model folder or a hub name"):
+        Service("openai:gpt@http://127.0.0.1:1/v1", replace(OFFER, agent={}))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="not an empty folder"):
+        Service(str(folder), replace(OFFER, record=tmp_path))
+    with service(folder) as model, pytest.raises(ValueError, match="choose another port"):
+        Service(str(folder), replace(OFFER, port=int(model.base_url.rpartition(":")[2].partition("/")[0])))
+
+
+def _text(events: bytes) -> str:
+    lines = [line[6:] for line in events.decode().split("\n\n") if line.startswith("data: {")]
+    deltas: list[Any] = [choice["delta"] for line in lines for choice in json.loads(line)["choices"]]
+    return "".join(delta.get("content") or "" for delta in deltas)

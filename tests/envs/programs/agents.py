@@ -1,0 +1,163 @@
+"""Small agent programs, by themselves without any client library: they post requests with urllib."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from turnwise.envs.programs.running import Model
+
+SEEN: list[Any] = []
+"""What programs leave for tests to look at."""
+RELEASE = threading.Event()
+"""Ends the programs that would never end."""
+
+
+def post(model: Model, messages: list[dict[str, Any]], headers: dict[str, str] | None = None, **more: Any) -> Any:
+    """(status, answer) of one request; the answer of a stream is its bytes."""
+    body = json.dumps({"model": model.name, "messages": messages, **more}).encode()
+    return send(
+        f"{model.base_url}/chat/completions", body, {"Authorization": f"Bearer {model.api_key}", **(headers or {})}
+    )
+
+
+def send(url: str, body: bytes | None, headers: dict[str, str]) -> Any:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            raw = answer.read()
+            return answer.status, json.loads(raw) if answer.headers["Content-Type"] == "application/json" else raw
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def said(answered: Any) -> dict[str, Any]:
+    """The message in an answer. Raises where the request was refused."""
+    status, answer = answered
+    if status != 200:
+        raise RuntimeError(answer["error"]["message"])
+    message: dict[str, Any] = answer["choices"][0]["message"]
+    return message
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def twice(task: dict[str, Any], model: Model) -> float:
+    """Asks, tells it so, asks again; the reward is the share of "e" in the second reply."""
+    messages = [user(task["question"])]
+    messages += [said(post(model, messages)), user("Say it again.")]
+    text = said(post(model, messages))["content"] or ""
+    return text.count("e") / max(1, len(text))
+
+
+async def twice_async(task: dict[str, Any], model: Model) -> dict[str, Any]:
+    reward = await asyncio.to_thread(twice, task, model)
+    return {"reward": reward, "success": reward > 0.5, "score": reward}
+
+
+def raises(task: dict[str, Any], model: Model) -> float:
+    said(post(model, [user("hello")]))
+    raise KeyError("no such city")
+
+
+def returns(task: dict[str, Any], model: Model) -> Any:
+    said(post(model, [user("hello")]))
+    return float("nan") if task["returned"] == "not a number" else task["returned"]
+
+
+def asks_nothing(task: dict[str, Any], model: Model) -> float:
+    return 1.0
+
+
+def leaves(task: dict[str, Any], model: Model) -> float:
+    said(post(model, [user("hello")]))
+    raise SystemExit(3)
+
+
+def never_ends(task: dict[str, Any], model: Model) -> float:
+    said(post(model, [user("hello")]))
+    RELEASE.wait(60)
+    return 1.0
+
+
+def asks_for_ever(task: dict[str, Any], model: Model) -> float:
+    while True:
+        SEEN.append(post(model, [user("more")])[0])
+        if SEEN[-1] != 200:
+            return 1.0
+
+
+def calls_later(task: dict[str, Any], model: Model) -> float:
+    """Leaves a thread behind that asks once more."""
+    first = said(post(model, [user("hello")]))
+
+    def later() -> None:
+        time.sleep(0.2)
+        SEEN.append(post(model, [user("hello"), first, user("and now?")]))
+
+    threading.Thread(target=later, daemon=True).start()
+    return 1.0
+
+
+async def blocks(task: dict[str, Any], model: Model) -> float:
+    """A blocking client within a coroutine: it holds the loop until the reply comes."""
+    return float(len(said(post(model, [user("hello")]))["content"]))
+
+
+async def shortens(task: dict[str, Any], model: Model) -> float:
+    """Goes on with a shorter history where the context is full."""
+    messages = [user("a long story")]
+    status, answer = await asyncio.to_thread(post, model, messages)
+    if status == 400:
+        SEEN.append(answer["error"]["code"])
+        said(await asyncio.to_thread(post, model, [user("short")]))
+    return 1.0
+
+
+def counts(task: dict[str, Any], model: Model) -> float:
+    """What the client hears of a reply's length."""
+    answer = post(model, [user("hello")])[1]
+    SEEN.append((answer["choices"][0]["finish_reason"], answer["usage"]))
+    return 1.0
+
+
+def wishes(task: dict[str, Any], model: Model) -> float:
+    """Wants its tokens drawn in ways of its own, and gives in where that is refused."""
+    status, _ = post(model, [user("hello")], temperature=0.5, top_p=0.9, seed=3)
+    if status != 200:
+        SEEN.append(status)
+        said(post(model, [user("hello")]))
+    return 1.0
+
+
+async def trained(task: dict[str, Any], model: Model) -> float:
+    """A main agent that asks a helper, at another temperature, and goes on; the reward is the share of "e"."""
+    texts = list[str]()
+
+    async def ask(messages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        message = said(await asyncio.to_thread(post, model, messages, **more))
+        texts.append(message["content"] or "")
+        return message
+
+    main = [user(task["question"])]
+    main += [await ask(main), user("Ask.")]
+    main += [await ask(main, max_tokens=5)]
+    await ask([user("helper")], temperature=0.7, stop=["q"], seed=3)
+    await ask([*main, user("So?")])
+    text = "".join(texts)
+    return text.count("e") / max(1, len(text))
+
+
+def told(task: dict[str, Any], model: Model) -> float:
+    """Asks until a request fits; the reward is the number of tokens that its client hears of."""
+    answer = post(model, [user("hello")])[1]
+    while "error" in answer:
+        answer = post(model, [user("once more")])[1]
+    return float(answer["usage"]["total_tokens"])

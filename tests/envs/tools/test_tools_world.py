@@ -1,0 +1,196 @@
+"""A world of your own tools: calls are made in order, errors are observations, the reward function judges the end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnwise.commands.shorthands import world_of
+from turnwise.config.files import load_config
+from turnwise.envs.check import check
+from turnwise.envs.said import said
+from turnwise.envs.tasks import make_env, panel
+from turnwise.envs.tools.world import ToolsEnv
+
+ROWS = [{"question": f"add {n} and 1", "answer": n + 1} for n in range(40)]
+
+
+class Sums:
+    """Counts its calls; each episode has an instance."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.calls, self.task = 0, task
+
+    def add(self, a: int, b: int = 1) -> int:
+        """Add two numbers."""
+        self.calls += 1
+        return a + b
+
+    async def divide(self, a: int, b: int) -> float:
+        """Divide."""
+        await asyncio.sleep(0)
+        return a / b
+
+
+def judge(task: dict[str, Any], tools: Sums, reply: str) -> float:
+    return float(str(task["answer"]) in reply and tools.calls > 0)
+
+
+def twice(x: int) -> int:
+    return 2 * x
+
+
+def world(**more: Any) -> ToolsEnv:
+    return ToolsEnv(**{"tools": Sums, "tasks": ROWS, "reward": judge, **more})
+
+
+def begun(env: ToolsEnv, index: int = 0) -> dict[str, Any]:
+    _, info = env.reset(options={"split": "train", "task": index})
+    return info
+
+
+def test_an_episode() -> None:
+    env = world(system="Use the tools.")
+    info = begun(env)
+    row = env._row
+    assert [message["role"] for message in info["messages"]] == ["system", "user"]
+    assert [tool["function"]["name"] for tool in info["tools"]] == ["add", "divide"]
+    calls = [{"name": "divide", "arguments": {"a": 1, "b": 0}}, {"name": "add", "arguments": {"a": row["answer"] - 1}}]
+    observation, reward, terminated, _, info = env.step(said("I add.", calls))
+    assert [message["content"] for message in info["messages"]] == [
+        "Error: ZeroDivisionError: division by zero",
+        str(row["answer"]),
+    ]
+    assert [message["tool_call_id"] for message in info["messages"]] == ["call00000", "call00001"]
+    assert (info["after"], info["valid"], reward, terminated) == (0, True, 0.0, False)
+    assert observation.splitlines()[1] == str(row["answer"])
+    _, reward, terminated, _, info = env.step(f"It is {row['answer']}.")
+    assert (reward, terminated, info["success"], info["score"]) == (1.0, True, True, 1.0)
+    begun(env)
+    assert env._instance.calls == 0
+
+
+def test_what_was_not_understood_is_an_observation() -> None:
+    env = world()
+    begun(env)
+    _, _, terminated, _, info = env.step(said("", [{"name": "add", "arguments": {"a": 1}}], fault="it is no JSON"))
+    assert [message["content"] for message in info["messages"]] == [
+        "2",
+        "Error: the call could not be read: it is no JSON. Calls before and after it were made.",
+    ]
+    assert not info["valid"]
+    assert not terminated
+    _, _, _, _, info = env.step(said(calls=[{"name": "subtract", "arguments": {}}]))
+    assert not info["valid"]
+    assert info["after"] == 1
+    _, reward, terminated, _, info = env.step("")
+    assert (reward, terminated, info["valid"], info["success"]) == (0.0, True, False, False)
+
+
+def test_functions_need_no_class_and_rewards_may_say_more() -> None:
+    env = world(tools=[twice], reward=lambda task, reply: {"reward": 2, "success": False, "score": 0.5})
+    begun(env)
+    assert env.step(said(calls=[{"name": "twice", "arguments": {"x": 4}}]))[0] == "8"
+    _, reward, _, _, info = env.step("8")
+    assert (reward, info["success"], info["score"]) == (2.0, False, 0.5)
+
+
+@pytest.mark.parametrize("found", [None, "1", float("nan"), {"score": 1}, {"reward": 1, "points": 2}])
+def test_a_reward_is_a_number(found: Any) -> None:
+    env = world(reward=lambda task, reply: found)
+    begun(env)
+    with pytest.raises(ValueError, match="the reward function returned"):
+        env.step("done")
+
+
+async def _later(task: dict[str, Any], reply: str) -> int:
+    return 1
+
+
+def test_a_reward_function_may_be_asynchronous() -> None:
+    env = world(reward=_later)
+    begun(env)
+    assert env.step("done")[1] == 1.0
+
+
+def test_long_results_are_cut_and_say_so() -> None:
+    env = world(tools=[lambda_text], max_result_chars=20)
+    begun(env)
+    assert (
+        env.step(said(calls=[{"name": "lambda_text", "arguments": {}}]))[0] == "x" * 20 + " ... (cut: 1,000 characters)"
+    )
+
+
+def lambda_text() -> str:
+    return "x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"tools": "shop"}, "expected module:NAME, such as shop:TOOLS"),
+        ({"tools": "tests.envs.tools.test_tools_world:Sum"}, "Did you mean 'Sums'"),
+        ({"tools": "tests.nowhere:Sums"}, "cannot import 'tests.nowhere'"),
+        ({"reward": 3}, "is no function"),
+        ({"tasks": [{"prompt": "x"}]}, r"this row has prompt: name its column with env\.kwargs\.fields"),
+        ({"tasks": [{"question": "x", "demonstration": [{"calls": [3]}]}]}, "the demonstration of"),
+    ],
+)
+def test_mistakes_are_named(more: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        world(**more)
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    call = {"name": "add", "arguments": {"a": row["answer"] - 1}}
+    return {**row, "demonstration": [{"content": "I add.", "calls": [call]}, f"It is {row['answer']}."]}
+
+
+def test_rows_may_demonstrate_how_they_are_solved() -> None:
+    assert world().expert is None
+    report = check("turnwise/Tools-v0", seconds=20, tools=Sums, tasks=[*map(shown, ROWS)], reward=judge, step_limit=4)
+    wrong = [finding for finding in report.findings if finding.outcome == "failed"]
+    assert not [finding for finding in wrong if "fresh process" not in finding.name], wrong
+    assert next(finding for finding in report.findings if finding.name == "expert succeeds").outcome == "passed"
+
+
+def test_options_stand_for_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world_of("my:World-v0") == ("my:World-v0", [])
+    monkeypatch.chdir(tmp_path)
+    env, settings = world_of(None, tools="shop:TOOLS", tasks="shop.jsonl", reward="shop:score")
+    config = load_config(None, settings, env=env)
+    assert config.env.kwargs == {"tools": "shop:TOOLS", "tasks": str(tmp_path / "shop.jsonl"), "reward": "shop:score"}
+    assert (config.agent.context, config.agent.action_format) == ("roles", "calls")
+    assert world_of(None, tools="a:b", tasks="hf:x", reward="c:d")[1][1] == 'env.kwargs.tasks="hf:x"'
+    with pytest.raises(ValueError, match="--tasks need --tools module:NAME, --mcp SERVER or --program"):
+        world_of(None, tasks="x.jsonl")
+    with pytest.raises(ValueError, match="--tools needs --tasks and --reward too"):
+        world_of(None, tools="a:b")
+    with pytest.raises(ValueError, match="--tools stands for --env"):
+        world_of("my:World-v0", tools="a:b", tasks="x", reward="c:d")
+
+
+def test_the_example_is_what_it_says() -> None:
+    folder = Path(__file__).parents[3] / "examples"
+    import sys
+
+    sys.path.insert(0, str(folder))
+    try:
+        env = make_env("turnwise/Tools-v0", tools="shop:TOOLS", tasks=str(folder / "shop.jsonl"), reward="shop:score")
+        assert {split: len(panel(env, split)) > 30 for split in ("train", "validation", "test")} == {
+            "train": True,
+            "validation": True,
+            "test": True,
+        }
+        observation, info = env.reset(seed=0)
+        expert = env.unwrapped.expert()  # type: ignore[attr-defined]
+        expert.begin(observation, info)
+        terminated = False
+        while not terminated:
+            observation, reward, terminated, _, info = env.step(expert.act(observation, info))
+        assert reward == 1.0
+    finally:
+        sys.path.remove(str(folder))

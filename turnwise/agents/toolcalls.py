@@ -1,0 +1,218 @@
+r"""How models write calls of tools: a *dialect* reads what a reply says, and writes such replies for cloning.
+
+    hermes     <tool_call>\n{"name": "find", "arguments": {"query": "mug"}}\n</tool_call>   Qwen 2.5 and 3, and ours
+    llama3     {"name": "find", "parameters": {"query": "mug"}}                             Llama 3.1 and later
+    qwen_xml   <tool_call>\n<function=find>\n<parameter=query>\nmug\n</parameter>\n</function>\n</tool_call>
+               Qwen3-Coder, Qwen 3.5
+
+A reply may hold several calls, and text beside them. A broken call costs itself alone: the others are made, and the
+world tells the model what was wrong (``Said.fault``). Which dialect a model was trained in is seen from its chat
+template, which shows earlier calls in it (``rendering.py``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Protocol, cast
+
+from turnwise.envs.said import Call, Said
+from turnwise.errors import unknown
+
+Tools = Sequence[Mapping[str, Any]]
+"""Function schemas in OpenAI's form."""
+
+
+class Dialect(Protocol):
+    """Reads and writes replies that may call tools; both without the thought that precedes them.
+
+    ``read`` returns what was said: never an exception, whatever the text is. ``tools`` are those that may be called.
+    """
+
+    def read(self, text: str, tools: Tools = ()) -> Said: ...
+    def write(self, said: Said) -> str: ...
+
+
+class _CallError(ValueError):
+    """What is wrong with a call, as a model is told."""
+
+
+class Hermes:
+    """JSON between ``<tool_call>`` tags, with "name" and "arguments"."""
+
+    _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
+
+    def read(self, text: str, tools: Tools = ()) -> Said:
+        return _read(self._TAGGED, text, self._call, tools)
+
+    def write(self, said: Said) -> str:
+        calls = (f"<tool_call>\n{_json(call, 'arguments')}\n</tool_call>" for call in said.calls)
+        return "\n".join([*([said.content] if said.content else []), *calls])
+
+    @staticmethod
+    def _call(inner: str, tools: Tools) -> Call:
+        return _from_json(_loaded(inner), "arguments")
+
+
+class QwenXML:
+    """Tags for the function and each parameter. Values are text; what the schema calls no string is read as JSON."""
+
+    _TAGGED = Hermes._TAGGED
+    _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?\Z", re.DOTALL)
+    _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+
+    def read(self, text: str, tools: Tools = ()) -> Said:
+        return _read(self._TAGGED, text, self._call, tools)
+
+    def write(self, said: Said) -> str:
+        calls = "\n".join(map(self._written, said.calls))
+        return "\n\n".join(part for part in (said.content, calls) if part)
+
+    @staticmethod
+    def _written(call: Call) -> str:
+        values = (
+            (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in call.arguments.items()
+        )
+        inner = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values)
+        return f"<tool_call>\n<function={call.name}>\n{inner}</function>\n</tool_call>"
+
+    def _call(self, inner: str, tools: Tools) -> Call:
+        found = self._FUNCTION.fullmatch(inner)
+        if found is None:
+            raise _CallError("a call is written as <function=NAME> <parameter=KEY>value</parameter> </function>")
+        name, body = found.group(1).strip(), found.group(2)
+        if left := self._PARAMETER.sub("", body).strip():
+            raise _CallError(f"a parameter is written as <parameter=KEY>value</parameter>; this is not: {left[:60]!r}")
+        schema: Mapping[str, Any] = next((t["function"] for t in tools if t["function"]["name"] == name), {})
+        known = schema.get("parameters", {}).get("properties", {})
+        arguments = {key: _typed(value, known.get(key, {})) for key, value in self._PARAMETER.findall(body)}
+        return Call(name, arguments)
+
+
+class Llama3:
+    """A reply that is a JSON object with "name" and "parameters", and nothing else; several with ; between them."""
+
+    _PREFIX = re.compile(r"\s*(?:<\|python_tag\|>)?\s*")
+
+    def read(self, text: str, tools: Tools = ()) -> Said:
+        body = self._PREFIX.sub("", text, count=1).rstrip()
+        if not body.startswith("{"):
+            return Said(text.strip())
+        calls, faults = list[Call](), list[str]()
+        try:
+            for each in self._objects(body):
+                if not calls and not faults and not (isinstance(each, dict) and "name" in each):
+                    return Said(text.strip())  # an answer in JSON is an answer
+                try:
+                    calls.append(_from_json(each, "parameters"))
+                except _CallError as error:
+                    faults.append(str(error))
+        except (ValueError, RecursionError) as error:
+            if not calls and not re.match(r'\{\s*"name"', body):
+                return Said(text.strip())
+            faults.append(_not_json(error))
+        return Said("", tuple(calls), "; ".join(faults) or None)
+
+    @staticmethod
+    def _objects(body: str) -> Iterator[Any]:
+        decoder, at = json.JSONDecoder(), 0
+        while at < len(body):
+            each, at = decoder.raw_decode(body, at)
+            yield each
+            while at < len(body) and (body[at].isspace() or body[at] == ";"):
+                at += 1
+
+    def write(self, said: Said) -> str:
+        """Text beside calls is left out: the template of this family drops it."""
+        return "; ".join(_json(call, "parameters") for call in said.calls) or said.content
+
+
+class OneCall:
+    """A dialect where the chat template shows one call a reply: the first one counts, others are a fault."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+
+    def read(self, text: str, tools: Tools = ()) -> Said:
+        found = self._dialect.read(text, tools)
+        if len(found.calls) < 2:
+            return found
+        told = "; ".join(filter(None, (found.fault, "one call a reply can be made: only the first one was")))
+        return Said(found.content, found.calls[:1], told, found.thought)
+
+    def write(self, said: Said) -> str:
+        return self._dialect.write(said)
+
+
+DIALECTS: dict[str, Dialect] = {"hermes": Hermes(), "qwen_xml": QwenXML(), "llama3": Llama3()}
+
+
+@lru_cache
+def dialect_of(name: str) -> Dialect:
+    """The dialect of this name, or an object of your own class, as ``module:Class``. Raises ValueError for others."""
+    if name in DIALECTS:
+        return DIALECTS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise unknown("dialect of tool calls", name, ["auto", *DIALECTS, "module:Class"])
+    try:
+        made = getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"agent.tool_calls={name!r} cannot be made as module:Class: {error}") from error
+    if not (callable(getattr(made, "read", None)) and callable(getattr(made, "write", None))):
+        raise ValueError(f"agent.tool_calls={name!r} needs the methods read(text, tools) and write(said)")
+    return cast(Dialect, made)
+
+
+def _read(tagged: re.Pattern[str], text: str, call: Any, tools: Tools) -> Said:
+    """What a text says whose calls stand between tags."""
+    calls, faults = list[Call](), list[str]()
+    for inner in tagged.findall(text):
+        try:
+            calls.append(call(inner, tools))
+        except _CallError as error:
+            faults.append(str(error))
+    content = tagged.sub("", text) if calls or faults else text
+    return Said(content.strip(), tuple(calls), "; ".join(faults) or None)
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _CallError(_not_json(error)) from None
+
+
+def _not_json(error: Exception) -> str:
+    return f"the call is not JSON ({error})"
+
+
+def _from_json(found: Any, key: str) -> Call:
+    """The call in a JSON object. The other word for arguments is understood too; text is not taken for an object."""
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        raise _CallError(f'a call is an object with "name" and "{key}"')
+    arguments = found.get(key, found.get("arguments", found.get("parameters", {})))
+    if not isinstance(arguments, dict):
+        raise _CallError(f'"{key}" of {found["name"]} is an object, {{"NAME": value}}, not {_kind(arguments)}')
+    return Call(found["name"], arguments)
+
+
+def _kind(value: Any) -> str:
+    return {str: "text", list: "a list", type(None): "null"}.get(type(value), "a number")
+
+
+def _json(call: Call, key: str) -> str:
+    return json.dumps({"name": call.name, key: dict(call.arguments)}, ensure_ascii=False)
+
+
+def _typed(value: str, schema: Mapping[str, Any]) -> Any:
+    """A parameter's value: text where the schema says string, or says nothing and the text is no JSON."""
+    if schema.get("type") == "string":
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value

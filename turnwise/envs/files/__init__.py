@@ -1,0 +1,1 @@
+"""A folder of text files and a calculator (``turnwise/Files-v0``)."""

@@ -1,0 +1,1 @@
+"""A small office: contacts, a calendar and mail (``turnwise/Office-v0``)."""

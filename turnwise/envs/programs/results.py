@@ -1,0 +1,75 @@
+"""What a program returned, or how it failed."""
+
+from __future__ import annotations
+
+import math
+import os
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+_RETURNS = "return the reward: a number, or {'reward': number, 'success': True or False, 'score': number in [0, 1]}"
+
+
+class ProgramError(RuntimeError):
+    """A program failed: it raised, took too long, or returned something that is no reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an episode earned."""
+
+    reward: float
+    success: bool | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program ended: its result, or what went wrong."""
+
+    result: Result | None = None
+    error: str = ""
+
+
+def outcome_of(name: str, value: Any) -> Outcome:
+    """What a program returned, as an outcome: an error where it is no result."""
+    given = value if isinstance(value, dict) else {"reward": value}
+    known = {"reward": _number, "success": _flag, "score": _share}
+    if value is None:
+        return Outcome(error=f"{name} returned None: {_RETURNS}")
+    if unknown := [key for key in given if key not in known]:
+        return Outcome(error=f"{name} returned the key {unknown[0]!r}: {_RETURNS}")
+    if "reward" not in given or not all(known[key](found) for key, found in given.items()):
+        return Outcome(error=f"{name} returned {value!r}"[:120] + f": {_RETURNS}")
+    success, score = given.get("success"), given.get("score")
+    return Outcome(
+        Result(
+            float(given["reward"]), None if success is None else bool(success), None if score is None else float(score)
+        )
+    )
+
+
+def _number(found: Any) -> bool:
+    try:
+        return not isinstance(found, str | bytes) and math.isfinite(float(found))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _flag(found: Any) -> bool:
+    return found is None or (_number(found) and float(found) in (0, 1))
+
+
+def _share(found: Any) -> bool:
+    return found is None or (_number(found) and 0 <= float(found) <= 1)
+
+
+def raised(name: str, error: BaseException) -> str:
+    """Which error ended the program, and where in its own code."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = next(
+        (f for f in reversed(frames) if "site-packages" not in f.filename and "/lib/python" not in f.filename), None
+    )
+    place = f" ({os.path.basename(own.filename)}, line {own.lineno})" if own else ""
+    return f"{name} raised {type(error).__name__}{place}: {error}"

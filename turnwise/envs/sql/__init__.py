@@ -1,0 +1,1 @@
+"""Questions about small generated databases, answered with SQL (``turnwise/SQL-v0``)."""

@@ -1,0 +1,200 @@
+"""A world of your own tools: functions, or a class of which each episode has an instance (``turnwise/Tools-v0``).
+
+    turnwise train --tools shop:TOOLS --tasks shop.jsonl --reward shop:score model.path=Qwen/Qwen3-0.6B
+
+A task is a row (``turnwise.envs.rows``). Its "question" is the user's message (or "messages" is the conversation so
+far). The agent calls tools as often as it likes, and ends the episode by answering without a call. Then the reward
+function judges: ``score(task, tools, reply)`` gets the row, the instance (None for functions) and the answer; or
+``score(task, reply)``. It returns a number, or {"reward": ..., "success": ..., "score": ...}. An episode that is cut
+short has no answer to judge, and no reward.
+
+Rows may have a "demonstration", the replies of an episode that solves them: text, or {"content": ..., "calls":
+[{"name": ..., "arguments": {...}}]}. Where all have one, the world has an expert, and a model can be cloned from it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from turnwise.envs.interface import Expert, Info, Panel
+from turnwise.envs.rows import Row, Rows, Source
+from turnwise.envs.said import heard, said
+from turnwise.envs.tools.chatting import Talk
+from turnwise.envs.tools.mcp import Server, tools_of_servers
+from turnwise.envs.tools.tool import Tool, tools_of, wait_for
+from turnwise.envs.world import TaskEnv
+from turnwise.errors import unknown
+
+ENV_ID = "turnwise/Tools-v0"
+
+
+class ToolsEnv(TaskEnv):
+    """The reward is that of the reward function, at the end of the episode, else 0.
+
+    ``tools``: functions, a class, or what ``module:NAME`` names of these. A class is made with the task's row, where
+    its constructor takes an argument. ``mcp``: command lines and addresses of servers, whose tools come after these
+    (``turnwise.envs.tools.mcp``); they start with the first episode. ``tasks`` and ``fields``: as
+    ``turnwise.envs.rows.Rows`` takes them. ``reward``: the reward function, or ``module:NAME``. ``system``: a system
+    message. ``step_limit``: replies an episode may have. ``max_result_chars``: where the result of a call is cut.
+
+    ``info``: what is asked in roles (``messages``, ``after``, ``tools``), ``valid`` (whether every call named a tool
+    and fitted its schema), and at the end ``success`` (what the function says, else whether the reward is at least 1)
+    and ``score`` (what it says, else the reward where that is in [0, 1]).
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Source | Mapping[str, Source],
+        reward: str | Callable[..., Any],
+        tools: Any = (),
+        mcp: str | Sequence[str] = (),
+        fields: Mapping[str, str] | None = None,
+        system: str = "",
+        split: str = "train",
+        step_limit: int = 20,
+        max_result_chars: int = 8_000,
+    ) -> None:
+        super().__init__(split, step_limit)
+        self._source = _named(tools, "tools")
+        self._judge = _named(reward, "reward")
+        if not callable(self._judge):
+            raise ValueError(f"reward={reward!r} is no function: expected score(task, tools, reply)")
+        self._rows = Rows(ENV_ID, tasks, fields)
+        self._system, self._max_chars = system, max_result_chars
+        for row in self._rows:
+            _check_asks(row)
+        self._mcp = [mcp] if isinstance(mcp, str) else list(mcp)
+        self._servers: list[Server] = []
+        self._functions: Sequence[Tool] | None = None
+        if not inspect.isclass(self._source):
+            self._functions = [] if self._mcp and self._source == () else tools_of(self._source)
+        self._row: Row = {}
+        self._instance: Any = None
+        self._talk = Talk(())
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return self._rows.splits
+
+    def tasks(self, split: str) -> Panel:
+        """The tasks of a split. Raises ValueError for an unknown one."""
+        return self._rows.panel(split)
+
+    def begin(self, split: str, index: int) -> tuple[str, Info]:
+        self._row = self._rows.row(split, index)
+        self._instance, tools = self._made()
+        self._talk = Talk(tools, self._max_chars)
+        given = self._row.get("messages")
+        if given is not None:
+            return _shown(given), self._talk.open_with(given)
+        return self._talk.open(self._row["question"], self._system)
+
+    def act(self, action: str) -> tuple[str, float, bool, Info]:
+        reply = heard(action)
+        if reply.calls or reply.fault is not None:
+            observation, info, _ = self._talk.answer(reply)
+            return observation, 0.0, False, {**info, "success": False}
+        reward, info = self._judged(reply.content)
+        return "", reward, True, {"valid": bool(reply.content), **info}
+
+    @property
+    def expert(self) -> Callable[..., Expert] | None:
+        """The expert that plays the rows' demonstrations; None where rows have none."""
+        if not all("demonstration" in row for row in self._rows):
+            return None
+
+        def made(kind: str = "searching", *, seed: int = 0) -> Expert:
+            return Demonstrator(self)
+
+        return made
+
+    @property
+    def demonstration(self) -> list[str]:
+        """The actions that the present task's row shows."""
+        return [said(**reply) if isinstance(reply, dict) else said(reply) for reply in self._row["demonstration"]]
+
+    def _made(self) -> tuple[Any, Sequence[Tool]]:
+        """The episode's instance of the class (None without one), and all tools."""
+        made, own = None, self._functions
+        if own is None:
+            takes_task = bool(inspect.signature(self._source).parameters)
+            made = self._source(self._row) if takes_task else self._source()
+            own = tools_of(made)
+        if not self._servers:
+            self._servers = [Server(where) for where in self._mcp]
+        return made, [*own, *tools_of_servers(self._servers, [tool.name for tool in own])]
+
+    def close(self) -> None:
+        """End the servers."""
+        while self._servers:
+            self._servers.pop().close()
+
+    def _judged(self, reply: str) -> tuple[float, Info]:
+        """The reward of an answer, and its ``info``. Raises ValueError where the function returns something else."""
+        given = (self._row, self._instance, reply) if _num_arguments(self._judge) > 2 else (self._row, reply)
+        found = self._judge(*given)
+        found = wait_for(found) if inspect.iscoroutine(found) else found
+        parts = dict(found) if isinstance(found, Mapping) else {"reward": found}
+        reward = parts.pop("reward", None)
+        if isinstance(reward, bool | int | float) and math.isfinite(reward) and set(parts) <= {"success", "score"}:
+            score = {"score": float(reward)} if 0 <= reward <= 1 else {}
+            return float(reward), {"success": reward >= 1, **score, **parts}
+        raise ValueError(
+            f"the reward function returned {found!r}"[:200]
+            + '; expected a finite number, or {"reward": number, "success": bool, "score": number in [0, 1]}'
+        )
+
+
+class Demonstrator:
+    """Plays what a task's row shows, reply by reply; then it ends the episode with an empty answer."""
+
+    def __init__(self, env: ToolsEnv) -> None:
+        self._env, self._left = env, list[str]()
+
+    def begin(self, observation: str, info: Info) -> None:
+        self._left = self._env.demonstration
+
+    def act(self, observation: str, info: Info) -> str:
+        return self._left.pop(0) if self._left else said()
+
+
+def _named(given: Any, setting: str) -> Any:
+    """What ``module:NAME`` names; anything but text is taken as it is."""
+    if not isinstance(given, str):
+        return given
+    module, colon, attribute = given.partition(":")
+    if not colon:
+        raise ValueError(f"{setting}={given!r}: expected module:NAME, such as shop:{setting.upper()}")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        known = [name for name in vars(importlib.import_module(module)) if not name.startswith("_")]
+        raise ValueError(f"{setting}={given!r}: {unknown('name', attribute, known, module)}") from None
+    except Exception as error:  # a module of the user's: it may fail in any way
+        raise ValueError(f"{setting}={given!r}: cannot import {module!r} ({type(error).__name__}: {error})") from error
+
+
+def _check_asks(row: Row) -> None:
+    """Raises ValueError for a row that holds no message of a user's."""
+    if not isinstance(row.get("question"), str) and not isinstance(row.get("messages"), list):
+        raise ValueError(
+            f'a task has "question", the user\'s message, or "messages"; this row has {", ".join(row)}: name its '
+            "column with env.kwargs.fields={question: COLUMN}"
+        )
+    try:
+        [said(**reply) if isinstance(reply, dict) else said(reply) for reply in row.get("demonstration", ())]
+    except (TypeError, LookupError) as error:
+        raise ValueError(f"the demonstration of {str(row)[:80]}: {error}") from None
+
+
+def _num_arguments(function: Callable[..., Any]) -> int:
+    return len(inspect.signature(function).parameters)
+
+
+def _shown(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(str(message.get("content", "")) for message in messages)
