@@ -36,7 +36,7 @@ OTHERS: dict[str, list[str]] = {
     "admissible": [*SMALL, "--algorithm", "gigpo", "agent.show_admissible=true", "agent.max_context_tokens=2048"],
     "constrained": [*SMALL, "--algorithm", "epo", "agent.constrained=true"],
     "processes": [*SMALL, "--algorithm", "epo", "env.process=true", "rollout.env_threads=2"],
-    "engines": [*SMALL, "--algorithm", "epo", "rollout.engines=2"],
+    "shards": [*SMALL, "--algorithm", "epo", "rollout.shards=2"],
     "best": [*SMALL, "--algorithm", "spear", "keep_checkpoint=best"],
     "self-play": ["tictactoe", *GAME],
     "two policies": ["tictactoe", "game.policies=per_player", "--algorithm", "grpo", *GAME],

@@ -44,13 +44,16 @@ ALLOWED: dict[str, set[str]] = {
         *("agents", "clock", "cloning", "config", "envs", "errors", "evaluation.playing", "evaluation.report"),
         *("grading", "learning", "models", "monitoring", "replay", "runs", "seeds", "trajectory"),
     },
+    "shards": {"turnwise", "agents", "childprocess", "clock", "errors", "models", "training", "trajectory"},
     "assembly": {
-        *("agents", "algorithms", "cloning", "config", "envs", "evaluation.playing", "grading", "jsonfile"),
-        *("learning", "models", "monitoring", "replay", "runs", "seeds", "training", "trajectory"),
+        *("turnwise", "agents", "algorithms", "cloning", "config", "envs", "evaluation.playing", "grading"),
+        *("jsonfile", "learning", "models", "monitoring", "replay", "runs", "seeds", "shards", "training"),
+        "trajectory",
     },
     "evaluation": {
-        *("agents", "assembly", "cloning", "config", "envs", "errors", "evaluation.playing", "evaluation.report"),
-        *("grading", "jsonfile", "models", "monitoring", "replay", "runs", "statistics", "svg", "trajectory"),
+        *("turnwise", "agents", "assembly", "cloning", "config", "envs", "errors", "evaluation.playing"),
+        *("evaluation.report", "grading", "jsonfile", "models", "monitoring", "replay", "runs", "shards"),
+        *("statistics", "svg", "trajectory"),
     },
     "jobs": {
         *("agents", "algorithms", "assembly", "cloning", "config", "errors", "evaluation.report", "jsonfile"),

@@ -115,6 +115,13 @@ class Child:
         """Wait for the call that ``tell`` started, and return its result. Raises as ``ask`` does."""
         return self._result(f"{name}()", limit)
 
+    def leave(self, seconds: float) -> None:
+        """Let the process end by itself, after it has answered. It is killed where it takes longer."""
+        if self.end.alive:
+            self._connection.close()
+            self._process.join(seconds)
+        self.end()
+
     def _result(self, call: str, limit: Limit) -> Any:
         with self._ending():
             succeeded, value = self._received(call, *limit)
@@ -189,6 +196,7 @@ def _serve(connection: Connection, packed: bytes, variables: dict[str, str]) -> 
         os.setsid()  # a process group of its own: the parent handles Ctrl-C, and a kill reaches all its children
     os.environ.clear()
     os.environ.update(variables)
+    multiprocessing.current_process().daemon = False  # so that it may start processes too, as a shard does for worlds
     threading.Thread(target=_die_with_parent, daemon=True).start()
     served: list[Any] = []
 
@@ -196,14 +204,14 @@ def _serve(connection: Connection, packed: bytes, variables: dict[str, str]) -> 
         served.append(pickle.loads(packed)())
 
     with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone
-        connection.send_bytes(_answer(make))
+        connection.send_bytes(answered(make))
         while True:
             name, arguments = connection.recv()
-            connection.send_bytes(_answer(getattr(served[0], name), *arguments))
+            connection.send_bytes(answered(getattr(served[0], name), *arguments))
 
 
-def _answer(function: Callable[..., Any], *arguments: Any) -> bytes:
-    """Pickled: (True, result), or (False, (type, message and traceback of the exception))."""
+def answered(function: Callable[..., Any], *arguments: Any) -> bytes:
+    """The result of a call, pickled: (True, result), or (False, (type, message and traceback of the exception))."""
     try:
         return pickle.dumps((True, function(*arguments)))
     except (Exception, SystemExit) as error:  # whatever a third party's world raises; an answer that is not pickled

@@ -202,7 +202,7 @@ def evaluate(
             help="A run (several: seeds of one method, pooled), RUN/checkpoints/update-N, a model folder or hub name, "
             "openai:MODEL, random, expert[:knowing]; then settings: agent.KEY=VALUE, endpoint.KEY=VALUE, "
             "rewards.KEY=VALUE, env.kwargs.KEY=VALUE, env.success_threshold=VALUE, env.process=true, "
-            "env.step_timeout_s=S, rollout.engines=N, rollout.env_threads=N, eval.max_error_share=SHARE."
+            "env.step_timeout_s=S, rollout.shards=N, rollout.env_threads=N, eval.max_error_share=SHARE."
         ),
     ],
     env: EnvOption = None,
@@ -265,7 +265,7 @@ def evaluate(
         success_threshold=changes.env.success_threshold,
         env_where=changes.env.where(),
         num_slots=slots,
-        engines=changes.rollout.engines,
+        shards=changes.rollout.shards,
         env_threads=changes.rollout.env_threads,
         seed=seed,
         device=device,

@@ -9,7 +9,7 @@ from types import ModuleType
 
 _MODELS = (
     *("attention", "cache", "decoder", "drawing", "engine", "head", "layers", "loading", "merging", "packing"),
-    *("parallel", "policy", "remote", "scratch"),
+    *("policy", "scratch"),
 )
 _LEARNING = ("credit", "metrics", "optimizer", "parts", "planning", "primitives", "recipe", "rewards", "schedules")
 _RUNS = ("checkpoints", "exporting", "lock", "trajectories", "trajectory_tables", "translating")
@@ -19,6 +19,9 @@ MODULES = {
     **{f"turnwise.agents.{name}": f"turnwise.models.{name}" for name in _MODELS},
     **{f"turnwise.algorithms.{name}": f"turnwise.learning.{name}" for name in _LEARNING},
     **{f"turnwise.records.{name}": f"turnwise.runs.{name}" for name in _RUNS},
+    **{
+        f"turnwise.{part}.{name}": "turnwise.shards" for part in ("agents", "models") for name in ("parallel", "remote")
+    },
     "turnwise.algorithms.recipe": "turnwise.learning.recipe (Settings and RunInfo: turnwise.learning.settings)",
     "turnwise.algorithms.update": "turnwise.learning.learner",
     "turnwise.configfile": "turnwise.config.files",

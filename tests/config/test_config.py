@@ -302,10 +302,21 @@ def test_a_configuration_extends_another(tmp_path: Path) -> None:
         load_config(tmp_path / "lost.yaml")
 
 
-def test_engines_in_processes_are_for_a_cpu() -> None:
-    with pytest.raises(ValueError, match=r"rollout\.engines=2 .* leave it at 1"):
-        load_config("household", ["device=cuda", "rollout.engines=2"])
-    with pytest.raises(ValueError, match=r"rollout\.packed_weights=true .* rollout\.engines=2 .* leave it at auto"):
-        load_config("household", ["rollout.packed_weights=true", "rollout.engines=2"])
+def test_shards_and_where_they_are_fit_each_other() -> None:
+    with pytest.raises(ValueError, match=r"rollout\.engines has moved: .* Set rollout\.shards"):
+        load_config("household", ["rollout.engines=2"])
+    with pytest.raises(ValueError, match=r"rollout\.shards=2 .* leave it at 1, or .* ray\.gpus_per_shard=1"):
+        load_config("household", ["device=cuda", "rollout.shards=2"])
+    with pytest.raises(ValueError, match=r"shards would sample on CPUs: set ray\.gpus_per_shard=1"):
+        load_config("household", ["device=cuda", "ray.address=local"])
+    load_config("household", ["device=cuda", "rollout.shards=2", "ray.gpus_per_shard=1"])
+    with pytest.raises(ValueError, match=r"rollout\.num_slots=2 leaves a shard of rollout\.shards=3 without a slot"):
+        load_config("household", ["rollout.num_slots=2", "rollout.shards=3"])
+    for unused in ("rollout.shard_timeout_s=5", "rollout.shard_losses=1"):
+        with pytest.raises(ValueError, match=r"is for rollout\.shards of 2 or more, or ray"):
+            load_config("household", [unused])
+        load_config("household", [unused, "ray.address=local"])
+    with pytest.raises(ValueError, match=r"rollout\.packed_weights=true .* device=cuda: leave it at auto"):
+        load_config("household", ["rollout.packed_weights=true", "device=cuda"])
     for asked in ("auto", "true", "false"):
         load_config("household", [f"rollout.packed_weights={asked}"])

@@ -323,9 +323,9 @@ def test_an_endpoint_that_fails_midway_is_taken_up_again(
 
 def test_more_at_once_gives_the_same_report(runs: list[Path]) -> None:
     alone = evaluate(runs[0], samples=2)
-    assert evaluate(runs[0], samples=2, engines=2, env_threads=2, num_slots=4) == alone
-    with pytest.raises(ValueError, match=r"rollout\.engines=2 .* leave it at 1"):
-        evaluate(runs[0], engines=2, device="cuda")
+    assert evaluate(runs[0], samples=2, shards=2, env_threads=2, num_slots=4) == alone
+    with pytest.raises(ValueError, match=r"rollout\.shards=2 .* leave it at 1"):
+        evaluate(runs[0], shards=2, device="cuda")
 
 
 def test_settings_that_do_not_apply_are_refused(model: Path) -> None:

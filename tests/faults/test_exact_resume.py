@@ -53,7 +53,7 @@ def test_every_algorithm_resumes_to_the_bit(model: Path, tmp_path: Path, algorit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["rollout.engines=2", "rollout.env_threads=3", "optimizer.minibatch_unit=group"])
+@pytest.mark.parametrize("setting", ["rollout.shards=2", "rollout.env_threads=3", "optimizer.minibatch_unit=group"])
 def test_ways_to_be_faster_resume_to_the_bit(model: Path, tmp_path: Path, setting: str) -> None:
     settings = ("algorithm=grpo", "rollout.num_tasks=3", "rollout.num_slots=5", setting)
     assert_same(*broken_and_whole(config(model, *settings), tmp_path))

@@ -403,7 +403,7 @@ def test_a_run_that_drew_its_tokens_otherwise_is_refused_by_name_and_still_of_us
 
 
 def test_a_model_whose_logits_are_not_finite_neither_trains_nor_is_measured(model: Path, tmp_path: Path) -> None:
-    """With engines here and in processes: an error that says who, where and what to check, and no success of 0 %."""
+    """With a collector here and in shards: an error that says who, where and what to check, and no success of 0 %."""
     from safetensors.torch import load_file, save_file
 
     broken = tmp_path / "broken"
@@ -411,9 +411,9 @@ def test_a_model_whose_logits_are_not_finite_neither_trains_nor_is_measured(mode
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"].fill_(3e38)  # finite, and more than products with it can be
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    for engines in (1, 2):
+    for shards in (1, 2):
         with pytest.raises(AgentError, match=r"broken \(update 0\) .* episode test-\d.*, turn 1: .* nan or infinite"):
-            evaluate(broken, env="turnwise/FrozenLake-v0", tasks=2, engines=engines)
+            evaluate(broken, env="turnwise/FrozenLake-v0", tasks=2, shards=shards)
     with pytest.raises(
         AgentError, match=r"the policy \(update 0\) cannot continue in episode .*, turn 1: .* nan or infinite"
     ):

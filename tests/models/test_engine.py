@@ -13,7 +13,6 @@ from tests.models import tiny_model, tokenizer
 from turnwise.models.cache import SlotCache
 from turnwise.models.drawing import LogitsError
 from turnwise.models.engine import Sampling, SlotEngine
-from turnwise.models.parallel import ParallelEngine
 from turnwise.prefixes import common_prefix
 
 
@@ -39,7 +38,7 @@ def full_entropies(model: Any, stream: list[int]) -> np.ndarray:
 
 
 def play(
-    made: SlotEngine | ParallelEngine, seed: int, num: int, turns: int, forks: bool = False
+    made: SlotEngine, seed: int, num: int, turns: int, forks: bool = False
 ) -> list[tuple[list[int], dict[int, tuple[float, float]]]]:
     """Ragged conversations on all slots: (token stream, position -> (log-prob, entropy) of sampled tokens)."""
     rng = np.random.default_rng(seed)

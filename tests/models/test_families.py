@@ -17,7 +17,6 @@ from turnwise.models.engine import SlotEngine
 from turnwise.models.general_contexts import GeneralContexts
 from turnwise.models.kinds import is_fast
 from turnwise.models.policy import Policy
-from turnwise.models.remote import RemoteEngine, shared_weights
 from turnwise.models.settings import LoRAConfig
 
 torch.set_num_threads(1)
@@ -129,19 +128,6 @@ def test_all_weights_of_another_family_are_trained() -> None:
     policy.sync(1)
     found = deviations(policy, conversations(engine(policy)))
     assert max(found.sampler, found.learner, found.proof) < 2e-5
-
-
-@pytest.mark.slow
-def test_engines_in_processes() -> None:
-    policy = family_policy("gemma3_text")
-    here = conversations(engine(policy))
-    with shared_weights(policy.sampler, policy.model) as shared:
-        there = RemoteEngine(shared, num_slots=4, max_length=128, end_ids=frozenset())
-    from turnwise.models.parallel import ParallelEngine
-
-    batch = conversations(ParallelEngine([there]))
-    assert torch.equal(batch.tokens, here.tokens)
-    torch.testing.assert_close(batch.behaviour_logprobs, here.behaviour_logprobs, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

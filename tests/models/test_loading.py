@@ -207,9 +207,8 @@ def test_contexts_beyond_what_positions_allow_are_refused(kind: str, tmp_path: P
     check_length(config, limit)
     with pytest.raises(ValueError, match=f"{kind} rotary positions.*agent.max_context_tokens={limit} or less"):
         SlotEngine(policy.sampler, num_slots=1, max_length=limit + 1, end_ids=frozenset())
-    for engines in (1, 2):
-        with pytest.raises(ValueError, match=f"beyond {limit}"):
-            model_agent(policy, AgentConfig(max_context_tokens=limit + 1), num_slots=2, engines=engines)
+    with pytest.raises(ValueError, match=f"beyond {limit}"):
+        model_agent(policy, AgentConfig(max_context_tokens=limit + 1), num_slots=2)
 
 
 def test_positions_of_an_unknown_kind_are_refused(tmp_path: Path) -> None:

@@ -11,11 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.models import scratch_folder, tiny_model, tokenizer
+from tests.models import tiny_model, tokenizer
 from tests.models.test_engine import full_logprobs, prompt
 from tests.models.test_policy import batch, moved
-from turnwise.agents.prompts import AgentConfig
-from turnwise.assembly.players import model_agent
 from turnwise.models import merging
 from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.models.layers import JointLinear, _Joint
@@ -156,19 +154,3 @@ def test_a_merged_export_loads_as_a_plain_model_and_says_what_it_lost(tmp_path: 
     again = PeftModel.from_pretrained(tiny_model().bfloat16(), str(tmp_path / "adapter"))
     for name, tensor in policy.trainable_state().items():
         assert torch.equal(dict(again.named_parameters())[name], tensor)
-
-
-def test_engines_in_processes_read_both_parts(tmp_path: Path) -> None:
-    policy = Policy.load(scratch_folder(tmp_path), lora=LORA, dtype="bfloat16")
-    agent = model_agent(policy, AgentConfig(max_context_tokens=64), num_slots=2, threads=1, engines=2)
-    moved(policy)
-    slot, ids = agent.engine.open(), prompt(np.random.default_rng(0), 9)
-    agent.engine.submit(slot, ids, fresh=True, key=1, sampling=Sampling(max_tokens=12))
-    while not (found := agent.engine.step()):
-        pass
-    here, logprobs = replied(policy.sampler)
-    length = len(found[0].ids)  # the agent's engines stop at its end of turn
-    assert length > 4
-    assert found[0].ids.tolist() == here[9:][:length]
-    np.testing.assert_array_equal(found[0].logprobs, logprobs[:length])
-    assert merging.held(next(iter(policy._adapted.values()))[0]).keys() == {"weight", "low"}

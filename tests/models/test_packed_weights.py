@@ -18,7 +18,6 @@ from turnwise.assembly.players import model_agent
 from turnwise.models import packed_weights
 from turnwise.models.packed_weights import PackedWeight, packed_weight, wanted, works
 from turnwise.models.policy import Policy
-from turnwise.models.remote import shared_weights
 from turnwise.models.settings import PackedWeights
 
 torch.set_num_threads(1)
@@ -144,10 +143,3 @@ def test_an_agent_packs_as_it_is_told(dtype: torch.dtype, asked: PackedWeights, 
     for _ in range(2):
         model_agent(policy, AgentConfig(max_context_tokens=64), num_slots=2, packed_weights=asked)
     assert sum(packed_weight(module) is not None for module in policy.sampler.modules()) == packs
-
-
-def test_packed_weights_are_not_shared_with_processes() -> None:
-    policy = made(HALF)
-    policy.pack()
-    with pytest.raises(RuntimeError, match="packed"), shared_weights(policy.sampler, policy.model):
-        pass

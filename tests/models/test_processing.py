@@ -13,7 +13,6 @@ from torch import Tensor
 from tests.models import tiny_model
 from tests.models.families import family_policy
 from tests.models.test_policy import made, moved
-from tests.models.test_remote import remote
 from turnwise.models import allowed as allowed_module
 from turnwise.models.engine import Engine, Reply, Sampling, SlotEngine
 from turnwise.models.policy import Policy
@@ -184,21 +183,6 @@ def test_a_processor_changes_no_other_slot() -> None:
         assert one.ids.tolist() == other.ids.tolist()
         assert other.processing is None
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-6)
-
-
-def test_engines_in_processes_draw_the_same() -> None:
-    model = tiny_model()
-    processors = [Scripted(CHOICES, {0: 2.0}, {3: 11}, needs_logits=number % 2 == 0) for number in range(6)]
-    here = replies(engine(model), list(processors), Sampling(max_tokens=8))
-    fresh = [Scripted(CHOICES, {0: 2.0}, {3: 11}, needs_logits=number % 2 == 0) for number in range(6)]
-    there = replies(remote(model, 2, 2), list(fresh), Sampling(max_tokens=8))
-    for one, other in zip(here, there, strict=True):
-        assert one.ids.tolist() == other.ids.tolist()
-        assert one.processing is not None
-        assert other.processing is not None
-        np.testing.assert_array_equal(one.processing.ids, other.processing.ids)
-        np.testing.assert_array_equal(one.processing.temperatures, other.processing.temperatures)
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4), LoRAConfig(rank=4, target_modules=("q_proj", "lm_head"))])

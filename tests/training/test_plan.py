@@ -129,6 +129,33 @@ def test_packed_weights_are_counted(lora: LoRAConfig | None) -> None:
     assert "packed weights" not in parts_of(plan(shape, Demand(100, 1, 10)))
 
 
+def test_shards_of_this_machine_have_weights_of_their_own() -> None:
+    shape, alone = demand_of(run_config())
+    one = parts_of(plan(shape, alone))
+    assert "shards" not in one
+    own = sum(one.get(name, 0) for name in ("weights", "merged weights", "packed weights", "adapters"))
+    for ray in (None, {"address": "local"}):
+        two = demand_of(run_config(rollout={"shards": 2}, ray=ray))[1]
+        assert parts_of(plan(shape, two)) == {**one, "shards": 2 * own}
+    elsewhere = demand_of(run_config(rollout={"shards": 2}, ray={"address": "auto"}))[1]
+    assert (elsewhere.shards, elsewhere.num_slots) == (0, 1)
+
+
+def test_shards_for_whose_slots_there_is_no_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config(
+        rollout={"shards": 40, "num_slots": 64, "num_tasks": 8, "group_size": 8}, optimizer={"microbatch_tokens": 64}
+    )
+    shape, demand = demand_of(config)
+    small = plan(shape, replace(demand, num_slots=32)).total
+    assert small < plan(shape, demand).total
+    monkeypatch.setattr("turnwise.training.plan.available_memory", lambda device: small)
+    with (
+        pytest.warns(UserWarning, match="could not all be held"),
+        pytest.raises(ValueError, match=r"no more than 32 contexts fit .* fewer than rollout\.shards=40"),
+    ):
+        fitted(config)
+
+
 def test_the_cache_is_as_large_as_a_real_one() -> None:
     for length in (100, 128, 129, 512, 700):
         cache = SlotCache(3, 2, 2, 8, dtype=torch.float32, device=torch.device("cpu"))

@@ -32,15 +32,15 @@ anything takes change nothing (beyond the rounding of batched arithmetic).
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from turnwise.agents.actions import action_start, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job
+from turnwise.agents.playing import Event, Grader, OnEpisode, play_all
 from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
 from turnwise.agents.wishes import Wishes
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
@@ -52,18 +52,6 @@ from turnwise.models.drawing import LogitsError
 from turnwise.models.engine import Engine, Reply, Sampling
 from turnwise.seeds import mix
 from turnwise.trajectory import End, Fork, RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
-
-OnEpisode = Callable[[Trajectory], None]
-Event = TurnFinished | RolloutEnded | RolloutFinished
-
-
-class Grader(Protocol):
-    """Pays episodes that have ended (turnwise.grading). It works in ``threads``."""
-
-    threads: WorldThreads
-
-    def grade(self, episode: Trajectory) -> Trajectory: ...
-    def close(self) -> None: ...
 
 
 class Collector:
@@ -97,26 +85,21 @@ class Collector:
         self._num_players = 0
 
     def collect(self, jobs: Sequence[Job], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Trajectory]:
-        """Play every job. Returns the trajectories in the order of ``jobs``, and of the seats in a game.
+        """As ``Playing.collect``."""
+        return play_all(jobs, self.rollouts(sampling, 0, on_episode))
 
-        ``on_episode`` is called with each trajectory as its episode ends.
-        """
-        rollouts = Rollouts(self, sampling, on_episode=on_episode)
-        order = [rollouts.add(job) for job in jobs]
-        finished: dict[int, list[Trajectory]] = defaultdict(list)
-        for event in rollouts.events():
-            if isinstance(event, RolloutFinished):
-                finished[event.rollout].append(event.trajectory)
-        return [trajectory for rollout in order for trajectory in finished[rollout]]
+    def rollouts(self, sampling: Sampling, key: int, on_episode: OnEpisode | None = None) -> Rollouts:
+        """As ``Playing.rollouts``."""
+        return Rollouts(self, sampling, key, on_episode)
+
+    def numbers(self) -> dict[str, int]:
+        """As ``Playing.numbers``: the wishes of requests that were not followed."""
+        taken, self._ignored = self._ignored, 0
+        return {"gateway/ignored_sampling": taken} if taken else {}
 
     def count_ignored(self, wishes: Sequence[str]) -> None:
         """Wishes of a request (``info["ignored"]``) that are not followed."""
         self._ignored += len(wishes)
-
-    def take_ignored(self) -> int:
-        """How many wishes were not followed since this was last asked."""
-        taken, self._ignored = self._ignored, 0
-        return taken
 
     def take_env(self) -> TextEnv:
         """An environment in which no episode runs, made where there is none."""
@@ -196,7 +179,7 @@ class Rollouts:
         self, collector: Collector, sampling: Sampling, key: int = 0, on_episode: OnEpisode | None = None
     ) -> None:
         self._collector, self._sampling, self._key, self._on_episode = collector, sampling, key, on_episode
-        self._all: list[_Rollout] = []
+        self._all: dict[int, _Rollout] = {}  # by number
         self._queued: deque[_Rollout] = deque()
         self._running: dict[int, _Rollout] = {}
         self._generating: dict[tuple[int, int], _Rollout] = {}  # by (number of the engine, slot)
@@ -210,11 +193,11 @@ class Rollouts:
         """Queue attempt number ``sample`` at a task."""
         return self.add(Job(task, sample, self._key, task.index))
 
-    def add(self, job: Job) -> int:
-        """Queue a job. Returns the rollout's number, counted from 0."""
-        return self._queue(_Rollout(job, len(self._all)))
+    def add(self, job: Job, number: int | None = None) -> int:
+        """Queue a job under a new ``number``, by default the count of those before it. Returns the number."""
+        return self._queue(_Rollout(job, self._number(number)))
 
-    def fork(self, rollout: int, turn: int) -> int:
+    def fork(self, rollout: int, turn: int, number: int | None = None) -> int:
         """Queue a copy of a rollout as it was after ``turn`` turns. Its sample number is its own rollout number.
 
         Where the environment offers snapshots and ``turn`` is the rollout's present turn, the copy continues from a
@@ -228,9 +211,9 @@ class Rollouts:
         if parent.episode is None:
             raise ValueError(f"rollout {rollout} cannot be forked yet: its environment has not been reset")
         point = parent.episode.fork_point(turn)
-        job = replace(parent.job, sample=len(self._all))
+        number = self._number(number)
         fork = Fork(parent.job.episode, turn)
-        return self._queue(_Rollout(job, len(self._all), parent, point, fork))
+        return self._queue(_Rollout(replace(parent.job, sample=number), number, parent, point, fork))
 
     def stop(self, rollout: int) -> None:
         """Abandon a rollout. It gives no trajectory."""
@@ -241,29 +224,51 @@ class Rollouts:
         found = self._all[rollout]
         found.episode, found.seats, found.env = None, (), None
 
+    def _number(self, given: int | None) -> int:
+        return len(self._all) if given is None else given
+
     def _queue(self, rollout: _Rollout) -> int:
-        self._all.append(rollout)
+        self._all[rollout.number] = rollout
         self._queued.append(rollout)
         return rollout.number
+
+    @property
+    def busy(self) -> bool:
+        """Whether a rollout is queued or running."""
+        return bool(self._queued or self._generating or len(self._stepping) or len(self._grading))
+
+    @property
+    def num_at_once(self) -> int:
+        """How many of the rollouts that have not ended there are slots for."""
+        slots = min((engine.num_slots for engine in self._collector.engines), default=0)
+        return min(len(self._queued) + len(self._running), slots)
 
     def events(self) -> Iterator[Event]:
         """Run until every rollout is finished, and yield the events. Rollouts may be added meanwhile."""
         try:
-            while self._queued or self._generating or len(self._stepping) or len(self._grading):
-                while self._queued and self._collector.has_free_slots():
-                    self._begin(self._queued.popleft())
-                    yield from self._environment_results()
-                yield from self._environment_results()
-                for number in range(len(self._collector.engines)):
-                    for reply in self._replies(number):
-                        self._act(self._generating.pop((number, reply.slot)), reply)
-                        yield from self._environment_results()
+            while self.busy:
+                yield from self.advance()
         finally:  # also where the planner stops asking for events, or raises
-            self._stepping.finish()
-            self._grading.drop()
-            for rollout in list(self._running.values()):
-                self._release(rollout)
-            self._generating.clear()
+            self.abandon()
+
+    def advance(self) -> Iterator[Event]:
+        """Begin what there are slots for, do one step of every engine, and yield the events."""
+        while self._queued and self._collector.has_free_slots():
+            self._begin(self._queued.popleft())
+            yield from self._environment_results()
+        yield from self._environment_results()
+        for number in range(len(self._collector.engines)):
+            for reply in self._replies(number):
+                self._act(self._generating.pop((number, reply.slot)), reply)
+                yield from self._environment_results()
+
+    def abandon(self) -> None:
+        """Release whatever runs. It gives no trajectory."""
+        self._stepping.finish()
+        self._grading.drop()
+        for rollout in list(self._running.values()):
+            self._release(rollout)
+        self._generating.clear()
 
     def _replies(self, number: int) -> list[Reply]:
         """One step of an engine: the replies that it finished.

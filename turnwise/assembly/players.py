@@ -25,13 +25,11 @@ from turnwise.envs.interface import HasPlayers, capability, instructions_of
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object
 from turnwise.models.adapters import check_use, load_start
-from turnwise.models.engine import Engine, SlotEngine
+from turnwise.models.engine import SlotEngine
 from turnwise.models.kinds import check_length, is_fast
 from turnwise.models.loading import end_ids
 from turnwise.models.packed_weights import wanted
-from turnwise.models.parallel import ParallelEngine
 from turnwise.models.policy import Policy
-from turnwise.models.remote import RemoteEngine, shared_weights
 from turnwise.models.settings import (
     ORIGIN_FILE,
     LoRAConfig,
@@ -95,42 +93,15 @@ def load_policies(
     ``device`` None is the run's own. Sides share the weights that are not trained. ``samples`` as of ``Policy``.
     """
     config = run.config()
-    pretrained = config.model if isinstance(config.model, PretrainedModelConfig) else None
-    if run.model_path.exists():
-        path: str | Path = run.model_path
-    elif pretrained is not None:
-        path = pretrained.path
-    else:
-        raise ValueError(f"{run.path} has no model folder: its warm start did not finish; start a new run")
-    model, tokenizer, start = load_start(
-        path, dtype=pretrained.dtype if pretrained else "float32", device=device or config.device
+    policies = new_policies(
+        run.base_model(),
+        sides,
+        model=config.model,
+        lora=config.lora,
+        seed=config.seed,
+        device=device or config.device,
+        samples=samples,
     )
-    use = pretrained.adapter if pretrained else "continue"
-    if start is None and use != "continue":
-        raise ValueError(
-            f"model.adapter={use} is for an adapter, and {path} is a whole model: leave it out, or clone with "
-            "warmstart.lora"
-        )
-    if start is not None:
-        check_use(use, config.lora, str(path))
-        if use == "merge":  # once for all sides, which share the weights
-            start.merge_into(model)
-            start = None
-    shared = {id(p): p for p in model.parameters()} if config.lora else {}
-    models = [model, *(copy.deepcopy(model, dict(shared)) for _ in sides[1:])]
-    policies = {
-        side: Policy(
-            own,
-            tokenizer,
-            lora=config.lora,
-            seed=config.seed,
-            gradient_checkpointing=pretrained.gradient_checkpointing if pretrained else False,
-            start=start,
-            use=use,
-            samples=samples,
-        )
-        for side, own in zip(sides, models, strict=True)
-    }
     if checkpoint is not None:
         known = run.checkpoints.updates()
         if isinstance(checkpoint, int) and checkpoint not in known:
@@ -143,37 +114,79 @@ def load_policies(
     return policies
 
 
+def new_policies(
+    path: str | Path,
+    sides: list[str],
+    *,
+    model: ModelConfig,
+    lora: LoRAConfig | None,
+    seed: int,
+    device: str,
+    samples: bool = True,
+) -> dict[str, Policy]:
+    """The model of a folder or hub name with fresh adapters for each side, by the settings in ``model`` and ``lora``.
+
+    Sides share the weights that are not trained. ``samples`` as of ``Policy``.
+    """
+    pretrained = model if isinstance(model, PretrainedModelConfig) else None
+    base, tokenizer, start = load_start(path, dtype=pretrained.dtype if pretrained else "float32", device=device)
+    use = pretrained.adapter if pretrained else "continue"
+    if start is None and use != "continue":
+        raise ValueError(
+            f"model.adapter={use} is for an adapter, and {path} is a whole model: leave it out, or clone with "
+            "warmstart.lora"
+        )
+    if start is not None:
+        check_use(use, lora, str(path))
+        if use == "merge":  # once for all sides, which share the weights
+            start.merge_into(base)
+            start = None
+    shared = {id(p): p for p in base.parameters()} if lora else {}
+    models = [base, *(copy.deepcopy(base, dict(shared)) for _ in sides[1:])]
+    return {
+        side: Policy(
+            own,
+            tokenizer,
+            lora=lora,
+            seed=seed,
+            gradient_checkpointing=pretrained.gradient_checkpointing if pretrained else False,
+            start=start,
+            use=use,
+            samples=samples,
+        )
+        for side, own in zip(sides, models, strict=True)
+    }
+
+
 def model_agent(
     policy: Policy,
     settings: AgentConfig,
     *,
     num_slots: int,
     threads: int | None = None,
-    engines: int = 1,
     packed_weights: PackedWeights = "auto",
     name: str = "",
     examples: tuple[Example, ...] = (),
     instructions: str = "",
 ) -> ModelAgent:
-    """A policy, ready to play; on a CPU its slots may be divided among ``engines`` in processes.
+    """A policy, ready to play.
 
-    It is shown ``examples``. ``packed_weights``: whether a sampler in this process has a copy of its weights that is
-    faster on a CPU; ``auto``: in half precision, where that changes no bit. Raises ValueError where True cannot be
-    done, and where the examples, after the world's ``instructions``, leave no room for an episode.
+    It is shown ``examples``. ``packed_weights``: whether its sampler has a copy of its weights that is faster on a CPU;
+    ``auto``: in half precision, where that changes no bit. Raises ValueError where True cannot be done, and where the
+    examples, after the world's ``instructions``, leave no room for an episode.
     """
     check_length(policy.sampler.config, settings.max_context_tokens)
     chat = ChatFormat.of(policy.tokenizer, settings, end_ids(policy.sampler))
     check_room(chat, settings, instructions, examples)
-    limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
-    engine: Engine
-    if engines == 1:
-        if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config):
-            policy.pack()
-        engine = SlotEngine(policy.sampler, num_slots=num_slots, **limits)
-    else:
-        with shared_weights(policy.sampler, policy.model) as shared:
-            shares = [len(range(number, num_slots, engines)) for number in range(min(engines, num_slots))]
-            engine = ParallelEngine([RemoteEngine(shared, num_slots=share, **limits) for share in shares])
+    if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config):
+        policy.pack()
+    engine = SlotEngine(
+        policy.sampler,
+        num_slots=num_slots,
+        max_length=settings.max_context_tokens,
+        end_ids=chat.end_ids,
+        threads=threads,
+    )
     return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash, examples)
 
 
@@ -190,7 +203,6 @@ def players(
     checkpoint: WhichCheckpoint | None = None,
     agent: Mapping[str, Any] | None = None,
     threads: int | None = None,
-    engines: int = 1,
     device: str = "cpu",
     asked: EndpointConfig | None = None,
 ) -> dict[str, AnyAgent]:
@@ -215,31 +227,29 @@ def players(
     examples = examples_of(target, settings, agent or {}, lambda: env)
     shown: dict[str, Any] = {"examples": examples, "instructions": instructions_of(env)}
     if run is None:
-        num_slots = _fitting_slots(PretrainedModelConfig(path=str(target)), None, settings, num_slots, engines, device)
+        num_slots = _fitting_slots(PretrainedModelConfig(path=str(target)), None, settings, num_slots, device)
         policies = {"": Policy.load(target, lora=None, device=device)}
     else:
         config = run.config()
         chosen = config.keep_checkpoint if checkpoint is None else checkpoint
-        num_slots = _fitting_slots(config.model, config.lora, settings, num_slots, engines, device)
+        num_slots = _fitting_slots(config.model, config.lora, settings, num_slots, device)
         policies = load_policies(run, sides_of(env, config.game, config.env.id), chosen, device)
     made: dict[str, AnyAgent] = {}
     for side, policy in policies.items():
         name = f"{target}#{side}" if side else str(target)
-        made[side] = model_agent(
-            policy, settings, num_slots=num_slots, threads=threads, engines=engines, name=name, **shown
-        )
+        made[side] = model_agent(policy, settings, num_slots=num_slots, threads=threads, name=name, **shown)
     return made
 
 
 def _fitting_slots(
-    model: ModelConfig, lora: LoRAConfig | None, settings: AgentConfig, num_slots: int, engines: int, device: str
+    model: ModelConfig, lora: LoRAConfig | None, settings: AgentConfig, num_slots: int, device: str
 ) -> int:
     """As many of ``num_slots`` as fit into the free memory. Raises ValueError where none does."""
     try:
         shape = shape_of(model, lora)
     except ValueError:
         return num_slots  # whoever loads it says what is wrong
-    packed = is_packed("auto", shape, engines, device)
+    packed = is_packed("auto", shape, device)
     demand = Demand(settings.max_context_tokens, num_slots, prompt_tokens(settings), device=device, packed=packed)
     return fitting(shape, demand).num_slots
 

@@ -12,7 +12,7 @@ Everything below (trainer, sides, collectors, cloning) takes objects and single 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,14 @@ from turnwise.agents.collector import Collector
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.guiding import NOTHING_OFFERED
 from turnwise.agents.opening import Example, read_examples, write_examples
+from turnwise.agents.playing import Playing
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent, Seating
-from turnwise.agents.worldwork import WorldThreads
 from turnwise.algorithms.registry import build
+from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
 from turnwise.assembly.learners import lead, learner_of
-from turnwise.assembly.players import is_untrained, load_policies, model_agent, opponents, sides_of
+from turnwise.assembly.players import is_untrained, load_policies, opponents, sides_of
+from turnwise.assembly.shards import check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.demonstrations import check_stop_split
@@ -39,7 +41,7 @@ from turnwise.cloning.warmstart import Cloning, cached_model, forget, new_scratc
 from turnwise.config.schema import RunConfig
 from turnwise.config.sections import GameConfig
 from turnwise.envs.given import is_given
-from turnwise.envs.interface import HasPlayers, capability, instructions_of
+from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start, told_of
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
 from turnwise.grading.grader import Grader, grader_of
@@ -53,6 +55,8 @@ from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
+from turnwise.shards.connection import Host
+from turnwise.shards.rollouts import ShardedCollector
 from turnwise.training.leading import Leader
 from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, fitting, is_packed, num_contexts, prompt_tokens
@@ -71,10 +75,11 @@ class Assembly:
     The one environment ``world`` gives the panels and the players of a game, demonstrates the tasks where a model is
     cloned in the run's own world, and is asked nothing while episodes are played (collectors have their own).
     ``model`` is a loaded (model, tokenizer) in the place of the one that the configuration names; the run gets a copy.
+    ``host`` is where shards are placed, by default where the configuration says.
     """
 
-    def __init__(self, config: RunConfig, model: tuple[Any, Any] | None = None) -> None:
-        self.config, self.model = config, model
+    def __init__(self, config: RunConfig, model: tuple[Any, Any] | None = None, *, host: Host | None = None) -> None:
+        self.config, self.model, self.host = config, model, host
         self.success = SuccessRule(config.env.success_threshold)
         self.leader = Leader()  # of the ranks that a trainer's learners work with
 
@@ -97,6 +102,8 @@ class Assembly:
         that the world does not list.
         """
         config = self.config
+        if is_sharded(config.rollout, config.ray):
+            check_shards(config.env, config.ray)
         found = open_panels(self.world, config.env.split, config.eval, config.rollout.num_tasks, config.warmstart)
         if config.agent.constrained:
             _, info = start(self.world, found.train[0], config.seed)
@@ -271,7 +278,7 @@ class Assembly:
         policies = policies or load_policies(run, self.side_names)
         sides = [self.side(name, policy) for name, policy in policies.items()]
         self.leader.wait_for("ready", config.learner.ranks)
-        collector, measurer = self._collectors({side.name: side.agent for side in sides}, grader)
+        collector, measurer = self._playing_episodes(run, sides, grader)
         return kind(
             run=run,
             sides=sides,
@@ -308,21 +315,13 @@ class Assembly:
 
     def side(self, name: str, policy: Policy) -> Side:
         """One policy in training, with its sampler, learner and buffer."""
-        config, rollout = self.config, self.config.rollout
-        policy.temperature = rollout.temperature
-        agent = model_agent(
-            policy,
-            self.agent,
-            num_slots=rollout.num_slots,
-            threads=rollout.threads,
-            engines=rollout.engines,
-            packed_weights=rollout.packed_weights,
-            name=name,
-            examples=self.examples,
-            instructions=instructions_of(self.world),
-        )
+        config = self.config
+        policy.temperature = config.rollout.temperature
+        agent = self._cast.agent(name, policy)
         learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, self.leader.ranks)
         side = Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")), self.leader)
+        if is_sharded(config.rollout, config.ray):
+            policy.frozen_hash()  # while its weights are whole
         if isinstance(self.leader.ranks, ProcessRanks) and self.leader.ranks.lockstep:
             policy.divide(self.leader.ranks.mesh)
         return side
@@ -337,48 +336,50 @@ class Assembly:
             made.check(lambda: told_of(self.world, self.panels.train[0], self.config.seed))
         return made
 
-    def _collectors(self, learners: Mapping[str, ModelAgent], grader: Grader | None) -> tuple[Collector, Collector]:
-        """Who collects and who measures: the same one, but for games with different opponents."""
-        if capability(self.world, HasPlayers) is None:
-            collector = self._against("self", learners, grader)
-            return collector, collector
-        game = self.config.game or GameConfig()
-        return self._against(game.opponent, learners, grader), self._against(game.eval_opponent, learners, grader)
+    @property
+    def _cast(self) -> Cast:
+        config = self.config
+        return Cast(self.world, config.env, self.agent, config.rollout, config.game, config.seed, self.examples)
 
-    def _against(self, opponent: str, learners: Mapping[str, ModelAgent], grader: Grader | None) -> Collector:
-        config, rollout = self.config, self.config.rollout
-        others = opponents(opponent, self.world, num_slots=rollout.num_slots, threads=rollout.threads)
-        threads = WorldThreads(rollout.env_threads, rollout.env_order)
-        return Collector(
-            self.config.env.make,
-            Seating(learners, others),
-            seed=config.seed,
-            success=self.success,
-            threads=threads,
-            grader=grader,
-        )
+    def _playing_episodes(
+        self, run: RunDirectory, sides: Sequence[Side], grader: Grader | None
+    ) -> tuple[Playing, Playing]:
+        """Who collects and who measures: the same one, but for games with different opponents."""
+        config = self.config
+        if not is_sharded(config.rollout, config.ray):
+            made = self._cast.collectors({side.name: side.agent for side in sides}, grader)
+            return made[TRAIN], made.get(MEASURE, made[TRAIN])
+        policies = {side.name: side.policy for side in sides}
+        settings = self.settled().model_dump(mode="json")
+        shards = shards_of(settings, run.base_model(), self.examples, policies, self.host)
+        uses = (TRAIN, TRAIN if capability(self.world, HasPlayers) is None else MEASURE)
+        collector, measurer = (ShardedCollector(shards, use, grader) for use in uses)
+        return collector, collector if uses[0] == uses[1] else measurer
 
 
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     """What decides a run's memory: the model's shape, which is read without its weights, and how much is held at once.
 
-    Raises ValueError where the model's configuration cannot be found.
+    Of shards it counts those in the main memory of this machine. Raises ValueError where the model's configuration
+    cannot be found.
     """
     shape = shape_of(config.model, config.lora)
     rollout, measuring, agent = config.rollout, config.eval, config.agent
     collected = rollout.num_tasks * rollout.group_size
     validated = measuring.tasks * measuring.samples if measuring.every else 0
     tested = measuring.test_tasks * measuring.samples if measuring.test_split is not None else 0
+    here = config.ray is None or (config.ray.address == "local" and not config.ray.gpus_per_shard)
     demand = Demand(
         max_context_tokens=agent.max_context_tokens,
-        num_slots=min(rollout.num_slots, max(collected, validated, tested)),
+        num_slots=min(rollout.num_slots, max(collected, validated, tested)) if here else 1,
         prompt_tokens=prompt_tokens(agent),
         num_rows=-(-collected // config.optimizer.num_minibatches) * num_contexts(agent),
         microbatch_tokens=config.optimizer.microbatch_tokens,
         device=config.device,
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
         reference=build(config.algorithm, config.run_info).needs_reference,
-        packed=is_packed(rollout.packed_weights, shape, rollout.engines, config.device),
+        packed=is_packed(rollout.packed_weights, shape, config.device),
+        shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
         ranks=config.learner.ranks,
         divided=config.learner.parallel == "fsdp2",
     )
@@ -398,6 +399,11 @@ def fitted(config: RunConfig) -> RunConfig:
     optimizer, rollout = config.optimizer, config.rollout
     if found.tokens < demand.tokens:
         optimizer = optimizer.model_copy(update={"microbatch_tokens": found.microbatch_tokens})
+    if found.num_slots < rollout.shards and found.num_slots < demand.num_slots:
+        raise ValueError(
+            f"no more than {found.num_slots} contexts fit into the free memory, fewer than rollout.shards="
+            f"{rollout.shards}: lower it, or agent.max_context_tokens"
+        )
     if found.num_slots < demand.num_slots:
         rollout = rollout.model_copy(update={"num_slots": found.num_slots})
     return config.model_copy(update={"optimizer": optimizer, "rollout": rollout})

@@ -22,6 +22,7 @@ from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import Script, race
 from turnwise.clock import STAGES
 from turnwise.config.files import override, parse_config, target_config
+from turnwise.config.sections import RolloutConfig
 from turnwise.models.engine import EngineCounts
 from turnwise.models.loading import check_device
 from turnwise.models.policy import Policy
@@ -37,6 +38,9 @@ UNMEASURED = {
     "num_updates": 2,
 }
 """What a run does beside its updates."""
+
+ALONE = {name: getattr(RolloutConfig(), name) for name in ("shards", "shard_timeout_s", "shard_losses")}
+"""One process is measured: this one, whose clock counts its CPU time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,8 @@ def _measured(target: str, settings: Sequence[str], env: str | None, folder: Pat
         raise ValueError(f"{target} is a run and is measured as it is: leave --env and other settings out")
     config = source.config() if source is not None else target_config(target, settings, env=env)
     kept = config.keep_checkpoint
-    config = parse_config({**override(config.model_dump(), []), **UNMEASURED})
+    given = {**override(config.model_dump(), []), **UNMEASURED}
+    config = parse_config({**given, "rollout": {**given["rollout"], **ALONE}, "ray": None})
     check_device(config.device)
     torch.set_num_threads(config.threads)
     with closing(Assembly(config)) as assembly:
@@ -155,7 +160,8 @@ class _Seen(Trainer):
 
 
 def _steps(trainer: Trainer) -> int:
-    counts = [getattr(engine, "counts", EngineCounts()) for engine in trainer.collector.engines]
+    engines = {id(side.agent.engine): side.agent.engine for side in trainer.sides}
+    counts = [getattr(engine, "counts", EngineCounts()) for engine in engines.values()]
     return sum(found.steps for found in counts)
 
 

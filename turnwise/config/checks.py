@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
-from turnwise.config.sections import EvalConfig, LearnerConfig
+from turnwise.config.sections import EvalConfig, LearnerConfig, RayConfig, RolloutConfig
 from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
 from turnwise.learning.settings import RunInfo, Settings
@@ -53,20 +53,39 @@ def check_adapters(model: ModelConfig, warmstart: WarmstartConfig | None, lora: 
         )
 
 
-def check_engines(engines: int, device: str) -> None:
-    """Several engines share a CPU; on another device there is one."""
-    if engines > 1 and device != "cpu":
+def check_shards(rollout: RolloutConfig, ray: RayConfig | None, device: str) -> None:
+    """Every shard has a slot, and processes share a CPU; shards on GPUs are Ray's to place."""
+    if rollout.num_slots < rollout.shards:
         raise ValueError(
-            f"rollout.engines={engines} divides the slots on a CPU; on device={device} one engine plays: leave it at 1"
+            f"rollout.num_slots={rollout.num_slots} leaves a shard of rollout.shards={rollout.shards} without a slot: "
+            "raise the one or lower the other"
+        )
+    if ray is None and rollout.shards == 1:
+        for name in ("shard_timeout_s", "shard_losses"):
+            if getattr(rollout, name) != RolloutConfig.model_fields[name].default:
+                raise UnusedSettingError(
+                    f"rollout.{name}", f"rollout.{name} is for rollout.shards of 2 or more, or ray"
+                )
+    if ray is None:
+        check_processes(rollout.shards, device)
+    if ray is not None and device != "cpu" and not ray.gpus_per_shard:
+        raise ValueError(f"device={device}, and shards would sample on CPUs: set ray.gpus_per_shard=1 (a share, as .5)")
+
+
+def check_processes(shards: int, device: str) -> None:
+    """Shards in processes share a CPU."""
+    if shards > 1 and device != "cpu":
+        raise ValueError(
+            f"rollout.shards={shards} without ray are processes that share a CPU; on device={device} leave it at 1, or "
+            "train with shards that Ray places: ray.address=local and ray.gpus_per_shard=1"
         )
 
 
-def check_packed_weights(packed: PackedWeights, engines: int, device: str) -> None:
-    """Packed weights are of the one engine in the run's own process, on a CPU."""
-    if packed is True and (engines > 1 or device != "cpu"):
+def check_packed_weights(packed: PackedWeights, device: str) -> None:
+    """Packed weights are for a CPU."""
+    if packed is True and device != "cpu":
         raise ValueError(
-            f"rollout.packed_weights=true is for one engine on a CPU, and this run has rollout.engines={engines} and "
-            f"device={device}: leave it at auto"
+            f"rollout.packed_weights=true is for a CPU, and this run has device={device}: leave it at auto"
         )
 
 

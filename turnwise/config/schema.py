@@ -14,7 +14,15 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import WarmstartConfig, for_pretrained
 from turnwise.config import checks
 from turnwise.config.names import DEFAULT_ALGORITHM
-from turnwise.config.sections import EvalConfig, GameConfig, LearnerConfig, RewardsConfig, RolloutConfig, Section
+from turnwise.config.sections import (
+    EvalConfig,
+    GameConfig,
+    LearnerConfig,
+    RayConfig,
+    RewardsConfig,
+    RolloutConfig,
+    Section,
+)
 from turnwise.envs.settings import EnvConfig
 from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings
 from turnwise.models.settings import (
@@ -41,6 +49,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
+    ray: RayConfig | None = None
     game: GameConfig | None = None
     eval: EvalConfig = EvalConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
@@ -122,8 +131,8 @@ class RunConfig(Section):
         """The cross-checks, one after another; the first that fails is the one error that is shown."""
         checks.check_start(self.model, self.warmstart)
         checks.check_adapters(self.model, self.warmstart, self.lora)
-        checks.check_engines(self.rollout.engines, self.device)
-        checks.check_packed_weights(self.rollout.packed_weights, self.rollout.engines, self.device)
+        checks.check_shards(self.rollout, self.ray, self.device)
+        checks.check_packed_weights(self.rollout.packed_weights, self.device)
         checks.check_ranks(self.learner, self.lora, self.device)
         checks.check_splits(self.env, self.eval)
         checks.check_algorithm(self.algorithm, self.run_info)

@@ -29,11 +29,17 @@ class RolloutConfig(Section):
     num_tasks: int = Field(8, ge=1, description="tasks (groups) per update")
     group_size: int = Field(8, ge=1, description="episodes per task, G")
     num_slots: int = Field(64, ge=1, description="episodes played at once")
-    engines: int = Field(
-        1, ge=1, description="processes that share the slots and sample at the same time, on a CPU; 1: the main process"
+    shards: int = Field(
+        1, ge=1, description="processes that share the slots and play at the same time; 1: the main process"
+    )
+    shard_timeout_s: float = Field(
+        1800.0, gt=0, description="seconds that a shard may take to be made or to answer; then it counts as lost"
+    )
+    shard_losses: int = Field(
+        5, ge=0, description="how often one shard may be lost and made again in an update, before the run stops"
     )
     threads: int | None = Field(
-        1, ge=1, description="torch threads of an engine; None: the number for learning (threads)"
+        1, ge=1, description="torch threads while sampling; None: the number for learning (threads)"
     )
     packed_weights: PackedWeights = Field(
         "auto",
@@ -53,6 +59,16 @@ class RolloutConfig(Section):
     temperature: float = Field(
         1.0, gt=0, le=10, description="temperature of sampling, and of the log-probs that are trained"
     )
+
+
+class RayConfig(Section):
+    """Shards on a Ray cluster in the place of processes of this machine."""
+
+    address: str = Field(
+        "local", description="local: a cluster of this machine; auto: the one it belongs to; else the head's address"
+    )
+    cpus_per_shard: float = Field(1.0, ge=0, description="CPUs of a node that a shard takes")
+    gpus_per_shard: float = Field(0.0, ge=0, description="GPUs of a node that a shard takes; 0: it samples on CPUs")
 
 
 class LearnerConfig(Section):
@@ -117,7 +133,7 @@ class _WorldOverrides(Section):
 
 
 class _RolloutOverrides(Section):
-    engines: int = Field(1, ge=1)
+    shards: int = Field(1, ge=1)
     env_threads: int = Field(0, ge=0)
 
 

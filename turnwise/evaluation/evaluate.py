@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from turnwise.agents.chat_client import EndpointConfig, Usage
-from turnwise.agents.collector import Collector, OnEpisode
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.episode import SuccessRule
+from turnwise.agents.playing import OnEpisode
 from turnwise.agents.seating import Seating
 from turnwise.agents.textplay import Played
 from turnwise.agents.untrained import advice
-from turnwise.agents.worldwork import WorldThreads
-from turnwise.assembly.players import WhichCheckpoint, opponents, players
+from turnwise.assembly.players import WhichCheckpoint
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, closed_after, told_of
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
 from turnwise.evaluation.playing import TEST_KEY, evaluate_policy, evaluate_scripted
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report
+from turnwise.evaluation.seated import Seated
 from turnwise.evaluation.subjects import Asked, Subject, check_seeds
 from turnwise.grading.grader import Grader, grader_of
 from turnwise.models.engine import Sampling
@@ -47,7 +46,7 @@ def evaluate(
     rewards: Mapping[str, Any] | None = None,
     success_threshold: float | None = None,
     num_slots: int = 64,
-    engines: int = 1,
+    shards: int = 1,
     env_threads: int = 0,
     device: str = "cpu",
     seed: int | None = None,
@@ -65,8 +64,8 @@ def evaluate(
     its agent settings. ``agent`` changes some of these settings. ``temperature`` 0 is greedy. ``rewards`` are functions
     and a judge that grade the episodes, over those of the run (``turnwise.grading.settings.GradingConfig``).
 
-    ``opponent`` plays the other seats of a game; it is a name of the same kinds, or ``self``. ``engines`` and
-    ``env_threads`` are rollout.engines and rollout.env_threads of training: they change the speed, and numbers by
+    ``opponent`` plays the other seats of a game; it is a name of the same kinds, or ``self``. ``shards`` and
+    ``env_threads`` are rollout.shards and rollout.env_threads of training: they change the speed, and numbers by
     rounding alone. With ``out`` an interrupted evaluation continues where it stopped.
 
     Raises ValueError for a target, environment or split that does not exist. Also raises it where more than
@@ -87,7 +86,7 @@ def evaluate(
         rewards=rewards or {},
         success_threshold=success_threshold,
         num_slots=num_slots,
-        engines=engines,
+        shards=shards,
         env_threads=env_threads,
         device=device,
         seed=seed,
@@ -158,12 +157,13 @@ class _Evaluator:
 
     def measure(self, number: int, subject: Subject) -> Measured:
         """Every decoding of target ``number``."""
+        seed = self.asked.seed if self.asked.seed is not None else subject.seed or 0
         with closed_after(subject.where.make()) as world:
-            seating, num_seats = self._seating(subject, world)
+            seated = self._seated(subject, world, seed)
+            seating, num_seats = seated.seating(world)
             with self._grading(subject) as grader:
                 if grader is not None:
-                    grader.check(lambda: told_of(world, subject.tasks[0], self.asked.seed or subject.seed or 0))
-        seed = self.asked.seed if self.asked.seed is not None else subject.seed or 0
+                    grader.check(lambda: told_of(world, subject.tasks[0], seed))
         described = subject.described(seating, seed)
         if self.file is not None:
             self.file.describe(number, described)
@@ -176,32 +176,33 @@ class _Evaluator:
                 part = self.file.part(number * len(self.decodings) + place, num_seats) if self.file else None
                 for endpoint in endpoints:
                     endpoint.sampling = sampling
-                measure = self._with_engines if seating.models else partial(self._by_text, endpoints=endpoints)
-                report = measure(subject, seating, seed, sampling, samples, part)
+                if seating.models:
+                    report = self._with_engines(subject, seated, seating, sampling, samples, part)
+                else:
+                    report = self._by_text(subject, seating, seed, sampling, samples, part, endpoints=endpoints)
                 reports[name] = replace(report, overlap=subject.overlap)
         finally:
             for endpoint in endpoints:
                 endpoint.client.close()
         return Measured(described, reports)
 
-    def _seating(self, subject: Subject, world: TextEnv) -> tuple[Seating, int]:
-        """Who has which seat, and how many seats of an episode are stored."""
+    def _seated(self, subject: Subject, world: TextEnv, seed: int) -> Seated:
         asked = self.asked
         game = capability(world, HasPlayers)
         episodes = len(subject.tasks) * max(samples for _, samples in self.decodings.values())
-        slots = min(asked.num_slots, episodes * (len(game.players) if game else 1))
-        made: dict[str, Any] = {"num_slots": slots, "device": asked.device, "asked": asked.endpoint}
-        learners = players(
-            subject.target, world, checkpoint=subject.checkpoint, agent=asked.agent, engines=asked.engines, **made
+        return Seated(
+            target=subject.target,
+            checkpoint=subject.checkpoint,
+            agent=asked.agent,
+            env=subject.where,
+            opponent=asked.opponent,
+            usual_opponent=subject.game.eval_opponent,
+            num_slots=min(asked.num_slots, episodes * (len(game.players) if game else 1)),
+            env_threads=asked.env_threads,
+            device=asked.device,
+            endpoint=asked.endpoint,
+            seed=seed,
         )
-        if game is None:
-            if asked.opponent is not None:
-                raise ValueError(
-                    f"an opponent ({asked.opponent}) needs a game of several players; this is a world of one"
-                )
-            return Seating(learners), 1
-        others = opponents(asked.opponent or subject.game.eval_opponent, world, **made)
-        return Seating(learners, others), len(game.players) if others is None else 1
 
     def _check_decodings(self, seating: Seating, endpoints: Sequence[Endpoint]) -> None:
         if self.asked.greedy and not seating.models and not endpoints:
@@ -222,9 +223,8 @@ class _Evaluator:
                 grader.close()
 
     def _with_engines(
-        self, subject: Subject, seating: Seating, seed: int, sampling: Sampling, samples: int, part: Part | None
+        self, subject: Subject, seated: Seated, seating: Seating, sampling: Sampling, samples: int, part: Part | None
     ) -> Report:
-        rule = SuccessRule(subject.where.success_threshold)
         first = FirstReplies(advice(seating.models[0].config))
 
         def on_episode(trajectory: Trajectory) -> None:
@@ -233,10 +233,12 @@ class _Evaluator:
                 part.add_seat(trajectory)
             self.on_episode(trajectory)
 
-        threads, make = WorldThreads(self.asked.env_threads), subject.where.make
+        num = self.asked.shards
         with (
             self._grading(subject) as grader,
-            closing(Collector(make, seating, seed=seed, success=rule, threads=threads, grader=grader)) as collector,
+            closing(
+                seated.collector(seating, grader) if num == 1 else seated.sharded(seating, num, grader)
+            ) as collector,
         ):
             report, _ = evaluate_policy(
                 collector,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from turnwise.agents.collector import Collector, OnEpisode
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.jobs import Job, jobs_for
+from turnwise.agents.playing import OnEpisode, Playing
 from turnwise.agents.seating import Seating, TextEnv
 from turnwise.agents.textplay import Played, play_jobs
 from turnwise.evaluation.report import Report, summarize
@@ -18,7 +18,7 @@ VALIDATION_KEY, TEST_KEY, WARMSTART_KEY = 1 << 40, 1 << 41, 1 << 42
 
 
 def evaluate_policy(
-    collector: Collector,
+    collector: Playing,
     tasks: Sequence[Task],
     *,
     name: str,

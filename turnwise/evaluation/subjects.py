@@ -12,7 +12,7 @@ from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import WhichCheckpoint, open_run
 from turnwise.cloning.settings import EXPERT
-from turnwise.config.checks import check_engines
+from turnwise.config.checks import check_processes
 from turnwise.config.files import changed_grading, parse_section
 from turnwise.config.sections import EvalConfig, EvaluationOverrides, GameConfig
 from turnwise.envs.interface import Panel
@@ -53,7 +53,7 @@ class Asked:
     success_threshold: float | None = None
     env_where: Mapping[str, Any] = field(default_factory=dict)  # EnvConfig's process and time limits
     num_slots: int = 64
-    engines: int = 1
+    shards: int = 1
     env_threads: int = 0
     device: str = "cpu"
     seed: int | None = None
@@ -62,7 +62,7 @@ class Asked:
     max_error_share: float | None = None
 
     def __post_init__(self) -> None:
-        check_engines(self.engines, self.device)
+        check_processes(self.shards, self.device)
 
     def decodings(self) -> dict[str, tuple[Sampling, int]]:
         """Each decoding with its number of samples. Raises ValueError where all samples would be the same episode."""
@@ -80,7 +80,7 @@ class Asked:
             "rewards",
             "env_where",
             "num_slots",
-            "engines",
+            "shards",
             "env_threads",
             "device",
             "endpoint",

@@ -103,14 +103,6 @@ def unjoined(model: Any, layers: dict[str, Any]) -> None:
             setattr(model.get_submodule(parent), last, plain)
 
 
-def join(model: Any, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Give a model on the meta device joint layers wherever ``shapes`` (name -> shape) lists weights of one."""
-    for name in [name.removesuffix(".low") for name in shapes if name.endswith(".low")]:
-        parent, _, last = name.rpartition(".")
-        weight, low = (torch.empty(shapes[f"{name}.{part}"], device="meta") for part in ("weight", "low"))
-        setattr(model.get_submodule(parent), last, JointLinear(weight, low, model.get_submodule(name).bias))
-
-
 @dataclass(frozen=True, slots=True)
 class Survival:
     """The share of a change D of the weights that is left after W + s B A is rounded to W's type.

@@ -122,6 +122,7 @@ class Policy:
         self._copied: dict[str, Tensor] | None = None  # digests of the sampler's weights, where no others are like them
         self._frozen: tuple[Any, Forward] | None = None  # the reference policy, where all weights are trained
         self.adapter_hash = ""
+        self._frozen_hash: str | None = None
         self._meter = SurvivalMeter([layer for layer, own in self._adapted.values() if own is not None])
         self.survival: Survival | None = None  # how much of the adapters a merge would keep; None in float32
         self.sync(version=0)
@@ -184,6 +185,13 @@ class Policy:
     def trainable_state(self) -> dict[str, Tensor]:
         """The trainable tensors by name, detached and on the CPU."""
         return {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def frozen_hash(self) -> str:
+        """A hash of the weights that are not trained, computed once: before they are divided among ranks."""
+        if self._frozen_hash is None:
+            frozen = {n: p.detach().cpu() for n, p in self.model.named_parameters() if not p.requires_grad}
+            self._frozen_hash = weights_hash(frozen)
+        return self._frozen_hash
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Set the trainable tensors. Raises ValueError where names or shapes differ from the model's."""

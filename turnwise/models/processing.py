@@ -71,7 +71,7 @@ FREE = Step()
 
 
 class Processor(Protocol):
-    """Decides about the tokens of one reply. It must be picklable, because engines may be in other processes.
+    """Decides about the tokens of one reply.
 
     ``before`` is called once before each token, ``after`` once after it, with its log-probability and the entropy of
     its distribution (nats; both 0 where there was no choice). With ``needs_logits`` the former gets the token's logits

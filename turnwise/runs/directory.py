@@ -32,6 +32,7 @@ from turnwise import __version__
 from turnwise.config.files import dump_config, parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.models.drawing import DRAW, other_draw
+from turnwise.models.settings import PretrainedModelConfig
 from turnwise.replay.store import truncate_after
 from turnwise.runs.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
 from turnwise.runs.lock import locked
@@ -98,6 +99,18 @@ class RunDirectory:
     @property
     def model_path(self) -> Path:
         return self.path / "model"
+
+    def base_model(self) -> str:
+        """The folder or hub name of the model that the run began with.
+
+        Raises ValueError where its warm start did not finish.
+        """
+        if self.model_path.exists():
+            return str(self.model_path)
+        model = self.config().model
+        if not isinstance(model, PretrainedModelConfig):
+            raise ValueError(f"{self.path} has no model folder: its warm start did not finish; start a new run")
+        return model.path
 
     @property
     def trajectories_path(self) -> Path:

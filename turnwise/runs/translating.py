@@ -24,6 +24,12 @@ def translated(raw: Any) -> Any:
     model = made.get("model")
     if isinstance(model, Mapping) and model.get("type") == "scratch":  # ... or induction heads at initialisation
         made["model"] = {"induction_heads": False, **model}
+    rollout = made.get("rollout")
+    if isinstance(rollout, Mapping) and "engines" in rollout:  # processes that sampled; shards play whole episodes
+        made["rollout"] = {
+            "shards": min(rollout["engines"], rollout.get("num_slots", 64)),
+            **{k: v for k, v in rollout.items() if k != "engines"},
+        }
     algorithm = made.get("algorithm")
     if "rewards" in made or not isinstance(algorithm, Mapping):
         return made

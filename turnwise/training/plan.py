@@ -49,6 +49,7 @@ class Demand:
     gradient_checkpointing: bool = False
     reference: bool = False  # something compares with the policy at its start
     packed: bool = False  # the sampler has packed weights
+    shards: int = 0  # processes of this machine that have weights of their own, beside this one
     ranks: int = 1  # processes that learn together, the first of which samples
     divided: bool = False  # among them the frozen weights
 
@@ -122,6 +123,8 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
         Part("packed weights", packed * shape.itemsize, "the sampler's, not under adapters"),
         Part("adapters", shape.lora * FLOAT, f"{shape.lora:,} of 4 bytes"),
     ]
+    whole = (shape.parameters + sampled + packed) * shape.itemsize + shape.lora * FLOAT
+    parts.append(Part("shards", demand.shards * whole, f"{demand.shards} processes with all weights each"))
     if demand.num_rows:
         count = shape.lora or shape.parameters
         frozen = shape.parameters * demand.reference if not shape.lora else 0
@@ -256,6 +259,7 @@ def fitting(shape: Shape, demand: Demand) -> Demand:
 
 _SMALLER = "take a smaller model, or model.dtype=bfloat16"
 _ADVICE: Mapping[str, str] = {
+    "shards": "lower rollout.shards",
     "reference weights": "train adapters (lora={}) in place of all weights",
     "master weights": "train adapters (lora={}) in place of all weights",
     "gradients": "train adapters (lora={}) in place of all weights",
@@ -283,9 +287,9 @@ def available_memory(device: str) -> int:
     return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 
-def is_packed(asked: PackedWeights, shape: Shape, engines: int, device: str) -> bool:
+def is_packed(asked: PackedWeights, shape: Shape, device: str) -> bool:
     """Whether a sampler has packed weights. Raises ValueError where it is asked for and cannot be."""
-    if engines > 1 or torch.device(device).type != "cpu" or not shape.fast:
+    if torch.device(device).type != "cpu" or not shape.fast:
         return False
     return wanted(asked, torch.empty(0, dtype=torch.float32 if shape.itemsize == FLOAT else torch.bfloat16))
 

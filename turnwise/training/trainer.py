@@ -7,16 +7,12 @@ no global random generators. Worlds from elsewhere may use them, so they are see
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
-from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.playing import Playing, seed_globals
 from turnwise.agents.untrained import advice
 from turnwise.clock import Clock
 from turnwise.config.sections import EvalConfig
@@ -33,7 +29,6 @@ from turnwise.monitoring.watchdog import Watchdog, signs, stop_where_asked
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.checkpoints import Checkpoint, CheckpointName
 from turnwise.runs.directory import RunDirectory
-from turnwise.seeds import mix
 from turnwise.training.faults import DivergedError, UpdateMemoryError, is_out_of_memory
 from turnwise.training.observing import Observer
 from turnwise.training.side import Side
@@ -90,8 +85,8 @@ class Trainer:
         *,
         run: RunDirectory,
         sides: Sequence[Side],
-        collector: Collector,
-        measurer: Collector,
+        collector: Playing,
+        measurer: Playing,
         panels: Panels,
         order: TaskOrder,
         planner: Planner,
@@ -189,9 +184,9 @@ class Trainer:
 
         Raises CollectionError where too many of them fail, or none has a turn.
         """
-        _seed_globals(self.settings.seed, update)
+        seed_globals(self.settings.seed, update)
         sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_reply_tokens)
-        rollouts = Rollouts(self.collector, sampling, key=update, on_episode=self._on_episode)
+        rollouts = self.collector.rollouts(sampling, update, self._on_episode)
         played = self.planner.plan(self.order.tasks(update), rollouts, self.order.spare(update))
         failed = [t for t in played if t.end == "error"]
         if len(failed) > self.settings.max_error_share * len(played):
@@ -266,7 +261,7 @@ class Trainer:
 
         Raises CollectionError where too many of its episodes fail.
         """
-        _seed_globals(self.settings.seed, key)
+        seed_globals(self.settings.seed, key)
         samples = 1 if temperature == 0 else self.measuring.samples
         report, _ = evaluate_policy(
             self.measurer,
@@ -337,7 +332,6 @@ class Trainer:
     def _record(self, groups: list[Group], update: int, metrics: Mapping[str, Metrics]) -> dict[str, Any]:
         played = episode_numbers(groups)
         self.sampled_tokens += played["sampled_tokens"]
-        ignored = self.collector.take_ignored()
         return finite(
             {
                 "update": update,
@@ -345,7 +339,7 @@ class Trainer:
                 **grading_numbers(groups, self.grader.take_spent() if self.grader is not None else {}),
                 "total_sampled_tokens": self.sampled_tokens,
                 "failures": self.collector.failures,
-                **({"gateway/ignored_sampling": ignored} if ignored else {}),
+                **self.collector.numbers(),
                 "adapter_hash": ",".join(side.policy.adapter_hash for side in self.sides),
                 **signs(groups, self.settings.max_reply_tokens),
                 "entropy": None,  # as_dict leaves out what was not measured
@@ -356,10 +350,3 @@ class Trainer:
 
 def _reasons(trajectories: Sequence[Trajectory]) -> str:
     return "; ".join(sorted({f"{t.end}: {t.end_reason}" for t in trajectories})[:3])
-
-
-def _seed_globals(*key: int) -> None:
-    seed = mix("globals", *key) % 2**32
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.manual_seed(seed)

@@ -1,0 +1,78 @@
+"""Shards play what their number says: wherever they are, and however often one is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.shards.hosts import Here, Moment, Mortal
+from tests.shards.plays import TREE, config, here, sharded
+from turnwise.assembly.shards import host_of
+from turnwise.config.schema import RunConfig
+
+GROUPS = "algorithm=grpo"
+ONE = "rollout.shards=1"
+TWO = "rollout.shards=2"
+
+
+@pytest.mark.parametrize("algorithm", [GROUPS, TREE, "algorithm={type: aepo, pace: lockstep}"])
+def test_one_shard_plays_to_the_bit_what_a_collector_here_plays(model: Path, algorithm: str) -> None:
+    made = config(model, algorithm)
+    for alone, shard in zip(here(made, model, 2), sharded(made, model, Here(), 2), strict=True):
+        assert alone.records == shard.records
+        assert alone.seen == shard.seen
+        assert len(set(shard.seen)) == len(shard.seen) >= 3 * 4
+
+
+def test_two_shards_play_the_same_episodes_in_batches_of_their_own(model: Path) -> None:
+    made = config(model, GROUPS)
+    (alone,), (two,) = here(made, model), sharded(config(model, GROUPS, TWO), model, Here())
+    assert two.tokens == alone.tokens
+    assert [t.episode for t in two.trajectories] == [t.episode for t in alone.trajectories]
+
+
+@pytest.mark.parametrize("algorithm", [TREE, pytest.param(GROUPS, marks=pytest.mark.slow)])
+def test_it_does_not_matter_where_shards_are(model: Path, algorithm: str) -> None:
+    made = config(model, algorithm, TWO)
+    for first, second in zip(sharded(made, model, Here(), 2), sharded(made, model, host_of(None), 2), strict=True):
+        assert first.records == second.records
+        assert first.seen == second.seen
+
+
+def lost_at(place: int, number: int, moment: Moment) -> Mortal:
+    """A host that loses one shard at one of the messages to it."""
+    return Mortal(Here(), lambda *at: moment if (at[0], at[2]) == (number, place) else None)
+
+
+def check_all_equal(made: RunConfig, model: Path, places: Callable[[int], Iterable[tuple[int, Moment]]]) -> None:
+    """The last shard is lost at each of these places, which are counted without the last message, that closes it."""
+    number, counted = made.rollout.shards - 1, Mortal(Here(), lambda *_: None)
+    whole = sharded(made, model, counted, 2)
+    assert any(t.fork is not None for played in whole for t in played.trajectories)
+    for place, moment in places(counted.said[number] - 1):
+        host = lost_at(place, number, moment)
+        with pytest.warns(UserWarning, match=f"shard {number} was lost"):
+            again = sharded(made, model, host, 2)
+        assert len(host.killed) == 1
+        for first, second in zip(whole, again, strict=True):
+            assert first.records == second.records, (host.killed, moment)
+            assert first.seen == second.seen, "nothing twice, and in the same order"
+
+
+def test_a_shard_that_is_lost_is_made_again(model: Path) -> None:
+    """While it is made, between its weights and the session, in the first batch, in a later one, in the last one."""
+
+    def places(num: int) -> list[tuple[int, Moment]]:
+        return [(0, "during"), (2, "before"), (3, "during"), (num // 3, "before"), (num - 1, "during")]
+
+    check_all_equal(config(model, TREE, TWO), model, places)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before", "during"])
+@pytest.mark.parametrize("shards", [ONE, TWO])
+def test_a_shard_may_be_lost_at_any_message(model: Path, shards: str, moment: Moment) -> None:
+    step = 4 if shards == ONE else 1  # one shard is asked for one event at a time
+    check_all_equal(config(model, TREE, shards), model, lambda num: ((n, moment) for n in range(0, num, step)))

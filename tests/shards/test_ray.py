@@ -1,0 +1,112 @@
+"""Shards on a Ray cluster of two nodes, both on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import turnwise
+from tests.faults.worlds import Lottery
+from tests.shards.hosts import Here
+from tests.shards.plays import TREE, config, sharded
+from turnwise.assembly.shards import host_of
+from turnwise.config.sections import RayConfig
+from turnwise.shards.connection import ShardError
+from turnwise.shards.ray_actors import RayActors
+
+TWO = "rollout.shards=2"
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head and another node, of two CPUs each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    made.add_node(num_cpus=2)
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+class LosesANode:
+    """Actors, of which the node of the first shard that is found on the second node is ended, at a batch of it."""
+
+    def __init__(self, cluster: Any, host: RayActors, batch: int) -> None:
+        self.cluster, self.host, self.batch = cluster, host, batch
+        self.batches = 0
+        self.lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.host, name)
+
+    def place(self, number: int, seconds: float) -> Any:
+        place: Any = self.host.place(number, seconds)
+        (second,) = [node for node in self.cluster.list_all_nodes() if node is not self.cluster.head_node] or [None]
+        if second is None or place.where(seconds)[0] != second.node_id:
+            return place
+        tell = place.tell
+
+        def told(name: str, *arguments: Any) -> None:
+            tell(name, *arguments)
+            self.batches += name == "go"
+            if self.batches == self.batch and not self.lost:
+                self.lost = True
+                self.cluster.remove_node(second, allow_graceful=False)
+
+        place.tell = told
+        return place
+
+
+@needs_ray
+@pytest.mark.slow
+def test_actors_play_what_shards_here_play_and_a_node_may_go(model: Path, cluster: Any) -> None:
+    made = config(model, TREE, TWO)
+    ray = RayConfig(address=cluster.address)
+    whole = sharded(made, model, Here(), 2)
+    host = LosesANode(cluster, host_of(ray), 3)  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match=r"shard \d was lost \(.*(node|actor).*died"):
+        found = sharded(made, model, host, 2)
+    assert host.lost
+    for first, second in zip(whole, found, strict=True):
+        assert first.records == second.records
+        assert first.seen == second.seen
+
+
+@needs_ray
+@pytest.mark.slow
+def test_no_room_on_the_cluster_is_said(model: Path, cluster: Any) -> None:
+    made = config(model, TWO, "rollout.shard_timeout_s=3", "rollout.shard_losses=1")
+    host = host_of(RayConfig(address=cluster.address, cpus_per_shard=64))
+    with (
+        pytest.warns(UserWarning, match="no node of the cluster may have room for it"),
+        pytest.raises(ShardError, match=r"lost 2 times .* rollout\.shard_timeout_s = 3 s; .* no node"),
+    ):
+        sharded(made, model, host)
+
+
+def test_ray_that_is_not_installed_is_said_before_anything_is_made(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else find(name, *more))
+    with pytest.raises(ValueError, match=r"ray\.address needs Ray: pip install .*\[ray\]"):
+        turnwise.train(
+            "smoke",
+            env=Lottery,
+            model=model,
+            settings=["warmstart=null", "ray.address=local", "eval.every=0", "eval.test_split=null"],
+            out=tmp_path / "run",
+            progress=False,
+        )
+    assert not (tmp_path / "run").exists()

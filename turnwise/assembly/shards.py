@@ -1,0 +1,124 @@
+"""From a run's configuration to its shards: what each is made from, and where they are placed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from turnwise import __version__
+from turnwise.agents.opening import Example
+from turnwise.assembly.collecting import Cast
+from turnwise.assembly.players import new_policies, sides_of
+from turnwise.config.files import parse_config
+from turnwise.config.sections import RayConfig, RolloutConfig
+from turnwise.envs.given import is_given
+from turnwise.envs.settings import EnvConfig
+from turnwise.envs.tasks import closed_after
+from turnwise.models.policy import Policy
+from turnwise.shards.children import Children
+from turnwise.shards.connection import Host, Patience
+from turnwise.shards.messages import Described
+from turnwise.shards.ray_actors import RayActors, check_installed
+from turnwise.shards.rollouts import Shards
+from turnwise.shards.shard import Player, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """Everything that a shard of a run is made from, as plain data. Called where the shard is to be.
+
+    ``settings`` are the run's resolved ones, as if the shard were all that plays. ``model`` is the folder or hub name
+    of the model that the run began with.
+    """
+
+    number: int
+    settings: Mapping[str, Any]
+    model: str
+    examples: tuple[Example, ...]
+
+    def __call__(self) -> Shard:
+        config = parse_config(self.settings)
+        torch.set_num_threads(config.threads)
+        with closed_after(config.env.make()) as world:
+            cast = Cast(world, config.env, config.agent, config.rollout, config.game, config.seed, self.examples)
+            policies = new_policies(
+                self.model,
+                sides_of(world, config.game, config.env.id),
+                model=config.model,
+                lora=config.lora,
+                seed=config.seed,
+                device=config.device,
+            )
+            players = {name: Player(policy, cast.agent(name, policy)) for name, policy in policies.items()}
+            collectors = cast.collectors({name: player.agent for name, player in players.items()})
+        return Shard(self.number, collectors, players, _described(policies))
+
+    def apart(self) -> Blueprint:
+        """The same with every world in a process of its own."""
+        env = {**self.settings["env"], "process": True}
+        return replace(self, settings={**self.settings, "env": env})
+
+
+def _described(policies: Mapping[str, Policy]) -> Described:
+    return Described(__version__, {side: policy.frozen_hash() for side, policy in policies.items()})
+
+
+def is_sharded(rollout: RolloutConfig, ray: RayConfig | None) -> bool:
+    """Whether episodes are played outside this process."""
+    return rollout.shards > 1 or ray is not None
+
+
+def check_shards(env: EnvConfig, ray: RayConfig | None) -> None:
+    """Raise ValueError for a world that another process cannot make, and where Ray is asked for and not installed."""
+    if ray is not None:
+        check_installed()
+    if is_given(env.id):
+        raise ValueError(
+            f"rollout.shards: another process does not know {env.id}, which was given as an object. Register it in a "
+            'module (env="your_module:Your/Env-v0"), or leave rollout.shards at 1 and ray out'
+        )
+
+
+def shards_of(
+    settings: Mapping[str, Any],
+    model: str,
+    examples: tuple[Example, ...],
+    policies: Mapping[str, Policy],
+    host: Host | None = None,
+) -> Shards:
+    """The shards that a run's resolved settings ask for, on a ``host``, by default the one that they name; close them.
+
+    Raises ShardError where they cannot be made.
+    """
+    config = parse_config(settings)
+    path = str(Path(model).resolve()) if Path(model).exists() else model
+    drawn = [Blueprint(number, own, path, examples) for number, own in enumerate(_divided(settings))]
+    rollout = config.rollout
+    return Shards(
+        host or host_of(config.ray, {type(policy.sampler).__module__ for policy in policies.values()}),
+        [(made, made.apart()) for made in drawn],
+        _described(policies),
+        policies,
+        Patience(rollout.shard_timeout_s, rollout.shard_losses),
+    )
+
+
+def _divided(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each shard's settings: those of a run by itself, with its share of the slots."""
+    rollout, ray, default = settings["rollout"], settings["ray"], RolloutConfig()
+    device = settings["device"] if ray is None else "cuda" if ray["gpus_per_shard"] else "cpu"
+    alone = {name: getattr(default, name) for name in rollout if name.startswith("shard")}
+    for number in range(rollout["shards"]):
+        slots = len(range(number, rollout["num_slots"], rollout["shards"]))
+        yield {**settings, "rollout": {**rollout, **alone, "num_slots": slots}, "ray": None, "device": device}
+
+
+def host_of(ray: RayConfig | None, needed: Iterable[str] = ()) -> Host:
+    """Where shards are placed: in child processes, or on a Ray cluster. ``needed`` are modules of their models."""
+    if ray is None:
+        return Children(__name__, "peft", *needed)
+    return RayActors(ray.address, ray.cpus_per_shard, ray.gpus_per_shard)

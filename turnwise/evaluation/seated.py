@@ -1,0 +1,113 @@
+"""Who sits where in an evaluation, made from plain data: in this process, and in each of its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from turnwise import __version__
+from turnwise.agents.chat_client import EndpointConfig
+from turnwise.agents.collector import Collector
+from turnwise.agents.episode import SuccessRule
+from turnwise.agents.playing import Grader, Playing
+from turnwise.agents.seating import ModelAgent, Seating
+from turnwise.agents.worldwork import WorldThreads
+from turnwise.assembly.players import WhichCheckpoint, opponents, players
+from turnwise.config.sections import RolloutConfig
+from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.settings import EnvConfig
+from turnwise.envs.tasks import TextEnv, closed_after
+from turnwise.shards.children import Children
+from turnwise.shards.connection import Patience
+from turnwise.shards.messages import Described
+from turnwise.shards.rollouts import ShardedCollector, Shards
+from turnwise.shards.shard import Shard
+
+USE = "measure"
+
+
+@dataclass(frozen=True, slots=True)
+class Seated:
+    """Everything that decides who plays. ``opponent`` None: nobody was asked for; ``usual_opponent`` then plays."""
+
+    target: str
+    checkpoint: WhichCheckpoint | None
+    agent: Mapping[str, Any]
+    env: EnvConfig
+    opponent: str | None
+    usual_opponent: str
+    num_slots: int
+    env_threads: int
+    device: str
+    endpoint: EndpointConfig
+    seed: int
+
+    def seating(self, world: TextEnv, threads: int | None = None) -> tuple[Seating, int]:
+        """Who has which seat, and how many seats of an episode are stored. ``threads`` of torch, while sampling."""
+        game = capability(world, HasPlayers)
+        made: dict[str, Any] = {
+            "num_slots": self.num_slots,
+            "threads": threads,
+            "device": self.device,
+            "asked": self.endpoint,
+        }
+        learners = players(self.target, world, checkpoint=self.checkpoint, agent=self.agent, **made)
+        if game is None:
+            if self.opponent is not None:
+                raise ValueError(
+                    f"an opponent ({self.opponent}) needs a game of several players; this is a world of one"
+                )
+            return Seating(learners), 1
+        others = opponents(self.opponent or self.usual_opponent, world, **made)
+        return Seating(learners, others), len(game.players) if others is None else 1
+
+    def collector(self, seating: Seating, grader: Grader | None = None) -> Collector:
+        """Who plays in this process."""
+        return Collector(
+            self.env.make,
+            seating,
+            seed=self.seed,
+            success=SuccessRule(self.env.success_threshold),
+            threads=WorldThreads(self.env_threads),
+            grader=grader,
+        )
+
+    def sharded(self, seating: Seating, num_shards: int, grader: Grader | None = None) -> Playing:
+        """Who plays in ``num_shards`` processes, where ``seating`` is who would play in this one; close it."""
+        shares = [len(range(number, self.num_slots, num_shards)) for number in range(min(num_shards, self.num_slots))]
+        drawn = [_SeatedShard(number, replace(self, num_slots=share)) for number, share in enumerate(shares)]
+        usual = RolloutConfig()
+        shards = Shards(
+            Children(__name__),
+            [(made, made.apart()) for made in drawn],
+            _described(seating),
+            {},
+            Patience(usual.shard_timeout_s, usual.shard_losses),
+        )
+        return ShardedCollector(shards, USE, grader)
+
+
+@dataclass(frozen=True, slots=True)
+class _SeatedShard:
+    """What a shard of an evaluation is made from. Called where the shard is to be."""
+
+    number: int
+    seated: Seated
+
+    def __call__(self) -> Shard:
+        torch.set_num_threads(1)
+        with closed_after(self.seated.env.make()) as world:
+            seating, _ = self.seated.seating(world, threads=1)
+        return Shard(self.number, {USE: self.seated.collector(seating)}, {}, _described(seating))
+
+    def apart(self) -> _SeatedShard:
+        """The same with every world in a process of its own."""
+        return replace(self, seated=replace(self.seated, env=self.seated.env.model_copy(update={"process": True})))
+
+
+def _described(seating: Seating) -> Described:
+    agents = {name: agent for name, agent in seating.learners.items() if isinstance(agent, ModelAgent)}
+    return Described(__version__, {name: agent.adapter_hash for name, agent in agents.items()})

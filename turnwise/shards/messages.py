@@ -1,0 +1,92 @@
+"""What a controller and its shards say to each other: plain data, which can be pickled and said again.
+
+A session is the episodes of one update, or of one measurement. Its messages, in this order:
+
+    hold       a side's weights, where they have changed          -> the hash of what the shard now plays with
+    begin      a session                                          -> by side, the hash and what is wrong with it
+    go         commands, and whether it is the only shard         -> a ``Batch``; again and again
+
+What a shard answers depends on the messages since ``hold`` and on nothing else. So a shard that was lost is made again
+by saying them to a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from turnwise.agents.jobs import Job
+from turnwise.agents.playing import Event
+from turnwise.models.drawing import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """``use`` names the collector that plays: against whom. ``key`` is that of its jobs."""
+
+    use: str
+    key: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Queue a job as rollout ``number``."""
+
+    number: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFrom:
+    """Queue a copy of rollout ``parent`` as it was after ``turn`` turns.
+
+    Where the parent's world has failed meanwhile and begins again, ``instead`` is played in the place of the copy.
+    """
+
+    number: int
+    parent: int
+    turn: int
+    instead: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Abandon a rollout."""
+
+    number: int
+
+
+Command = Start | ForkFrom | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What happened in a shard since the last batch.
+
+    ``busy``: there is more to come without new commands. ``failures`` of environments, ``numbers`` to be recorded, and
+    seconds and tokens by stage (turnwise.clock) are of this batch too.
+    """
+
+    events: tuple[Event, ...]
+    busy: bool
+    failures: int
+    numbers: Mapping[str, int]
+    seconds: Mapping[str, float]
+    tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What a shard was made of: turnwise's version, and by side the hash of the weights that it loaded by itself."""
+
+    turnwise: str
+    weights: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The hash of the weights that a side of a shard plays with, and what is wrong with them (training/proof.py)."""
+
+    hash: str
+    broken: str | None = None
