@@ -1,0 +1,51 @@
+"""Settings of vLLM as the engine of rollouts. Without torch, so that reading them is quick."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Backend = Literal["own", "vllm"]
+"""Which engine samples: ours (models/engine.py), or vLLM (models/vllm)."""
+
+LARGE = 500_000_000
+"""Parameters from which on a GPU samples with vLLM by itself, where that is installed."""
+
+
+class VllmConfig(BaseModel):
+    """How vLLM is run. Its documentation has more on each setting."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str | None = Field(
+        None, description="a server of `turnwise serve-vllm`, such as http://127.0.0.1:8000; None: in this process"
+    )
+    cache_gib: float | None = Field(
+        None, gt=0, description="GiB of keys and values; None: as much as all slots need, 4 at most"
+    )
+    block_size: int = Field(
+        32, ge=1, description="tokens of a block of the cache: prefixes are found again in whole blocks"
+    )
+    compiled: bool = Field(
+        False, description="compile the model (on a GPU: CUDA graphs), which takes minutes at the start"
+    )
+
+
+def chosen_backend(device: str, parameters: int | None, half: bool, available: bool) -> tuple[Backend, str]:
+    """The engine of a run that names none, and why. The rule looks at no clock, so that it is the same every time.
+
+    vLLM plays where the model is on a GPU, in half precision, of ``LARGE`` parameters or more, and ``available``. Its
+    kernels pay off there; on a CPU ours are as fast or faster at the sizes that a CPU trains (docs/vllm.md).
+    ``parameters`` None: unknown.
+    """
+    if device.partition(":")[0] != "cuda":
+        return "own", f"device {device} is no GPU"
+    if not half:
+        return "own", "the model is in float32"
+    if parameters is None or parameters < LARGE:
+        told = "an unknown number of" if parameters is None else f"{parameters:,}"
+        return "own", f"the model has {told} parameters, less than {LARGE:,}"
+    if not available:
+        return "own", "no vLLM that fits is installed"
+    return "vllm", f"a GPU, half precision and {parameters:,} parameters"
