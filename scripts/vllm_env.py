@@ -6,7 +6,7 @@
 
 vLLM wants other versions of some packages than ``constraints.txt`` names, so nothing of it goes into ``.venv``. The
 versions are those of ``constraints-vllm.txt``, which is complete: nothing is resolved. The folder is named by that
-file's content and the Python version. Needs Linux on x86-64 or ARM, python3 >= 3.11 with venv and pip, and 2 GB of disk.
+file's content and the Python version. Needs Linux on x86-64 or ARM, python3 >= 3.11 with venv and pip, 2 GB of disk.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def made() -> Path:
         return python
     shutil.rmtree(folder, ignore_errors=True)
     sys.stderr.write(f"making {folder} (some 2 GB: minutes)\n")
-    step([sys.executable, "-m", "venv", str(folder)], "python3 needs its venv module (Debian: apt install python3-venv)")
+    step(
+        [sys.executable, "-m", "venv", str(folder)], "python3 needs its venv module (Debian: apt install python3-venv)"
+    )
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
     step([*pip, "--no-deps", "-r", str(VERSIONS)], f"{VERSIONS.name} could not be installed")
     stamp.touch()

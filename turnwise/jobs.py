@@ -20,7 +20,7 @@ from turnwise.agents.templates import dated
 from turnwise.algorithms.registry import base_chain
 from turnwise.assembly.learners import follow_if_told as follow_if_told
 from turnwise.assembly.players import describe_agent, load_policies
-from turnwise.assembly.run import Assembly, fitted
+from turnwise.assembly.run import Assembly, backend_of, fitted
 from turnwise.cloning.cloner import OnProgress
 from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
@@ -110,6 +110,7 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
         if not run.has_checkpoint:
             run.restart(keep_model=config.warmstart is None)  # one that was given is nowhere else
             return _from_the_start(assembly, run, observer or Callback(), began)
+        _name_engine(assembly, observer or Callback())
         with closing(assembly.trainer(run, observer)) as trainer:
             trainer.rewind()
             return _finish(trainer, _read_reports(run), began)
@@ -170,6 +171,7 @@ def _kept_once_begun(run: RunDirectory) -> Iterator[None]:
 
 
 def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
+    _name_engine(assembly, observer)
     if assembly.config.warmstart is not None:
         observer.stage("cached" if assembly.is_cached else "clone")
     assembly.make_model(run, observer.cloning)
@@ -179,6 +181,11 @@ def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, b
         _write_reports(run, {"before": _plain(before)})
         trainer.save()
         return _finish(trainer, before, began)
+
+
+def _name_engine(assembly: Assembly, observer: Observer) -> None:
+    """Say which engine samples, and why."""
+    observer.stage("engine: {} ({})".format(*backend_of(assembly.config)))
 
 
 def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Result:

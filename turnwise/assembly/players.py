@@ -40,6 +40,7 @@ from turnwise.models.settings import (
     PretrainedModelConfig,
     made_from_scratch,
 )
+from turnwise.models.vllm.settings import Backend, VllmConfig
 from turnwise.runs.checkpoints import CheckpointName
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.plan import Demand, fitting, is_packed, prompt_tokens
@@ -151,6 +152,8 @@ def model_agent(
     threads: int | None = None,
     engines: int = 1,
     packed_weights: PackedWeights = "auto",
+    backend: Backend = "own",
+    vllm: VllmConfig | None = None,
     name: str = "",
     examples: tuple[Example, ...] = (),
     instructions: str = "",
@@ -158,22 +161,28 @@ def model_agent(
     """A policy, ready to play; on a CPU its slots may be divided among ``engines`` in processes.
 
     It is shown ``examples``. ``packed_weights``: whether a sampler in this process has a copy of its weights that is
-    faster on a CPU; ``auto``: in half precision, where that changes no bit. Raises ValueError where True cannot be
-    done, and where the examples, after the world's ``instructions``, leave no room for an episode.
+    faster on a CPU; ``auto``: in half precision, where that changes no bit. With ``backend`` vllm it is vLLM that
+    samples, run as ``vllm`` says. Raises ValueError for what cannot be done, and where the examples, after the world's
+    ``instructions``, leave no room for an episode.
     """
     check_length(policy.sampler.config, settings.max_context_tokens)
     chat = ChatFormat.of(policy.tokenizer, settings, end_ids(policy.sampler))
     check_room(chat, settings, instructions, examples)
     limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
     engine: Engine
-    if engines == 1:
+    if backend == "vllm":
+        from turnwise.models.vllm.local import local_engine  # here: vLLM need not be installed
+
+        engine = local_engine(policy, num_slots=num_slots, settings=vllm or VllmConfig(), **limits)
+    elif engines == 1:
         if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config):
             policy.pack()
         engine = SlotEngine(policy.sampler, num_slots=num_slots, **limits)
     else:
         with shared_weights(policy.sampler, policy.model) as shared:
             shares = [len(range(number, num_slots, engines)) for number in range(min(engines, num_slots))]
-            engine = ParallelEngine([RemoteEngine(shared, num_slots=share, **limits) for share in shares])
+            remote = [RemoteEngine(shared, num_slots=share, **limits) for share in shares]
+            engine = ParallelEngine(remote, policy.sampler)
     return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash, examples)
 
 

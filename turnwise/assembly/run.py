@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.collector import Collector
 from turnwise.agents.episode import SuccessRule
@@ -49,6 +51,8 @@ from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, save_model
 from turnwise.models.policy import Policy
 from turnwise.models.settings import ScratchModelConfig
+from turnwise.models.vllm.install import fits, installed
+from turnwise.models.vllm.settings import Backend, chosen_backend
 from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
 from turnwise.replay.store import TrajectoryWriter
@@ -57,7 +61,7 @@ from turnwise.training.leading import Leader
 from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, fitting, is_packed, num_contexts, prompt_tokens
 from turnwise.training.ranks import ProcessRanks
-from turnwise.training.shape import Shape, shape_of
+from turnwise.training.shape import FLOAT, Shape, shape_of
 from turnwise.training.side import Side
 from turnwise.training.tasksets import Panels, TaskOrder, open_panels, prove_disjoint
 from turnwise.training.trainer import LoopSettings, Trainer
@@ -131,7 +135,8 @@ class Assembly:
 
     def settled(self) -> RunConfig:
         """The configuration with everything that it leaves open: what a run's folder keeps."""
-        return self.config.model_copy(update={"agent": self.agent})
+        rollout = self.config.rollout.model_copy(update={"backend": backend_of(self.config)[0]})
+        return self.config.model_copy(update={"agent": self.agent, "rollout": rollout})
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
@@ -317,6 +322,8 @@ class Assembly:
             threads=rollout.threads,
             engines=rollout.engines,
             packed_weights=rollout.packed_weights,
+            backend=backend_of(config)[0],
+            vllm=rollout.vllm,
             name=name,
             examples=self.examples,
             instructions=instructions_of(self.world),
@@ -357,6 +364,21 @@ class Assembly:
             threads=threads,
             grader=grader,
         )
+
+
+def backend_of(config: RunConfig) -> tuple[Backend, str]:
+    """The engine that samples, and why: the configured one, or that of the rule in models/vllm/settings.py."""
+    rollout = config.rollout
+    if rollout.backend is not None:
+        return rollout.backend, f"rollout.backend={rollout.backend}"
+    parameters, half = None, False
+    if torch.device(config.device).type == "cuda":  # elsewhere they decide nothing
+        try:
+            shape = shape_of(config.model, config.lora)
+        except ValueError:  # whoever loads the model says why
+            return chosen_backend(config.device, None, True, False)
+        parameters, half = shape.parameters, shape.itemsize < FLOAT
+    return chosen_backend(config.device, parameters, half, fits(installed() or ""))
 
 
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:

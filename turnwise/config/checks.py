@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
-from turnwise.config.sections import EvalConfig, LearnerConfig
+from turnwise.config.sections import EvalConfig, LearnerConfig, RolloutConfig
 from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
 from turnwise.learning.settings import RunInfo, Settings
 from turnwise.models.settings import LoRAConfig, ModelConfig, PackedWeights, ScratchModelConfig
+from turnwise.models.vllm.settings import VllmConfig
 
 
 def check_start(model: ModelConfig, warmstart: WarmstartConfig | None) -> None:
@@ -58,6 +59,34 @@ def check_engines(engines: int, device: str) -> None:
     if engines > 1 and device != "cpu":
         raise ValueError(
             f"rollout.engines={engines} divides the slots on a CPU; on device={device} one engine plays: leave it at 1"
+        )
+
+
+def check_backend(rollout: RolloutConfig, agent: AgentConfig, lora: LoRAConfig | None) -> None:
+    """Settings of one engine are for that one."""
+    served = rollout.vllm.url is not None
+    if rollout.backend != "vllm":
+        unused = [name for name, value in rollout.vllm if value != getattr(VllmConfig(), name)]
+        if unused:
+            told = ", ".join(f"rollout.vllm.{name}" for name in unused)
+            raise UnusedSettingError(
+                tuple(f"rollout.vllm.{name}" for name in unused), f"{told}: set rollout.backend=vllm, or leave it out"
+            )
+    elif rollout.packed_weights is True or rollout.engines > 1:
+        name = "packed_weights" if rollout.packed_weights is True else "engines"
+        raise UnusedSettingError(
+            f"rollout.{name}", f"rollout.{name} is for our own engine, and rollout.backend=vllm samples: leave it out"
+        )
+    elif served and lora is None:
+        raise ValueError(
+            "a vLLM server plays adapters, and lora=null trains all weights: leave rollout.vllm.url out, so that vLLM "
+            "runs in this process, or keep LoRA"
+        )
+    elif served and (agent.constrained or agent.thought_tokens is not None):
+        name = "constrained" if agent.constrained else "thought_tokens"
+        raise ValueError(
+            f"agent.{name} works on each token of a reply, which a vLLM server cannot: leave rollout.vllm.url out, so "
+            "that vLLM runs in this process"
         )
 
 

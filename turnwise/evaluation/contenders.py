@@ -26,6 +26,8 @@ _INCIDENTAL = (
         "rollout.threads",
         "rollout.engines",
         "rollout.packed_weights",
+        "rollout.backend",
+        "rollout.vllm.",
         "rollout.num_slots",
         "rollout.env_threads",
     ),

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from turnwise.clock import Clock
 from turnwise.models.drawing import LogitsError
 from turnwise.models.engine import EngineCounts, Reply, Sampling
+from turnwise.models.policy import Policy
 from turnwise.models.processing import Processor
 from turnwise.models.remote import RemoteEngine
 from turnwise.trajectory import IntArray
 
 
 class ParallelEngine:
-    """An ``Engine`` (engine.py) made of one or more ``engines`` of the same model."""
+    """An ``Engine`` (engine.py) made of one or more ``engines`` of the same model, whose weights ``sampler`` shares."""
 
-    def __init__(self, engines: Sequence[RemoteEngine]) -> None:
-        self.engines = tuple(engines)
+    def __init__(self, engines: Sequence[RemoteEngine], sampler: Any = None) -> None:
+        self.engines, self._sampler = tuple(engines), sampler
         self.num_slots = sum(engine.num_slots for engine in engines)
         self.max_length = min(engine.max_length for engine in engines)
         self.clock = Clock()
         self._places: dict[int, tuple[int, int]] = {}  # slot -> (number of its engine, what it is called there)
         self._slots: dict[tuple[int, int], int] = {}
         self._next_slot = self._next_engine = 0
+
+    @property
+    def weights(self) -> str:
+        return str(getattr(self._sampler, "weights_hash", ""))
+
+    def hold(self, policy: Policy) -> None:
+        """Play a policy's present weights, which are in the memory that the engines share since ``sync``."""
 
     @property
     def num_free(self) -> int:

@@ -48,7 +48,17 @@ from turnwise.models.kinds import is_fast
 from turnwise.models.layers import adapter, added, beside, is_half, switched_on
 from turnwise.models.loading import save_model
 from turnwise.models.lora_layers import as_the_sampler, check_layer, check_reached, targets_of, tell_left_out
-from turnwise.models.merging import MERGED_SHARE, Survival, SurvivalMeter, held, holds, own_layer, put, unadapted, unjoined
+from turnwise.models.merging import (
+    MERGED_SHARE,
+    Survival,
+    SurvivalMeter,
+    held,
+    holds,
+    own_layer,
+    put,
+    unadapted,
+    unjoined,
+)
 from turnwise.models.packed_weights import pack as pack_weight
 from turnwise.models.packed_weights import packed_weight
 from turnwise.models.packing import Sharing, pack
@@ -208,7 +218,7 @@ class Policy:
         """
         self._copy()
         self.survival = self._meter.measure()
-        self.adapter_hash = weights_hash(self.trainable_state())
+        self.adapter_hash = self.sampler.weights_hash = weights_hash(self.trainable_state())
         self.version = version
 
     def _copy(self) -> None:

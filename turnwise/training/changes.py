@@ -32,6 +32,8 @@ MAY_CHANGE: Mapping[str, str] = {
     "device": "where it works: numbers change by rounding",
     "threads": "how fast: numbers change by rounding",
     "learner": "how fast, and memory: numbers change by rounding",
+    "rollout.backend": "how fast: numbers change by rounding",
+    "rollout.vllm": "how fast, and memory: numbers change by rounding",
     "rollout.threads": "how fast: numbers change by rounding",
     "rollout.engines": "how fast: numbers change by rounding",
     "rollout.packed_weights": "how fast, and memory: numbers change by rounding",

@@ -102,14 +102,17 @@ def floor_of(policy: Policy, batch: TokenBatch) -> Agreement:
     return min(found, key=lambda agreement: agreement.mean_abs)
 
 
-def sampled_batch(agent: ModelAgent, temperature: float) -> TokenBatch | None:
-    """Replies to a few prompts, sampled as in rollouts; None where the prompts leave no room for a reply."""
+def sampled_batch(agent: ModelAgent, temperature: float, num_tokens: int = _TOKENS) -> TokenBatch | None:
+    """Replies to a few prompts, sampled as in rollouts; None where the prompts leave no room for a reply.
+
+    They have ``num_tokens`` tokens or more, or are as many as there may be.
+    """
     engine, tokens, turns = agent.engine, 0, list[Turn]()
     prompts = [agent.chat.open(f"Room {n}. There is a table with {n + 1} cups, a door and a book.") for n in range(8)]
     room = min(_REPLY, engine.max_length - max(map(len, prompts)))
     if room < 1:
         return None
-    while tokens < _TOKENS and len(turns) < _MOST_REPLIES:
+    while tokens < num_tokens and len(turns) < _MOST_REPLIES:
         asked = prompts[: engine.num_free]
         sampling = Sampling(temperature, max_tokens=room)
         for reply, prompt in _replies(agent, asked, len(turns), sampling):

@@ -14,7 +14,10 @@ class Observer(Protocol):
     """The methods that a run calls. An exception in one of them ends the run, which can then be resumed."""
 
     def stage(self, name: str) -> None:
-        """A stage begins: ``clone``, ``measure``, ``train``, or ``stop`` (after a signal)."""
+        """A stage begins: ``clone``, ``measure``, ``train``, or ``stop`` (after a signal).
+
+        Before them all comes ``engine: NAME (WHY)``: which engine samples.
+        """
 
     def cloning(self, progress: Progress) -> None:
         """Cloning has made progress."""

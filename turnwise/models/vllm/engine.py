@@ -206,7 +206,7 @@ class VllmEngine:
         assert drawing is not None
         if found.weights != self.core.weights:
             raise RuntimeError(f"vLLM played weights {found.weights} while {self.core.weights} were due")
-        scores = []
+        scores = list[tuple[float, float]]()
         for token, told in zip(found.ids, found.told, strict=True):
             if (score := heard(token, told)) is None:
                 raise LogitsError(

@@ -32,7 +32,9 @@ def check_installed() -> None:
     """Raises ValueError where there is no vLLM, or one of another version."""
     found = installed()
     if found is None:
-        raise ValueError(f"rollout.backend=vllm needs vLLM {FITTING}, which is not installed: {HOW}, or rollout.backend=own")
+        raise ValueError(
+            f"rollout.backend=vllm needs vLLM {FITTING}, which is not installed: {HOW}, or rollout.backend=own"
+        )
     if not fits(found):
         raise ValueError(
             f"vLLM {found} is installed, and rollout.backend=vllm works with {FITTING}.*: {HOW}, or rollout.backend=own"

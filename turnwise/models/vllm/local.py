@@ -195,7 +195,7 @@ def _cache_bytes(policy: Policy, num_slots: int, max_length: int, settings: Vllm
     _, _, num_heads, head_dim = widths(config)
     itemsize = 2 if is_half(next(policy.sampler.parameters()).dtype) else 4
     blocks = -(-max_length // settings.block_size) + 1
-    each = 2 * config.num_hidden_layers * num_heads * head_dim * itemsize * blocks * settings.block_size
+    each: int = 2 * config.num_hidden_layers * num_heads * head_dim * itemsize * blocks * settings.block_size
     return max(2 * each, min(each * num_slots * 5 // 4, _MOST_CACHE))
 
 
