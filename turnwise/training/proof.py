@@ -100,8 +100,8 @@ def probed(policy: Policy, agent: ModelAgent, limits: Limits) -> str | None:
         return None
     return (
         f"probe: the engine says that it plays {policy.adapter_hash}, and on {seen.num_tokens} tokens of its replies "
-        f"to set prompts it differs from the learner by at most {seen.max_abs:.2e} nats, on average {seen.mean_abs:.2e} "
-        f"(limit: {limits.told(seen.num_tokens)})"
+        f"to set prompts it differs from the learner by at most {seen.max_abs:.2e} nats, by {seen.mean_abs:.2e} on "
+        f"average (limit: {limits.told(seen.num_tokens)})"
     )
 
 

@@ -25,9 +25,9 @@ from torch import Tensor
 from turnwise.models.drawing import Sampling, position_seeds, sample
 from turnwise.models.processing import Course, processed
 
-CHOSEN = 1e30
+CHOSEN = 2.0**100
 """The logit of the drawn token."""
-BROKEN = 1e29
+BROKEN = 2.0**99
 """In the place of the entropy, where the model's logits are nan or infinite."""
 
 NUM_TOLD = 3
@@ -106,6 +106,6 @@ def tell(logits: Tensor, rows: Sequence[int], drawings: Sequence[Drawing], posit
 
 
 def heard(token: int, values: Mapping[int, float]) -> tuple[float, float] | None:
-    """A token's log-probability and entropy, from the reported logits of its row by id; None: it was not drawn."""
+    """A token's log-probability and entropy, from the reported logits of its row by id; None: they are broken."""
     entropy, logprob = sorted((value for other, value in values.items() if other != token), reverse=True)[:2]
-    return None if entropy == BROKEN or entropy > CHOSEN / 2 else (logprob, entropy)
+    return None if entropy >= BROKEN else (logprob, entropy)
