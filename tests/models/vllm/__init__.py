@@ -20,7 +20,7 @@ END = frozenset({7, 9, 11, 30})
 
 def policy(lora: LoRAConfig | None = LORA, seed: int = 0) -> Policy:
     """A tiny model of random weights, whose heads are as wide as vLLM wants them."""
-    model = new_model(TINY.model_copy(update={"head_dim": 32}), tokenizer(), seed=seed, max_length=512)
+    model = new_model(TINY.model_copy(update={"head_dim": 32}), tokenizer(), seed=seed, max_length=2048)
     return Policy(model, tokenizer(), lora=lora)
 
 

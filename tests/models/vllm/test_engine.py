@@ -83,9 +83,6 @@ class Recomputing:
         self.weights = name
         self.model, _ = load_model(folder)
 
-    def close(self) -> None:
-        pass
-
 
 def engines(made: Policy, slots: int = 5) -> tuple[SlotEngine, VllmEngine, Recomputing]:
     core = Recomputing(made)

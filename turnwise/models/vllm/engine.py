@@ -79,8 +79,6 @@ class Core(Protocol):
         """Play with the weights in a folder, and forget the keys of the old ones."""
         ...
 
-    def close(self) -> None: ...
-
 
 @dataclass(slots=True)
 class _Slot:

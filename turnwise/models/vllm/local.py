@@ -6,6 +6,7 @@ reply's ``Drawing`` goes to the logits processor as it is, with the processor at
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,11 +44,13 @@ class Local:
     def __init__(self, policy: Policy, *, num_slots: int, max_length: int, settings: VllmConfig) -> None:
         check_installed()
         _check_device(policy.device)
+        _check_length(policy.sampler.config, max_length)
         os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        with torch_kept(), weights_folder(policy) as folder:
+        with process_kept(), weights_folder(policy) as folder:
             save_model(policy.unadapted(), policy.tokenizer, folder)
             self._llm = _engine(folder, policy, num_slots, max_length, settings)
+        self._llm.engine_core._finalizer.detach()  # it would take along what other engines in this process share
         self._stance = "default" if settings.compiled else "force_eager"  # it compiles parts of its sampler otherwise
         self._adapter: Any = None
         self._names = {"": 0}  # of adapters -> the number that vLLM knows each by
@@ -102,9 +105,6 @@ class Local:
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM kept keys of the old weights in its cache: replies are in progress")
         self._llm.set_weight_version(name)
-
-    def close(self) -> None:
-        self._llm.engine_core.shutdown()
 
 
 def local_engine(
@@ -199,6 +199,16 @@ def _cache_bytes(policy: Policy, num_slots: int, max_length: int, settings: Vllm
     return max(2 * each, min(each * num_slots * 5 // 4, _MOST_CACHE))
 
 
+def _check_length(config: Any, length: int) -> None:
+    """Raises ValueError for contexts that vLLM has no positions for."""
+    learned = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(learned, int) and length > learned:
+        raise ValueError(
+            f"vLLM keeps to the {learned} tokens that this model says it can read, and contexts may have {length}: set "
+            f"agent.max_context_tokens={learned} or less, or rollout.backend=own"
+        )
+
+
 def _check_device(device: torch.device) -> None:
     """Raises ValueError for a GPU that vLLM would not take."""
     if device.type == "cuda" and device.index not in (None, 0):
@@ -209,11 +219,16 @@ def _check_device(device: torch.device) -> None:
 
 
 @contextmanager
-def torch_kept() -> Iterator[None]:
-    """A context after which torch's threads can be set as before: on a CPU vLLM replaces the function by a warning."""
+def process_kept() -> Iterator[None]:
+    """A context in which vLLM may begin, and after which this process works as before.
+
+    On a CPU vLLM replaces torch's function that sets the number of threads by a warning. It exempts all objects that
+    there are from garbage collection.
+    """
     setter, num = torch.set_num_threads, torch.get_num_threads()
     try:
         yield
     finally:
         torch.set_num_threads = setter
         torch.set_num_threads(num)
+        gc.unfreeze()
