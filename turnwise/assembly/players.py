@@ -171,9 +171,7 @@ def model_agent(
     limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
     engine: Engine
     if backend == "vllm":
-        from turnwise.models.vllm.local import local_engine  # here: vLLM need not be installed
-
-        engine = local_engine(policy, num_slots=num_slots, settings=vllm or VllmConfig(), **limits)
+        engine = _vllm_engine(policy, vllm or VllmConfig(), num_slots=num_slots, **limits)
     elif engines == 1:
         if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config):
             policy.pack()
@@ -184,6 +182,17 @@ def model_agent(
             remote = [RemoteEngine(shared, num_slots=share, **limits) for share in shares]
             engine = ParallelEngine(remote, policy.sampler)
     return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash, examples)
+
+
+def _vllm_engine(policy: Policy, settings: VllmConfig, **limits: Any) -> Engine:
+    """vLLM in this process, where it has to be installed, or behind a server."""
+    if settings.url is not None:
+        from turnwise.models.vllm.server import served_engine
+
+        return served_engine(policy, settings.url, **limits)
+    from turnwise.models.vllm.local import local_engine
+
+    return local_engine(policy, settings=settings, **limits)
 
 
 def open_run(target: str | Path) -> RunDirectory | None:

@@ -370,6 +370,12 @@ class Policy:
         """Whether it plays with adapters; else with all of its weights."""
         return bool(self._names)
 
+    @property
+    def rank(self) -> int:
+        """The highest rank of its adapters in a layer, one beside another; 0 without any."""
+        layers = (layer for layer, _ in self._adapted.values())
+        return max((sum(layer.r[name] for name in layer.active_adapters) for layer in layers), default=0)
+
     def save_adapter(self, folder: str | Path) -> None:
         """Write one peft adapter (safetensors) that stands for the policy on its base model, and the tokenizer.
 

@@ -4,13 +4,14 @@ A slot keeps its context's tokens. A turn is a request with all of them, of whic
 hold, in whole blocks. A fork is a copy of the list. Tokens are drawn by our own rule (drawn.py), so replies are those
 of ``SlotEngine``, up to the rounding of the logits.
 
-New weights come under a name that was never used before (the hash of the policy's weights and a number). vLLM would go
-on playing an adapter whose name it knows, and its cache finds keys by the adapter's name. With a new name there is
+New weights come under a name that was never used before: the hash of the policy's weights and a random end. vLLM would
+go on playing an adapter whose name it knows, and its cache finds keys by the adapter's name. With a new name there is
 neither a stale adapter nor a stale key. Where all weights are trained they are loaded again, and the cache is emptied.
 """
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -104,7 +105,7 @@ class VllmEngine:
         self._slots: dict[int, _Slot] = {}
         self._asked: dict[str, int] = {}  # request -> slot
         self._num_new = 0  # tokens of prompts that were asked for since the last step
-        self._next_slot = self._next_request = self._next_name = 0
+        self._next_slot = self._next_request = 0
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
@@ -117,15 +118,16 @@ class VllmEngine:
             return
         if self._asked:
             raise RuntimeError("the weights of an engine cannot change while it samples: finish its replies first")
-        name, self._next_name = f"{policy.adapter_hash}-{self._next_name}", self._next_name + 1
-        self._folder = weights_folder(policy)  # kept: vLLM may read an adapter again
-        folder = Path(self._folder.name)
+        name = f"{policy.adapter_hash}-{secrets.token_hex(4)}"  # of no engine before, at a server either
+        fresh = weights_folder(policy)
+        folder = Path(fresh.name)
         if policy.is_adapted:
             write_adapter(folder, policy.model)
             self.core.adapt(name, folder)
         else:
             save_model(policy.sampler, policy.tokenizer, folder)
             self.core.reload(name, folder)
+        self._folder = fresh  # kept: vLLM may read an adapter again
 
     @property
     def num_free(self) -> int:

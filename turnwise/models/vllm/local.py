@@ -22,7 +22,7 @@ from turnwise.models.policy import Policy
 from turnwise.models.vllm.drawn import ARGUMENT, NUM_TOLD, Drawing
 from turnwise.models.vllm.engine import Finished, VllmEngine, weights_folder
 from turnwise.models.vllm.install import check_installed
-from turnwise.models.vllm.settings import VllmConfig
+from turnwise.models.vllm.settings import VllmConfig, room_for_rank
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process
@@ -32,8 +32,6 @@ _ENVIRONMENT = {
 _GIB = 1 << 30
 _MOST_CACHE = 4 * _GIB
 _LEAST_BATCH = 8192  # tokens
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM makes room for."""
 
 
 class Local:
@@ -151,7 +149,7 @@ def _engine(folder: str, policy: Policy, num_slots: int, max_length: int, settin
         "seed": 0,
     }
     if policy.is_adapted:
-        given |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": _room(policy)}
+        given |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 1, "max_lora_rank": room_for_rank(policy.rank)}
     return LLMEngine.from_engine_args(EngineArgs(**given))
 
 
@@ -176,15 +174,6 @@ def _finished(output: Any) -> Finished:
         prompt=len(output.prompt_token_ids),
         cached=output.num_cached_tokens or 0,
     )
-
-
-def _room(policy: Policy) -> int:
-    """The rank that vLLM makes room for. Raises ValueError where the policy's adapters have a higher one."""
-    rank = max(sum(layer.r[name] for name in layer.active_adapters) for layer, _ in policy._adapted.values())
-    fitting = [room for room in _RANKS if room >= rank]
-    if not fitting:
-        raise ValueError(f"adapters of rank {rank} are too large for vLLM, which takes {_RANKS[-1]} at most")
-    return fitting[0]
 
 
 def _cache_bytes(policy: Policy, num_slots: int, max_length: int, settings: VllmConfig) -> int:

@@ -13,6 +13,10 @@ LARGE = 500_000_000
 """Parameters from which on a GPU samples with vLLM by itself, where that is installed."""
 
 
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM makes room for."""
+
+
 class VllmConfig(BaseModel):
     """How vLLM is run. Its documentation has more on each setting."""
 
@@ -30,6 +34,14 @@ class VllmConfig(BaseModel):
     compiled: bool = Field(
         False, description="compile the model (on a GPU: CUDA graphs), which takes minutes at the start"
     )
+
+
+def room_for_rank(rank: int) -> int:
+    """The rank that vLLM makes room for. Raises ValueError where ``rank`` is higher than any."""
+    for room in _RANKS:
+        if room >= rank:
+            return room
+    raise ValueError(f"adapters of rank {rank} are too large for vLLM, which takes {_RANKS[-1]} at most")
 
 
 def chosen_backend(device: str, parameters: int | None, half: bool, available: bool) -> tuple[Backend, str]:
