@@ -11,6 +11,7 @@ file's content and the Python version. Needs Linux on x86-64 or ARM, python3 >= 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -43,15 +44,24 @@ def made() -> Path:
     python, stamp = folder / "bin" / "python", folder / "complete"
     if stamp.exists():
         return python
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several that want it, one makes it
+        if not stamp.exists():
+            install(folder, python)
+            stamp.touch()
+    return python
+
+
+def install(folder: Path, python: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     sys.stderr.write(f"making {folder} (some 2 GB: minutes)\n")
     step(
         [sys.executable, "-m", "venv", str(folder)], "python3 needs its venv module (Debian: apt install python3-venv)"
     )
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-compile"]
-    step([*pip, "--no-deps", "-r", str(VERSIONS)], f"{VERSIONS.name} could not be installed")
-    stamp.touch()
-    return python
+    advice = "torch's builds for a CPU are in PyTorch's own package index, which pip finds by PIP_EXTRA_INDEX_URL"
+    step([*pip, "--no-deps", "-r", str(VERSIONS)], f"{VERSIONS.name} could not be installed: {advice}")
 
 
 def step(command: list[str], advice: str) -> None:
