@@ -58,12 +58,14 @@ def talk(
         engine.submit(slot, ids, fresh=window or turn == 0, key=10_000 * branch + 100 * number + turn, sampling=given)
 
     while waiting or live:
-        while waiting and engine.num_free > forks:
-            ask(engine.open(), (waiting.pop(0), 0, 0))
+        room = engine.num_free if not forks else 0 if live else engine.num_slots // 2  # each may be forked
+        for number in waiting[:room]:
+            ask(engine.open(), (number, 0, 0))
+        del waiting[:room]
         for reply in engine.step():
             number, branch, turn = place = live.pop(reply.slot)
             found[place] = reply
-            if forks and not branch and turn == 0 and number % 2 == 0 and engine.num_free:
+            if forks and not branch and turn == 0 and number % 2 == 0:
                 ask(engine.fork(reply.slot), (number, 1, 1))
             if turn + 1 < turns:
                 ask(reply.slot, (number, branch, turn + 1))
