@@ -403,6 +403,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         packed=is_packed(rollout.packed_weights, shape, rollout.engines, config.device),
         ranks=config.learner.ranks,
         divided=config.learner.parallel == "fsdp2",
+        vllm=rollout.vllm if backend_of(config)[0] == "vllm" else None,
     )
     return shape, demand
 

@@ -29,8 +29,6 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-_GIB = 1 << 30
-_MOST_CACHE = 4 * _GIB
 _LEAST_BATCH = 8192  # tokens
 
 
@@ -177,15 +175,11 @@ def _finished(output: Any) -> Finished:
 
 
 def _cache_bytes(policy: Policy, num_slots: int, max_length: int, settings: VllmConfig) -> int:
-    """Bytes of the cache: as configured, or for all slots and a quarter more, within limits."""
-    if settings.cache_gib is not None:
-        return int(settings.cache_gib * _GIB)
     config = policy.sampler.config.get_text_config()
     _, _, num_heads, head_dim = widths(config)
     itemsize = 2 if is_half(next(policy.sampler.parameters()).dtype) else 4
-    blocks = -(-max_length // settings.block_size) + 1
-    each: int = 2 * config.num_hidden_layers * num_heads * head_dim * itemsize * blocks * settings.block_size
-    return max(2 * each, min(each * num_slots * 5 // 4, _MOST_CACHE))
+    each = 2 * config.num_hidden_layers * num_heads * head_dim * itemsize
+    return settings.cache_bytes(num_slots, max_length, each)
 
 
 def _check_length(config: Any, length: int) -> None:

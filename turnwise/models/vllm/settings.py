@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Backend = Literal["own", "vllm"]
 """Which engine samples: ours (models/engine.py), or vLLM (models/vllm)."""
 
+_GIB = 1 << 30
+_MOST_CACHE = 4 * _GIB
+
 LARGE = 500_000_000
 """Parameters from which on a GPU samples with vLLM by itself, where that is installed."""
 
@@ -34,6 +37,16 @@ class VllmConfig(BaseModel):
     compiled: bool = Field(
         False, description="compile the model (on a GPU: CUDA graphs), which takes minutes at the start"
     )
+
+    def cache_bytes(self, num_slots: int, max_length: int, token_bytes: int) -> int:
+        """Bytes for keys and values: as configured, or for all slots and a quarter more, within limits.
+
+        ``token_bytes`` are those of one token in all layers.
+        """
+        if self.cache_gib is not None:
+            return int(self.cache_gib * _GIB)
+        each = (-(-max_length // self.block_size) + 1) * self.block_size * token_bytes
+        return max(2 * each, min(each * num_slots * 5 // 4, _MOST_CACHE))
 
 
 def room_for_rank(rank: int) -> int:
