@@ -110,7 +110,7 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
         if not run.has_checkpoint:
             run.restart(keep_model=config.warmstart is None)  # one that was given is nowhere else
             return _from_the_start(assembly, run, observer or Callback(), began)
-        _name_engine(assembly, observer or Callback())
+        (observer or Callback()).engine(*backend_of(config))
         with closing(assembly.trainer(run, observer)) as trainer:
             trainer.rewind()
             return _finish(trainer, _read_reports(run), began)
@@ -171,7 +171,7 @@ def _kept_once_begun(run: RunDirectory) -> Iterator[None]:
 
 
 def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
-    _name_engine(assembly, observer)
+    observer.engine(*backend_of(assembly.config))
     if assembly.config.warmstart is not None:
         observer.stage("cached" if assembly.is_cached else "clone")
     assembly.make_model(run, observer.cloning)
@@ -181,11 +181,6 @@ def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, b
         _write_reports(run, {"before": _plain(before)})
         trainer.save()
         return _finish(trainer, before, began)
-
-
-def _name_engine(assembly: Assembly, observer: Observer) -> None:
-    """Say which engine samples, and why."""
-    observer.stage("engine: {} ({})".format(*backend_of(assembly.config)))
 
 
 def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Result:
