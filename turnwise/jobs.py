@@ -29,6 +29,7 @@ from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
 from turnwise.models.loading import check_device
 from turnwise.models.settings import ORIGIN_FILE, made_from_scratch
+from turnwise.models.vllm.install import check_installed
 from turnwise.monitoring.mirrors import check_mirrors
 from turnwise.runs.checkpoints import CheckpointName, write_text
 from turnwise.runs.directory import RunDirectory
@@ -139,6 +140,8 @@ def _prepare(config: RunConfig) -> None:
     torch.set_num_threads(config.threads)
     check_device(config.device)
     check_mirrors(config.mirrors)
+    if config.rollout.backend == "vllm" and config.rollout.vllm.url is None:
+        check_installed()
 
 
 def _note(run: RunDirectory, config: RunConfig) -> None:

@@ -9,6 +9,8 @@ import pytest
 from turnwise.assembly import run as assembly_run
 from turnwise.assembly.run import backend_of
 from turnwise.config.files import load_config
+from turnwise.jobs import train
+from turnwise.models.vllm import install
 from turnwise.models.vllm.settings import LARGE, chosen_backend, room_for_rank
 from turnwise.runs.translating import translated
 
@@ -64,6 +66,17 @@ def test_a_run_from_before_there_was_a_choice_keeps_the_own_engine() -> None:
 def test_settings_of_one_engine_are_for_that_one(settings: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load_config("smoke", settings)
+
+
+def test_a_vllm_that_is_missing_is_told_of_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "installed", lambda: None)
+    with pytest.raises(
+        ValueError, match=r"rollout\.backend=vllm needs vLLM 0\.32, which is not installed: `pip install"
+    ):
+        train(load_config("smoke", ["rollout.backend=vllm"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_adapters_have_room() -> None:
