@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is not installed here: scripts/vllm_env.py makes an environment for it")
 
 from tests.agents.test_collector import same, tasks
-from tests.models import tokenizer
+from tests.models import tiny_model, tokenizer
 from tests.models.test_processing import CHOICES, Scripted, replies
 from tests.models.vllm import END, LORA, check_alike, learn, policy, talk
 from turnwise.agents.chat import ChatFormat
@@ -204,6 +204,15 @@ def test_logits_that_are_not_finite_end_it() -> None:
     theirs.submit(slot, PROMPT, fresh=True, key=1, sampling=Sampling(max_tokens=5))
     with pytest.raises(LogitsError, match="nan or infinite at token 1"):
         finished(theirs)
+
+
+def test_what_vllm_cannot_compute_is_refused() -> None:
+    limits: dict[str, Any] = {"num_slots": 2, "end_ids": END, "threads": 1, "settings": VllmConfig()}
+    narrow = Policy(tiny_model(), tokenizer(), lora=None)
+    with pytest.raises(ValueError, match=r"computes heads of 32, 64, .* and this model's are 8 wide"):
+        local_engine(narrow, max_length=256, **limits)
+    with pytest.raises(ValueError, match=r"keeps to the 2048 tokens .* contexts may have 4096"):
+        local_engine(policy(), max_length=4096, **limits)
 
 
 def test_the_process_works_as_before(adapted: Pair) -> None:

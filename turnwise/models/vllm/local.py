@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from turnwise.models.kinds import widths
+from turnwise.models.kinds import is_fast, widths
 from turnwise.models.layers import is_half
 from turnwise.models.loading import save_model
 from turnwise.models.policy import Policy
@@ -43,6 +43,7 @@ class Local:
         _check_length(policy.sampler.config, max_length)
         os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        _check_heads(policy)
         with process_kept(), weights_folder(policy) as folder:
             save_model(policy.unadapted(), policy.tokenizer, folder)
             self._llm = _engine(folder, policy, num_slots, max_length, settings)
@@ -198,6 +199,20 @@ def _check_device(device: torch.device) -> None:
         raise ValueError(
             f"vLLM takes the first GPU that it sees, and the model is on {device}: set CUDA_VISIBLE_DEVICES="
             f"{device.index} and device=cuda"
+        )
+
+
+def _check_heads(policy: Policy) -> None:
+    """Raises ValueError for heads that vLLM's kernels for a CPU do not compute."""
+    if policy.device.type != "cpu" or not is_fast(policy.sampler.config):
+        return
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    known, width = CPUAttentionBackend.get_supported_head_sizes(), widths(policy.sampler.config)[-1]
+    if width not in known:
+        raise ValueError(
+            f"vLLM on a CPU computes heads of {', '.join(map(str, known))}, and this model's are {width} wide: set "
+            "rollout.backend=own, or model.head_dim for a model from nothing"
         )
 
 
