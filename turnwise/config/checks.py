@@ -62,7 +62,7 @@ def check_engines(engines: int, device: str) -> None:
         )
 
 
-def check_backend(rollout: RolloutConfig, agent: AgentConfig, lora: LoRAConfig | None) -> None:
+def check_backend(rollout: RolloutConfig, agent: AgentConfig, lora: LoRAConfig | None, learner: LearnerConfig) -> None:
     """Settings of one engine are for that one."""
     served = rollout.vllm.url is not None
     if rollout.backend != "vllm":
@@ -76,6 +76,11 @@ def check_backend(rollout: RolloutConfig, agent: AgentConfig, lora: LoRAConfig |
         name = "packed_weights" if rollout.packed_weights is True else "engines"
         raise UnusedSettingError(
             f"rollout.{name}", f"rollout.{name} is for our own engine, and rollout.backend=vllm samples: leave it out"
+        )
+    elif learner.parallel == "fsdp2" and not served:
+        raise ValueError(
+            "learner.parallel=fsdp2 divides the weights that vLLM in this process would begin with: give a server "
+            "(rollout.vllm.url), or learner.parallel=ddp"
         )
     elif served and lora is None:
         raise ValueError(

@@ -122,7 +122,7 @@ class RunConfig(Section):
         """The cross-checks, one after another; the first that fails is the one error that is shown."""
         checks.check_start(self.model, self.warmstart)
         checks.check_adapters(self.model, self.warmstart, self.lora)
-        checks.check_backend(self.rollout, self.agent, self.lora)
+        checks.check_backend(self.rollout, self.agent, self.lora, self.learner)
         checks.check_engines(self.rollout.engines, self.device)
         checks.check_packed_weights(self.rollout.packed_weights, self.rollout.engines, self.device)
         checks.check_ranks(self.learner, self.lora, self.device)

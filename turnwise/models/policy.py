@@ -218,7 +218,9 @@ class Policy:
         """
         self._copy()
         self.survival = self._meter.measure()
-        self.adapter_hash = self.sampler.weights_hash = weights_hash(self.trainable_state())
+        self.adapter_hash = weights_hash(self.trainable_state())
+        if self.sampler is not None:
+            self.sampler.weights_hash = self.adapter_hash
         self.version = version
 
     def _copy(self) -> None:

@@ -27,7 +27,7 @@ from turnwise.agents.seating import ModelAgent
 from turnwise.learning.metrics import Agreement
 from turnwise.models.policy import Policy, weights_hash
 from turnwise.models.sharding import is_divided
-from turnwise.training.noise import Limits, sampled_batch
+from turnwise.training.noise import Limits, sampled_batch, sampler_logprobs
 
 PROBE = 64
 """Tokens, at least, on which an engine with weights of its own is compared at every update."""
@@ -88,19 +88,19 @@ def broken_link(policy: Policy, agent: ModelAgent) -> str | None:
 
 @torch.no_grad()
 def probed(policy: Policy, agent: ModelAgent, limits: Limits) -> str | None:
-    """What an engine that holds weights of its own samples otherwise than the learner scores; None if nothing."""
+    """What an engine that holds weights of its own samples otherwise than the sampler scores; None if nothing."""
     if getattr(agent.engine, "model", None) is policy.sampler:
         return None
     batch = sampled_batch(agent, policy.temperature, PROBE)
     if batch is None:
         return None
     mask = batch.action_mask
-    seen = Agreement.of((policy.score(batch).logprobs.cpu() - batch.behaviour_logprobs)[mask].abs())
+    seen = Agreement.of((sampler_logprobs(policy, batch) - batch.behaviour_logprobs)[mask].abs())
     if limits.allow(seen):
         return None
     return (
         f"probe: the engine says that it plays {policy.adapter_hash}, and on {seen.num_tokens} tokens of its replies "
-        f"to set prompts it differs from the learner by at most {seen.max_abs:.2e} nats, by {seen.mean_abs:.2e} on "
+        f"to set prompts it differs from the sampler by at most {seen.max_abs:.2e} nats, by {seen.mean_abs:.2e} on "
         f"average (limit: {limits.told(seen.num_tokens)})"
     )
 

@@ -61,6 +61,7 @@ def test_a_run_from_before_there_was_a_choice_keeps_the_own_engine() -> None:
         (["rollout.backend=own", "rollout.vllm.compiled=true"], r"rollout\.vllm\.compiled: set rollout\.backend=vllm"),
         (["rollout.backend=vllm", "rollout.packed_weights=true"], r"rollout\.packed_weights is for our own engine"),
         (["rollout.backend=vlm"], "vllm"),
+        (["rollout.backend=vllm", "learner={ranks: 2, parallel: fsdp2}"], "divides the weights that vLLM"),
     ],
 )
 def test_settings_of_one_engine_are_for_that_one(settings: list[str], told: str) -> None:
