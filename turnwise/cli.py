@@ -23,6 +23,7 @@ from turnwise.commands import plan as cli_plan
 from turnwise.commands import template as templates
 from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
+from turnwise.commands.serve_vllm import serve_vllm
 
 if TYPE_CHECKING:
     from turnwise.commands.display import LiveDisplay
@@ -53,6 +54,7 @@ app.command()(cli_plan.plan)
 app.command()(conversion.convert)
 app.command()(templates.template)
 app.command()(serve.serve)
+app.command()(serve_vllm)
 
 console = Console()
 

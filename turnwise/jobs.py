@@ -20,7 +20,7 @@ from turnwise.agents.templates import dated
 from turnwise.algorithms.registry import base_chain
 from turnwise.assembly.learners import follow_if_told as follow_if_told
 from turnwise.assembly.players import describe_agent, load_policies
-from turnwise.assembly.run import Assembly, fitted
+from turnwise.assembly.run import Assembly, backend_of, fitted
 from turnwise.cloning.cloner import OnProgress
 from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
@@ -29,6 +29,7 @@ from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
 from turnwise.models.loading import check_device
 from turnwise.models.settings import ORIGIN_FILE, made_from_scratch
+from turnwise.models.vllm.install import check_installed
 from turnwise.monitoring.mirrors import check_mirrors
 from turnwise.runs.checkpoints import CheckpointName, write_text
 from turnwise.runs.directory import RunDirectory
@@ -110,6 +111,7 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
         if not run.has_checkpoint:
             run.restart(keep_model=config.warmstart is None)  # one that was given is nowhere else
             return _from_the_start(assembly, run, observer or Callback(), began)
+        (observer or Callback()).engine(*backend_of(config))
         with closing(assembly.trainer(run, observer)) as trainer:
             trainer.rewind()
             return _finish(trainer, _read_reports(run), began)
@@ -138,6 +140,8 @@ def _prepare(config: RunConfig) -> None:
     torch.set_num_threads(config.threads)
     check_device(config.device)
     check_mirrors(config.mirrors)
+    if config.rollout.backend == "vllm" and config.rollout.vllm.url is None:
+        check_installed()
 
 
 def _note(run: RunDirectory, config: RunConfig) -> None:
@@ -170,6 +174,7 @@ def _kept_once_begun(run: RunDirectory) -> Iterator[None]:
 
 
 def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
+    observer.engine(*backend_of(assembly.config))
     if assembly.config.warmstart is not None:
         observer.stage("cached" if assembly.is_cached else "clone")
     assembly.make_model(run, observer.cloning)

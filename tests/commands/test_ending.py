@@ -223,8 +223,9 @@ def test_the_cache_is_named_where_a_warm_start_comes_from_it(tmp_path: Path, mon
         with pytest.raises(KeyboardInterrupt):
             experiment.train(made, tmp_path / name, LiveDisplay(console, 1, "title"))
         told.append(console.export_text())
-    assert told[0].startswith("Warm start: cloning the expert")
-    assert told[1].startswith("Warm start: from the cache")
+    assert all(text.startswith("Sampling: our own engine (device cpu is no GPU)\n") for text in told)
+    assert "\nWarm start: cloning the expert" in told[0]
+    assert "\nWarm start: from the cache" in told[1]
 
 
 def stop_here(*given: Any) -> Any:

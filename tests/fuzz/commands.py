@@ -38,7 +38,7 @@ def command(rng: random.Random, folder: Path) -> str:
     """Any command with any words and options; train, warmstart and demo with a setting that is wrong at least."""
     if rng.random() < 0.4:
         shutil.copytree(finished_run(), folder / "run")
-    name = rng.choice(sorted(set(_commands()) - {"serve-search"}))
+    name = rng.choice(sorted(set(_commands()) - {"serve-search", "serve-vllm"}))
     words = [name, *_arguments(rng, name), *_options(rng, name)]
     if name in ("train", "warmstart", "demo"):
         words.append(rng.choice(_BAD_SETTINGS))

@@ -12,7 +12,7 @@ from tests.fuzz.worlds import world
 KINDS = [
     Kind("configuration files", "shipped ones with changed keys, values and bytes; any YAML", configuration_file, 0.2),
     Kind("settings", "key=value words with any name and value", settings, 0.15),
-    Kind("command lines", "every command but serve-search and bench: any words and options", command, 0.1),
+    Kind("command lines", "every command but serve-search, serve-vllm and bench: any words and options", command, 0.1),
     Kind("run folders", "files of a finished run damaged, then eight commands that read it", run_folder, 0.05),
     Kind(
         "trajectory files",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,13 +21,14 @@ from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.jobs import warmstart
 from turnwise.learning.metrics import Agreement
+from turnwise.models.engine import SlotEngine
 from turnwise.models.packed_weights import packed_weight, works
 from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.checkpoints import Checkpoint
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.noise import Limits, floor_of, sampled_batch
-from turnwise.training.proof import broken_link, prove
+from turnwise.training.proof import broken_link, probed, prove
 from turnwise.training.side import DisagreementError, Side
 from turnwise.training.trainer import Trainer
 
@@ -410,3 +412,65 @@ def test_an_update_without_anything_to_learn_has_nothing_to_prove(tmp_path: Path
     line = made.step()
     assert line["agreement/num_tokens"] == 0
     assert "agreement/max_abs" not in line, "0 would read as a proof"
+
+
+class Elsewhere:
+    """An engine with weights of its own, as one in another library has: it only says which they are."""
+
+    def __init__(self, side: Side) -> None:
+        limits: dict[str, Any] = {"num_slots": 8, "max_length": 256, "end_ids": side.agent.chat.end_ids}
+        self._engine = SlotEngine(copy.deepcopy(side.policy.sampler), **limits)
+        self.arrives, self.weights = True, side.policy.adapter_hash
+
+    def hold(self, policy: Policy) -> None:
+        self.weights = policy.adapter_hash
+        if self.arrives:
+            self._engine.model.load_state_dict(policy.sampler.state_dict())
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("model", "weights"):
+            raise AttributeError(name)
+        return getattr(self._engine, name)
+
+
+def elsewhere(path: Path, rate: str) -> tuple[Trainer, Side, Elsewhere]:
+    """A run after an update, with such an engine."""
+    made, side = learned(path, rate)
+    engine = side.agent.engine = Elsewhere(side)  # type: ignore[assignment]
+    made.collector.engines = made.measurer.engines = [engine]
+    return made, side, engine
+
+
+def test_an_engine_with_weights_of_its_own_is_probed(tmp_path: Path) -> None:
+    made, side, engine = elsewhere(tmp_path / "run", BOLD)
+    made.step()
+    assert probed(side.policy, side.agent, side.limits) is None
+    engine.arrives = False
+    made.step()
+    assert broken_link(side.policy, side.agent) is None, "it says what it should"
+    told = probed(side.policy, side.agent, side.limits)
+    assert told is not None
+    assert re.match(r"probe: the engine says that it plays [0-9a-f]{16}, and on \d+ tokens", told)
+    with pytest.raises(DisagreementError, match="do not hold the same policy: probe: the engine says"):
+        prove(side.policy, side.agent, Agreement.of(torch.zeros(50)), side.limits)
+    with pytest.raises(DisagreementError, match=r"disagree on the log-probs .*: probe: "):
+        made.step()
+
+
+def test_an_engine_in_this_process_needs_no_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, side = learned(tmp_path / "run", BOLD)
+    monkeypatch.setattr("turnwise.training.proof.sampled_batch", None)
+    made.step()
+    assert probed(side.policy, side.agent, side.limits) is None
+
+
+def test_an_engine_says_which_weights_it_plays(tmp_path: Path) -> None:
+    made, side, engine = elsewhere(tmp_path / "run", TIMID)
+    made.step()
+    engine.weights = "0123456789abcdef"
+    told = "engine: it plays weights 0123456789abcdef, the sampler holds"
+    with pytest.raises(DisagreementError, match=told):
+        prove(side.policy, side.agent, Agreement.of(torch.zeros(50)), side.limits)
+    del engine.weights
+    with pytest.raises(DisagreementError, match="engine: Elsewhere does not say which weights it plays"):
+        prove(side.policy, side.agent, Agreement.of(torch.zeros(50)), side.limits)

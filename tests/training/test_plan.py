@@ -373,3 +373,17 @@ def test_a_process_takes_what_is_predicted(checkpointing: bool, dtype: str, tmp_
         if predicted == pytest.approx(least, rel=0.2):
             break
     assert predicted == pytest.approx(least, rel=0.2)
+
+
+def test_vllm_holds_weights_and_a_cache_of_its_own_and_a_server_does_so_elsewhere() -> None:
+    def parts(**rollout: Any) -> dict[str, int]:
+        shape, demand = demand_of(run_config(rollout={"num_slots": 4, **rollout}, agent={"max_context_tokens": 512}))
+        return {part.name: part.bytes for part in plan(shape, demand).parts}
+
+    ours, theirs = parts(), parts(backend="vllm", vllm={"cache_gib": 0.5})
+    assert theirs["vLLM's weights"] == ours["weights"] + ours["adapters"]
+    assert theirs["key/value cache"] == GIB // 2
+    served = parts(backend="vllm", vllm={"url": "http://127.0.0.1:1"})
+    assert ours.keys() - served.keys() == {"key/value cache", "prompts"}
+    # 3 layers, keys and values of 2 heads of 32 in float32: 1536 bytes a token; 17 blocks of 32 for each of 4 slots
+    assert parts(backend="vllm")["key/value cache"] == 1536 * 17 * 32 * 4 * 5 // 4

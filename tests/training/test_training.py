@@ -68,7 +68,8 @@ def test_a_run_is_complete_on_disk(whole: Path) -> None:
     }
     stored = RunDirectory.open(whole).config()
     assert stored.agent.examples == 0, "what the configuration leaves open is settled"
-    assert stored.model_copy(update={"agent": config().agent}) == config()
+    assert stored.rollout.backend == "own"
+    assert stored.model_copy(update={"agent": config().agent, "rollout": config().rollout}) == config()
     lines = timeless(whole)
     assert [line["update"] for line in lines] == [0, 1, 2, 3]
     assert all(line["agreement/max_abs"] <= 1e-4 and line["agreement/num_tokens"] > 0 for line in lines)

@@ -18,6 +18,7 @@ from turnwise.envs.interface import HasPlayers, capability, instructions_of
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import TextEnv
 from turnwise.models.policy import Policy
+from turnwise.models.vllm.settings import Backend
 
 TRAIN, MEASURE = "train", "measure"
 """Uses of a collector: training, and measurements where the opponent is another one there."""
@@ -38,14 +39,16 @@ class Cast:
     seed: int
     examples: tuple[Example, ...]
 
-    def agent(self, name: str, policy: Policy) -> ModelAgent:
-        """The agent of one side."""
+    def agent(self, name: str, policy: Policy, backend: Backend = "own") -> ModelAgent:
+        """The agent of one side. ``backend`` samples; a shard has our own engine."""
         return model_agent(
             policy,
             self.shown,
             num_slots=self.rollout.num_slots,
             threads=self.rollout.threads,
             packed_weights=self.rollout.packed_weights,
+            backend=backend,
+            vllm=self.rollout.vllm,
             name=name,
             examples=self.examples,
             instructions=instructions_of(self.world),

@@ -25,7 +25,7 @@ from turnwise.envs.interface import HasPlayers, capability, instructions_of
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object
 from turnwise.models.adapters import check_use, load_start
-from turnwise.models.engine import SlotEngine
+from turnwise.models.engine import Engine, SlotEngine
 from turnwise.models.kinds import check_length, is_fast
 from turnwise.models.loading import end_ids
 from turnwise.models.packed_weights import wanted
@@ -38,6 +38,7 @@ from turnwise.models.settings import (
     PretrainedModelConfig,
     made_from_scratch,
 )
+from turnwise.models.vllm.settings import Backend, VllmConfig
 from turnwise.runs.checkpoints import CheckpointName
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.plan import Demand, fitting, is_packed, prompt_tokens
@@ -165,29 +166,42 @@ def model_agent(
     num_slots: int,
     threads: int | None = None,
     packed_weights: PackedWeights = "auto",
+    backend: Backend = "own",
+    vllm: VllmConfig | None = None,
     name: str = "",
     examples: tuple[Example, ...] = (),
     instructions: str = "",
 ) -> ModelAgent:
     """A policy, ready to play.
 
-    It is shown ``examples``. ``packed_weights``: whether its sampler has a copy of its weights that is faster on a CPU;
-    ``auto``: in half precision, where that changes no bit. Raises ValueError where True cannot be done, and where the
-    examples, after the world's ``instructions``, leave no room for an episode.
+    It is shown ``examples``. ``packed_weights``: whether a sampler in this process has a copy of its weights that is
+    faster on a CPU; ``auto``: in half precision, where that changes no bit. With ``backend`` vllm it is vLLM that
+    samples, run as ``vllm`` says. Raises ValueError for what cannot be done, and where the examples, after the world's
+    ``instructions``, leave no room for an episode.
     """
     check_length(policy.sampler.config, settings.max_context_tokens)
     chat = ChatFormat.of(policy.tokenizer, settings, end_ids(policy.sampler))
     check_room(chat, settings, instructions, examples)
-    if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config):
-        policy.pack()
-    engine = SlotEngine(
-        policy.sampler,
-        num_slots=num_slots,
-        max_length=settings.max_context_tokens,
-        end_ids=chat.end_ids,
-        threads=threads,
-    )
+    limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
+    engine: Engine
+    if backend == "vllm":
+        engine = _vllm_engine(policy, vllm or VllmConfig(), num_slots=num_slots, **limits)
+    else:
+        if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config):
+            policy.pack()
+        engine = SlotEngine(policy.sampler, num_slots=num_slots, **limits)
     return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash, examples)
+
+
+def _vllm_engine(policy: Policy, settings: VllmConfig, **limits: Any) -> Engine:
+    """vLLM in this process, where it has to be installed, or behind a server."""
+    if settings.url is not None:
+        from turnwise.models.vllm.server import served_engine
+
+        return served_engine(policy, settings.url, **limits)
+    from turnwise.models.vllm.local import local_engine
+
+    return local_engine(policy, settings=settings, **limits)
 
 
 def open_run(target: str | Path) -> RunDirectory | None:

@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.collector import Collector
 from turnwise.agents.episode import SuccessRule
@@ -51,6 +53,8 @@ from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, save_model
 from turnwise.models.policy import Policy
 from turnwise.models.settings import ScratchModelConfig
+from turnwise.models.vllm.install import fits, installed
+from turnwise.models.vllm.settings import Backend, chosen_backend
 from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
 from turnwise.replay.store import TrajectoryWriter
@@ -61,7 +65,7 @@ from turnwise.training.leading import Leader
 from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, fitting, is_packed, num_contexts, prompt_tokens
 from turnwise.training.ranks import ProcessRanks
-from turnwise.training.shape import Shape, shape_of
+from turnwise.training.shape import FLOAT, Shape, shape_of
 from turnwise.training.side import Side
 from turnwise.training.tasksets import Panels, TaskOrder, open_panels, prove_disjoint
 from turnwise.training.trainer import LoopSettings, Trainer
@@ -138,7 +142,8 @@ class Assembly:
 
     def settled(self) -> RunConfig:
         """The configuration with everything that it leaves open: what a run's folder keeps."""
-        return self.config.model_copy(update={"agent": self.agent})
+        rollout = self.config.rollout.model_copy(update={"backend": backend_of(self.config)[0]})
+        return self.config.model_copy(update={"agent": self.agent, "rollout": rollout})
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
@@ -317,7 +322,7 @@ class Assembly:
         """One policy in training, with its sampler, learner and buffer."""
         config = self.config
         policy.temperature = config.rollout.temperature
-        agent = self._cast.agent(name, policy)
+        agent = self._cast.agent(name, policy, backend_of(config)[0])
         learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, self.leader.ranks)
         side = Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")), self.leader)
         if is_sharded(config.rollout, config.ray):
@@ -357,6 +362,23 @@ class Assembly:
         return collector, collector if uses[0] == uses[1] else measurer
 
 
+def backend_of(config: RunConfig) -> tuple[Backend, str]:
+    """The engine that samples, and why: the configured one, or that of the rule in models/vllm/settings.py."""
+    rollout = config.rollout
+    if rollout.backend is not None:
+        return rollout.backend, f"rollout.backend={rollout.backend}"
+    if is_sharded(rollout, config.ray):
+        return "own", "shards sample with our own engine"
+    parameters, half = None, False
+    if torch.device(config.device).type == "cuda":  # elsewhere they decide nothing
+        try:
+            shape = shape_of(config.model, config.lora)
+        except ValueError:  # whoever loads the model says why
+            return chosen_backend(config.device, None, True, False)
+        parameters, half = shape.parameters, shape.itemsize < FLOAT
+    return chosen_backend(config.device, parameters, half, fits(installed() or ""))
+
+
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     """What decides a run's memory: the model's shape, which is read without its weights, and how much is held at once.
 
@@ -382,6 +404,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
         ranks=config.learner.ranks,
         divided=config.learner.parallel == "fsdp2",
+        vllm=rollout.vllm if backend_of(config)[0] == "vllm" else None,
     )
     return shape, demand
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from turnwise.bench.floor import Load, Machine, Stopwatch
-from turnwise.models.engine import EngineCounts, Sampling, SlotEngine, torch_threads
+from turnwise.models.engine import Engine, EngineCounts, Sampling, SlotEngine, torch_threads
 from turnwise.models.scratch import new_model, train_tokenizer
 from turnwise.models.settings import ScratchModelConfig
 from turnwise.trajectory import IntArray, Trajectory
@@ -25,6 +25,16 @@ from turnwise.trajectory import IntArray, Trajectory
 BENCH_MODEL = ScratchModelConfig(
     hidden_size=256, num_layers=5, num_heads=8, num_kv_heads=4, head_dim=32, ffn_size=1024, vocab_size=1024
 )
+
+
+MAX_LENGTH = 8192
+"""Tokens of a context, at most."""
+
+
+class CountingEngine(Engine, Protocol):
+    """An engine that counts its work."""
+
+    counts: EngineCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +120,12 @@ def scripts(num: int, turns: tuple[int, int], vocab: int, seed: int) -> list[Scr
 
 
 def run_engine(model: Any, episodes: Sequence[Script], num_slots: int) -> Played:
-    """Play all scripts, up to ``num_slots`` at once."""
-    engine = SlotEngine(model, num_slots=num_slots, max_length=8192, end_ids=frozenset())
+    """Play all scripts, up to ``num_slots`` at once, on our own engine."""
+    return run_on(SlotEngine(model, num_slots=num_slots, max_length=MAX_LENGTH, end_ids=frozenset()), episodes)
+
+
+def run_on(engine: CountingEngine, episodes: Sequence[Script]) -> Played:
+    """Play all scripts on an engine, in as many slots as it has."""
     queue = deque(range(len(episodes)))
     playing: dict[int, tuple[int, int]] = {}
     streams: list[list[np.ndarray]] = [[] for _ in episodes]
@@ -139,7 +153,7 @@ def run_engine(model: Any, episodes: Sequence[Script], num_slots: int) -> Played
                 continue
             playing[reply.slot] = (index, turn + 1)
             ask(reply.slot, index, turn + 1)
-    return Played(engine.counts, [np.concatenate(s) for s in streams], [np.concatenate(p) for p in logprobs])
+    return Played(replace(engine.counts), [np.concatenate(s) for s in streams], [np.concatenate(p) for p in logprobs])
 
 
 def run_generate(model: Any, episodes: Sequence[Script], at_once: int, pad: int) -> int:
@@ -213,15 +227,19 @@ def race(model: Any, episodes: Sequence[Script], at_once: int, pad: int) -> tupl
     return ours, theirs, played
 
 
+def bench_model(seed: int) -> tuple[Any, Any]:
+    """A model of 5 M random weights, and a tokenizer that only supplies the vocabulary's size: tokens are random."""
+    words = (f"word{i} thing{i * 7} place{i * 13}" for i in range(2000))
+    tokenizer = train_tokenizer(words, BENCH_MODEL.vocab_size)
+    return new_model(BENCH_MODEL, tokenizer, seed=seed, max_length=MAX_LENGTH), tokenizer
+
+
 def bench_rollout(
     *, num_episodes: int = 32, turns: tuple[int, int] = (10, 20), at_once: int = 16, seed: int = 0
 ) -> RolloutBench:
     """Both sides on scripts, with a model of 5 M parameters; one torch thread, process CPU time."""
     with torch_threads(1):
-        # A tokenizer only supplies the vocabulary size here: tokens are random.
-        words = (f"word{i} thing{i * 7} place{i * 13}" for i in range(2000))
-        tokenizer = train_tokenizer(words, BENCH_MODEL.vocab_size)
-        model = new_model(BENCH_MODEL, tokenizer, seed=seed, max_length=8192)
+        model, tokenizer = bench_model(seed)
         episodes = scripts(num_episodes, turns, len(tokenizer), seed)
         ours, theirs, played = race(model, episodes, at_once, tokenizer.pad_token_id)
         floor = floor_s(Load.of(model), Machine.measure(model), played.counts, played.contexts())

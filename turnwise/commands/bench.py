@@ -16,6 +16,7 @@ from turnwise.commands.worlds import print_numbers
 
 if TYPE_CHECKING:
     from turnwise.bench.own import OwnBench
+    from turnwise.models.settings import DType
 
 app = typer.Typer(help="Measure this machine: worlds, rollouts, updates.", no_args_is_help=True)
 app.command("env")(worlds.bench_env)
@@ -36,20 +37,26 @@ ROLLOUT, UPDATE = ("environment", "prefill", "decode"), ("score", "train")
 def rollout(
     target: TargetArg = None,
     env: EnvOption = None,
-    against: Annotated[str, typer.Option(help="generate: re-prefilling with transformers' generate().")] = "generate",
+    against: Annotated[
+        str, typer.Option(help="generate: re-prefilling with transformers' generate(); vllm: vLLM in this process.")
+    ] = "generate",
     short: Annotated[bool, typer.Option(help="Without a target: also measure 6-12 turns (without a bar).")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Rollouts: the engine's time against calling ``generate()`` every turn, and against the floor of this machine.
 
     Without a target it plays scripted episodes with a model of 5 M parameters on one thread; with one, your own.
+    Against vLLM a target is a model's folder or hub name; model.dtype, lora and rollout.vllm may follow.
     """
     from dataclasses import asdict
 
     from turnwise.bench.rollout import bench_rollout as run_bench
 
+    if against == "vllm":
+        _against_vllm(list(target or []), as_json)
+        return
     if against != "generate":
-        raise ValueError(f"--against {against!r}: expected generate")
+        raise ValueError(f"--against {against!r}: expected generate or vllm")
     if target or env:
         _own(target, env, ROLLOUT, as_json)
         return
@@ -59,6 +66,21 @@ def rollout(
     if short:
         numbers["ratio_6_12_turns"] = run_bench(num_episodes=16, turns=(6, 12)).ratio
     print_numbers(console, numbers, as_json)
+
+
+def _against_vllm(words: list[str], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from turnwise.bench.against_vllm import bench_vllm
+    from turnwise.config.files import load_config
+
+    model = words.pop(0) if words and "=" not in words[0] else None
+    place = ["model={}", f"model.path={model}", "warmstart=null"] if model else []
+    config = load_config("household", [*place, "lora=null", "rollout.backend=vllm", *words])
+    quiet()
+    dtype: DType = getattr(config.model, "dtype", "float32")
+    found = bench_vllm(model, dtype=dtype, lora=config.lora, settings=config.rollout.vllm)
+    print_numbers(console, {**asdict(found), "ratio": found.ratio}, as_json)
 
 
 @app.command("update")

@@ -39,6 +39,9 @@ _STAGES = {
 }
 
 
+_ENGINES = {"own": "our own engine", "vllm": "vLLM"}
+
+
 def sparkline(values: Sequence[float], width: int = 60, low: float = 0.0, high: float = 1.0) -> str:
     """Values between ``low`` and ``high`` as at most ``width`` bars; of longer series each bar is a mean."""
     if not values:
@@ -102,6 +105,9 @@ class LiveDisplay:
         if name == "train":
             self._progress.start_task(self._bar)
         self._say(f"[bold]{_STAGES.get(name, name)}[/bold]")
+
+    def engine(self, name: str, why: str) -> None:
+        self._say(f"Sampling: {_ENGINES[name]} ({why})")
 
     def cloning(self, progress: Cloning) -> None:
         before, self._cloning = self._cloning, progress

@@ -12,6 +12,7 @@ from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
 from turnwise.learning.settings import RunInfo, Settings
 from turnwise.models.settings import LoRAConfig, ModelConfig, PackedWeights, ScratchModelConfig
+from turnwise.models.vllm.settings import VllmConfig
 
 
 def check_start(model: ModelConfig, warmstart: WarmstartConfig | None) -> None:
@@ -78,6 +79,46 @@ def check_processes(shards: int, device: str) -> None:
         raise ValueError(
             f"rollout.shards={shards} without ray are processes that share a CPU; on device={device} leave it at 1, or "
             "train with shards that Ray places: ray.address=local and ray.gpus_per_shard=1"
+        )
+
+
+def check_backend(
+    rollout: RolloutConfig, ray: RayConfig | None, agent: AgentConfig, lora: LoRAConfig | None, learner: LearnerConfig
+) -> None:
+    """Settings of one engine are for that one."""
+    served = rollout.vllm.url is not None
+    if rollout.backend != "vllm":
+        unused = [name for name, value in rollout.vllm if value != getattr(VllmConfig(), name)]
+        if unused:
+            told = ", ".join(f"rollout.vllm.{name}" for name in unused)
+            raise UnusedSettingError(
+                tuple(f"rollout.vllm.{name}" for name in unused), f"{told}: set rollout.backend=vllm, or leave it out"
+            )
+    elif rollout.packed_weights is True:
+        raise UnusedSettingError(
+            "rollout.packed_weights",
+            "rollout.packed_weights is for our own engine, and rollout.backend=vllm samples: leave it out",
+        )
+    elif rollout.shards > 1 or ray is not None:
+        raise ValueError(
+            "rollout.backend=vllm samples in one process, and shards sample with our own engine: leave rollout.shards "
+            "and ray out, or set rollout.backend=own"
+        )
+    elif learner.parallel == "fsdp2" and not served:
+        raise ValueError(
+            "learner.parallel=fsdp2 divides the weights that vLLM in this process would begin with: give a server "
+            "(rollout.vllm.url), or learner.parallel=ddp"
+        )
+    elif served and lora is None:
+        raise ValueError(
+            "a vLLM server plays adapters, and lora=null trains all weights: leave rollout.vllm.url out, so that vLLM "
+            "runs in this process, or keep LoRA"
+        )
+    elif served and (agent.constrained or agent.thought_tokens is not None):
+        name = "constrained" if agent.constrained else "thought_tokens"
+        raise ValueError(
+            f"agent.{name} works on each token of a reply, which a vLLM server cannot: leave rollout.vllm.url out, so "
+            "that vLLM runs in this process"
         )
 
 

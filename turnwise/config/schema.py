@@ -132,6 +132,7 @@ class RunConfig(Section):
         checks.check_start(self.model, self.warmstart)
         checks.check_adapters(self.model, self.warmstart, self.lora)
         checks.check_shards(self.rollout, self.ray, self.device)
+        checks.check_backend(self.rollout, self.ray, self.agent, self.lora, self.learner)
         checks.check_packed_weights(self.rollout.packed_weights, self.device)
         checks.check_ranks(self.learner, self.lora, self.device)
         checks.check_splits(self.env, self.eval)

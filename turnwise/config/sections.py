@@ -13,6 +13,7 @@ from turnwise.agents.worldwork import Order
 from turnwise.grading.settings import GradingConfig
 from turnwise.learning.settings import RewardSettings
 from turnwise.models.settings import PackedWeights
+from turnwise.models.vllm.settings import Backend, VllmConfig
 
 
 class Section(BaseModel):
@@ -29,6 +30,10 @@ class RolloutConfig(Section):
     num_tasks: int = Field(8, ge=1, description="tasks (groups) per update")
     group_size: int = Field(8, ge=1, description="episodes per task, G")
     num_slots: int = Field(64, ge=1, description="episodes played at once")
+    backend: Backend | None = Field(
+        None, description="the engine that samples: own, or vllm; None: by device, size and precision (docs/vllm.md)"
+    )
+    vllm: VllmConfig = VllmConfig()
     shards: int = Field(
         1, ge=1, description="processes that share the slots and play at the same time; 1: the main process"
     )

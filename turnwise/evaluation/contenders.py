@@ -29,6 +29,8 @@ _INCIDENTAL = (
         "rollout.shard_losses",
         "ray",
         "rollout.packed_weights",
+        "rollout.backend",
+        "rollout.vllm.",
         "rollout.num_slots",
         "rollout.env_threads",
     ),

@@ -29,6 +29,7 @@ from turnwise.models.drawing import LogitsError, position_seeds, sample
 from turnwise.models.drawing import Sampling as Sampling
 from turnwise.models.kinds import check_length
 from turnwise.models.paths import contexts_of
+from turnwise.models.policy import Policy
 from turnwise.models.processing import Course, Processor, processed
 from turnwise.prefixes import common_prefix, loans
 from turnwise.trajectory import FloatArray, IntArray, Processing
@@ -64,6 +65,9 @@ class Engine(Protocol):
     max_length: int
     clock: Clock
 
+    @property
+    def weights(self) -> str: ...
+    def hold(self, policy: Policy) -> None: ...
     @property
     def num_free(self) -> int: ...
     def open(self) -> int: ...
@@ -147,6 +151,14 @@ class SlotEngine:
         self._rows: list[int] = []  # row of the contexts -> slot; rows from 0 to the number of open slots are in use
         self._row_of: dict[int, int] = {}
         self._next_handle = 0
+
+    @property
+    def weights(self) -> str:
+        """The hash of the weights that it plays (``Policy.adapter_hash``); "" where its model is not a policy's."""
+        return str(getattr(self.model, "weights_hash", ""))
+
+    def hold(self, policy: Policy) -> None:
+        """Play a policy's present weights. Its sampler is this engine's model, which has them since ``sync``."""
 
     @property
     def num_free(self) -> int:

@@ -94,13 +94,27 @@ def unjoined(model: Any, layers: dict[str, Any]) -> None:
     ``layers`` are the learner's adapted layers by name.
     """
     for name, layer in layers.items():
-        parent, _, last = name.rpartition(".")
-        joint = model.get_submodule(name)
-        if isinstance(joint, JointLinear):
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-            plain.weight = nn.Parameter(merged(layer), requires_grad=False)
-            plain.register_parameter("bias", joint.bias)
-            setattr(model.get_submodule(parent), last, plain)
+        if isinstance(model.get_submodule(name), JointLinear):
+            _put_plain(model, name, layer, merged(layer))
+
+
+def unadapted(model: Any, layers: dict[str, Any]) -> None:
+    """Give the adapted layers of a model the base's weights, which are in the memory of the learner's."""
+    for name, layer in layers.items():
+        weight, own = layer.base_layer.weight.detach(), model.get_submodule(name)
+        if isinstance(own, JointLinear):
+            _put_plain(model, name, layer, weight)
+        else:
+            own.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _put_plain(model: Any, name: str, layer: Any, weight: Tensor) -> None:
+    """A plain layer with ``weight`` in the place of a joint one."""
+    parent, _, last = name.rpartition(".")
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    plain.register_parameter("bias", model.get_submodule(name).bias)
+    setattr(model.get_submodule(parent), last, plain)
 
 
 @dataclass(frozen=True, slots=True)

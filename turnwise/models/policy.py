@@ -48,7 +48,17 @@ from turnwise.models.kinds import is_fast
 from turnwise.models.layers import adapter, added, beside, is_half, switched_on
 from turnwise.models.loading import save_model
 from turnwise.models.lora_layers import as_the_sampler, check_layer, check_reached, targets_of, tell_left_out
-from turnwise.models.merging import MERGED_SHARE, Survival, SurvivalMeter, held, holds, own_layer, put, unjoined
+from turnwise.models.merging import (
+    MERGED_SHARE,
+    Survival,
+    SurvivalMeter,
+    held,
+    holds,
+    own_layer,
+    put,
+    unadapted,
+    unjoined,
+)
 from turnwise.models.packed_weights import pack as pack_weight
 from turnwise.models.packed_weights import packed_weight
 from turnwise.models.packing import Sharing, pack
@@ -217,6 +227,8 @@ class Policy:
         self._copy()
         self.survival = self._meter.measure()
         self.adapter_hash = weights_hash(self.trainable_state())
+        if self.sampler is not None:
+            self.sampler.weights_hash = self.adapter_hash
         self.version = version
 
     def _copy(self) -> None:
@@ -356,6 +368,23 @@ class Policy:
         plain = _sharing_copy(self.sampler)
         unjoined(plain, {name: layer for name, (layer, _) in self._adapted.items()})
         return plain
+
+    def unadapted(self) -> Any:
+        """The model without its adapters, as a plain one. All weights share memory with the learner's."""
+        plain = _sharing_copy(self.sampler)
+        unadapted(plain, {name: layer for name, (layer, _) in self._adapted.items()})
+        return plain
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether it plays with adapters; else with all of its weights."""
+        return bool(self._names)
+
+    @property
+    def rank(self) -> int:
+        """The highest rank of its adapters in a layer, one beside another; 0 without any."""
+        layers = (layer for layer, _ in self._adapted.values())
+        return max((sum(layer.r[name] for name in layer.active_adapters) for layer in layers), default=0)
 
     def save_adapter(self, folder: str | Path) -> None:
         """Write one peft adapter (safetensors) that stands for the policy on its base model, and the tokenizer.

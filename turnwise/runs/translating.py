@@ -21,6 +21,8 @@ def translated(raw: Any) -> Any:
         made["warmstart"] = {**clone, "lora": None}
     if isinstance(agent := made.get("agent"), Mapping):
         made["agent"] = {"examples": 0, **agent}  # a run from before there were examples
+    if isinstance(rollout := made.get("rollout"), Mapping):
+        made["rollout"] = {"backend": "own", **rollout}  # ... or another engine
     model = made.get("model")
     if isinstance(model, Mapping) and model.get("type") == "scratch":  # ... or induction heads at initialisation
         made["model"] = {"induction_heads": False, **model}

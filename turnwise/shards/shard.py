@@ -54,6 +54,7 @@ class Shard:
         policy, agent = self.players[side].policy, self.players[side].agent
         policy.load_trainable_state(load(tensors))
         policy.sync(version)
+        agent.engine.hold(policy)
         agent.version, agent.adapter_hash = policy.version, policy.adapter_hash
         return policy.adapter_hash
 

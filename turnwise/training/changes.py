@@ -32,6 +32,8 @@ MAY_CHANGE: Mapping[str, str] = {
     "device": "where it works: numbers change by rounding",
     "threads": "how fast: numbers change by rounding",
     "learner": "how fast, and memory: numbers change by rounding",
+    "rollout.backend": "how fast: numbers change by rounding",
+    "rollout.vllm": "how fast, and memory: numbers change by rounding",
     "rollout.threads": "how fast: numbers change by rounding",
     "rollout.shards": "how fast: numbers change by rounding, and trees by the order of events",
     "rollout.shard_timeout_s": "when a shard counts as lost",

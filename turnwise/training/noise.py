@@ -89,27 +89,40 @@ def limits_of(policy: Policy, agent: ModelAgent) -> Limits:
 
 
 @torch.no_grad()
-def floor_of(policy: Policy, batch: TokenBatch) -> Agreement:
-    """The smaller of two distances to transformers' forward pass of the sampler's weights: sampler's and learner's."""
-    mask, theirs = batch.action_mask, torch.zeros_like(batch.behaviour_logprobs)
+def sampler_logprobs(policy: Policy, batch: TokenBatch) -> Tensor:
+    """Log-probs [B, T] of a batch's tokens by transformers' forward pass of the sampler's weights, on the CPU.
+
+    Column 0 is 0. No other rank takes part, also where the learner's weights are divided.
+    """
+    found = torch.zeros_like(batch.behaviour_logprobs)
     for row, length in enumerate(batch.lengths.tolist()):
         ids = batch.tokens[row, :length].to(policy.device)
         logits = policy.sampler(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
         full = torch.log_softmax(logits / policy.temperature, -1)
-        theirs[row, 1:length] = full.gather(-1, ids[1:, None])[:, 0].cpu()
+        found[row, 1:length] = full.gather(-1, ids[1:, None])[:, 0].cpu()
+    return found
+
+
+@torch.no_grad()
+def floor_of(policy: Policy, batch: TokenBatch) -> Agreement:
+    """The smaller of two distances to transformers' forward pass of the sampler's weights: sampler's and learner's."""
+    mask, theirs = batch.action_mask, sampler_logprobs(policy, batch)
     ours: tuple[Tensor, ...] = batch.behaviour_logprobs, policy.score(batch).logprobs.cpu()
     found = [Agreement.of((side - theirs)[mask].abs()) for side in ours]
     return min(found, key=lambda agreement: agreement.mean_abs)
 
 
-def sampled_batch(agent: ModelAgent, temperature: float) -> TokenBatch | None:
-    """Replies to a few prompts, sampled as in rollouts; None where the prompts leave no room for a reply."""
+def sampled_batch(agent: ModelAgent, temperature: float, num_tokens: int = _TOKENS) -> TokenBatch | None:
+    """Replies to a few prompts, sampled as in rollouts; None where the prompts leave no room for a reply.
+
+    They have ``num_tokens`` tokens or more, or are as many as there may be.
+    """
     engine, tokens, turns = agent.engine, 0, list[Turn]()
     prompts = [agent.chat.open(f"Room {n}. There is a table with {n + 1} cups, a door and a book.") for n in range(8)]
     room = min(_REPLY, engine.max_length - max(map(len, prompts)))
     if room < 1:
         return None
-    while tokens < _TOKENS and len(turns) < _MOST_REPLIES:
+    while tokens < num_tokens and len(turns) < _MOST_REPLIES:
         asked = prompts[: engine.num_free]
         sampling = Sampling(temperature, max_tokens=room)
         for reply, prompt in _replies(agent, asked, len(turns), sampling):

@@ -16,6 +16,9 @@ class Observer(Protocol):
     def stage(self, name: str) -> None:
         """A stage begins: ``clone``, ``measure``, ``train``, or ``stop`` (after a signal)."""
 
+    def engine(self, name: str, why: str) -> None:
+        """The run begins or goes on, and this engine samples (``rollout.backend``)."""
+
     def cloning(self, progress: Progress) -> None:
         """Cloning has made progress."""
 
@@ -33,6 +36,7 @@ class Callback:
     """An observer that does nothing. Subclass it and override the methods that you need."""
 
     def stage(self, name: str) -> None: ...
+    def engine(self, name: str, why: str) -> None: ...
     def cloning(self, progress: Progress) -> None: ...
     def episode(self, trajectory: Trajectory) -> None: ...
     def update(self, record: dict[str, Any]) -> None: ...
@@ -67,6 +71,11 @@ class Together(Callback):
     def stage(self, name: str) -> None:
         for each in self._all:
             each.stage(name)
+
+    def engine(self, name: str, why: str) -> None:
+        for each in self._all:
+            if hasattr(each, "engine"):  # observers from before it was told need not have it
+                each.engine(name, why)
 
     def cloning(self, progress: Progress) -> None:
         for each in self._all:

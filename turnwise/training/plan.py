@@ -2,9 +2,10 @@
 
 Contexts and microbatches are reckoned as full as the settings allow, so that it is the most that a run can need.
 
-Not counted are Python and its libraries (some 400 MiB of main memory, on a GPU some 600 MiB of context), the worlds,
-and a warm start. One policy is counted; a game with a policy for each role needs as many caches and adapters as roles.
-Of several ranks the first is counted, which also samples; on a CPU the others as well, as if all were on this machine.
+Not counted are Python and its libraries (some 400 MiB of main memory, more with vLLM; on a GPU 600 MiB of context),
+the worlds, and a warm start. One policy is counted; a game with a policy for each role needs as many caches and
+adapters as roles. Of several ranks the first is counted, which also samples; on a CPU the others as well, as if all
+were on this machine.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from turnwise.models.loading import check_device
 from turnwise.models.packed_weights import wanted
 from turnwise.models.settings import PackedWeights
 from turnwise.models.sharding import NOT_DIVIDED
+from turnwise.models.vllm.settings import VllmConfig
 from turnwise.training.shape import FLOAT, Shape
 
 GIB = 1 << 30
@@ -52,6 +54,7 @@ class Demand:
     shards: int = 0  # processes of this machine that have weights of their own, beside this one
     ranks: int = 1  # processes that learn together, the first of which samples
     divided: bool = False  # among them the frozen weights
+    vllm: VllmConfig | None = None  # how vLLM samples, where it does
 
     @property
     def on_cpu(self) -> bool:
@@ -125,6 +128,9 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
     ]
     whole = (shape.parameters + sampled + packed) * shape.itemsize + shape.lora * FLOAT
     parts.append(Part("shards", demand.shards * whole, f"{demand.shards} processes with all weights each"))
+    if demand.vllm is not None and demand.vllm.url is None:
+        copies = shape.parameters + shape.lora
+        parts.append(Part("vLLM's weights", copies * shape.itemsize, "a copy of all, and of the adapters"))
     if demand.num_rows:
         count = shape.lora or shape.parameters
         frozen = shape.parameters * demand.reference if not shape.lora else 0
@@ -143,13 +149,19 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
 
 def _sampling(shape: Shape, demand: Demand) -> list[Part]:
     """The cache, which goes back after sampling on a CPU, and a step in which every episode has a new prompt."""
+    each = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * shape.itemsize
+    if demand.vllm is not None:
+        if demand.vllm.url is not None:
+            return []  # the server's
+        held = demand.vllm.cache_bytes(demand.num_slots, demand.max_context_tokens, each)
+        return [Part("key/value cache", held, "vLLM's, for all slots", "always")]
     slots, capacity = demand.num_slots, room(demand.max_context_tokens, torch.device(demand.device))
-    cache = 2 * slots * capacity * shape.num_layers * shape.num_kv_heads * shape.head_dim * shape.itemsize
+    cache = slots * capacity * each
     read = slots * demand.prompt_tokens
     drawn = _DRAWING * slots * shape.vocab * FLOAT
-    held: Stage = "sampling" if demand.on_cpu else "always"
+    stage: Stage = "sampling" if demand.on_cpu else "always"
     return [
-        Part("key/value cache", cache, f"{slots} slots of {capacity} tokens", held),
+        Part("key/value cache", cache, f"{slots} slots of {capacity} tokens", stage),
         Part("prompts", read * shape.sampled_bytes + drawn, f"{read:,} tokens in a step", "sampling"),
     ]
 

@@ -2,10 +2,15 @@
 
 The proof has two halves. The first compares numbers: sampler and learner give the same tokens the same log-probs, up to
 the rounding that ``turnwise.training.noise`` allows. The second checks the links, for faults that are too small to show
-in numbers: the hash of the learner's weights is the one that the sampler plays under, the engine runs the sampler's
-model, every adapter is on and its copy in the sampler equals the learner's to the bit, and all other weights are the
-same memory. Where the learner's frozen weights are divided among ranks, no rank has them to compare with: there the
-sampler's weights are those that were copied last, by their digests.
+in numbers: the hash of the learner's weights is the one that the sampler and its engine play under, every adapter is
+on and its copy in the sampler equals the learner's to the bit, and all other weights are the same memory. Where the
+learner's frozen weights are divided among ranks, no rank has them to compare with: there the sampler's weights are
+those that were copied last, by their digests.
+
+An engine that runs the sampler's model in this process plays those weights. Any other one holds weights of its own, in
+another library or another process, and only says which. So it is probed: it answers a few prompts, the same at every
+update, and the sampler scores these tokens. Weights that did not arrive, and keys in its cache that older weights left
+there, show in them.
 
 Neither half finds a fault within the learner's forward pass (adapters that are off while it scores, for example) that
 moves no log-prob by more than the limit. Such a fault moves no ratio by more than that either.
@@ -22,7 +27,10 @@ from turnwise.agents.seating import ModelAgent
 from turnwise.learning.metrics import Agreement
 from turnwise.models.policy import Policy, weights_hash
 from turnwise.models.sharding import is_divided
-from turnwise.training.noise import Limits
+from turnwise.training.noise import Limits, sampled_batch, sampler_logprobs
+
+PROBE = 64
+"""Tokens, at least, on which an engine with weights of its own is compared at every update."""
 
 
 class DisagreementError(RuntimeError):
@@ -34,7 +42,7 @@ def prove(policy: Policy, agent: ModelAgent, agreement: Agreement, limits: Limit
 
     Raises DisagreementError that names what differs.
     """
-    broken = broken_link(policy, agent)
+    broken = broken_link(policy, agent) or probed(policy, agent, limits)
     if not agreement.num_tokens:
         raise DisagreementError(
             "the update would take an optimizer step, and not one token was there to compare sampler and learner on: "
@@ -66,9 +74,35 @@ def broken_link(policy: Policy, agent: ModelAgent) -> str | None:
         return f"sync: the learner holds weights {present}, the sampler was last brought to {policy.adapter_hash}"
     if agent.adapter_hash != policy.adapter_hash:
         return f"name: the agent plays as {agent.adapter_hash}, its weights are {policy.adapter_hash}"
+    weights = getattr(agent.engine, "weights", None)
+    if weights is None:
+        return (
+            f"engine: {type(agent.engine).__name__} does not say which weights it plays; it needs `weights` and `hold`"
+        )
     if getattr(agent.engine, "model", policy.sampler) is not policy.sampler:
         return "engine: it runs another model than the one that is synchronised"
+    if weights != policy.adapter_hash:
+        return f"engine: it plays weights {weights or 'without a name'}, the sampler holds {policy.adapter_hash}"
     return _unlike(policy)
+
+
+@torch.no_grad()
+def probed(policy: Policy, agent: ModelAgent, limits: Limits) -> str | None:
+    """What an engine that holds weights of its own samples otherwise than the sampler scores; None if nothing."""
+    if getattr(agent.engine, "model", None) is policy.sampler:
+        return None
+    batch = sampled_batch(agent, policy.temperature, PROBE)
+    if batch is None:
+        return None
+    mask = batch.action_mask
+    seen = Agreement.of((sampler_logprobs(policy, batch) - batch.behaviour_logprobs)[mask].abs())
+    if limits.allow(seen):
+        return None
+    return (
+        f"probe: the engine says that it plays {policy.adapter_hash}, and on {seen.num_tokens} tokens of its replies "
+        f"to set prompts it differs from the sampler by at most {seen.max_abs:.2e} nats, by {seen.mean_abs:.2e} on "
+        f"average (limit: {limits.told(seen.num_tokens)})"
+    )
 
 
 @torch.no_grad()

@@ -57,6 +57,7 @@ class Side:
         with self.leader.watched():
             self.policy.sync(version)
         self.leader.agree(self.policy.adapter_hash, f"after update {version}")
+        self.agent.engine.hold(self.policy)
         self.agent.version, self.agent.adapter_hash = self.policy.version, self.policy.adapter_hash
 
     def take(self, groups: Sequence[Group], update: int) -> None:
