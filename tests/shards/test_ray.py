@@ -75,7 +75,7 @@ def test_actors_play_what_shards_here_play_and_a_node_may_go(model: Path, cluste
     ray = RayConfig(address=cluster.address)
     whole = sharded(made, model, Here(), 2)
     host = LosesANode(cluster, host_of(ray), 3)  # type: ignore[arg-type]
-    with pytest.warns(UserWarning, match=r"shard \d was lost \(.*(node|actor).*died"):
+    with pytest.warns(UserWarning, match=r"shard \d was lost \(The actor .*(died|unavailable)"):
         found = sharded(made, model, host, 2)
     assert host.lost
     for first, second in zip(whole, found, strict=True):
