@@ -61,12 +61,22 @@ def test_a_run_from_before_there_was_a_choice_keeps_the_own_engine() -> None:
         (["rollout.backend=own", "rollout.vllm.compiled=true"], r"rollout\.vllm\.compiled: set rollout\.backend=vllm"),
         (["rollout.backend=vllm", "rollout.packed_weights=true"], r"rollout\.packed_weights is for our own engine"),
         (["rollout.backend=vlm"], "vllm"),
-        (["rollout.backend=vllm", "learner={ranks: 2, parallel: fsdp2}"], "divides the weights that vLLM"),
+        (["rollout.backend=vllm", "learner.ranks=2"], r"learner\.ranks=2, and vLLM in the first rank's process"),
+        (["rollout.backend=vllm", "learner={ranks: 2, parallel: fsdp2}"], r"learner\.ranks=2, and vLLM"),
+        (["rollout.backend=vllm", "rollout.shards=2"], r"rollout\.backend=vllm samples in one process, and shards"),
+        (["rollout.backend=vllm", "ray={}"], r"rollout\.backend=vllm samples in one process, and shards"),
     ],
 )
 def test_settings_of_one_engine_are_for_that_one(settings: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load_config("smoke", settings)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_ranks_sample_from_a_server(parallel: str) -> None:
+    url = "rollout.vllm.url=http://127.0.0.1:1"
+    ranks = f"learner={{ranks: 2, parallel: {parallel}}}"
+    assert load_config("smoke", ["rollout.backend=vllm", url, ranks]).learner.ranks == 2
 
 
 def test_a_vllm_that_is_missing_is_told_of_before_anything_is_made(
