@@ -66,7 +66,7 @@ def test_the_engine_of_the_configuration_is_the_one_that_plays(server: Server, t
     (engine,) = server.engines
     found = replies(tmp_path / "served")
     assert found == replies(tmp_path / "own")
-    assert engine.counts.sampled_tokens > sum(map(len, found)), "measurements are its own too"
+    assert engine.counts.sampled_tokens >= sum(map(len, found))
 
 
 def test_another_base_model_is_found_before_anything_is_measured(server: Server, tmp_path: Path) -> None:
