@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from tests.models import tiny_model, tokenizer
+from tests.models.test_processing import Scripted, replies
 from tests.worlds import Echo
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.collector import Collector
 from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent
-from turnwise.agents.wishes import AtTemperature, Wishes
-from turnwise.models.engine import Sampling, SlotEngine
-from turnwise.models.processing import FREE, Step
+from turnwise.agents.wishes import Wishes
+from turnwise.models.engine import Engine, Sampling, SlotEngine
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Task, Trajectory, group_by_task
 
@@ -38,10 +38,12 @@ class Wishing(Echo):
         return (*rest, {**info, "sampling": self.wishes})
 
 
-def played(wishes: dict[str, Any], temperature: float = 1.0, num: int = 4, **settings: Any) -> list[Trajectory]:
+def played(
+    wishes: dict[str, Any], temperature: float = 1.0, num: int = 4, engine: Engine | None = None
+) -> list[Trajectory]:
     chat = ChatFormat(tokenizer())
-    config = AgentConfig(max_reply_tokens=12, max_context_tokens=512, **settings)
-    engine = SlotEngine(tiny_model(), num_slots=3, max_length=512, end_ids=chat.end_ids)
+    config = AgentConfig(max_reply_tokens=12, max_context_tokens=512)
+    engine = engine or SlotEngine(tiny_model(), num_slots=3, max_length=512, end_ids=chat.end_ids)
     jobs = [Job(Task("Echo", "train", n, str(n)), 0, 0, n) for n in range(num)]
     collector = Collector(lambda: Wishing(wishes), ModelAgent(engine, chat, config))
     return collector.collect(jobs, Sampling(temperature, max_tokens=12))
@@ -111,29 +113,23 @@ def test_a_text_that_ends_a_reply_cuts_it_there(wishes: dict[str, Any]) -> None:
     check_logprobs(found, wishes.get("temperature", 1.0))
 
 
-class _Inner:
-    needs_logits = True
-
-    def __init__(self, step: Step) -> None:
-        self.step, self.told = step, list[int]()
-
-    def before(self, logits: Any) -> Step:
-        return self.step
-
-    def after(self, token: int, logprob: float, entropy: float) -> None:
-        self.told.append(token)
-
-
 def test_a_processor_within_keeps_its_say() -> None:
-    allowed = np.array([3, 5], np.int32)
-    inner = _Inner(Step(allowed=allowed))
-    outer = AtTemperature(0.5, inner)
-    assert outer.needs_logits
-    step = outer.before(None)
-    assert (step.allowed is allowed, step.temperature) == (True, 0.5)
-    outer.after(3, -1.0, 0.5)
-    assert inner.told == [3]
-    assert AtTemperature(0.5, _Inner(Step(temperature=2.0))).before(None).temperature == 2.0
-    assert AtTemperature(0.5).before(None) == Step(temperature=0.5)
-    assert Wishes().processor(None, Sampling()) is None
-    assert FREE.temperature is None
+    """A temperature of a processor's own comes before the wish, and the sets that it allows are recorded with it."""
+    wishes, usual = Wishes(temperature=0.5), Sampling(max_tokens=3)
+    scripts = [Scripted([list(range(3, 40))] * 3, hot) for hot in ({}, {1: 2.0})]
+    engine = SlotEngine(tiny_model(), num_slots=2, max_length=512, end_ids=frozenset())
+    found = []
+    for reply in replies(engine, scripts, wishes.sampling(usual)):
+        made = wishes.recorded(reply, usual).processing
+        assert made is not None
+        assert made.counts.tolist() == [37] * 3
+        found.append(made.temperatures.tolist())
+    assert found == [[0.5, 0.5, 0.5], [0.5, 2.0, 0.5]]
+
+
+def test_a_wish_for_what_is_usual_changes_nothing() -> None:
+    usual = Sampling(0.7, max_tokens=12)
+    assert Wishes().sampling(usual) == usual
+    (reply,) = replies(SlotEngine(tiny_model(), num_slots=1, max_length=512, end_ids=frozenset()), [None], usual)
+    for same in (Wishes(), Wishes(temperature=0.7), Wishes(temperature=0.0)):
+        assert same.recorded(reply, usual) is reply

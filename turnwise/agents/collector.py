@@ -392,8 +392,8 @@ class Rollouts:
         key = mix("reply", self._collector.seed, *place)
         wishes = Wishes.of(episode.info)
         self._collector.count_ignored(episode.info.get("ignored", ()))
-        guide = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
-        processor, sampling = wishes.processor(guide, self._sampling), wishes.sampling(self._sampling)
+        processor = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
+        sampling = wishes.sampling(self._sampling)
         engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
         self._generating[self._collector.engines.index(engine), seat.slot] = rollout
 
@@ -406,7 +406,9 @@ class Rollouts:
         assert episode is not None
         seat = episode.to_move
         assert seat.model is not None
-        kept, text = Wishes.of(episode.info).cut(reply, seat.model.chat.decode)
+        wishes = Wishes.of(episode.info)
+        reply = wishes.recorded(reply, self._sampling)
+        kept, text = wishes.cut(reply, seat.model.chat.decode)
         seat.was_cut, reply = kept is not reply, kept
         chat, style = seat.model.chat, seat.model.config.action_format
         parsed = seat.read(text)

@@ -12,12 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from turnwise.envs.interface import Info
 from turnwise.models.drawing import Sampling
 from turnwise.models.engine import Reply
-from turnwise.models.processing import FREE, Processor, Step
 from turnwise.trajectory import IntArray, Processing
 
 
@@ -38,13 +36,21 @@ class Wishes:
     def sampling(self, usual: Sampling) -> Sampling:
         """How the reply is sampled: ``usual`` is the run's, whose limit of tokens holds too."""
         fewer = usual if self.max_tokens is None else replace(usual, max_tokens=min(self.max_tokens, usual.max_tokens))
-        return replace(fewer, temperature=0.0) if self.temperature == 0 else fewer
+        return fewer if self.temperature is None else replace(fewer, temperature=self.temperature)
 
-    def processor(self, inner: Processor | None, usual: Sampling) -> Processor | None:
-        """The reply's processor, where its temperature is not the ``usual`` one."""
+    def recorded(self, reply: Reply, usual: Sampling) -> Reply:
+        """The reply with the temperature of its tokens, where that is not the ``usual`` one.
+
+        Where a processor gave some of them another temperature, the engine recorded all.
+        """
         if not self.temperature or self.temperature == usual.temperature:
-            return inner
-        return AtTemperature(self.temperature, inner)
+            return reply
+        made, size = reply.processing, len(reply.ids)
+        if made is None:
+            made = Processing(np.zeros(size, np.int32), np.zeros(0, np.int32), np.zeros(size, np.bool_))
+        if len(made.temperatures):
+            return reply
+        return replace(reply, processing=replace(made, temperatures=np.full(size, self.temperature, np.float32)))
 
     def cut(self, reply: Reply, decode: Callable[[IntArray], str]) -> tuple[Reply, str]:
         """The reply up to the first of the texts that end it, and its text before that."""
@@ -54,25 +60,6 @@ class Wishes:
             return reply, text
         size = next(n for n in range(1, len(reply.ids) + 1) if any(s in decode(reply.ids[:n]) for s in self.stop))
         return shortened(reply, size), text[: min(found)]
-
-
-class AtTemperature:
-    """Draws at a temperature of its own what an ``inner`` processor, if there is one, leaves to be drawn."""
-
-    def __init__(self, temperature: float, inner: Processor | None = None) -> None:
-        self._temperature, self._inner = temperature, inner
-
-    @property
-    def needs_logits(self) -> bool:
-        return self._inner is not None and self._inner.needs_logits
-
-    def before(self, logits: Tensor | None) -> Step:
-        step = FREE if self._inner is None else self._inner.before(logits)
-        return step if step.temperature is not None else replace(step, temperature=self._temperature)
-
-    def after(self, token: int, logprob: float, entropy: float) -> None:
-        if self._inner is not None:
-            self._inner.after(token, logprob, entropy)
 
 
 def shortened(reply: Reply, size: int) -> Reply:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,7 +55,7 @@ from turnwise.models.loading import end_ids, save_model
 from turnwise.models.policy import Policy
 from turnwise.models.settings import ScratchModelConfig
 from turnwise.models.vllm.install import fits, installed
-from turnwise.models.vllm.settings import Backend, chosen_backend
+from turnwise.models.vllm.settings import Backend, Facts, chosen_backend
 from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
 from turnwise.replay.store import TrajectoryWriter
@@ -141,9 +142,9 @@ class Assembly:
         return self.config.agent.model_copy(update={"examples": len(self.examples)})
 
     def settled(self) -> RunConfig:
-        """The configuration with everything that it leaves open: what a run's folder keeps."""
+        """The configuration with everything that it leaves open: what a run's folder keeps, and can read again."""
         rollout = self.config.rollout.model_copy(update={"backend": backend_of(self.config)[0]})
-        return self.config.model_copy(update={"agent": self.agent, "rollout": rollout})
+        return RunConfig(**{**dict(self.config), "agent": self.agent, "rollout": rollout})
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
@@ -367,16 +368,20 @@ def backend_of(config: RunConfig) -> tuple[Backend, str]:
     rollout = config.rollout
     if rollout.backend is not None:
         return rollout.backend, f"rollout.backend={rollout.backend}"
-    if is_sharded(rollout, config.ray):
-        return "own", "shards sample with our own engine"
-    parameters, half = None, False
-    if torch.device(config.device).type == "cuda":  # elsewhere they decide nothing
-        try:
+    facts = Facts(
+        device=config.device,
+        sharded=is_sharded(rollout, config.ray),
+        ranks=config.learner.ranks,
+        length=config.agent.max_context_tokens,
+        rank=config.lora.rank if config.lora is not None else 0,
+        available=fits(installed() or ""),
+    )
+    if torch.device(config.device).type == "cuda":  # elsewhere the model decides nothing
+        with suppress(ValueError):  # whoever loads the model says why
             shape = shape_of(config.model, config.lora)
-        except ValueError:  # whoever loads the model says why
-            return chosen_backend(config.device, None, True, False)
-        parameters, half = shape.parameters, shape.itemsize < FLOAT
-    return chosen_backend(config.device, parameters, half, fits(installed() or ""))
+            half = shape.itemsize < FLOAT
+            facts = replace(facts, half=half, parameters=shape.parameters, positions=shape.positions)
+    return chosen_backend(facts)
 
 
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:

@@ -104,10 +104,10 @@ def check_backend(
             "rollout.backend=vllm samples in one process, and shards sample with our own engine: leave rollout.shards "
             "and ray out, or set rollout.backend=own"
         )
-    elif learner.parallel == "fsdp2" and not served:
+    elif learner.ranks > 1 and not served:
         raise ValueError(
-            "learner.parallel=fsdp2 divides the weights that vLLM in this process would begin with: give a server "
-            "(rollout.vllm.url), or learner.parallel=ddp"
+            f"learner.ranks={learner.ranks}, and vLLM in the first rank's process would wait for the others: give a "
+            "server (rollout.vllm.url), or set rollout.backend=own"
         )
     elif served and lora is None:
         raise ValueError(

@@ -97,8 +97,8 @@ def check_length(config: Any, length: int) -> None:
             f"contexts of {length} tokens are too long for this model: beyond {limit} the angles of its {kind} rotary "
             f"positions change, which a cache of keys cannot follow; set agent.max_context_tokens={limit} or less"
         )
-    learned = getattr(config, "max_position_embeddings", None)
-    if isinstance(learned, int) and length > learned:
+    learned = num_positions(config)
+    if learned is not None and length > learned:
         if not getattr(config, "rope_parameters", None):
             raise ValueError(
                 f"contexts of {length} tokens are too long for this model, which has {learned} positions and no rotary "
@@ -109,6 +109,12 @@ def check_length(config: Any, length: int) -> None:
             f"agent.max_context_tokens={learned} or less, or expect worse replies beyond",
             stacklevel=2,
         )
+
+
+def num_positions(config: Any) -> int | None:
+    """The tokens that a model says it can read; None: it does not say."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ learner's frozen weights are divided among ranks, no rank has them to compare wi
 those that were copied last, by their digests.
 
 An engine that runs the sampler's model in this process plays those weights. Any other one holds weights of its own, in
-another library or another process, and only says which. So it is probed: it answers a few prompts, the same at every
-update, and the sampler scores these tokens. Weights that did not arrive, and keys in its cache that older weights left
-there, show in them.
+another library or another process, and only says which. So it is probed, when the run begins and at every update: it
+answers a few prompts, always the same, and the sampler scores these tokens. Another base model, weights that did not
+arrive, and keys in its cache that older weights left there, show in them.
 
 Neither half finds a fault within the learner's forward pass (adapters that are off while it scores, for example) that
 moves no log-prob by more than the limit. Such a fault moves no ratio by more than that either.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from turnwise.models.convert import converted, gguf_of
-from turnwise.models.kinds import is_fast, widths
+from turnwise.models.kinds import is_fast, num_positions, widths
 from turnwise.models.layers import folds
 from turnwise.models.loading import adapter_place, base_of
 from turnwise.models.lora_layers import targets_of
@@ -47,6 +47,7 @@ class Shape:
     itemsize: int
     fast: bool = True  # computed by the decoder (models/paths.py)
     layered: int = 0  # parameters in the layers, which can be divided among ranks; 0 where the decoder computes none
+    positions: int | None = None  # tokens that the model says it can read
 
     @classmethod
     def of(cls, model: Any, lora: LoRAConfig | None, itemsize: int) -> Shape:
@@ -80,6 +81,7 @@ class Shape:
             itemsize,
             is_fast(model.config),
             layered,
+            num_positions(model.config),
         )
 
     def layer_bytes(self, *, in_blocks: bool) -> int:

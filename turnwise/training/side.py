@@ -18,7 +18,7 @@ from turnwise.runs.checkpoints import POLICY, Checkpoint, side_prefix
 from turnwise.training.leading import Leader, plain_groups, restore
 from turnwise.training.noise import limits_of
 from turnwise.training.proof import DisagreementError as DisagreementError
-from turnwise.training.proof import prove
+from turnwise.training.proof import probed, prove
 from turnwise.trajectory import Group
 
 
@@ -26,7 +26,8 @@ class Side:
     """One policy in training, with its sampler (``agent``), learner and buffer.
 
     ``name`` is the role or player that it plays, or ``""`` for all of them. Errors call its model ``model``. ``leader``
-    has the other ranks do what the learner does here.
+    has the other ranks do what the learner does here. Raises DisagreementError where the agent's engine holds another
+    model: nothing is to be measured with that.
     """
 
     def __init__(
@@ -42,6 +43,10 @@ class Side:
         self.leader = leader or Leader()
         check_trainable(policy.model, model)
         self.limits = limits_of(policy, agent)  # measured with the weights at the start, at a resume too
+        if (differs := probed(policy, agent, self.limits)) is not None:
+            raise DisagreementError(
+                f"the engine that samples does not have {model}, in the run's precision, as its base model: {differs}"
+            )
         self.buffer = TrajectoryBuffer(learner.recipe.keep_updates)
 
     def plays(self, group: Group) -> bool:

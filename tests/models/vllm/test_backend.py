@@ -2,51 +2,104 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from turnwise.assembly import run as assembly_run
-from turnwise.assembly.run import backend_of
+from turnwise.assembly.run import Assembly, backend_of
 from turnwise.config.files import load_config
 from turnwise.jobs import train
 from turnwise.models.vllm import install
-from turnwise.models.vllm.settings import LARGE, chosen_backend, room_for_rank
+from turnwise.models.vllm.settings import LARGE, Facts, chosen_backend, room_for_rank
 from turnwise.runs.translating import translated
+
+LARGE_ON_GPU = Facts("cuda", half=True, parameters=LARGE, length=2048, positions=2048, rank=512, available=True)
 
 
 @pytest.mark.parametrize(
-    ("device", "parameters", "half", "available", "engine", "why"),
+    ("facts", "engine", "why"),
     [
-        ("cuda", LARGE, True, True, "vllm", "a GPU, half precision and 500,000,000 parameters"),
-        ("cuda:0", 2 * LARGE, True, True, "vllm", "1,000,000,000"),
-        ("cuda", LARGE - 1, True, True, "own", "499,999,999 parameters, less than 500,000,000"),
-        ("cuda", LARGE, False, True, "own", "float32"),
-        ("cuda", LARGE, True, False, "own", "no vLLM that fits is installed"),
-        ("cuda", None, True, True, "own", "an unknown number of parameters"),
-        ("cpu", 10 * LARGE, True, True, "own", "device cpu is no GPU"),
+        ({}, "vllm", "a GPU, half precision and 500,000,000 parameters"),
+        ({"device": "cuda:0", "parameters": 2 * LARGE}, "vllm", "1,000,000,000"),
+        ({"positions": None}, "vllm", "a GPU"),
+        ({"parameters": LARGE - 1}, "own", "499,999,999 parameters, less than 500,000,000"),
+        ({"half": False}, "own", "float32"),
+        ({"available": False}, "own", "no vLLM that fits is installed"),
+        ({"parameters": None}, "own", "an unknown number of parameters"),
+        ({"device": "cpu", "parameters": 10 * LARGE}, "own", "device cpu is no GPU"),
+        ({"device": "cuda:1"}, "own", "the first GPU that it sees, and the model is on cuda:1"),
+        ({"sharded": True}, "own", "shards sample with our own engine"),
+        ({"ranks": 2}, "own", "2 ranks learn"),
+        ({"length": 2049}, "own", "contexts may have 2049 tokens, and vLLM keeps to the 2048"),
+        ({"rank": 513}, "own", "adapters of rank 513 are too large"),
     ],
+    ids=str,
 )
-def test_the_rule(device: str, parameters: int | None, half: bool, available: bool, engine: str, why: str) -> None:
-    chosen, told = chosen_backend(device, parameters, half, available)
+def test_the_rule(facts: dict[str, Any], engine: str, why: str) -> None:
+    chosen, told = chosen_backend(replace(LARGE_ON_GPU, **facts))
     assert chosen == engine
     assert why in told
 
 
-def test_a_model_is_looked_at_for_the_rule(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def on_gpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Settings of a run whose engine is open, and is vLLM."""
     monkeypatch.setattr(assembly_run, "installed", lambda: "0.32.4")
-    given = [f"model={{path: {model}, dtype: bfloat16}}", "warmstart=null"]
-    assert backend_of(load_config("smoke", given))[0] == "own"
-    on_gpu = load_config("smoke", [*given, "device=cuda"])
-    chosen, why = backend_of(on_gpu)
-    assert chosen == "own"
-    assert "parameters, less than" in why
     monkeypatch.setattr("turnwise.models.vllm.settings.LARGE", 1000)
-    assert backend_of(on_gpu)[0] == "vllm"
+    return [
+        f"model={{path: {model}, dtype: bfloat16}}",
+        "warmstart=null",
+        "device=cuda",
+        "agent.max_context_tokens=4096",
+    ]
+
+
+def test_a_model_is_looked_at_for_the_rule(on_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend_of(load_config("smoke", [*on_gpu, "device=cpu"]))[0] == "own"
+    open_one = load_config("smoke", on_gpu)
+    assert backend_of(open_one)[0] == "vllm"
+    with monkeypatch.context() as patch:
+        patch.setattr("turnwise.models.vllm.settings.LARGE", LARGE)
+        chosen, why = backend_of(open_one)
+        assert chosen == "own"
+        assert "parameters, less than" in why
     monkeypatch.setattr(assembly_run, "installed", lambda: "0.31.0")
-    assert backend_of(on_gpu) == ("own", "no vLLM that fits is installed")
-    asked = load_config("smoke", [*given, "rollout.backend=vllm"])
+    assert backend_of(open_one) == ("own", "no vLLM that fits is installed")
+    asked = load_config("smoke", [*on_gpu, "rollout.backend=vllm"])
     assert backend_of(asked) == ("vllm", "rollout.backend=vllm")
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (["device=cuda:1"], "cuda:1"),
+        (["learner.ranks=2"], "2 ranks learn"),
+        (["learner={ranks: 2, parallel: fsdp2}"], "2 ranks learn"),
+        (["ray={gpus_per_shard: 1}"], "shards"),
+        (["rollout.shards=2", "ray={gpus_per_shard: 0.5}"], "shards"),
+        (["agent.max_context_tokens=100000"], "contexts may have 100000 tokens"),
+        (["lora.rank=513"], "rank 513"),
+    ],
+    ids=str,
+)
+def test_an_open_engine_is_never_one_that_the_run_cannot_have(settings: list[str], why: str, on_gpu: list[str]) -> None:
+    config = load_config("smoke", [*on_gpu, *settings])
+    chosen, told = backend_of(config)
+    assert chosen == "own"
+    assert why in told
+    assert Assembly(config).settled().rollout.backend == "own"
+
+
+def test_what_a_run_settles_for_is_checked_as_what_is_given(on_gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("smoke", [*on_gpu, "learner.ranks=2"])
+    settled = Assembly(config).settled()
+    assert settled == config.model_copy(update={"agent": settled.agent, "rollout": settled.rollout})
+    monkeypatch.setattr(assembly_run, "backend_of", lambda config: ("vllm", "a mistake"))
+    with pytest.raises(ValueError, match=r"learner\.ranks=2, and vLLM"):
+        Assembly(config).settled()
 
 
 def test_a_run_from_before_there_was_a_choice_keeps_the_own_engine() -> None:
@@ -61,12 +114,22 @@ def test_a_run_from_before_there_was_a_choice_keeps_the_own_engine() -> None:
         (["rollout.backend=own", "rollout.vllm.compiled=true"], r"rollout\.vllm\.compiled: set rollout\.backend=vllm"),
         (["rollout.backend=vllm", "rollout.packed_weights=true"], r"rollout\.packed_weights is for our own engine"),
         (["rollout.backend=vlm"], "vllm"),
-        (["rollout.backend=vllm", "learner={ranks: 2, parallel: fsdp2}"], "divides the weights that vLLM"),
+        (["rollout.backend=vllm", "learner.ranks=2"], r"learner\.ranks=2, and vLLM in the first rank's process"),
+        (["rollout.backend=vllm", "learner={ranks: 2, parallel: fsdp2}"], r"learner\.ranks=2, and vLLM"),
+        (["rollout.backend=vllm", "rollout.shards=2"], r"rollout\.backend=vllm samples in one process, and shards"),
+        (["rollout.backend=vllm", "ray={}"], r"rollout\.backend=vllm samples in one process, and shards"),
     ],
 )
 def test_settings_of_one_engine_are_for_that_one(settings: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load_config("smoke", settings)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_ranks_sample_from_a_server(parallel: str) -> None:
+    url = "rollout.vllm.url=http://127.0.0.1:1"
+    ranks = f"learner={{ranks: 2, parallel: {parallel}}}"
+    assert load_config("smoke", ["rollout.backend=vllm", url, ranks]).learner.ranks == 2
 
 
 def test_a_vllm_that_is_missing_is_told_of_before_anything_is_made(

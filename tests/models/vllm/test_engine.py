@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.agents.test_wishes import played
 from tests.models.test_processing import CHOICES, Scripted, replies
 from tests.models.vllm import END, LORA, check_alike, learn, policy, talk
 from turnwise.models.adapters import read_adapter
@@ -190,3 +191,15 @@ def run(engine: VllmEngine) -> Sequence[Any]:
     while not (found := engine.step()):
         pass
     return found
+
+
+def test_a_request_of_its_own_temperature_works_where_no_processor_does() -> None:
+    ours, theirs, core = engines(policy())
+    core.processes = False
+    first, second = (played({"temperature": 0.5, "max_tokens": 4}, engine=engine) for engine in (ours, theirs))
+    for one, other in zip(first, second, strict=True):
+        for here, there in zip(one.turns, other.turns, strict=True):
+            assert here.action_ids.tolist() == there.action_ids.tolist()
+            assert there.processing is not None
+            assert there.processing.temperatures.tolist() == [0.5] * len(there.action_ids)
+            np.testing.assert_allclose(here.logprobs, there.logprobs, atol=1e-4)

@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.agents.test_wishes import played
+from tests.models import tokenizer
 from tests.models.vllm import END, check_alike, learn, policy, talk
+from turnwise.agents.chat import ChatFormat
+from turnwise.agents.prompts import AgentConfig
+from turnwise.agents.seating import ModelAgent
 from turnwise.commands.serve_vllm import server_command
 from turnwise.config.files import load_config
 from turnwise.errors import AgentError
@@ -26,6 +31,8 @@ from turnwise.models.loading import save_model
 from turnwise.models.vllm import install
 from turnwise.models.vllm.drawn import Drawing
 from turnwise.models.vllm.server import Served, served_engine
+from turnwise.training.noise import Limits
+from turnwise.training.proof import probed
 
 Answer = Callable[[str, dict[str, Any]], tuple[int, Any]]
 
@@ -184,6 +191,27 @@ def test_a_real_server_gives_the_replies_of_the_own_engine(url: str) -> None:
     assert theirs.counts.reused_tokens > 0
     again = served_engine(made, url, threads=1, **limits)
     check_alike(talk(ours, 9), talk(again, 9))
+
+
+@pytest.mark.slow
+def test_a_real_server_draws_at_the_temperature_of_a_request(url: str) -> None:
+    made = policy()
+    limits: dict[str, Any] = {"num_slots": 3, "max_length": 512, "end_ids": END}
+    both = (SlotEngine(made.sampler, **limits), served_engine(made, url, threads=1, **limits))
+    ours, theirs = (played({"temperature": 0.5}, engine=engine) for engine in both)
+    for first, second in zip(ours, theirs, strict=True):
+        for here, there in zip(first.turns, second.turns, strict=True):
+            assert here.action_ids.tolist() == there.action_ids.tolist()
+            np.testing.assert_allclose(here.logprobs, there.logprobs, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_real_server_with_another_base_model_is_found(seed: int, url: str) -> None:
+    made = policy(seed=seed)
+    engine = served_engine(made, url, threads=1, num_slots=3, max_length=512, end_ids=END)
+    found = probed(made, ModelAgent(engine, ChatFormat(tokenizer()), AgentConfig()), Limits(half=False))
+    assert (found is None) == (seed == 0)
 
 
 @pytest.mark.slow

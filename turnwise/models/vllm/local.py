@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from turnwise.models.kinds import is_fast, widths
+from turnwise.models.kinds import is_fast, num_positions, widths
 from turnwise.models.layers import is_half
 from turnwise.models.loading import save_model
 from turnwise.models.policy import Policy
@@ -185,8 +185,8 @@ def _cache_bytes(policy: Policy, num_slots: int, max_length: int, settings: Vllm
 
 def _check_length(config: Any, length: int) -> None:
     """Raises ValueError for contexts that vLLM has no positions for."""
-    learned = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(learned, int) and length > learned:
+    learned = num_positions(config)
+    if learned is not None and length > learned:
         raise ValueError(
             f"vLLM keeps to the {learned} tokens that this model says it can read, and contexts may have {length}: set "
             f"agent.max_context_tokens={learned} or less, or rollout.backend=own"

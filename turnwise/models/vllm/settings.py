@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +15,6 @@ _MOST_CACHE = 4 * _GIB
 
 LARGE = 500_000_000
 """Parameters from which on a GPU samples with vLLM by itself, where that is installed."""
-
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters that vLLM makes room for."""
@@ -57,20 +57,48 @@ def room_for_rank(rank: int) -> int:
     raise ValueError(f"adapters of rank {rank} are too large for vLLM, which takes {_RANKS[-1]} at most")
 
 
-def chosen_backend(device: str, parameters: int | None, half: bool, available: bool) -> tuple[Backend, str]:
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What of a run the rule looks at.
+
+    ``ranks`` learn together, ``length`` is that of contexts in tokens, and ``rank`` that of adapters (0: none). None
+    for ``parameters``, and for the ``positions`` that the model says it can read: unknown. ``available``: whether a
+    vLLM that fits is installed.
+    """
+
+    device: str
+    sharded: bool = False
+    ranks: int = 1
+    half: bool = False
+    parameters: int | None = None
+    length: int = 0
+    positions: int | None = None
+    rank: int = 0
+    available: bool = False
+
+
+def chosen_backend(facts: Facts) -> tuple[Backend, str]:
     """The engine of a run that names none, and why. The rule looks at no clock, so that it is the same every time.
 
     vLLM plays where the model is on a GPU, in half precision, of ``LARGE`` parameters or more, and ``available``. Its
-    kernels pay off there; on a CPU ours are as fast or faster at the sizes that a CPU trains (docs/vllm.md).
-    ``parameters`` None: unknown.
+    kernels pay off there; on a CPU ours are as fast or faster at the sizes that a CPU trains (docs/vllm.md). What vLLM
+    in this process cannot play is played by our own.
     """
-    if device.partition(":")[0] != "cuda":
-        return "own", f"device {device} is no GPU"
-    if not half:
-        return "own", "the model is in float32"
-    if parameters is None or parameters < LARGE:
-        told = "an unknown number of" if parameters is None else f"{parameters:,}"
-        return "own", f"the model has {told} parameters, less than {LARGE:,}"
-    if not available:
-        return "own", "no vLLM that fits is installed"
-    return "vllm", f"a GPU, half precision and {parameters:,} parameters"
+    kind, _, number = facts.device.partition(":")
+    size = "an unknown number of" if facts.parameters is None else f"{facts.parameters:,}"
+    reasons = {
+        "shards sample with our own engine": facts.sharded,
+        f"device {facts.device} is no GPU": kind != "cuda",
+        f"vLLM takes the first GPU that it sees, and the model is on {facts.device}": number not in ("", "0"),
+        f"{facts.ranks} ranks learn, and vLLM would join them": facts.ranks > 1,
+        "the model is in float32": not facts.half,
+        f"the model has {size} parameters, less than {LARGE:,}": (facts.parameters or 0) < LARGE,
+        f"contexts may have {facts.length} tokens, and vLLM keeps to the {facts.positions} that the model says it can "
+        "read": facts.positions is not None and facts.length > facts.positions,
+        f"adapters of rank {facts.rank} are too large for vLLM": facts.rank > _RANKS[-1],
+        "no vLLM that fits is installed": not facts.available,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            return "own", reason
+    return "vllm", f"a GPU, half precision and {size} parameters"
