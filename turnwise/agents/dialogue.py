@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turnwise.agents.roles import as_message
+from turnwise.agents.roles import as_answered, as_message
 from turnwise.envs.said import heard
 from turnwise.trajectory import Turn
 
@@ -25,7 +25,7 @@ def conversations(turns: Sequence[Turn]) -> list[Messages]:
     for turn in turns:
         request = asked(turn)
         before, new = request.get("after"), list(request["messages"])
-        told.append(new if before is None else [*told[before], as_message(heard(turns[before].action), new), *new])
+        told.append(new if before is None else [*told[before], *as_answered(heard(turns[before].action), new)])
     return told
 
 

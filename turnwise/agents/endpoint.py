@@ -20,7 +20,7 @@ from turnwise.agents.chat_client import PREFIX, ChatClient, ContextFullError, En
 from turnwise.agents.dialogue import in_openai_form
 from turnwise.agents.opening import Example, TextChat, example_turns, opening_text
 from turnwise.agents.prompts import AgentConfig, Context, check_context_fits, context_policy
-from turnwise.agents.roles import as_message, with_system
+from turnwise.agents.roles import as_answered, with_system
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, TextEnv
 from turnwise.envs.interface import Info, instructions_of
 from turnwise.envs.said import Call, Said, said
@@ -162,7 +162,7 @@ class RolesAgent:
         if before is None:
             return new, list(info.get("tools") or ())
         messages, tools = self._asked[before]
-        return [*messages, as_message(self._said[before], new), *new], list(info.get("tools") or tools)
+        return [*messages, *as_answered(self._said[before], new)], list(info.get("tools") or tools)
 
 
 def _sent(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,17 @@ def with_system(messages: Sequence[Message], system: str) -> Sequence[Message]:
     return [{"role": "system", "content": text}, *messages[has_one:]]
 
 
+def as_answered(said: Said, new: Sequence[Message]) -> list[dict[str, Any]]:
+    """A reply and the messages after it, as chat APIs and trainers take them: a tool answers nothing but a call.
+
+    What a world tells of a broken call, which the reply's message cannot hold, becomes a user's message.
+    """
+    results = [message for message in new if message["role"] == "tool"]
+    unasked = {id(message) for message in results[len(said.calls) :]}
+    told = ({"role": "user", "content": each["content"]} if id(each) in unasked else dict(each) for each in new)
+    return [as_message(said, new), *told]
+
+
 def as_message(said: Said, answers: Sequence[Message] = ()) -> dict[str, Any]:
     """What was said, as an assistant's message. Its calls have the ids that the ``answers`` of tools name."""
     ids = [message["tool_call_id"] for message in answers if message["role"] == "tool"]
