@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ class Sums:
 
 def judge(task: dict[str, Any], tools: Sums, reply: str) -> float:
     return float(str(task["answer"]) in reply and tools.calls > 0)
+
+
+class TwoNeeded:
+    """Needs more than the task."""
+
+    def __init__(self, task: Any, stock: int) -> None:
+        pass
 
 
 def twice(x: int) -> int:
@@ -98,6 +106,54 @@ def test_functions_need_no_class_and_rewards_may_say_more() -> None:
     assert (reward, info["success"], info["score"]) == (2.0, False, 0.5)
 
 
+def _tolerant(task: dict[str, Any], reply: str, tolerance: float = 0.5) -> float:
+    return float(abs(float(reply) - task["answer"]) <= tolerance)
+
+
+def _turned(reply: str, task: dict[str, Any]) -> float:
+    return float(reply) == task["answer"]
+
+
+def _by_name(*, tools: Sums, reply: str, task: dict[str, Any]) -> float:
+    return float(tools.calls == 0 and float(reply) == task["answer"])
+
+
+def _by_number(row: dict[str, Any], shop: Sums, answer: str, more: int = 1) -> float:
+    return float(shop.calls == 0 and float(answer) == row["answer"])
+
+
+@pytest.mark.parametrize("reward", [_tolerant, _turned, _by_name, _by_number, partial(_tolerant, tolerance=0.1)])
+def test_a_reward_function_gets_what_it_names_or_needs(reward: Any) -> None:
+    env = world(reward=reward)
+    begun(env)
+    assert env.step(str(env._row["answer"]))[1] == 1.0
+
+
+class Stock:
+    """Needs nothing of the task."""
+
+    def __init__(self, stock: int = 10) -> None:
+        self.stock = stock
+
+    def left(self) -> int:
+        """What is left."""
+        return self.stock
+
+
+class Asking(Stock):
+    """May know the task."""
+
+    def __init__(self, stock: int = 5, task: Any = None) -> None:
+        super().__init__(stock + len(task))
+
+
+@pytest.mark.parametrize(("tools", "left"), [(Stock, "10"), (Asking, "7")])
+def test_a_class_gets_the_task_where_it_needs_it_or_names_it(tools: type, left: str) -> None:
+    env = world(tools=tools, reward=_turned)
+    begun(env)
+    assert env.step(said(calls=[{"name": "left", "arguments": {}}]))[0] == left
+
+
 @pytest.mark.parametrize("found", [None, "1", float("nan"), {"score": 1}, {"reward": 1, "points": 2}])
 def test_a_reward_is_a_number(found: Any) -> None:
     env = world(reward=lambda task, reply: found)
@@ -135,6 +191,11 @@ def lambda_text() -> str:
         ({"tools": "tests.envs.tools.test_tools_world:Sum"}, "Did you mean 'Sums'"),
         ({"tools": "tests.nowhere:Sums"}, "cannot import 'tests.nowhere'"),
         ({"reward": 3}, "is no function"),
+        ({"reward": lambda: 1}, r"reward=<lambda> cannot be called with \(task, tools, reply\) or \(task, reply\)"),
+        ({"reward": lambda task, shop, reply, truth: 1}, "missing a required argument"),
+        ({"reward": lambda task, reply, truth: 1}, "'reply' would be the tools"),
+        ({"reward": lambda task, *, truth: 1}, "reward=<lambda> cannot be called"),
+        ({"tools": TwoNeeded}, r"tools=TwoNeeded cannot be called with \(task\) or \(\): missing a required"),
         ({"tasks": [{"prompt": "x"}]}, r"this row has prompt: name its column with env\.kwargs\.fields"),
         ({"tasks": [{"question": "x", "demonstration": [{"calls": [3]}]}]}, "the demonstration of"),
     ],
