@@ -50,6 +50,13 @@ def test_chats_with_tools_are_rows(tmp_path: Path) -> None:
     assert texts[plain] == "look<|im_end|>go to drawer 1<|im_end|>"
 
 
+def test_a_line_ends_where_jsonl_says(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "a\u2028b\x85c"}, {"role": "assistant", "content": "d"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": said}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [talk.turns for talk in read_chats(path)] == [(("a\u2028b\x85c", "d"),)]
+
+
 def test_the_agent_must_be_shown_tools(tmp_path: Path) -> None:
     talks = read_chats(written(tmp_path / "a.jsonl", {"messages": TOLD}))
     with pytest.raises(ValueError, match=r"set agent\.context=roles agent\.action_format=calls"):

@@ -55,6 +55,13 @@ def test_columns_may_have_other_names() -> None:
         Rows("w", [{"prompt": "Why?"}], {"question": "promt"})
 
 
+def test_a_line_ends_where_jsonl_says(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "a\u2029b", "a\x85b", "a"]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("\r\n".join(json.dumps({"question": text}, ensure_ascii=False) for text in texts).encode())
+    assert [row["question"] for row in Rows("w", {"train": str(path)})] == texts
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -144,7 +144,7 @@ def _numbered(name: str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also cuts at letters that JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"no tasks can be read from {str(path)!r}: {error}") from None
     for number, line in enumerate(lines, start=1):
