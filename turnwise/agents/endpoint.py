@@ -20,9 +20,9 @@ from turnwise.agents.chat_client import PREFIX, ChatClient, ContextFullError, En
 from turnwise.agents.dialogue import in_openai_form
 from turnwise.agents.opening import Example, TextChat, example_turns, opening_text
 from turnwise.agents.prompts import AgentConfig, Context, check_context_fits, context_policy
-from turnwise.agents.roles import as_answered, with_system
+from turnwise.agents.roles import as_answered
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, TextEnv
-from turnwise.envs.interface import Info, instructions_of
+from turnwise.envs.interface import Info, instructions_of, with_system
 from turnwise.envs.said import Call, Said, said
 from turnwise.models.engine import Sampling
 from turnwise.seeds import mix

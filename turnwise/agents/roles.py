@@ -16,7 +16,7 @@ import numpy as np
 
 from turnwise.agents.rendering import Message, Rendering
 from turnwise.agents.toolcalls import Tools
-from turnwise.envs.interface import Info
+from turnwise.envs.interface import Info, with_system
 from turnwise.envs.said import Said, heard
 from turnwise.trajectory import IntArray
 
@@ -125,15 +125,6 @@ class Roles:
         while asked.before is not None:
             asked = self._turns[asked.before].asked
         return asked
-
-
-def with_system(messages: Sequence[Message], system: str) -> Sequence[Message]:
-    """The messages behind an agent's own system message; a world's system message is joined to it."""
-    if not system:
-        return messages
-    has_one = bool(messages) and messages[0]["role"] == "system"
-    text = f"{system}\n\n{messages[0]['content']}" if has_one else system
-    return [{"role": "system", "content": text}, *messages[has_one:]]
 
 
 def as_answered(said: Said, new: Sequence[Message]) -> list[dict[str, Any]]:

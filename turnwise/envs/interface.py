@@ -46,7 +46,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
@@ -262,6 +262,17 @@ def request_of(info: Info) -> str:
         return ""
     asked = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
     return json.dumps(asked, ensure_ascii=False, default=str)
+
+
+def with_system(messages: Sequence[Mapping[str, Any]], system: str) -> Sequence[Mapping[str, Any]]:
+    """The messages behind a system message. One that they begin with is joined to it, unless it holds it already."""
+    if not system:
+        return messages
+    has_one = bool(messages) and messages[0]["role"] == "system"
+    if has_one and f"{messages[0]['content']}\n\n".startswith(f"{system}\n\n"):
+        return messages
+    text = f"{system}\n\n{messages[0]['content']}" if has_one else system
+    return [{"role": "system", "content": text}, *messages[has_one:]]
 
 
 def world_name(env: TextEnv) -> str:

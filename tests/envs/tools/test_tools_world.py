@@ -81,6 +81,15 @@ def test_an_episode() -> None:
     assert env._instance.calls == 0
 
 
+def test_a_row_may_hold_the_conversation_so_far() -> None:
+    told = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes?"}]
+    brief = {"role": "system", "content": "Be brief."}
+    for row, system in ((told, "Use the tools."), ([brief, *told], "Use the tools.\n\nBe brief.")):
+        info = begun(world(system="Use the tools.", tasks={"train": [{"messages": row}]}))
+        assert info["messages"] == [{"role": "system", "content": system}, *told]
+    assert begun(world(tasks={"train": [{"messages": told}]}))["messages"] == told
+
+
 def test_what_was_not_understood_is_an_observation() -> None:
     env = world()
     begun(env)
@@ -196,6 +205,8 @@ def lambda_text() -> str:
         ({"reward": lambda task, reply, truth: 1}, "'reply' would be the tools"),
         ({"reward": lambda task, *, truth: 1}, "reward=<lambda> cannot be called"),
         ({"tools": TwoNeeded}, r"tools=TwoNeeded cannot be called with \(task\) or \(\): missing a required"),
+        ({"tasks": [{"messages": ["x"]}]}, '"messages" of a task are'),
+        ({"tasks": [{"messages": [{"role": "user", "content": None}]}]}, '"messages" of a task are'),
         ({"tasks": [{"prompt": "x"}]}, r"this row has prompt: name its column with env\.kwargs\.fields"),
         ({"tasks": [{"question": "x", "demonstration": [{"calls": [3]}]}]}, "the demonstration of"),
     ],

@@ -43,8 +43,8 @@ class ToolsEnv(TaskEnv):
     its constructor needs an argument, or has one of the name task. ``mcp``: command lines and addresses of servers,
     whose tools come after these (``turnwise.envs.tools.mcp``); they start with the first episode. ``tasks`` and
     ``fields``: as ``turnwise.envs.rows.Rows`` takes them. ``reward``: the reward function, or ``module:NAME``.
-    ``system``: a system message. ``step_limit``: replies an episode may have. ``max_result_chars``: where the result
-    of a call is cut.
+    ``system``: a system message; one of a row's "messages" is joined to it. ``step_limit``: replies an episode may
+    have. ``max_result_chars``: where the result of a call is cut.
 
     ``info``: what is asked in roles (``messages``, ``after``, ``tools``), ``task`` (the row), ``valid`` (whether every
     call named a tool and fitted its schema), and at the end ``success`` (what the function says, else whether the
@@ -99,7 +99,7 @@ class ToolsEnv(TaskEnv):
         self._talk = Talk(tools, self._max_chars)
         given = self._row.get("messages")
         if given is not None:
-            return _shown(given), {**self._talk.open_with(given), "task": self._row}
+            return _shown(given), {**self._talk.open_with(given, self._system), "task": self._row}
         observation, info = self._talk.open(self._row["question"], self._system)
         return observation, {**info, "task": self._row}
 
@@ -196,6 +196,9 @@ def _check_asks(row: Row) -> None:
             f'a task has "question", the user\'s message, or "messages"; this row has {", ".join(row)}: name its '
             "column with env.kwargs.fields={question: COLUMN}"
         )
+    for message in row.get("messages") or ():
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise ValueError(f'"messages" of a task are {{"role": ..., "content": text}}, not {str(message)[:80]}')
     try:
         [said(**reply) if isinstance(reply, dict) else said(reply) for reply in row.get("demonstration", ())]
     except (TypeError, LookupError) as error:
