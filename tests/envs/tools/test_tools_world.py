@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,12 @@ def test_rows_may_demonstrate_how_they_are_solved() -> None:
     wrong = [finding for finding in report.findings if finding.outcome == "failed"]
     assert not [finding for finding in wrong if "fresh process" not in finding.name], wrong
     assert next(finding for finding in report.findings if finding.name == "expert succeeds").outcome == "passed"
+
+
+def test_worlds_share_the_tasks_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert world(tasks=str(path))._rows is world(tasks=str(path))._rows
 
 
 def test_options_stand_for_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

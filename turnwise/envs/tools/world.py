@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from turnwise.envs.interface import Expert, Info, Panel
-from turnwise.envs.rows import Row, Rows, Source
+from turnwise.envs.rows import Row, Source, shared_rows
 from turnwise.envs.said import heard, said
 from turnwise.envs.tools.chatting import Talk
 from turnwise.envs.tools.mcp import Server, tools_of_servers
@@ -70,7 +70,7 @@ class ToolsEnv(TaskEnv):
         if not callable(self._judge):
             raise ValueError(f"reward={reward!r} is no function: expected score(task, tools, reply)")
         _fitted(self._judge, _JUDGING, dict.fromkeys(_JUDGING[-1]), "reward")
-        self._rows = Rows(ENV_ID, tasks, fields)
+        self._rows = shared_rows(ENV_ID, tasks, fields)
         self._system, self._max_chars = system, max_result_chars
         for row in self._rows:
             _check_asks(row)
