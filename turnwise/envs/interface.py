@@ -34,6 +34,9 @@ writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
                          agent's own limit holds too), "stop" (list of texts, the first of which ends it)
     ignored              list of strings: what else was wished of the reply, and is not followed; it is counted
 
+Such a world may say so beforehand, with the attribute ``in_roles`` (True): a model from elsewhere then plays it with
+``agent.context=roles`` unless told otherwise.
+
 A message is a dictionary with "role" (system, user, assistant or tool) and "content" (str). An assistant's may have
 "tool_calls", [{"id": str, "name": str, "arguments": dict}], and "reasoning" (str), its thought. A tool's has
 "tool_call_id" (str) and "name" (str).
@@ -235,6 +238,11 @@ def instructions_of(env: TextEnv) -> str:
         f"{world_name(env)} has instructions that are a {type(found).__name__}; turnwise expects a text there, which "
         "the prompt begins with: make it a string, or give it another name"
     )
+
+
+def speaks_in_roles(env: TextEnv) -> bool:
+    """Whether the world says beforehand that it speaks in a chat with roles."""
+    return getattr(env.unwrapped, "in_roles", False) is True
 
 
 def listed_actions(info: Info) -> list[str] | None:

@@ -51,6 +51,8 @@ class ToolsEnv(TaskEnv):
     reward is at least 1) and ``score`` (what it says, else the reward where that is in [0, 1]).
     """
 
+    in_roles = True
+
     def __init__(
         self,
         *,
