@@ -9,6 +9,7 @@ import pytest
 
 from tests.chat_server import Response, in_turn, refusal, serving
 from turnwise.agents.chat_client import EndpointConfig
+from turnwise.agents.dialogue import conversations
 from turnwise.agents.endpoint import endpoint, heard_from
 from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig
@@ -62,7 +63,7 @@ def test_calls_are_made_and_answered() -> None:
     assert user == {"role": "user", "content": problem.question}
     assert [tool["function"]["name"] for tool in bodies[0]["tools"]] == ["tables", "query"]
     roles = [message["role"] for message in bodies[2]["messages"]]
-    assert roles == ["system", "user", "assistant", "tool", "tool", "assistant", "tool"]
+    assert roles == ["system", "user", "assistant", "tool", "user", "assistant", "tool"]
     told = bodies[2]["messages"]
     assert told[2]["tool_calls"][0] == {
         "id": "call00000",
@@ -72,6 +73,21 @@ def test_calls_are_made_and_answered() -> None:
     assert json.loads(told[5]["tool_calls"][0]["function"]["arguments"]) == {"sql": problem.sql}
     assert "could not be read" in told[4]["content"]
     assert bodies[2]["tools"] == bodies[0]["tools"]
+
+
+def test_no_message_of_a_tool_answers_what_is_no_call() -> None:
+    """OpenAI's own server refuses a request with such a message."""
+    episode, bodies = played(
+        calling(("tables", "{")), calling(("query", "{"), ("tables", "{}"), ("query", "[1]")), calling(content="42")
+    )
+    told = bodies[2]["messages"][2:]
+    assert [message["role"] for message in told] == ["assistant", "user", "assistant", "tool", "user"]
+    assert told[3]["tool_call_id"] == told[2]["tool_calls"][0]["id"]
+    assert set(told[1]) == {"role", "content"}
+    assert "could not be read" in told[1]["content"]
+    assert "Calls before and after it were made" in told[4]["content"]
+    stored = conversations(episode.turns)[-1]  # what an export as chats holds
+    assert [message["role"] for message in stored[1:]] == [message["role"] for message in told]
 
 
 def test_a_full_context_ends_the_episode() -> None:

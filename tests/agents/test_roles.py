@@ -158,6 +158,8 @@ def test_system_messages_are_joined() -> None:
     both = [{"role": "system", "content": "Be brief."}, USER]
     ids = new_context(chat, config, "Call tools.").begin("", {"messages": both})
     assert "You are an agent.\n\nCall tools.\n\nBe brief.<|im_end|>" in spelled(chat, ids)
+    told = [{"role": "system", "content": "You are an agent.\n\nCall tools.\n\nBe brief."}, USER]
+    assert ids.tolist() == new_context(chat, config, "Call tools.").begin("", {"messages": told}).tolist()
 
 
 def test_a_fork_goes_its_own_way() -> None:

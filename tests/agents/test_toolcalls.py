@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from turnwise.agents.actions import parse_action
-from turnwise.agents.toolcalls import DIALECTS, OneCall, dialect_of
+from turnwise.agents.prompts import AgentConfig
+from turnwise.agents.seating import Seat
+from turnwise.agents.toolcalls import DIALECTS, OneCall, dialect_of, name_of
 from turnwise.envs.said import Call, Said, heard
+from turnwise.errors import AgentError
 
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<>=\n"), min_size=1, max_size=6)
 NAMES = WORDS.map(str.strip).filter(bool)
@@ -112,6 +118,11 @@ def test_qwen_reads_values_as_the_schema_says() -> None:
     kinds = {"a": {"type": "string"}, "b": {"type": "integer"}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": kinds}}}]
     assert DIALECTS["qwen_xml"].read(said, tools).calls == (Call("f", {"a": "12", "b": 12}),)
+    for kinds in ({"a": True, "b": None}, None, [], True):
+        loose = [{"type": "function", "function": {"name": "f", "parameters": {"properties": kinds}}}]
+        assert DIALECTS["qwen_xml"].read(said, loose).calls == (Call("f", {"a": 12, "b": 12}),)
+        none = [{"type": "function", "function": {"name": "f", "parameters": kinds}}]
+        assert DIALECTS["qwen_xml"].read(said, none).calls == (Call("f", {"a": 12, "b": 12}),)
     left = DIALECTS["qwen_xml"].read("<tool_call><function=f>x=1</function></tool_call>")
     assert left.calls == ()
     assert "a parameter is written as" in (left.fault or "")
@@ -125,7 +136,27 @@ def test_where_one_call_a_reply_is_shown_the_first_counts() -> None:
     assert dialect.read(dialect.write(Said("", (Call("f"),)))) == Said("", (Call("f"),))
 
 
+class Other:
+    """A dialect that stumbles over everything."""
+
+    def read(self, text: str, tools: Any = ()) -> Said:
+        raise KeyError("mug")
+
+    def write(self, said: Said) -> str:
+        return said.content
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_dialect_that_cannot_read_is_named(wrapped: bool) -> None:
+    own = dialect_of("tests.agents.test_toolcalls:Other")
+    chat = SimpleNamespace(dialect=OneCall(own) if wrapped else own)
+    model: Any = SimpleNamespace(config=AgentConfig(context="roles", action_format="calls"), chat=chat)
+    with pytest.raises(AgentError, match=r"dialect tests\.agents\.test_toolcalls:Other .*KeyError: 'mug'.* 'so'"):
+        Seat(model=model, context=cast(Any, None)).read("so")
+
+
 def test_dialects_have_names() -> None:
+    assert [name_of(each) for each in DIALECTS.values()] == list(DIALECTS)
     with pytest.raises(ValueError, match="Did you mean 'hermes'"):
         dialect_of("hermees")
     with pytest.raises(ValueError, match="cannot be made"):

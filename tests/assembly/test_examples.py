@@ -12,6 +12,7 @@ import yaml
 
 import turnwise
 from tests.faults.runs import config
+from tests.models import chatting_folder
 from turnwise.agents.opening import read_examples
 from turnwise.agents.prompts import AgentConfig
 from turnwise.assembly.players import agent_settings, describe_agent, players
@@ -118,6 +119,25 @@ def test_examples_leave_the_key_of_a_clone_alone(model: Path) -> None:
         assert assembly.cloning.key == plain.key
     with closing(Assembly(config(model, *SEARCH, "warmstart={}", "agent.examples=1"))) as assembly:
         assert assembly.cloning.key != plain.key
+
+
+def test_a_world_in_roles_is_played_in_roles_unless_told_otherwise(tmp_path: Path) -> None:
+    folder, name = chatting_folder(tmp_path / "model"), "openai:m@http://127.0.0.1:9/v1"
+    world, other = make_env("turnwise/SQL-v0"), make_env("turnwise/Search-v0")
+    short = {"max_context_tokens": 128, "max_reply_tokens": 8}
+    agents: list[Any] = [
+        players(folder, world, num_slots=1, agent=short)[""].config,  # type: ignore[union-attr]
+        players(name, world, num_slots=1)[""].make.settings,  # type: ignore[union-attr]
+    ]
+    for settings in agents:
+        assert (settings.context, settings.action_format, settings.show_admissible) == ("roles", "calls", False)
+    assert [agent_settings(folder, None, given, True).context for given in ({"context": "full"}, {})] == [
+        "full",
+        "roles",
+    ]
+    assert agent_settings(folder, None, {"action_format": "tags"}, True).context == "full"
+    asked: Any = players(name, other, num_slots=1)[""]
+    assert asked.make.settings.context == "full"
 
 
 def test_a_folder_and_an_endpoint_have_the_same_usual_settings(model: Path, tmp_path: Path) -> None:

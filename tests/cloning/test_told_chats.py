@@ -50,6 +50,26 @@ def test_chats_with_tools_are_rows(tmp_path: Path) -> None:
     assert texts[plain] == "look<|im_end|>go to drawer 1<|im_end|>"
 
 
+def test_a_line_ends_where_jsonl_says(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "a\u2028b\x85c"}, {"role": "assistant", "content": "d"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": said}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [talk.turns for talk in read_chats(path)] == [(("a\u2028b\x85c", "d"),)]
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [("Be brief.", "Be brief."), ("Be brief", "Be brief\n\nBe brief."), ("Call.", "Call.\n\nBe brief.")],
+)
+def test_a_system_message_that_is_there_is_not_said_twice(own: str, told: str, tmp_path: Path) -> None:
+    """Exported chats begin with the agent's."""
+    talks = read_chats(written(tmp_path / "a.jsonl", {"messages": TOLD, "tools": TOOLS}))
+    tokenizer, agent = bytes_of(HERMES), AGENT.model_copy(update={"system": own})
+    (row,) = next(chats_as_rows(talks, tokenizer, agent, WarmstartConfig(), 0))
+    text = tokenizer.decode(row.ids)
+    assert f"system\n{told}\n<tools>" in text
+
+
 def test_the_agent_must_be_shown_tools(tmp_path: Path) -> None:
     talks = read_chats(written(tmp_path / "a.jsonl", {"messages": TOLD}))
     with pytest.raises(ValueError, match=r"set agent\.context=roles agent\.action_format=calls"):

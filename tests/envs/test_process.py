@@ -28,6 +28,7 @@ from turnwise.envs.interface import (
     HasTasks,
     Panel,
     capability,
+    speaks_in_roles,
 )
 from turnwise.envs.process import EnvDiedError, EnvRaisedError, EnvTimeoutError, ProcessEnv
 from turnwise.envs.tasks import make_env
@@ -232,6 +233,7 @@ PROTOCOLS = {
         (HELPED, {"expert", "role"}),
         (LAKE, {"tasks", "snapshot", "restore", "expert"}),
         ("tests.worlds:tests/Cue-v0", {"expert"}),
+        ("turnwise/SQL-v0", {"tasks", "snapshot", "restore", "expert"}),
     ],
 )
 def test_it_offers_what_the_world_offers(source: str, offered: set[str]) -> None:
@@ -245,6 +247,7 @@ def test_it_offers_what_the_world_offers(source: str, offered: set[str]) -> None
     assert plain.spec is not None
     assert env.spec.id == plain.spec.id
     assert env.instructions == getattr(plain.unwrapped, "instructions", "")
+    assert speaks_in_roles(env) == speaks_in_roles(plain)
     assert getattr(env, "splits", None) == getattr(plain.unwrapped, "splits", None)
     env.close()
 

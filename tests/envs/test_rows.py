@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from turnwise.envs.rows import DEALT, Rows
+from turnwise.envs.rows import DEALT, Rows, shared_rows
 
 MANY = [{"question": f"what is {n}+1?", "answer": str(n + 1), "type": "add"} for n in range(60)]
 
@@ -53,6 +54,40 @@ def test_columns_may_have_other_names() -> None:
     assert rows.row("train", 0) == {"question": "Why?", "answer": "So."}
     with pytest.raises(ValueError, match=r"row 1: Unknown column 'promt'. Did you mean 'prompt'"):
         Rows("w", [{"prompt": "Why?"}], {"question": "promt"})
+
+
+def test_a_line_ends_where_jsonl_says(tmp_path: Path) -> None:
+    texts = ["a\u2028b", "a\u2029b", "a\x85b", "a"]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("\r\n".join(json.dumps({"question": text}, ensure_ascii=False) for text in texts).encode())
+    assert [row["question"] for row in Rows("w", {"train": str(path)})] == texts
+
+
+def test_a_row_without_a_type_has_none() -> None:
+    rows = Rows("w", {"train": [{"question": "a", "type": None}, {"question": "b"}, {"question": "c", "type": 0}]})
+    assert [task.type for task in rows.panel("train")] == ["", "", "0"]
+
+
+def test_files_are_read_once_for_all_worlds_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    named = written(path, MANY[:10])
+    first = shared_rows("w", named)
+    assert shared_rows("w", named) is first
+    assert shared_rows("v", named) is not first
+    assert shared_rows("w", named, {"prompt": "question"}) is not first
+    written(path, MANY[:12])
+    os.utime(path, ns=(1, 1))
+    assert len(list(shared_rows("w", named))) == 12
+    assert len(list(shared_rows("w", MANY[:5]))) == 5
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "b.jsonl", MANY[: 2 + len(folder) * (folder == "y")])
+        os.utime(tmp_path / folder / "b.jsonl", ns=(1, 1))
+    sizes = []
+    for folder in ("x", "y"):
+        monkeypatch.chdir(tmp_path / folder)
+        sizes.append(len(list(shared_rows("w", {"train": "b.jsonl"}))))
+    assert sizes == [2, 3]
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from turnwise.agents.roles import as_message
+from turnwise.agents.roles import as_answered, as_message
 from turnwise.envs.said import heard
 from turnwise.trajectory import Turn
 
@@ -25,7 +25,7 @@ def conversations(turns: Sequence[Turn]) -> list[Messages]:
     for turn in turns:
         request = asked(turn)
         before, new = request.get("after"), list(request["messages"])
-        told.append(new if before is None else [*told[before], as_message(heard(turns[before].action), new), *new])
+        told.append(new if before is None else [*told[before], *as_answered(heard(turns[before].action), new)])
     return told
 
 
@@ -37,17 +37,6 @@ def offered(turns: Sequence[Turn]) -> list[Messages]:
         before = request.get("after")
         found.append(request.get("tools") or (found[before] if before is not None else []))
     return found
-
-
-def in_openai_form(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as chat templates and trainers read it: calls as {"type": "function", "function": ...}."""
-    made = {key: value for key, value in message.items() if key not in ("tool_calls", "reasoning")}
-    if calls := message.get("tool_calls"):
-        made["tool_calls"] = [
-            {"id": c["id"], "type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}}
-            for c in calls
-        ]
-    return {**made, "reasoning_content": message["reasoning"]} if message.get("reasoning") else made
 
 
 def lines(turn: Turn) -> list[tuple[str, str]]:

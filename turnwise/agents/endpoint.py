@@ -17,12 +17,12 @@ from typing import Any
 
 from turnwise.agents.actions import answer, parse_action
 from turnwise.agents.chat_client import PREFIX, ChatClient, ContextFullError, EndpointConfig, Usage, addressed
-from turnwise.agents.dialogue import in_openai_form
 from turnwise.agents.opening import Example, TextChat, example_turns, opening_text
 from turnwise.agents.prompts import AgentConfig, Context, check_context_fits, context_policy
-from turnwise.agents.roles import as_message, with_system
+from turnwise.agents.rendering import in_openai_form
+from turnwise.agents.roles import as_answered
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, TextEnv
-from turnwise.envs.interface import Info, instructions_of
+from turnwise.envs.interface import Info, instructions_of, with_system
 from turnwise.envs.said import Call, Said, said
 from turnwise.models.engine import Sampling
 from turnwise.seeds import mix
@@ -162,15 +162,13 @@ class RolesAgent:
         if before is None:
             return new, list(info.get("tools") or ())
         messages, tools = self._asked[before]
-        return [*messages, as_message(self._said[before], new), *new], list(info.get("tools") or tools)
+        return [*messages, *as_answered(self._said[before], new)], list(info.get("tools") or tools)
 
 
 def _sent(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as OpenAI's API takes it: arguments are text."""
-    made = in_openai_form(message)
+    """A message as OpenAI's API takes it: arguments are text, and thoughts are left out."""
+    made = in_openai_form(message, json_arguments=True)
     made.pop("reasoning_content", None)
-    for call in made.get("tool_calls", ()):
-        call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
     return made
 
 

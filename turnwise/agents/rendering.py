@@ -126,7 +126,7 @@ class Rendering:
         messages, tools = self._guarded(messages), self._guarded(tools)
         if self.tools_in == "system":
             messages, tools = _as_text(messages, tools)
-        made = [_for_template(message, self.json_arguments) for message in messages]
+        made = [in_openai_form(message, self.json_arguments) for message in messages]
         return self._show(made, header=header, tools=tools)
 
     def _guarded(self, value: Any) -> Any:
@@ -287,26 +287,19 @@ def _dialect_in(text: str) -> str:
     return ""
 
 
-def _for_template(message: Message, json_arguments: bool) -> dict[str, Any]:
-    """A message in the form that templates read: OpenAI's, with arguments as a dictionary, or as text for some."""
+def in_openai_form(message: Message, json_arguments: bool = False) -> dict[str, Any]:
+    """A message as templates, trainers and chat APIs read it: arguments are a dictionary, or text for some."""
     made = {key: message[key] for key in ("role", "content", "tool_call_id", "name") if key in message}
     if message.get("tool_calls"):
-        made["tool_calls"] = [
-            {
-                "id": call["id"],
-                "type": "function",
-                "function": {
-                    "name": call["name"],
-                    "arguments": json.dumps(call["arguments"], ensure_ascii=False)
-                    if json_arguments
-                    else call["arguments"],
-                },
-            }
-            for call in message["tool_calls"]
-        ]
+        made["tool_calls"] = [_call_in_openai_form(call, json_arguments) for call in message["tool_calls"]]
     if message.get("reasoning"):
         made["reasoning_content"] = message["reasoning"]
     return made
+
+
+def _call_in_openai_form(call: Mapping[str, Any], json_arguments: bool) -> dict[str, Any]:
+    given = json.dumps(call["arguments"], ensure_ascii=False) if json_arguments else call["arguments"]
+    return {"id": call["id"], "type": "function", "function": {"name": call["name"], "arguments": given}}
 
 
 class _Mark(str):

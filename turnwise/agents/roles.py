@@ -16,7 +16,7 @@ import numpy as np
 
 from turnwise.agents.rendering import Message, Rendering
 from turnwise.agents.toolcalls import Tools
-from turnwise.envs.interface import Info
+from turnwise.envs.interface import Info, with_system
 from turnwise.envs.said import Said, heard
 from turnwise.trajectory import IntArray
 
@@ -127,13 +127,15 @@ class Roles:
         return asked
 
 
-def with_system(messages: Sequence[Message], system: str) -> Sequence[Message]:
-    """The messages behind an agent's own system message; a world's system message is joined to it."""
-    if not system:
-        return messages
-    has_one = bool(messages) and messages[0]["role"] == "system"
-    text = f"{system}\n\n{messages[0]['content']}" if has_one else system
-    return [{"role": "system", "content": text}, *messages[has_one:]]
+def as_answered(said: Said, new: Sequence[Message]) -> list[dict[str, Any]]:
+    """A reply and the messages after it, as chat APIs and trainers take them: a tool answers nothing but a call.
+
+    What a world tells of a broken call, which the reply's message cannot hold, becomes a user's message.
+    """
+    results = [message for message in new if message["role"] == "tool"]
+    unasked = {id(message) for message in results[len(said.calls) :]}
+    told = ({"role": "user", "content": each["content"]} if id(each) in unasked else dict(each) for each in new)
+    return [as_message(said, new), *told]
 
 
 def as_message(said: Said, answers: Sequence[Message] = ()) -> dict[str, Any]:

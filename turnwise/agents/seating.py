@@ -29,7 +29,9 @@ from turnwise.agents.jobs import Job
 from turnwise.agents.opening import Example, new_context
 from turnwise.agents.prompts import AgentConfig, Context, check_context_fits
 from turnwise.agents.roles import Roles
+from turnwise.agents.toolcalls import name_of
 from turnwise.envs.interface import HasPlayers, Info, capability
+from turnwise.errors import AgentError
 from turnwise.models.engine import Engine
 from turnwise.seeds import mix
 from turnwise.trajectory import IntArray, Turn
@@ -148,10 +150,18 @@ class Seat:
         self.num_shown = len(self.turns)
 
     def read(self, reply: str) -> ParsedAction:
-        """The action in a reply of the model that has this seat."""
+        """The action in a reply of the model that has this seat. Raises AgentError where its dialect cannot read it."""
         assert self.model is not None
         tools = self.context.tools if isinstance(self.context, Roles) else ()
-        return parse_action(reply, self.model.config.action_format, self.model.chat.dialect, tools)
+        dialect = self.model.chat.dialect
+        try:
+            return parse_action(reply, self.model.config.action_format, dialect, tools)
+        except Exception as error:  # a class of the user's: it may fail in any way
+            raise AgentError(
+                f"the dialect {name_of(dialect)} (agent.tool_calls) cannot read a reply "
+                f"({type(error).__name__}: {error}): read(text, tools) must return a Said for any text, and "
+                f"this one is {reply[:200]!r}"
+            ) from error
 
     def add_turn(self, turn: Turn) -> None:
         """Append a turn of this player. The first one gets the reward that was earned before it."""

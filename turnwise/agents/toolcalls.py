@@ -86,9 +86,9 @@ class QwenXML:
         name, body = found.group(1).strip(), found.group(2)
         if left := self._PARAMETER.sub("", body).strip():
             raise _CallError(f"a parameter is written as <parameter=KEY>value</parameter>; this is not: {left[:60]!r}")
-        schema: Mapping[str, Any] = next((t["function"] for t in tools if t["function"]["name"] == name), {})
-        known = schema.get("parameters", {}).get("properties", {})
-        arguments = {key: _typed(value, known.get(key, {})) for key, value in self._PARAMETER.findall(body)}
+        about: Mapping[str, Any] = next((t["function"] for t in tools if t["function"]["name"] == name), {})
+        known = _schema(_schema(about.get("parameters")).get("properties"))
+        arguments = {key: _typed(value, _schema(known.get(key))) for key, value in self._PARAMETER.findall(body)}
         return Call(name, arguments)
 
 
@@ -134,17 +134,17 @@ class OneCall:
     """A dialect where the chat template shows one call a reply: the first one counts, others are a fault."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
+        self.dialect = dialect
 
     def read(self, text: str, tools: Tools = ()) -> Said:
-        found = self._dialect.read(text, tools)
+        found = self.dialect.read(text, tools)
         if len(found.calls) < 2:
             return found
         told = "; ".join(filter(None, (found.fault, "one call a reply can be made: only the first one was")))
         return Said(found.content, found.calls[:1], told, found.thought)
 
     def write(self, said: Said) -> str:
-        return self._dialect.write(said)
+        return self.dialect.write(said)
 
 
 DIALECTS: dict[str, Dialect] = {"hermes": Hermes(), "qwen_xml": QwenXML(), "llama3": Llama3()}
@@ -165,6 +165,13 @@ def dialect_of(name: str) -> Dialect:
     if not (callable(getattr(made, "read", None)) and callable(getattr(made, "write", None))):
         raise ValueError(f"agent.tool_calls={name!r} needs the methods read(text, tools) and write(said)")
     return cast(Dialect, made)
+
+
+def name_of(dialect: Dialect) -> str:
+    """The inverse of ``dialect_of``, for messages."""
+    inner = dialect.dialect if isinstance(dialect, OneCall) else dialect
+    own = f"{type(inner).__module__}:{type(inner).__name__}"
+    return next((name for name, each in DIALECTS.items() if each is inner), own)
 
 
 def _read(tagged: re.Pattern[str], text: str, call: Any, tools: Tools) -> Said:
@@ -206,6 +213,11 @@ def _kind(value: Any) -> str:
 
 def _json(call: Call, key: str) -> str:
     return json.dumps({"name": call.name, key: dict(call.arguments)}, ensure_ascii=False)
+
+
+def _schema(found: Any) -> Mapping[str, Any]:
+    """A part of a schema. Other people's schemas have true, null or a list there too, which say nothing of types."""
+    return found if isinstance(found, Mapping) else {}
 
 
 def _typed(value: str, schema: Mapping[str, Any]) -> Any:

@@ -20,14 +20,18 @@ a thought and calls."""
 CONTEXT_TOKENS = 8192
 
 
-def settings_of_untrained(given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` settings of an agent, and the usual ones of a model from elsewhere where they say nothing."""
-    roles = given.get("context") == "roles"
+def settings_of_untrained(given: Mapping[str, Any], in_roles: bool = False) -> dict[str, Any]:
+    """``given`` settings of an agent, and the usual ones of a model from elsewhere where they say nothing.
+
+    ``in_roles``: whether the world says that it speaks in a chat with roles.
+    """
+    usual = "roles" if in_roles and given.get("action_format", "calls") == "calls" else "full"
+    roles = given.get("context", usual) == "roles"
     style = given.get("action_format", "calls" if roles else "tags")
     return {
         "action_format": style,
         "instructions": True,
-        **({} if roles else {"show_admissible": True, "admissible_format": "lines"}),
+        **({"context": "roles"} if roles else {"show_admissible": True, "admissible_format": "lines"}),
         "max_reply_tokens": REPLY_TOKENS.get(style, REPLY_TOKENS["tags"]),
         "max_context_tokens": CONTEXT_TOKENS,
         **given,

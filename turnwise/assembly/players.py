@@ -21,7 +21,7 @@ from turnwise.cloning.examples import examples_for
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.files import parse_section
 from turnwise.config.sections import GameConfig
-from turnwise.envs.interface import HasPlayers, capability, instructions_of
+from turnwise.envs.interface import HasPlayers, capability, instructions_of, speaks_in_roles
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object
 from turnwise.models.adapters import check_use, load_start
@@ -237,7 +237,7 @@ def players(
     run = open_run(target)
     if run is None and checkpoint is not None:
         raise ValueError(f"{target} is not a run: there is no checkpoint to choose")
-    settings = agent_settings(target, run.config().agent if run else None, agent or {})
+    settings = agent_settings(target, run.config().agent if run else None, agent or {}, speaks_in_roles(env))
     examples = examples_of(target, settings, agent or {}, lambda: env)
     shown: dict[str, Any] = {"examples": examples, "instructions": instructions_of(env)}
     if run is None:
@@ -308,18 +308,21 @@ def _remote(
         raise ValueError(f"{name} is an endpoint: there is no checkpoint to choose")
     if "max_context_tokens" in agent:
         raise ValueError("agent.max_context_tokens: how long a context may be is for the endpoint's server to say")
-    settings = parse_section(AgentConfig, settings_of_untrained(agent), "agent")
+    settings = parse_section(AgentConfig, settings_of_untrained(agent, speaks_in_roles(env)), "agent")
     for setting in ("constrained", "thought_tokens"):
         if getattr(settings, setting) != getattr(AgentConfig(), setting):
             raise ValueError(f"agent.{setting}: an endpoint's server samples by itself; leave it out for {name}")
     return endpoint(name, settings, asked, examples_for(env, settings, usual=True))
 
 
-def agent_settings(target: str | Path, trained: AgentConfig | None, changes: Mapping[str, Any]) -> AgentConfig:
+def agent_settings(
+    target: str | Path, trained: AgentConfig | None, changes: Mapping[str, Any], in_roles: bool = False
+) -> AgentConfig:
     """A run's, an exported folder's, or those of an untrained model, with ``changes``; ValueError for unknown ones.
 
-    A model from elsewhere has not been trained on the world: it is told what to do, as an endpoint's is. A small model
-    of ours knows nothing but its demonstrations, which have no instructions.
+    A model from elsewhere has not been trained on the world: it is told what to do, as an endpoint's is, and gets chats
+    with roles where the world says that it speaks so (``in_roles``). A small model of ours knows nothing but its
+    demonstrations, which have no instructions.
     """
     saved = Path(target) / AGENT_FILE
     if trained is not None:
@@ -327,5 +330,5 @@ def agent_settings(target: str | Path, trained: AgentConfig | None, changes: Map
     elif saved.is_file():
         known = {"examples": 0, **read_object(saved), **changes}
     else:
-        known = dict(changes) if made_from_scratch(target) else settings_of_untrained(changes)
+        known = dict(changes) if made_from_scratch(target) else settings_of_untrained(changes, in_roles)
     return parse_section(AgentConfig, known, "agent")

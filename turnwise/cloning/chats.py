@@ -40,7 +40,7 @@ def read_chats(path: str | Path) -> list[Chat]:
     """The chats of a file. Raises ValueError, which names the line, for one that is not as described above."""
     place = Path(path).expanduser()
     try:
-        lines = place.read_text(encoding="utf-8").splitlines()
+        lines = place.read_text(encoding="utf-8").split("\n")  # splitlines also cuts at letters that JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"no chats can be read from {str(path)!r}: {error}") from None
     found = []

@@ -19,13 +19,12 @@ from turnwise.agents.dialogue import asked
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.opening import Example, example_turns, new_context
 from turnwise.agents.prompts import AgentConfig
-from turnwise.agents.roles import with_system
 from turnwise.agents.seating import TextEnv
 from turnwise.cloning.chats import Chat
 from turnwise.cloning.demonstrations import Demonstration, demonstrations
 from turnwise.cloning.losses import END, FIRST, OBSERVATION, REST, CloningRow
 from turnwise.cloning.settings import WarmstartConfig
-from turnwise.envs.interface import instructions_of
+from turnwise.envs.interface import instructions_of, with_system
 from turnwise.envs.said import Call, Said
 from turnwise.seeds import mix
 from turnwise.trajectory import BoolArray, IntArray, Task, Trajectory, Turn

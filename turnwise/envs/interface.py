@@ -34,6 +34,9 @@ writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
                          agent's own limit holds too), "stop" (list of texts, the first of which ends it)
     ignored              list of strings: what else was wished of the reply, and is not followed; it is counted
 
+Such a world may say so beforehand, with the attribute ``in_roles`` (True): a model from elsewhere then plays it with
+``agent.context=roles`` unless told otherwise.
+
 A message is a dictionary with "role" (system, user, assistant or tool) and "content" (str). An assistant's may have
 "tool_calls", [{"id": str, "name": str, "arguments": dict}], and "reasoning" (str), its thought. A tool's has
 "tool_call_id" (str) and "name" (str).
@@ -46,7 +49,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
@@ -237,6 +240,11 @@ def instructions_of(env: TextEnv) -> str:
     )
 
 
+def speaks_in_roles(env: TextEnv) -> bool:
+    """Whether the world says beforehand that it speaks in a chat with roles."""
+    return getattr(env.unwrapped, "in_roles", False) is True
+
+
 def listed_actions(info: Info) -> list[str] | None:
     """The actions that a model is shown: ``listed_actions``, or else ``admissible_actions``; None where both lack."""
     listed: list[str] | None = info.get("listed_actions", info.get("admissible_actions"))
@@ -262,6 +270,17 @@ def request_of(info: Info) -> str:
         return ""
     asked = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
     return json.dumps(asked, ensure_ascii=False, default=str)
+
+
+def with_system(messages: Sequence[Mapping[str, Any]], system: str) -> Sequence[Mapping[str, Any]]:
+    """The messages behind a system message. One that they begin with is joined to it, unless it holds it already."""
+    if not system:
+        return messages
+    has_one = bool(messages) and messages[0]["role"] == "system"
+    if has_one and f"{messages[0]['content']}\n\n".startswith(f"{system}\n\n"):
+        return messages
+    text = f"{system}\n\n{messages[0]['content']}" if has_one else system
+    return [{"role": "system", "content": text}, *messages[has_one:]]
 
 
 def world_name(env: TextEnv) -> str:

@@ -39,6 +39,7 @@ from turnwise.envs.interface import (
     capability,
     fitting,
     instructions_of,
+    speaks_in_roles,
     world_name,
 )
 from turnwise.envs.tasks import expert_of, make_env, panel
@@ -186,7 +187,7 @@ class Served:
 
     def describe(self) -> Description:
         attributes = {name: getattr(self.env, name) for name in ("observation_space", "action_space", "metadata")}
-        own: dict[str, Any] = {"instructions": instructions_of(self.env)}
+        own: dict[str, Any] = {"instructions": instructions_of(self.env), "in_roles": speaks_in_roles(self.env)}
         if are_names(splits := getattr(self.world, "splits", None)):
             own["splits"] = tuple(splits)
         if game := capability(self.env, HasPlayers):

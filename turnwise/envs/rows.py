@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class Rows:
                 self._env,
                 split,
                 tuple(
-                    Task(self._env, split, n, key, str(row.get("type", "")))
+                    Task(self._env, split, n, key, "" if row.get("type") is None else str(row["type"]))
                     for n, (key, row) in enumerate(self._rows[split].items())
                 ),
             )
@@ -100,6 +100,21 @@ class Rows:
                         "take it out of one, or give all rows as one source, which are then dealt out"
                     )
                 first[key] = split
+
+
+def shared_rows(env: str, tasks: Source | Mapping[str, Source], fields: Mapping[str, str] | None = None) -> Rows:
+    """The tasks, read once for all worlds of a process that name the same files as they are now."""
+    sources = list(tasks.values()) if isinstance(tasks, Mapping) else [tasks]
+    if not all(isinstance(source, str) for source in sources):
+        return Rows(env, tasks, fields)
+    files = [Path(str(source)).expanduser().absolute() for source in sources]
+    stamps = tuple((str(file), file.stat().st_mtime_ns if file.is_file() else 0) for file in files)
+    return _read_once(json.dumps([env, tasks, fields], default=dict), stamps)
+
+
+@lru_cache(maxsize=8)
+def _read_once(named: str, stamps: tuple[tuple[str, int], ...]) -> Rows:
+    return Rows(*json.loads(named))
 
 
 def _keyed(source: Source, fields: Mapping[str, str]) -> dict[str, Row]:
@@ -144,7 +159,7 @@ def _numbered(name: str, rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also cuts at letters that JSON may hold
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"no tasks can be read from {str(path)!r}: {error}") from None
     for number, line in enumerate(lines, start=1):

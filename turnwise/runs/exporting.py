@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 
 from turnwise.agents.chat import ChatFormat
-from turnwise.agents.dialogue import asked, conversations, in_openai_form, offered
-from turnwise.agents.roles import as_message, with_system
+from turnwise.agents.dialogue import asked, conversations, offered
+from turnwise.agents.rendering import in_openai_form
+from turnwise.agents.roles import as_message
 from turnwise.agents.spelling import encodable
+from turnwise.envs.interface import with_system
 from turnwise.envs.said import heard
 from turnwise.errors import unknown
 from turnwise.models.settings import PretrainedModelConfig

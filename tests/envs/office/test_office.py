@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from turnwise.envs.office.desk import DAYS, HOURS
-from turnwise.envs.office.problems import LEVELS
+from turnwise.envs.office.problems import LEVELS, problem
 from turnwise.envs.office.world import OfficeEnv
 from turnwise.envs.said import Call, said
 
@@ -69,6 +69,15 @@ def test_order_case_and_words_do_not_count() -> None:
     for each in reversed(env.problem.acts):
         told(env, "send_mail", **{**each.arguments, "text": "Other words."})
     assert finished(env)
+
+
+def test_the_first_free_hour_is_on_a_day_that_has_one() -> None:
+    made = problem(LEVELS["hard"], 531622)
+    days = [event.day for event in made.state.events]
+    full = next(day for day in DAYS if days.count(day) == len(HOURS))
+    (act,) = made.acts
+    assert act.arguments["day"] != full
+    assert made.done().events != made.state.events
 
 
 def test_a_detour_is_no_fault() -> None:

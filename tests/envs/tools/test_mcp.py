@@ -37,8 +37,10 @@ def test_its_tools_are_called(server: Server) -> None:
     assert call(tools, Call("add", {"a": 2})).text == "3"
     assert "fail" in call(tools, Call("fail")).text  # version 2 tells clients no more of what a tool raised
     assert call(tools, Call("add", {"a": "x"})).text.startswith("Error: ")
-    assert tools_of_servers([server], ["add"])[0].name == "server1.add"
+    assert tools_of_servers([server], ["add"])[0].name == "server1_add"
     assert len({t.name for t in tools_of_servers([server, server])}) == 6
+    with pytest.raises(ValueError, match="two tools are called 'server1_add'"):
+        tools_of_servers([server], ["add", "server1_add"])
 
 
 def judge(task: dict[str, str], reply: str) -> float:

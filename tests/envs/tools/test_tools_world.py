@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,13 @@ def judge(task: dict[str, Any], tools: Sums, reply: str) -> float:
     return float(str(task["answer"]) in reply and tools.calls > 0)
 
 
+class TwoNeeded:
+    """Needs more than the task."""
+
+    def __init__(self, task: Any, stock: int) -> None:
+        pass
+
+
 def twice(x: int) -> int:
     return 2 * x
 
@@ -73,6 +82,15 @@ def test_an_episode() -> None:
     assert env._instance.calls == 0
 
 
+def test_a_row_may_hold_the_conversation_so_far() -> None:
+    told = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes?"}]
+    brief = {"role": "system", "content": "Be brief."}
+    for row, system in ((told, "Use the tools."), ([brief, *told], "Use the tools.\n\nBe brief.")):
+        info = begun(world(system="Use the tools.", tasks={"train": [{"messages": row}]}))
+        assert info["messages"] == [{"role": "system", "content": system}, *told]
+    assert begun(world(tasks={"train": [{"messages": told}]}))["messages"] == told
+
+
 def test_what_was_not_understood_is_an_observation() -> None:
     env = world()
     begun(env)
@@ -96,6 +114,54 @@ def test_functions_need_no_class_and_rewards_may_say_more() -> None:
     assert env.step(said(calls=[{"name": "twice", "arguments": {"x": 4}}]))[0] == "8"
     _, reward, _, _, info = env.step("8")
     assert (reward, info["success"], info["score"]) == (2.0, False, 0.5)
+
+
+def _tolerant(task: dict[str, Any], reply: str, tolerance: float = 0.5) -> float:
+    return float(abs(float(reply) - task["answer"]) <= tolerance)
+
+
+def _turned(reply: str, task: dict[str, Any]) -> float:
+    return float(reply) == task["answer"]
+
+
+def _by_name(*, tools: Sums, reply: str, task: dict[str, Any]) -> float:
+    return float(tools.calls == 0 and float(reply) == task["answer"])
+
+
+def _by_number(row: dict[str, Any], shop: Sums, answer: str, more: int = 1) -> float:
+    return float(shop.calls == 0 and float(answer) == row["answer"])
+
+
+@pytest.mark.parametrize("reward", [_tolerant, _turned, _by_name, _by_number, partial(_tolerant, tolerance=0.1)])
+def test_a_reward_function_gets_what_it_names_or_needs(reward: Any) -> None:
+    env = world(reward=reward)
+    begun(env)
+    assert env.step(str(env._row["answer"]))[1] == 1.0
+
+
+class Stock:
+    """Needs nothing of the task."""
+
+    def __init__(self, stock: int = 10) -> None:
+        self.stock = stock
+
+    def left(self) -> int:
+        """What is left."""
+        return self.stock
+
+
+class Asking(Stock):
+    """May know the task."""
+
+    def __init__(self, stock: int = 5, task: Any = None) -> None:
+        super().__init__(stock + len(task))
+
+
+@pytest.mark.parametrize(("tools", "left"), [(Stock, "10"), (Asking, "7")])
+def test_a_class_gets_the_task_where_it_needs_it_or_names_it(tools: type, left: str) -> None:
+    env = world(tools=tools, reward=_turned)
+    begun(env)
+    assert env.step(said(calls=[{"name": "left", "arguments": {}}]))[0] == left
 
 
 @pytest.mark.parametrize("found", [None, "1", float("nan"), {"score": 1}, {"reward": 1, "points": 2}])
@@ -135,6 +201,13 @@ def lambda_text() -> str:
         ({"tools": "tests.envs.tools.test_tools_world:Sum"}, "Did you mean 'Sums'"),
         ({"tools": "tests.nowhere:Sums"}, "cannot import 'tests.nowhere'"),
         ({"reward": 3}, "is no function"),
+        ({"reward": lambda: 1}, r"reward=<lambda> cannot be called with \(task, tools, reply\) or \(task, reply\)"),
+        ({"reward": lambda task, shop, reply, truth: 1}, "missing a required argument"),
+        ({"reward": lambda task, reply, truth: 1}, "'reply' would be the tools"),
+        ({"reward": lambda task, *, truth: 1}, "reward=<lambda> cannot be called"),
+        ({"tools": TwoNeeded}, r"tools=TwoNeeded cannot be called with \(task\) or \(\): missing a required"),
+        ({"tasks": [{"messages": ["x"]}]}, '"messages" of a task are'),
+        ({"tasks": [{"messages": [{"role": "user", "content": None}]}]}, '"messages" of a task are'),
         ({"tasks": [{"prompt": "x"}]}, r"this row has prompt: name its column with env\.kwargs\.fields"),
         ({"tasks": [{"question": "x", "demonstration": [{"calls": [3]}]}]}, "the demonstration of"),
     ],
@@ -155,6 +228,12 @@ def test_rows_may_demonstrate_how_they_are_solved() -> None:
     wrong = [finding for finding in report.findings if finding.outcome == "failed"]
     assert not [finding for finding in wrong if "fresh process" not in finding.name], wrong
     assert next(finding for finding in report.findings if finding.name == "expert succeeds").outcome == "passed"
+
+
+def test_worlds_share_the_tasks_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert world(tasks=str(path))._rows is world(tasks=str(path))._rows
 
 
 def test_options_stand_for_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,9 +150,9 @@ def _meet_team(state: State, topic: str, rng: random.Random) -> tuple[str, Calls
 
 def _first_free(state: State, topic: str, rng: random.Random) -> tuple[str, Calls, Calls]:
     person = rng.choice(state.contacts)
-    day = rng.choice(state.events).day
-    taken = {event.hour for event in state.events if event.day == day}
-    hour = next(hour for hour in HOURS if hour not in taken)
+    taken: dict[str, set[int]] = {day: {event.hour for event in state.events if event.day == day} for day in DAYS}
+    day = rng.choice([event.day for event in state.events if len(taken[event.day]) < len(HOURS)])
+    hour = next(hour for hour in HOURS if hour not in taken[day])
     looks = [_find(person), Call("list_events", {"day": day})]
     question = f"Plan a meeting about the '{topic}' with '{person.name}' on {day} at the first hour that is free."
     return question, looks, [_add(day, hour, topic, [person])]

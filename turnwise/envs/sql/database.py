@@ -2,7 +2,8 @@
 
 It lives in memory. SQLite's own authorizer allows reading its tables and a list of functions, and denies everything
 else, such as ATTACH, PRAGMA and the loading of extensions. Work is limited by SQLite's count of its instructions, which
-does not depend on the machine, so that episodes repeat.
+does not depend on the machine, so that episodes repeat. One instruction may copy or search a whole text, so texts are
+short and rows narrow: what an instruction costs has a bound too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ MAX_ROWS = 20
 _CHECK_EVERY = 10_000
 
 _LIMITS = {
-    sqlite3.SQLITE_LIMIT_LENGTH: 100_000,
+    sqlite3.SQLITE_LIMIT_LENGTH: 1_000,
+    sqlite3.SQLITE_LIMIT_COLUMN: 30,
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 4_000,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 50,
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 10,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turnwise.envs.interface import Info
+from turnwise.envs.interface import Info, with_system
 from turnwise.envs.said import Said
 from turnwise.envs.tools.tool import Tool, call, listed
 
@@ -26,12 +26,12 @@ class Talk:
 
     def open(self, question: str, system: str = "") -> tuple[str, Info]:
         """The first observation and its ``info``: the user's message, and the tools."""
-        messages = [{"role": "system", "content": system}] if system else []
-        return question, self.open_with([*messages, {"role": "user", "content": question}])
+        return question, self.open_with([{"role": "user", "content": question}], system)
 
-    def open_with(self, messages: Sequence[Mapping[str, Any]]) -> Info:
+    def open_with(self, messages: Sequence[Mapping[str, Any]], system: str = "") -> Info:
+        """The ``info`` of a conversation that has begun."""
         self.turn = -1
-        return {"messages": list(messages), "tools": listed(list(self.tools.values()))}
+        return {"messages": list(with_system(messages, system)), "tools": listed(list(self.tools.values()))}
 
     def answer(self, said: Said) -> tuple[str, Info, bool]:
         """Make the calls of a reply, in their order.

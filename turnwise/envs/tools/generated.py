@@ -36,6 +36,8 @@ class GeneratedToolsEnv(SnapshotEnv, Generic[Problem]):
     its schema).
     """
 
+    in_roles = True
+
     def __init__(self, source: GeneratedTasks[Problem], split: str, step_limit: int) -> None:
         super().__init__(split, step_limit)
         self._source = source

@@ -88,15 +88,21 @@ class Server:
 
 
 def tools_of_servers(servers: Sequence[Server], taken: Sequence[str] = ()) -> list[Tool]:
-    """The tools of all servers. Of two with one name both are called ``SERVER.NAME``, by the servers' numbers."""
+    """The tools of all servers. One whose name is ``taken``, or another server's too, is called ``server1_NAME``.
+
+    Raises ValueError where that is a name of another tool again.
+    """
     named = [(number, each) for number, server in enumerate(servers, start=1) for each in server.described]
     names = [*taken, *(each.name for _, each in named)]
     found = []
     for number, each in named:
-        name = each.name if names.count(each.name) == 1 else f"server{number}.{each.name}"
+        name = each.name if names.count(each.name) == 1 else f"server{number}_{each.name}"
         schema = _either(each, "input_schema", "inputSchema") or {"type": "object", "properties": {}}
         call = partial(servers[number - 1].call, each.name)
         found.append(Tool(name, each.description or "", schema, call, lambda given: given))
+    called = [*taken, *(tool.name for tool in found)]
+    if doubled := {name for name in called if called.count(name) > 1}:
+        raise ValueError(f"two tools are called {min(doubled)!r}: give each a name of its own")
     return found
 
 

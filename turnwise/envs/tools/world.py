@@ -5,8 +5,9 @@
 A task is a row (``turnwise.envs.rows``). Its "question" is the user's message (or "messages" is the conversation so
 far). The agent calls tools as often as it likes, and ends the episode by answering without a call. Then the reward
 function judges: ``score(task, tools, reply)`` gets the row, the instance (None for functions) and the answer; or
-``score(task, reply)``. It returns a number, or {"reward": ..., "success": ..., "score": ...}. An episode that is cut
-short has no answer to judge, and no reward.
+``score(task, reply)``. Parameters of these names get these values in any order. Others are filled in this order, where
+two or three have no default. It returns a number, or {"reward": ..., "success": ..., "score": ...}. An episode that is
+cut short has no answer to judge, and no reward.
 
 Rows may have a "demonstration", the replies of an episode that solves them: text, or {"content": ..., "calls":
 [{"name": ..., "arguments": {...}}]}. Where all have one, the world has an expert, and a model can be cloned from it.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from turnwise.envs.interface import Expert, Info, Panel
-from turnwise.envs.rows import Row, Rows, Source
+from turnwise.envs.rows import Row, Source, shared_rows
 from turnwise.envs.said import heard, said
 from turnwise.envs.tools.chatting import Talk
 from turnwise.envs.tools.mcp import Server, tools_of_servers
@@ -31,20 +32,26 @@ from turnwise.errors import unknown
 
 ENV_ID = "turnwise/Tools-v0"
 
+_JUDGING = (("task", "reply"), ("task", "tools", "reply"))
+_MAKING = ((), ("task",))
+
 
 class ToolsEnv(TaskEnv):
     """The reward is that of the reward function, at the end of the episode, else 0.
 
     ``tools``: functions, a class, or what ``module:NAME`` names of these. A class is made with the task's row, where
-    its constructor takes an argument. ``mcp``: command lines and addresses of servers, whose tools come after these
-    (``turnwise.envs.tools.mcp``); they start with the first episode. ``tasks`` and ``fields``: as
-    ``turnwise.envs.rows.Rows`` takes them. ``reward``: the reward function, or ``module:NAME``. ``system``: a system
-    message. ``step_limit``: replies an episode may have. ``max_result_chars``: where the result of a call is cut.
+    its constructor needs an argument, or has one of the name task. ``mcp``: command lines and addresses of servers,
+    whose tools come after these (``turnwise.envs.tools.mcp``); they start with the first episode. ``tasks`` and
+    ``fields``: as ``turnwise.envs.rows.Rows`` takes them. ``reward``: the reward function, or ``module:NAME``.
+    ``system``: a system message; one of a row's "messages" is joined to it. ``step_limit``: replies an episode may
+    have. ``max_result_chars``: where the result of a call is cut.
 
     ``info``: what is asked in roles (``messages``, ``after``, ``tools``), ``task`` (the row), ``valid`` (whether every
     call named a tool and fitted its schema), and at the end ``success`` (what the function says, else whether the
     reward is at least 1) and ``score`` (what it says, else the reward where that is in [0, 1]).
     """
+
+    in_roles = True
 
     def __init__(
         self,
@@ -64,14 +71,17 @@ class ToolsEnv(TaskEnv):
         self._judge = _named(reward, "reward")
         if not callable(self._judge):
             raise ValueError(f"reward={reward!r} is no function: expected score(task, tools, reply)")
-        self._rows = Rows(ENV_ID, tasks, fields)
+        _fitted(self._judge, _JUDGING, dict.fromkeys(_JUDGING[-1]), "reward")
+        self._rows = shared_rows(ENV_ID, tasks, fields)
         self._system, self._max_chars = system, max_result_chars
         for row in self._rows:
             _check_asks(row)
         self._mcp = [mcp] if isinstance(mcp, str) else list(mcp)
         self._servers: list[Server] = []
         self._functions: Sequence[Tool] | None = None
-        if not inspect.isclass(self._source):
+        if inspect.isclass(self._source):
+            _fitted(self._source, _MAKING, dict.fromkeys(_MAKING[-1]), "tools")
+        else:
             self._functions = [] if self._mcp and self._source == () else tools_of(self._source)
         self._row: Row = {}
         self._instance: Any = None
@@ -91,7 +101,7 @@ class ToolsEnv(TaskEnv):
         self._talk = Talk(tools, self._max_chars)
         given = self._row.get("messages")
         if given is not None:
-            return _shown(given), {**self._talk.open_with(given), "task": self._row}
+            return _shown(given), {**self._talk.open_with(given, self._system), "task": self._row}
         observation, info = self._talk.open(self._row["question"], self._system)
         return observation, {**info, "task": self._row}
 
@@ -123,8 +133,8 @@ class ToolsEnv(TaskEnv):
         """The episode's instance of the class (None without one), and all tools."""
         made, own = None, self._functions
         if own is None:
-            takes_task = bool(inspect.signature(self._source).parameters)
-            made = self._source(self._row) if takes_task else self._source()
+            given = _fitted(self._source, _MAKING, {"task": self._row}, "tools")
+            made = self._source(*given.args, **given.kwargs)
             own = tools_of(made)
         if not self._servers:
             self._servers = [Server(where) for where in self._mcp]
@@ -137,8 +147,9 @@ class ToolsEnv(TaskEnv):
 
     def _judged(self, reply: str) -> tuple[float, Info]:
         """The reward of an answer, and its ``info``. Raises ValueError where the function returns something else."""
-        given = (self._row, self._instance, reply) if _num_arguments(self._judge) > 2 else (self._row, reply)
-        found = self._judge(*given)
+        values = {"task": self._row, "tools": self._instance, "reply": reply}
+        given = _fitted(self._judge, _JUDGING, values, "reward")
+        found = self._judge(*given.args, **given.kwargs)
         found = wait_for(found) if inspect.iscoroutine(found) else found
         parts = dict(found) if isinstance(found, Mapping) else {"reward": found}
         reward = parts.pop("reward", None)
@@ -187,14 +198,44 @@ def _check_asks(row: Row) -> None:
             f'a task has "question", the user\'s message, or "messages"; this row has {", ".join(row)}: name its '
             "column with env.kwargs.fields={question: COLUMN}"
         )
+    for message in row.get("messages") or ():
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise ValueError(f'"messages" of a task are {{"role": ..., "content": text}}, not {str(message)[:80]}')
     try:
         [said(**reply) if isinstance(reply, dict) else said(reply) for reply in row.get("demonstration", ())]
     except (TypeError, LookupError) as error:
         raise ValueError(f"the demonstration of {str(row)[:80]}: {error}") from None
 
 
-def _num_arguments(function: Callable[..., Any]) -> int:
-    return len(inspect.signature(function).parameters)
+def _fitted(
+    function: Callable[..., Any], ways: Sequence[Sequence[str]], values: Mapping[str, Any], setting: str
+) -> inspect.BoundArguments:
+    """The ``values``, by their names, as the arguments of a function of the user's.
+
+    Where all that it needs has such names, they decide; else the way with as many values as it needs. Raises
+    ValueError where no way fits, and where a value would come to a parameter that has another one's name.
+    """
+    expected = " or ".join(f"({', '.join(way)})" for way in reversed(ways))
+    try:
+        signature = inspect.signature(function)
+        parameters = signature.parameters.values()
+        by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} & set(values)
+        needed = {
+            p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
+        if by_name and needed <= by_name:
+            return signature.bind(**{name: values[name] for name in by_name})
+        way = next((way for way in ways if len(way) == len(needed)), ways[0])
+        bound = signature.bind(*(values[name] for name in way))
+        places = signature.bind(*way).arguments
+        if wrong := [name for name, value in places.items() if name in values and value != name]:
+            raise TypeError(f"{wrong[0]!r} would be the {places[wrong[0]]}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{setting}={getattr(function, '__name__', function)} cannot be called with {expected}: {error}. Name its "
+            "parameters so, and give all others a default"
+        ) from None
+    return bound
 
 
 def _shown(messages: Sequence[Mapping[str, Any]]) -> str:
