@@ -133,7 +133,7 @@ BIG = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)"
         f"{BIG} SELECT COUNT(*) FROM n",
         f"{BIG} SELECT group_concat(x) FROM n",
         "SELECT replace(printf('%900d', 1), ' ', 'xxxxxxxxxxxxxxxxxxxx')",
-        f"WITH s AS (SELECT printf('%99000d', 0) a) SELECT {', '.join(['a'] * 1_900)} FROM s",
+        f"WITH s AS (SELECT printf('%99000d', 0) a) SELECT {','.join('a' * 1_900)} FROM s",
         "SELECT " + "(" * 200 + "1" + ")" * 200,
         "SELECT '" + "x" * 5_000 + "'",
     ],

@@ -13,6 +13,7 @@ import pytest
 from turnwise.commands.shorthands import world_of
 from turnwise.config.files import load_config
 from turnwise.envs.check import check
+from turnwise.envs.interface import speaks_in_roles
 from turnwise.envs.said import said
 from turnwise.envs.tasks import make_env, panel
 from turnwise.envs.tools.world import ToolsEnv
@@ -65,6 +66,7 @@ def test_an_episode() -> None:
     env = world(system="Use the tools.")
     info = begun(env)
     row = env._row
+    assert speaks_in_roles(env)
     assert [message["role"] for message in info["messages"]] == ["system", "user"]
     assert [tool["function"]["name"] for tool in info["tools"]] == ["add", "divide"]
     calls = [{"name": "divide", "arguments": {"a": 1, "b": 0}}, {"name": "add", "arguments": {"a": row["answer"] - 1}}]
