@@ -13,11 +13,14 @@ import torch
 from tests.models import tiny_model, tokenizer
 from tests.shards.hosts import Here, Mortal
 from tests.shards.plays import TREE, config, planner_of, policy_of, sharded
+from tests.shards.worlds import Idle
+from turnwise import childprocess
 from turnwise.assembly.collecting import TRAIN
 from turnwise.assembly.shards import Blueprint, shards_of
 from turnwise.errors import AgentError
 from turnwise.models.drawing import Sampling
 from turnwise.models.loading import save_model
+from turnwise.shards.children import Children
 from turnwise.shards.connection import Patience, ShardError, differing
 from turnwise.shards.messages import Described
 from turnwise.shards.rollouts import ShardedCollector, ShardedRollouts, Shards
@@ -202,6 +205,40 @@ def test_a_session_that_was_left_does_not_disturb_the_next(model: Path) -> None:
         break
     again = planner_of(made).plan(tasks, collector.rollouts(Sampling(max_tokens=4), 5))
     assert all(differing(a, b) is None for a, b in zip(whole, again, strict=True))
+
+
+def test_an_interrupt_while_a_shard_is_waited_for_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = Shards(Children(), [(Idle, Idle)] * 2, Idle.described, {}, Patience(60.0, 0))
+    first, second = shards.connections
+    processes = [connection._place.child._process for connection in shards.connections]  # type: ignore[union-attr]
+    for connection in shards.connections:
+        connection.tell("begin")
+
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(childprocess, "wait", interrupted)
+        first.told()
+    shards.close()
+    assert not any(process.is_alive() for process in processes)
+    assert second._place is None
+
+
+def test_a_shard_that_cannot_be_closed_leaves_none_of_the_others_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Here()
+    shards = Shards(host, [(Idle, Idle)] * 3, Idle.described, {}, Patience(1.0, 0))
+
+    def stuck() -> None:
+        raise OSError("stuck")
+
+    closed = []
+    monkeypatch.setattr(shards.connections[1], "close", stuck)
+    monkeypatch.setattr(host, "close", lambda: closed.append([each._place for each in shards.connections]))
+    with pytest.raises(OSError, match="stuck"):
+        shards.close()
+    ((first, _, last),) = closed
+    assert first is last is None
 
 
 def test_records_are_compared_field_by_field() -> None:

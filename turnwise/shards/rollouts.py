@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from safetensors.torch import save
@@ -105,10 +106,11 @@ class Shards:
         }
 
     def close(self) -> None:
-        """Close every shard's worlds and end it. Further calls do nothing."""
-        for connection in self.connections:
-            connection.close()
-        self._host.close()
+        """Close every shard's worlds and end it, also where one cannot be closed. Further calls do nothing."""
+        with ExitStack() as closing:
+            closing.callback(self._host.close)
+            for connection in reversed(self.connections):
+                closing.callback(connection.close)
 
 
 def _check_described(number: int, found: Described, expected: Described) -> None:
