@@ -192,6 +192,19 @@ def test_a_rollout_that_is_stopped_gives_no_trajectory(model: Path) -> None:
     assert sorted(finished) == [numbers[0], numbers[2]]
 
 
+def test_rollouts_that_are_stopped_once_their_shards_have_played_on_give_no_trajectory(model: Path) -> None:
+    """They are stopped as the first one ends. Most ends stand in the same batch, and in another shard's, under way."""
+    rollouts, tasks = session(model, Here(), "rollout.num_slots=24")
+    numbers = [rollouts.start(task, sample) for task in tasks for sample in range(4)]
+    finished = []
+    for event in rollouts.events():
+        if isinstance(event, RolloutFinished):
+            finished.append(event.rollout)
+            for number in set(numbers) - {event.rollout} if len(finished) == 1 else ():
+                rollouts.stop(number)
+    assert len(finished) == 1
+
+
 def test_a_session_that_was_left_does_not_disturb_the_next(model: Path) -> None:
     made = config(model, TWO)
     shards = shards_of(made.model_dump(mode="json"), str(model), (), {"": policy_of(made, model)}, Here())

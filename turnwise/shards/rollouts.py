@@ -243,6 +243,8 @@ class ShardedRollouts:
         self._collector.failures += batch.failures
         self._collector.counted.update(batch.numbers)
         for event in batch.events:
+            if event.rollout in self._stopped:  # by what the planner has heard of since the shard played on
+                continue
             if isinstance(event, TurnFinished):
                 self._turns[event.rollout] = event.turn + 1
                 yield event
