@@ -142,7 +142,7 @@ def test_another_model_or_version_is_refused(model: Path, tmp_path: Path) -> Non
         shards_of(made.model_dump(mode="json"), str(tmp_path / "other"), (), {"": policy_of(made, model)}, Here())
     drawn = Blueprint(0, config(model).model_dump(mode="json"), str(model), ())
     with pytest.raises(ShardError, match=r"shard 0 runs turnwise .*, and this process 9\.9: install the same version"):
-        Shards(Here(), [(drawn, drawn)], Described("9.9", {}), {}, Patience(1.0, 0))
+        Shards(Here(), [(drawn, drawn)], Described("9.9", {}), {}, Patience(1.0, 0), 2)
 
 
 def test_what_a_shard_raises_is_raised_here(model: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_session_that_was_left_does_not_disturb_the_next(model: Path) -> None:
 
 
 def test_an_interrupt_while_a_shard_is_waited_for_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = Shards(Children(), [(Idle, Idle)] * 2, Idle.described, {}, Patience(60.0, 0))
+    shards = Shards(Children(), [(Idle, Idle)] * 2, Idle.described, {}, Patience(60.0, 0), 2)
     first, second = shards.connections
     processes = [connection._place.child._process for connection in shards.connections]  # type: ignore[union-attr]
     for connection in shards.connections:
@@ -240,7 +240,7 @@ def test_an_interrupt_while_a_shard_is_waited_for_leaves_no_process(monkeypatch:
 
 def test_a_shard_that_cannot_be_closed_leaves_none_of_the_others_open(monkeypatch: pytest.MonkeyPatch) -> None:
     host = Here()
-    shards = Shards(host, [(Idle, Idle)] * 3, Idle.described, {}, Patience(1.0, 0))
+    shards = Shards(host, [(Idle, Idle)] * 3, Idle.described, {}, Patience(1.0, 0), 2)
 
     def stuck() -> None:
         raise OSError("stuck")

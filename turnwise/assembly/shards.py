@@ -104,6 +104,7 @@ def shards_of(
         _described(policies),
         policies,
         Patience(rollout.shard_timeout_s, rollout.shard_losses),
+        rollout.num_slots,
     )
 
 

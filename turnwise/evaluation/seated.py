@@ -86,6 +86,7 @@ class Seated:
             _described(seating),
             {},
             Patience(usual.shard_timeout_s, usual.shard_losses),
+            self.num_slots,
         )
         return ShardedCollector(shards, USE, grader)
 
