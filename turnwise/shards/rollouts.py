@@ -36,7 +36,8 @@ class Shards:
     """The shards of a run, and the policies in training, by side, whose weights they play with.
 
     ``makes`` has for each shard how it is made, and how it is made with worlds in processes of their own.
-    ``num_slots`` episodes play at once, in all shards together. Raises ShardError where one cannot be made, or is not what is ``expected``: of another version, or with other weights.
+    ``num_slots`` episodes play at once, in all shards together. Raises ShardError where one cannot be made, or is not
+    what is ``expected``: of another version, or with other weights.
     """
 
     def __init__(
