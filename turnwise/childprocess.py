@@ -106,13 +106,13 @@ class Child:
 
     def tell(self, name: str, *arguments: Any) -> None:
         """Start a call without waiting for its result, which ``told`` returns. Only one call at a time."""
-        if not self.end.alive:
-            raise ResetNeeded(f"The {self._what}'s process has ended: call reset(), which starts a fresh one.")
+        self._check_alive()
         with self._ending(), self._death_said(f"{name}()"):
             self._connection.send((name, arguments))
 
     def told(self, name: str, *, limit: Limit) -> Any:
         """Wait for the call that ``tell`` started, and return its result. Raises as ``ask`` does."""
+        self._check_alive()
         return self._result(f"{name}()", limit)
 
     def leave(self, seconds: float) -> None:
@@ -121,6 +121,10 @@ class Child:
             self._connection.close()
             self._process.join(seconds)
         self.end()
+
+    def _check_alive(self) -> None:
+        if not self.end.alive:
+            raise ResetNeeded(f"The {self._what}'s process has ended: call reset(), which starts a fresh one.")
 
     def _result(self, call: str, limit: Limit) -> Any:
         with self._ending():

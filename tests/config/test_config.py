@@ -312,6 +312,12 @@ def test_shards_and_where_they_are_fit_each_other() -> None:
     load_config("household", ["device=cuda", "rollout.shards=2", "ray.gpus_per_shard=1"])
     with pytest.raises(ValueError, match=r"rollout\.num_slots=2 leaves a shard of rollout\.shards=3 without a slot"):
         load_config("household", ["rollout.num_slots=2", "rollout.shards=3"])
+    for shards in ("rollout.shards=2", "ray.address=local"):
+        with pytest.raises(
+            ValueError, match=r"rollout\.env_order=free never repeats.* leave rollout\.env_order at fixed"
+        ):
+            load_config("household", ["rollout.env_order=free", shards])
+    load_config("household", ["rollout.env_order=free"])
     for unused in ("rollout.shard_timeout_s=5", "rollout.shard_losses=1"):
         with pytest.raises(ValueError, match=r"is for rollout\.shards of 2 or more, or ray"):
             load_config("household", [unused])

@@ -328,6 +328,17 @@ def test_more_at_once_gives_the_same_report(runs: list[Path]) -> None:
         evaluate(runs[0], shards=2, device="cuda")
 
 
+def test_an_endpoint_is_not_asked_by_several_shards(model: Path) -> None:
+    with pytest.raises(ValueError, match=r"rollout\.shards=2: openai:m would be asked by every shard.* leave .* at 1"):
+        evaluate(model, env=NIM, tasks=2, opponent="openai:m@http://127.0.0.1:1/v1", shards=2)
+
+
+def test_a_game_is_evaluated_in_as_many_shards_as_can_hold_it(model: Path) -> None:
+    """Two slots for the one episode of two players, which is no shard of one slot each."""
+    given: dict[str, Any] = {"env": NIM, "tasks": 1, "opponent": "self", "agent": {"max_reply_tokens": 4}}
+    assert evaluate(model, **given, shards=2) == evaluate(model, **given)
+
+
 def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
     with pytest.raises(ValueError, match="--greedy is about how a model replies"):
         evaluate_all(["expert"], Asked(env=CUE, greedy=True))

@@ -222,7 +222,9 @@ def test_a_verdict_that_failed_is_asked_for_again() -> None:
         asked = judge(server.url, answers=1)
         with pytest.raises(JudgeError):
             asked.grades(episode("Paris"), GIVEN)
+        assert asked.verdicts.given == 0
         assert asked.grades(episode("Paris"), GIVEN)[1] == 0.75
+        assert asked.verdicts.given == 1
 
 
 def test_a_server_that_repeats_the_key_leaves_no_trace(tmp_path: Path) -> None:

@@ -79,6 +79,15 @@ def test_a_run_of_before_has_no_induction_heads() -> None:
     assert parse_config(raw).model.induction_heads is True  # type: ignore[union-attr]
 
 
+def test_engines_of_before_are_one_collector() -> None:
+    """They moved numbers by rounding alone; shards play other trees, and cannot make a world given as an object."""
+    raw = yaml.safe_load(dump_config(load_config("household")))
+    del raw["rollout"]["shards"]
+    made = parse_config(translated({**raw, "rollout": {**raw["rollout"], "engines": 3}}))
+    assert made == load_config("household")
+    assert made.rollout.shards == 1
+
+
 def test_a_run_folder_of_before_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(before(grpo(reward_scale=1.0, invalid_action_penalty=0.03))))
     made = RunDirectory.open(tmp_path).config()

@@ -9,6 +9,8 @@ from typing import Any
 
 from tests.faults.runs import config as faults_config
 from tests.faults.runs import timeless
+from turnwise.agents.collector import Collector
+from turnwise.agents.playing import Grader
 from turnwise.assembly.collecting import TRAIN, Cast
 from turnwise.assembly.players import new_policies
 from turnwise.assembly.shards import shards_of
@@ -60,18 +62,27 @@ def planner_of(made: RunConfig) -> Planner:
 
 def here(made: RunConfig, model: Path, updates: int = 1) -> list[Played]:
     """By a collector in this process."""
+    return _played(collector_here(made, model), made, updates)
+
+
+def collector_here(made: RunConfig, model: Path, grader: Grader | None = None) -> Collector:
     with closing(made.env.make()) as world:
         cast = Cast(world, made.env, made.agent, made.rollout, made.game, made.seed, ())
-        collector = cast.collectors({"": cast.agent("", policy_of(made, model))})[TRAIN]
-    return _played(collector, made, updates)
+        return cast.collectors({"": cast.agent("", policy_of(made, model))}, grader)[TRAIN]
 
 
 def sharded(made: RunConfig, model: Path, host: Host, updates: int = 1, policy: Policy | None = None) -> list[Played]:
     """By shards on a host."""
+    with closing(collector_in_shards(made, model, host, policy)) as collector:
+        return _played(collector, made, updates)
+
+
+def collector_in_shards(
+    made: RunConfig, model: Path, host: Host, policy: Policy | None = None, grader: Grader | None = None
+) -> ShardedCollector:
     policies = {"": policy or policy_of(made, model)}
     shards = shards_of(made.model_dump(mode="json"), str(model), (), policies, host)
-    with closing(ShardedCollector(shards, TRAIN)) as collector:
-        return _played(collector, made, updates)
+    return ShardedCollector(shards, TRAIN, grader)
 
 
 def _played(collector: Any, made: RunConfig, updates: int) -> list[Played]:

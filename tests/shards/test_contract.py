@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.shards.hosts import Here, Moment, Mortal
-from tests.shards.plays import TREE, config, here, sharded
+from tests.shards.plays import SAMPLING, TREE, collector_here, collector_in_shards, config, here, sharded
+from turnwise.agents.playing import Playing
 from turnwise.assembly.shards import host_of
 from turnwise.config.schema import RunConfig
+from turnwise.envs.tasks import panel
+from turnwise.grading.grader import Grader
+from turnwise.grading.settings import GradingConfig
+from turnwise.trajectory import RolloutFinished
 
 GROUPS = "algorithm=grpo"
 ONE = "rollout.shards=1"
@@ -24,6 +30,34 @@ def test_one_shard_plays_to_the_bit_what_a_collector_here_plays(model: Path, alg
         assert alone.records == shard.records
         assert alone.seen == shard.seen
         assert len(set(shard.seen)) == len(shard.seen) >= 3 * 4
+
+
+def heard_of(collector: Playing, made: RunConfig, attempts: int) -> list[tuple[str, int]]:
+    """What a planner hears that starts another attempt for each of the first episodes that are graded."""
+    rollouts, heard, more = collector.rollouts(SAMPLING, 0), list[tuple[str, int]](), iter(range(5, 9))
+    with closing(made.env.make()) as world:
+        tasks = panel(world, "train")[: made.rollout.num_tasks]
+    for sample in range(attempts):
+        for task in tasks:
+            rollouts.start(task, sample)
+    for event in rollouts.events():
+        heard.append((type(event).__name__, event.rollout))
+        if isinstance(event, RolloutFinished) and (sample := next(more, 0)):
+            rollouts.start(event.trajectory.task, sample)
+    return heard
+
+
+@pytest.mark.parametrize(("attempts", "ended"), [(1, 2), (4, 3)])
+def test_one_shard_tells_of_graded_episodes_when_a_collector_here_does(model: Path, attempts: int, ended: int) -> None:
+    """Once more are graded than play. At most two play at once: what is queued holds nothing back."""
+    made = config(model, GROUPS, "rollout.num_slots=2")
+    grading = GradingConfig(functions={"tests.grading.rewards:length": 1.0}, threads=2)
+    alone = heard_of(collector_here(made, model, Grader(grading)), made, attempts)
+    shard = heard_of(collector_in_shards(made, model, Here(), grader=Grader(grading)), made, attempts)
+    assert shard == alone
+    first = next(at for at, (kind, _) in enumerate(shard) if kind == "RolloutFinished")
+    assert [kind for kind, _ in shard[:first]].count("RolloutEnded") == ended
+    assert len({number for _, number in shard}) == 3 * attempts + 4
 
 
 def test_two_shards_play_the_same_episodes_in_batches_of_their_own(model: Path) -> None:

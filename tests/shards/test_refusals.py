@@ -12,20 +12,25 @@ import torch
 
 from tests.models import tiny_model, tokenizer
 from tests.shards.hosts import Here, Mortal
-from tests.shards.plays import TREE, config, planner_of, policy_of, sharded
+from tests.shards.plays import TREE, collector_here, config, planner_of, policy_of, sharded
+from tests.shards.worlds import Idle
+from turnwise import childprocess
+from turnwise.agents.jobs import Job
 from turnwise.assembly.collecting import TRAIN
 from turnwise.assembly.shards import Blueprint, shards_of
 from turnwise.errors import AgentError
 from turnwise.models.drawing import Sampling
 from turnwise.models.loading import save_model
-from turnwise.shards.connection import Patience, ShardError, differing
-from turnwise.shards.messages import Described
+from turnwise.shards.children import Children
+from turnwise.shards.connection import Connection, Patience, ShardError, differing
+from turnwise.shards.messages import Described, ForkFrom
 from turnwise.shards.rollouts import ShardedCollector, ShardedRollouts, Shards
 from turnwise.shards.shard import Shard
 from turnwise.training.proof import DisagreementError
 from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished
 
 TWO = "rollout.shards=2"
+GRPO = "algorithm=grpo"
 
 
 def session(model: Path, host: Any, *settings: str) -> tuple[ShardedRollouts, list[Task]]:
@@ -139,7 +144,7 @@ def test_another_model_or_version_is_refused(model: Path, tmp_path: Path) -> Non
         shards_of(made.model_dump(mode="json"), str(tmp_path / "other"), (), {"": policy_of(made, model)}, Here())
     drawn = Blueprint(0, config(model).model_dump(mode="json"), str(model), ())
     with pytest.raises(ShardError, match=r"shard 0 runs turnwise .*, and this process 9\.9: install the same version"):
-        Shards(Here(), [(drawn, drawn)], Described("9.9", {}), {}, Patience(1.0, 0))
+        Shards(Here(), [(drawn, drawn)], Described("9.9", {}), {}, Patience(1.0, 0), 2)
 
 
 def test_what_a_shard_raises_is_raised_here(model: Path) -> None:
@@ -177,6 +182,57 @@ def test_a_copy_of_what_has_not_begun_plays_from_the_start(model: Path) -> None:
     assert len(found[copy].turns) == 3
 
 
+def test_a_copy_of_a_parent_that_begins_again_plays_from_the_start(model: Path, tmp_path: Path) -> None:
+    """Its world has failed, and it has not come as far again."""
+    moody = f"env={{id: 'tests.worlds:tests/Moody-v0', kwargs: {{way: raise, marks: {tmp_path}, times: 1}}}}"
+    made = config(model, GRPO, moody)
+    rollouts = collector_here(made, model).rollouts(Sampling(max_tokens=4), 0)
+    task = Task("tests/Moody-v0", "train", 0, "0")
+    first = rollouts.start(task, 0)
+    fork = ForkFrom(1, first, 1, Job(task, 1, 0, 0))
+    while not list(tmp_path.iterdir()):
+        list(rollouts.advance())
+    list(rollouts.advance())  # the world is reset
+    with pytest.raises(ValueError, match="cannot be forked after 1 turns"):
+        rollouts.fork(first, 1, 9)
+    Shard._obey(rollouts, fork)
+    found = {event.rollout: event.trajectory for event in rollouts.events() if isinstance(event, RolloutFinished)}
+    assert found[1].fork is None
+    assert (found[1].sample, len(found[1].turns)) == (1, 3)
+
+
+def test_a_copy_that_cannot_be_made_of_a_sound_parent_is_an_error(model: Path) -> None:
+    """The last turn was heard of, and the end is in the same batch: no other episode is played in the place of it."""
+    rollouts, tasks = session(model, Here(), TREE)
+    first = rollouts.start(tasks[0], 0)
+
+    def play() -> None:
+        for event in rollouts.events():
+            if isinstance(event, TurnFinished) and (event.rollout, event.turn) == (first, 2):
+                rollouts.fork(first, 3)
+
+    with pytest.raises(ValueError, match="the episode cannot be forked after 3 turns: expected 0 to 2"):
+        play()
+
+
+def test_losses_are_counted_from_the_end_of_the_session_before() -> None:
+    """One loss is allowed: one in a session, and one while the weights of the next are taken, but not two there."""
+    host = Mortal(Here(), lambda number, name, place: "during" if place in (1, 4, 7) else None)
+    connection = Connection(0, host, Idle, Idle, Patience(1.0, 1))
+    connection.build()
+    connection.told()
+    connection.tell("begin")
+    with pytest.warns(UserWarning, match="shard 0 was lost"):
+        connection.told()
+    connection.hold("first", 0, b"")
+    with pytest.warns(UserWarning, match="shard 0 was lost"):
+        connection.told()
+    connection.hold("second", 0, b"")
+    with pytest.raises(ShardError, match="shard 0 was lost 2 times in one update"):
+        connection.told()
+    assert [name for _, name, _ in host.killed] == ["begin", "hold", "hold"]
+
+
 def test_a_rollout_that_is_stopped_gives_no_trajectory(model: Path) -> None:
     rollouts, tasks = session(model, Here())
     numbers = [rollouts.start(task, 0) for task in tasks]
@@ -187,6 +243,19 @@ def test_a_rollout_that_is_stopped_gives_no_trajectory(model: Path) -> None:
         if isinstance(event, RolloutFinished):
             finished.append(event.rollout)
     assert sorted(finished) == [numbers[0], numbers[2]]
+
+
+def test_rollouts_that_are_stopped_once_their_shards_have_played_on_give_no_trajectory(model: Path) -> None:
+    """They are stopped as the first one ends. Most ends stand in the same batch, and in another shard's, under way."""
+    rollouts, tasks = session(model, Here(), "rollout.num_slots=24")
+    numbers = [rollouts.start(task, sample) for task in tasks for sample in range(4)]
+    finished = []
+    for event in rollouts.events():
+        if isinstance(event, RolloutFinished):
+            finished.append(event.rollout)
+            for number in set(numbers) - {event.rollout} if len(finished) == 1 else ():
+                rollouts.stop(number)
+    assert len(finished) == 1
 
 
 def test_a_session_that_was_left_does_not_disturb_the_next(model: Path) -> None:
@@ -202,6 +271,41 @@ def test_a_session_that_was_left_does_not_disturb_the_next(model: Path) -> None:
         break
     again = planner_of(made).plan(tasks, collector.rollouts(Sampling(max_tokens=4), 5))
     assert all(differing(a, b) is None for a, b in zip(whole, again, strict=True))
+
+
+def test_an_interrupt_while_a_shard_is_waited_for_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = Shards(Children(), [(Idle, Idle)] * 2, Idle.described, {}, Patience(60.0, 0), 2)
+    first, second = shards.connections
+    processes = [connection._place.child._process for connection in shards.connections]  # type: ignore[union-attr]
+    for connection in shards.connections:
+        connection.tell("begin")
+
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(childprocess, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            first.told()
+    shards.close()
+    assert not any(process.is_alive() for process in processes)
+    assert second._place is None
+
+
+def test_a_shard_that_cannot_be_closed_leaves_none_of_the_others_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Here()
+    shards = Shards(host, [(Idle, Idle)] * 3, Idle.described, {}, Patience(1.0, 0), 2)
+
+    def stuck() -> None:
+        raise OSError("stuck")
+
+    closed = []
+    monkeypatch.setattr(shards.connections[1], "close", stuck)
+    monkeypatch.setattr(host, "close", lambda: closed.append([each._place for each in shards.connections]))
+    with pytest.raises(OSError, match="stuck"):
+        shards.close()
+    ((first, _, last),) = closed
+    assert first is last is None
 
 
 def test_records_are_compared_field_by_field() -> None:

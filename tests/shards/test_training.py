@@ -128,6 +128,25 @@ def test_a_world_given_as_an_object_is_not_known_elsewhere(model: Path, tmp_path
     assert "given/Echo-v0" in gymnasium.registry
 
 
+def test_games_that_shards_cannot_play_are_refused(model: Path) -> None:
+    """Before anything is made: where a shard has fewer slots than players, and where it would ask an endpoint."""
+    told = r"a shard has 1: set rollout\.num_slots=4 or more, or lower rollout\.shards=2"
+    with (
+        closing(Assembly(config(model, "algorithm=grpo", *NIM, TWO, "rollout.num_slots=3"))) as made,
+        pytest.raises(ValueError, match=f"a game of 2 players needs as many slots, and {told}"),
+    ):
+        _ = made.panels
+    with closing(Assembly(config(model, "algorithm=grpo", *NIM, TWO, "rollout.num_slots=4"))) as made:
+        assert made.panels.train
+    for seat in ("opponent", "eval_opponent"):
+        asked = config(model, "algorithm=grpo", *NIM, TWO, f"game={{{seat}: 'openai:m@http://127.0.0.1:1/v1'}}")
+        with (
+            closing(Assembly(asked)) as made,
+            pytest.raises(ValueError, match=r"rollout\.shards=2: openai:m@http.* leave rollout\.shards at 1"),
+        ):
+            _ = made.panels
+
+
 @pytest.mark.slow
 def test_a_run_in_child_processes_is_one_in_this_process(model: Path, tmp_path: Path) -> None:
     made = config(model, TREE, TWO, *PANELS)

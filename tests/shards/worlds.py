@@ -9,6 +9,8 @@ from typing import Any
 import gymnasium
 
 from tests.worlds import Echo
+from turnwise import __version__
+from turnwise.shards.messages import Described
 
 _TIMES = count()
 
@@ -32,6 +34,18 @@ class Deadly(Echo):
         if (self.word, self.steps) == (self.cabinet, 1):
             os._exit(3)
         return super().step(action)
+
+
+class Idle:
+    """A shard that plays nothing."""
+
+    described = Described(__version__, {})
+
+    def begin(self) -> None: ...
+
+    def hold(self, *given: Any) -> None: ...
+
+    def close(self) -> None: ...
 
 
 if "tests/Restless-v0" not in gymnasium.registry:

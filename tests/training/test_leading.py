@@ -62,9 +62,8 @@ def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_numbers(
     assert [rank.process.poll() for rank in started] == [0, -signal.SIGKILL, 0]
     resume(broken.path, settings=["learner.ranks=1", "num_updates=6"])
     resume(whole.path, settings=["num_updates=6"])
-    hashes = [run.metrics()[-1]["adapter_hash"] for run in (broken, whole)]
     assert len(started) == 4, "a checkpoint of two ranks was taken up by one"
-    assert all(hashes)
+    assert_close(broken, whole, 1e-5)
 
 
 @pytest.mark.slow
@@ -103,12 +102,16 @@ def test_two_ranks_have_the_losses_of_one(kind: str, model: Path, tmp_path: Path
     train(config(model, "num_updates=2", "optimizer.microbatch_tokens=24", *settings), tmp_path / "one")
     train(config(model, "num_updates=2", *TWO, *KINDS[kind]), tmp_path / "two")
     one, two = (RunDirectory.open(tmp_path / name) for name in ("one", "two"))
+    assert_close(one, two, 1e-2 if kind == "bfloat16" else 1e-5)
+
+
+def assert_close(one: RunDirectory, two: RunDirectory, close: float) -> None:
+    """Losses and weights of two runs are equal but for rounding."""
     for single, double in zip(one.metrics(), two.metrics(), strict=True):
         for name in ("loss", "grad_norm", "entropy", "return_mean", "agreement/num_tokens", "ratio_max"):
             assert double[name] == pytest.approx(single[name], rel=1e-3, abs=1e-6), name
     (a, b) = (run.load("last").tensors for run in (one, two))
     assert a.keys() == b.keys()
-    close = 1e-2 if kind == "bfloat16" else 1e-5
     assert all(torch.dist(a[name].double(), b[name].double()) <= close * (1 + a[name].double().norm()) for name in a)
 
 

@@ -219,6 +219,11 @@ class Rollouts:
         """Abandon a rollout. It gives no trajectory."""
         self._stopped.add(rollout)
 
+    def has_lost(self, rollout: int) -> bool:
+        """Whether turns of a rollout may be gone: its world has failed, or it holds no episode (yet, or any more)."""
+        found = self._all[rollout]
+        return found.attempts > 0 or found.episode is None
+
     def forget(self, rollout: int) -> None:
         """Let go of what a finished rollout holds. It cannot be forked any more."""
         found = self._all[rollout]

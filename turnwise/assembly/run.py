@@ -108,7 +108,7 @@ class Assembly:
         """
         config = self.config
         if is_sharded(config.rollout, config.ray):
-            check_shards(config.env, config.ray)
+            check_shards(self.world, config.env, config.rollout, config.game, config.ray)
         found = open_panels(self.world, config.env.split, config.eval, config.rollout.num_tasks, config.warmstart)
         if config.agent.constrained:
             _, info = start(self.world, found.train[0], config.seed)

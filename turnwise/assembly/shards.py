@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from turnwise import __version__
+from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.opening import Example
 from turnwise.assembly.collecting import Cast
 from turnwise.assembly.players import new_policies, sides_of
 from turnwise.config.files import parse_config
-from turnwise.config.sections import RayConfig, RolloutConfig
+from turnwise.config.sections import GameConfig, RayConfig, RolloutConfig
 from turnwise.envs.given import is_given
+from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.settings import EnvConfig
-from turnwise.envs.tasks import closed_after
+from turnwise.envs.tasks import TextEnv, closed_after
 from turnwise.models.policy import Policy
 from turnwise.shards.children import Children
 from turnwise.shards.connection import Host, Patience
@@ -72,14 +74,39 @@ def is_sharded(rollout: RolloutConfig, ray: RayConfig | None) -> bool:
     return rollout.shards > 1 or ray is not None
 
 
-def check_shards(env: EnvConfig, ray: RayConfig | None) -> None:
-    """Raise ValueError for a world that another process cannot make, and where Ray is asked for and not installed."""
+def check_shards(
+    world: TextEnv, env: EnvConfig, rollout: RolloutConfig, game: GameConfig | None, ray: RayConfig | None
+) -> None:
+    """Raise ValueError for what shards cannot play, and where Ray is asked for and not installed.
+
+    That is a world that another process cannot make, a game with more players than a shard has slots, and in several
+    shards an endpoint as an opponent.
+    """
     if ray is not None:
         check_installed()
     if is_given(env.id):
         raise ValueError(
             f"rollout.shards: another process does not know {env.id}, which was given as an object. Register it in a "
             'module (env="your_module:Your/Env-v0"), or leave rollout.shards at 1 and ray out'
+        )
+    if (played := capability(world, HasPlayers)) is None:
+        return
+    least, slots = len(played.players), rollout.num_slots // rollout.shards
+    if slots < least:
+        raise ValueError(
+            f"a game of {least} players needs as many slots, and a shard has {slots}: set "
+            f"rollout.num_slots={least * rollout.shards} or more, or lower rollout.shards={rollout.shards}"
+        )
+    for name in (game.opponent, game.eval_opponent) if game else ():
+        check_endpoints(rollout.shards, [name] if is_endpoint(name) else [])
+
+
+def check_endpoints(shards: int, names: Sequence[str]) -> None:
+    """Raise ValueError where endpoints would be asked by several shards."""
+    if shards > 1 and names:
+        raise ValueError(
+            f"rollout.shards={shards}: {', '.join(names)} would be asked by every shard, each with a limit of requests "
+            "and a count of tokens of its own: leave rollout.shards at 1"
         )
 
 
@@ -104,6 +131,7 @@ def shards_of(
         _described(policies),
         policies,
         Patience(rollout.shard_timeout_s, rollout.shard_losses),
+        rollout.num_slots,
     )
 
 

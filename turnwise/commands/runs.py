@@ -94,7 +94,9 @@ def rejudge(
         list[str] | None, typer.Argument(help="Settings of rewards, such as rewards.judge.weight=2 or judge.view=last.")
     ] = None,
     rubric: Annotated[str | None, typer.Option(help="Another rubric, a YAML file.")] = None,
-    model: Annotated[str | None, typer.Option(help="Another judge, openai:MODEL[@URL].")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Another judge, openai:MODEL[@URL]. MODEL decides which verdicts are known.")
+    ] = None,
     functions: Annotated[
         list[str] | None, typer.Option("--functions", help="Other functions, MODULE:NAME; may be repeated.")
     ] = None,

@@ -55,7 +55,7 @@ def check_adapters(model: ModelConfig, warmstart: WarmstartConfig | None, lora: 
 
 
 def check_shards(rollout: RolloutConfig, ray: RayConfig | None, device: str) -> None:
-    """Every shard has a slot, and processes share a CPU; shards on GPUs are Ray's to place."""
+    """Every shard has a slot and repeats itself, and processes share a CPU; shards on GPUs are Ray's to place."""
     if rollout.num_slots < rollout.shards:
         raise ValueError(
             f"rollout.num_slots={rollout.num_slots} leaves a shard of rollout.shards={rollout.shards} without a slot: "
@@ -69,6 +69,11 @@ def check_shards(rollout: RolloutConfig, ray: RayConfig | None, device: str) -> 
                 )
     if ray is None:
         check_processes(rollout.shards, device)
+    if rollout.env_order == "free" and (rollout.shards > 1 or ray is not None):
+        raise ValueError(
+            "rollout.env_order=free never repeats, and a shard that is lost has its episodes played again by another: "
+            "leave rollout.env_order at fixed, or rollout.shards at 1 and ray out"
+        )
     if ray is not None and device != "cpu" and not ray.gpus_per_shard:
         raise ValueError(f"device={device}, and shards would sample on CPUs: set ray.gpus_per_shard=1 (a share, as .5)")
 

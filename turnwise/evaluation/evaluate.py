@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.chat_client import EndpointConfig, Usage
+from turnwise.agents.chat_client import PREFIX, EndpointConfig, Usage
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.playing import OnEpisode
@@ -16,6 +16,7 @@ from turnwise.agents.seating import Seating
 from turnwise.agents.textplay import Played
 from turnwise.agents.untrained import advice
 from turnwise.assembly.players import WhichCheckpoint
+from turnwise.assembly.shards import check_endpoints
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, closed_after, told_of
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
@@ -189,6 +190,7 @@ class _Evaluator:
     def _seated(self, subject: Subject, world: TextEnv, seed: int) -> Seated:
         asked = self.asked
         game = capability(world, HasPlayers)
+        num_players = len(game.players) if game else 1
         episodes = len(subject.tasks) * max(samples for _, samples in self.decodings.values())
         return Seated(
             target=subject.target,
@@ -197,7 +199,8 @@ class _Evaluator:
             env=subject.where,
             opponent=asked.opponent,
             usual_opponent=subject.game.eval_opponent,
-            num_slots=min(asked.num_slots, episodes * (len(game.players) if game else 1)),
+            num_slots=min(asked.num_slots, episodes * num_players),
+            num_players=num_players,
             env_threads=asked.env_threads,
             device=asked.device,
             endpoint=asked.endpoint,
@@ -205,6 +208,7 @@ class _Evaluator:
         )
 
     def _check_decodings(self, seating: Seating, endpoints: Sequence[Endpoint]) -> None:
+        check_endpoints(self.asked.shards, [PREFIX + endpoint.client.model for endpoint in endpoints])
         if self.asked.greedy and not seating.models and not endpoints:
             raise ValueError("--greedy is about how a model replies, and no player here is a model")
         if self.asked.top_k and endpoints:

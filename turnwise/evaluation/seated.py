@@ -40,6 +40,7 @@ class Seated:
     opponent: str | None
     usual_opponent: str
     num_slots: int
+    num_players: int
     env_threads: int
     device: str
     endpoint: EndpointConfig
@@ -76,8 +77,12 @@ class Seated:
         )
 
     def sharded(self, seating: Seating, num_shards: int, grader: Grader | None = None) -> Playing:
-        """Who plays in ``num_shards`` processes, where ``seating`` is who would play in this one; close it."""
-        shares = [len(range(number, self.num_slots, num_shards)) for number in range(min(num_shards, self.num_slots))]
+        """Who plays in ``num_shards`` processes, where ``seating`` is who would play in this one; close it.
+
+        There are fewer where each could not hold an episode.
+        """
+        num_shards = max(1, min(num_shards, self.num_slots // self.num_players))
+        shares = [len(range(number, self.num_slots, num_shards)) for number in range(num_shards)]
         drawn = [_SeatedShard(number, replace(self, num_slots=share)) for number, share in enumerate(shares)]
         usual = RolloutConfig()
         shards = Shards(
@@ -86,6 +91,7 @@ class Seated:
             _described(seating),
             {},
             Patience(usual.shard_timeout_s, usual.shard_losses),
+            self.num_slots,
         )
         return ShardedCollector(shards, USE, grader)
 

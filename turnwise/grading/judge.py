@@ -32,7 +32,7 @@ class _UnreadableError(ValueError):
 
 
 class Judge:
-    """Asks one model. Several threads may use it.
+    """Asks one model. Several threads may use it. Verdicts are known by the model's name, wherever it is asked.
 
     Raises ValueError where the key cannot be used (``ChatClient``).
     """

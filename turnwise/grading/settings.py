@@ -107,7 +107,9 @@ def _fill(text: str, task: Mapping[str, Any]) -> str:
 class JudgeConfig(_Section):
     """A model that judges each episode by a rubric."""
 
-    model: str = Field(description="who judges: openai:MODEL, or openai:MODEL@URL for an endpoint of your own")
+    model: str = Field(
+        description="who judges: openai:MODEL, or openai:MODEL@URL for your own endpoint; MODEL names its verdicts"
+    )
     rubric: Rubric = Field(description="what it looks for: a YAML file, whose content the run keeps")
     weight: float = Field(1.0, description="what a verdict of 1 pays; 0: it is only reported")
     view: Literal["all", "last"] = Field(
@@ -160,7 +162,9 @@ class GradingConfig(_Section):
     threads: int = Field(
         8, ge=0, description="threads for functions and the judge, which work during generation; 0: no threads"
     )
-    timeout_s: float = Field(300.0, gt=0, description="seconds that an async function may take")
+    timeout_s: float = Field(
+        300.0, gt=0, description="seconds that an async function may take; a plain one has no limit"
+    )
 
     @field_validator("functions", mode="before")
     @classmethod

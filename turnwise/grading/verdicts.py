@@ -48,7 +48,7 @@ class Key:
 
 
 class Verdicts:
-    """The verdicts of a file (None: of this process). Threads may share it. ``given`` counts those that were asked for
+    """The verdicts of a file (None: of this process). Threads may share it. ``given`` counts those that were given
     here, ``found`` those that were there.
     """
 
@@ -85,10 +85,10 @@ class Verdicts:
         return verdict
 
     def write(self, key: Key, episode: str, usage: Usage, **told: Any) -> None:
-        """Add a line to the file."""
+        """Add a line to the file, and count it where it has a verdict."""
         line = json.dumps({**asdict(key), "episode": episode, **told, "usage": asdict(usage)}) + "\n"
         with self._lock:
-            self.given += 1
+            self.given += bool(told.get("verdict"))
             if self.path is not None:
                 with self.path.open("ab", buffering=0) as file:  # one call: lines of several processes do not mix
                     file.write(("\n" * self._torn + line).encode())

@@ -27,11 +27,8 @@ def translated(raw: Any) -> Any:
     if isinstance(model, Mapping) and model.get("type") == "scratch":  # ... or induction heads at initialisation
         made["model"] = {"induction_heads": False, **model}
     rollout = made.get("rollout")
-    if isinstance(rollout, Mapping) and "engines" in rollout:  # processes that sampled; shards play whole episodes
-        made["rollout"] = {
-            "shards": min(rollout["engines"], rollout.get("num_slots", 64)),
-            **{k: v for k, v in rollout.items() if k != "engines"},
-        }
+    if isinstance(rollout, Mapping) and "engines" in rollout:  # processes that sampled, for one collector
+        made["rollout"] = {k: v for k, v in rollout.items() if k != "engines"}
     algorithm = made.get("algorithm")
     if "rewards" in made or not isinstance(algorithm, Mapping):
         return made

@@ -119,6 +119,8 @@ class Connection:
 
     def hold(self, side: str, version: int, tensors: Any) -> None:
         """Give it the weights of a side; ``told`` returns their hash. The session before is over."""
+        if self._session:
+            self._losses = 0
         known = [said for said in self._base if said.name == "build" or said.arguments[0] != side]
         self._base, self._session = [*known, _Said("hold", (side, version, tensors))], []
         self._send(self._base[-1])

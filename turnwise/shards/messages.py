@@ -41,7 +41,7 @@ class Start:
 class ForkFrom:
     """Queue a copy of rollout ``parent`` as it was after ``turn`` turns.
 
-    Where the parent's world has failed meanwhile and begins again, ``instead`` is played in the place of the copy.
+    Where the parent's world has failed meanwhile, ``instead`` is played in the place of a copy that cannot be made.
     """
 
     number: int

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from safetensors.torch import save
@@ -34,8 +35,9 @@ from turnwise.trajectory import RolloutEnded, RolloutFinished, Task, Trajectory,
 class Shards:
     """The shards of a run, and the policies in training, by side, whose weights they play with.
 
-    ``makes`` has for each shard how it is made, and how it is made with worlds in processes of their own. Raises
-    ShardError where one cannot be made, or is not what is ``expected``: of another version, or with other weights.
+    ``makes`` has for each shard how it is made, and how it is made with worlds in processes of their own.
+    ``num_slots`` episodes play at once, in all shards together. Raises ShardError where one cannot be made, or is not
+    what is ``expected``: of another version, or with other weights.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class Shards:
         expected: Described,
         policies: Mapping[str, Policy],
         patience: Patience,
+        num_slots: int,
     ) -> None:
-        self._host, self._policies = host, policies
+        self._host, self._policies, self.num_slots = host, policies, num_slots
         self._held: Mapping[str, tuple[int, str]] = {}
         self.connections = [
             Connection(number, host, make, apart, patience) for number, (make, apart) in enumerate(makes)
@@ -105,10 +108,11 @@ class Shards:
         }
 
     def close(self) -> None:
-        """Close every shard's worlds and end it. Further calls do nothing."""
-        for connection in self.connections:
-            connection.close()
-        self._host.close()
+        """Close every shard's worlds and end it, also where one cannot be closed. Further calls do nothing."""
+        with ExitStack() as closing:
+            closing.callback(self._host.close)
+            for connection in reversed(self.connections):
+                closing.callback(connection.close)
 
 
 def _check_described(number: int, found: Described, expected: Described) -> None:
@@ -209,8 +213,8 @@ class ShardedRollouts:
                     if waiting[number]:
                         waiting[number] = False
                         yield from self._taken(number, self._told(connection))
+                    yield from self._graded()  # before the shard plays on, so that the planner's answer is with it
                     waiting[number] = self._go(number, connection)
-                yield from self._graded()
         finally:  # also where the planner stops asking for events, or raises
             self._grading.drop()
             for number, connection in enumerate(self._connections):
@@ -241,6 +245,8 @@ class ShardedRollouts:
         self._collector.failures += batch.failures
         self._collector.counted.update(batch.numbers)
         for event in batch.events:
+            if event.rollout in self._stopped:  # by what the planner has heard of since the shard played on
+                continue
             if isinstance(event, TurnFinished):
                 self._turns[event.rollout] = event.turn + 1
                 yield event
@@ -271,7 +277,8 @@ class ShardedRollouts:
                 yield self._reported(event)
 
     def _num_playing(self) -> int:
-        return len(self._jobs) - len(self._finished | self._stopped)
+        """How many rollouts play: those that have not ended, as far as there are slots for them."""
+        return min(len(self._jobs) - len(self._finished | self._stopped), self._collector.shards.num_slots)
 
     def _reported(self, event: RolloutFinished) -> RolloutFinished:
         if self._on_episode is not None:

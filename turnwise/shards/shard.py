@@ -101,6 +101,8 @@ class Shard:
             try:
                 rollouts.fork(command.parent, command.turn, command.number)
             except ValueError:
+                if not rollouts.has_lost(command.parent):
+                    raise
                 rollouts.add(command.instead, command.number)
         else:
             rollouts.stop(command.number)
