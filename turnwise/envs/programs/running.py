@@ -29,6 +29,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, Any, Protocol
@@ -38,6 +39,8 @@ from turnwise.errors import AgentError
 
 BLOCKED_S = 16.0
 """Seconds without a heartbeat after which the event loop counts as blocked."""
+MAX_THREADS = 512
+"""Threads of ``asyncio.to_thread`` that the programs of a loop have at once: each waits for a reply of its own."""
 MAX_STRAY = 32
 """Threads of functions that go on after their episode; with more the run ends."""
 _BEAT_S = 0.5
@@ -153,6 +156,8 @@ class EventLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        # The usual one has a few threads more than there are processors: programs would wait for each other in it.
+        self.loop.set_default_executor(ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="program"))
         self.is_blocked = False
         self._beat = time.monotonic()
         self.loop.call_soon(self._keep_beating)
