@@ -74,6 +74,31 @@ def test_a_request_that_does_not_fit_is_refused_and_the_next_one_is_not(folder: 
         assert post(model, [user("mug")])[0] == 200
 
 
+def test_an_error_ends_every_conversation_and_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both worlds wait: one for the reply that fails, the other for a conversation."""
+    made, raised = Service(str(folder), OFFER), list[BaseException]()
+
+    def run() -> None:
+        try:
+            made.run()
+        except RuntimeError as error:
+            raised.append(error)
+
+    def fails() -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(made.agent.engine, "step", fails)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert post(Model(made.url, "any", "agent"), [user("hi")])[0] == 409
+    thread.join(20)
+    try:
+        assert not thread.is_alive()
+        assert [str(error) for error in raised] == ["the disk is full"]
+    finally:
+        made.close()
+
+
 def test_what_cannot_be_served_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give --api-key KEY too"):
         Service(str(folder), replace(OFFER, host="0.0.0.0"))

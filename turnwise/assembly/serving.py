@@ -91,16 +91,21 @@ class Service:
         return self._gateway.url
 
     def run(self) -> None:
-        """Answer until ``stop`` is called."""
+        """Answer until ``stop`` is called. An error ends every conversation, and is raised."""
         limits = Sampling(self.offer.temperature, max_tokens=self.agent.config.max_reply_tokens)
         rollouts = Rollouts(self._collector, limits, key=time.time_ns(), on_episode=self._keep)
         for number in range(self.agent.engine.num_slots):
             rollouts.add(_job(number))
-        for event in rollouts.events():
-            if isinstance(event, RolloutFinished):
-                rollouts.forget(event.rollout)
-                if not self._stopped:
-                    rollouts.add(_job(event.rollout + self.agent.engine.num_slots))
+        try:
+            while rollouts.busy:
+                for event in rollouts.advance():
+                    if isinstance(event, RolloutFinished):
+                        rollouts.forget(event.rollout)
+                        if not self._stopped:
+                            rollouts.add(_job(event.rollout + self.agent.engine.num_slots))
+        finally:
+            self.stop()  # before worlds are waited for: they wait for requests
+            rollouts.abandon()
 
     def stop(self) -> None:
         """Let ``run`` return. Conversations end, and their last requests are refused."""
