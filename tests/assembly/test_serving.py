@@ -74,6 +74,11 @@ def test_a_request_that_does_not_fit_is_refused_and_the_next_one_is_not(folder: 
         assert post(model, [user("mug")])[0] == 200
 
 
+def test_an_empty_key_is_none(folder: Path) -> None:
+    with service(folder, replace(OFFER, api_key="")) as model:
+        assert post(model, [user("hi")])[0] == 200
+
+
 def test_an_error_ends_every_conversation_and_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both worlds wait: one for the reply that fails, the other for a conversation."""
     made, raised = Service(str(folder), OFFER), list[BaseException]()

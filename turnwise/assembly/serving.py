@@ -73,7 +73,7 @@ class Service:
                 f"--host {offer.host} lets other machines ask the model: give --api-key KEY too, or serve on 127.0.0.1"
             )
         self.offer = offer
-        self._door = Conversations(Terms(offer.name, offer.strict, greedy=True), offer.api_key, offer.idle_s)
+        self._door = Conversations(Terms(offer.name, offer.strict, greedy=True), offer.api_key or None, offer.idle_s)
         self.agent = _agent(target, offer, self._door)
         self._gateway = Gateway(self._door, offer.host, offer.port)
         try:

@@ -140,6 +140,7 @@ def test_feedback_rewards_a_conversation_and_ends_it() -> None:
             return send(url, json.dumps(body).encode(), key)[0]
 
         assert tell(id=answer["id"], reward="much") == 400
+        assert tell(id=answer["id"], reward=10**400) == 400
         assert tell(id=answer["id"], reward=1, success="yes") == 400
         assert tell(id="chatcmpl-99-0", reward=1) == 404
         assert tell(id=answer["id"], reward=0.5, success=True) == 200

@@ -8,7 +8,6 @@ many conversations are open as there are worlds. Where a new one finds no room, 
 from __future__ import annotations
 
 import hmac
-import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from gymnasium.error import ResetNeeded
 
 from turnwise.envs.interface import AnyText, Info
 from turnwise.envs.programs.asked import RefusedError, Request, Terms
+from turnwise.envs.programs.results import is_number
 from turnwise.envs.programs.session import Exchange, Session
 from turnwise.envs.programs.talk import Talk
 
@@ -120,12 +120,7 @@ class Conversations:
         self.admit(key)
         name = str(body.get("id", "")).removeprefix("chatcmpl-").rpartition("-")[0] + "-"
         reward, success = body.get("reward"), body.get("success")
-        if (
-            not isinstance(reward, int | float)
-            or isinstance(reward, bool)
-            or not math.isfinite(reward)
-            or success not in (None, True, False)
-        ):
+        if isinstance(reward, bool) or not is_number(reward) or success not in (None, True, False):
             raise RefusedError(
                 400, 'expected {"id": of a reply, "reward": number, "success": true or false}', "invalid"
             )
