@@ -81,6 +81,11 @@ def leaves(task: dict[str, Any], model: Model) -> float:
     raise SystemExit(3)
 
 
+async def cancels_itself(task: dict[str, Any], model: Model) -> float:
+    await asyncio.to_thread(post, model, [user("hello")])
+    raise asyncio.CancelledError("of its own")
+
+
 def never_ends(task: dict[str, Any], model: Model) -> float:
     said(post(model, [user("hello")]))
     RELEASE.wait(60)

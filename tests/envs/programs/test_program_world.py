@@ -97,6 +97,7 @@ def test_the_client_hears_how_long_its_reply_was(world: Callable[..., ProgramEnv
 FAILING: list[tuple[str, dict[str, Any], str]] = [
     ("raises", {}, r"agents:raises raised KeyError \(agents.py, line \d+\): 'no such city'"),
     ("leaves", {}, r"raised SystemExit"),
+    ("cancels_itself", {}, r"raised CancelledError .*: of its own"),
     ("returns", {"returned": None}, r"returned None: return the reward"),
     ("returns", {"returned": "good"}, r"returned 'good': return the reward"),
     ("returns", {"returned": "not a number"}, r"returned nan: return the reward"),
@@ -258,6 +259,16 @@ def test_a_command_that_is_stopped_ends_with_its_children(world: Callable[..., P
         begun(env)
     time.sleep(1.3)
     assert not mark.exists()
+
+
+def test_a_command_is_over_when_it_ends_whoever_holds_its_output(
+    world: Callable[..., ProgramEnv], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_GRACE_S", 0.2)
+    script = tmp_path / "cli.sh"
+    script.write_text("sleep 30 &\necho 1\n")
+    with pytest.raises(ProgramError, match="without asking the model"):
+        begun(world(f"bash {script}", timeout_s=10))
 
 
 WRONG: list[tuple[str, str]] = [
