@@ -296,7 +296,7 @@ class Rollouts:
 
     def _environment_results(self) -> Iterator[Event]:
         """Continue the rollouts whose environments have finished a reset or a step, and report what happened."""
-        for call, error in self._stepping.admitted(lambda: len(self._generating)):
+        for call, error in self._stepping.admitted(self._num_ahead):
             yield from self._reported(self._after_environment(call, error))
         yield from self._reported(self._graded())
 
@@ -478,6 +478,13 @@ class Rollouts:
                 raise error
             if number not in self._stopped:
                 yield from (RolloutFinished(number, trajectory) for trajectory in trajectories)
+
+    def _num_ahead(self) -> int:
+        """How many rollouts wait for a reply. In a free order one that could begin at once counts too: nobody may wait
+        for a world meanwhile, which itself may wait for that one.
+        """
+        could_begin = self._collector.threads.order == "free" and self._queued and self._collector.has_free_slots()
+        return len(self._generating) + bool(could_begin)
 
     def _num_playing(self) -> int:
         """How many rollouts play, or will in a moment: a slot is free for them."""
