@@ -79,6 +79,25 @@ def test_an_empty_key_is_none(folder: Path) -> None:
         assert post(model, [user("hi")])[0] == 200
 
 
+def test_a_request_may_be_warmer_than_a_greedy_service(folder: Path) -> None:
+    with service(folder, replace(OFFER, temperature=0.0)) as model:
+
+        def replies(**more: Any) -> set[str]:
+            return {json.dumps(said(post(model, [user(f"mug {n % 2}")], **more))) for n in range(6)}
+
+        assert len(replies()) <= 2
+        assert len(replies(temperature=1.5)) > 2
+
+
+def test_a_new_conversation_is_begun_while_another_is_silent(folder: Path) -> None:
+    """It takes the room of the older one; the younger one is still there."""
+    with service(folder) as model:
+        firsts = [said(post(model, [user(name)])) for name in ("ann", "bob")]
+        assert post(model, [user("cy")])[1]["id"] == "chatcmpl-3-0"
+        answer = post(model, [user("bob"), firsts[1], user("still there?")])[1]
+        assert answer["id"] == "chatcmpl-2-1"
+
+
 def test_an_error_ends_every_conversation_and_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both worlds wait: one for the reply that fails, the other for a conversation."""
     made, raised = Service(str(folder), OFFER), list[BaseException]()

@@ -146,7 +146,7 @@ class OneCall:
         if len(found.calls) < 2:
             return found
         told = "; ".join(filter(None, (found.fault, "one call a reply can be made: only the first one was")))
-        content = "\n".join(filter(None, (found.content, self._dialect.write(Said("", found.calls[1:])))))
+        content = "\n".join(filter(None, (found.content, self.dialect.write(Said("", found.calls[1:])))))
         return Said(content, found.calls[:1], told, found.thought)
 
     def write(self, said: Said) -> str:

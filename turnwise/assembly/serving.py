@@ -73,7 +73,8 @@ class Service:
                 f"--host {offer.host} lets other machines ask the model: give --api-key KEY too, or serve on 127.0.0.1"
             )
         self.offer = offer
-        self._door = Conversations(Terms(offer.name, offer.strict, greedy=True), offer.api_key or None, offer.idle_s)
+        terms = Terms(offer.name, offer.strict, greedy=True, temperature=offer.temperature)
+        self._door = Conversations(terms, offer.api_key or None, offer.idle_s)
         self.agent = _agent(target, offer, self._door)
         self._gateway = Gateway(self._door, offer.host, offer.port)
         try:
@@ -92,7 +93,8 @@ class Service:
 
     def run(self) -> None:
         """Answer until ``stop`` is called. An error ends every conversation, and is raised."""
-        limits = Sampling(self.offer.temperature, max_tokens=self.agent.config.max_reply_tokens)
+        usual = self.offer.temperature or 1.0  # at 0 every reply would be greedy, whatever its request asks for
+        limits = Sampling(usual, max_tokens=self.agent.config.max_reply_tokens)
         rollouts = Rollouts(self._collector, limits, key=time.time_ns(), on_episode=self._keep)
         for number in range(self.agent.engine.num_slots):
             rollouts.add(_job(number))
