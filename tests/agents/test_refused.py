@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,21 @@ def test_the_conversation_goes_on_with_what_fits(twice: bool, tmp_path: Path) ->
     assert (played.end, played.total_reward) == (("truncated", 0.0) if twice else ("terminated", 1.0))
     assert [turn.continues for turn in played.turns] == ([False] if twice else [False, True])
     assert deviation([played], policy.sampler) < 1e-4
+
+
+def test_a_program_hears_that_its_episode_was_ended(tmp_path: Path) -> None:
+    """At the last turn that the agent may play, while its world is kept for the next episode."""
+    policy = Policy.load(chatting_folder(tmp_path / "model"), lora=None)
+    config = AgentConfig(
+        context="roles", action_format="calls", max_reply_tokens=8, max_context_tokens=256, max_turns=2
+    )
+    env = ProgramEnv("tests.envs.programs.agents:asks_for_ever", {"train": [{"question": "x"}]})
+    collector = Collector(lambda: env, model_agent(policy, config, num_slots=1))
+    agents.SEEN.clear()
+    (played,) = collector.collect([Job(panel(env, "train")[0])], Sampling(max_tokens=8))
+    assert (played.end, played.end_reason) == ("truncated", "max_turns")
+    until = time.monotonic() + 10
+    while agents.SEEN != [200, 200, 409] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert agents.SEEN == [200, 200, 409]
+    collector.close()

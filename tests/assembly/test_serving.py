@@ -15,6 +15,7 @@ import pytest
 from tests.clients.dictation import deviation
 from tests.envs.programs.agents import post, said, user
 from tests.models import chatting_folder
+from turnwise.agents.rendering import Rendering
 from turnwise.assembly.serving import Offer, Service
 from turnwise.envs.programs.running import Model
 from turnwise.models.policy import Policy
@@ -96,6 +97,24 @@ def test_a_new_conversation_is_begun_while_another_is_silent(folder: Path) -> No
         assert post(model, [user("cy")])[1]["id"] == "chatcmpl-3-0"
         answer = post(model, [user("bob"), firsts[1], user("still there?")])[1]
         assert answer["id"] == "chatcmpl-2-1"
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_template_that_refuses_a_request_is_heard(folder: Path, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    written = Rendering.text
+
+    def text(self: Rendering, messages: Any, *rest: Any, **more: Any) -> str:
+        if "twice" in json.dumps([message["content"] for message in messages if "content" in message], default=str):
+            raise ValueError("roles must alternate")
+        return written(self, messages, *rest, **more)
+
+    with service(folder) as model:
+        messages = [user("hi"), said(post(model, [user("hi")]))] if before else []
+        monkeypatch.setattr(Rendering, "text", text)
+        status, body = post(model, [*messages, user("twice")])
+        assert (status, body["error"]["code"]) == (400, "invalid")
+        assert "cannot be shown to the model: roles must alternate" in body["error"]["message"]
+        assert post(model, [user("once")])[0] == 200
 
 
 def test_an_error_ends_every_conversation_and_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -499,6 +499,8 @@ class Rollouts:
 
     def _release(self, rollout: _Rollout) -> None:
         self._free_slots(rollout)
+        if rollout.episode is not None:
+            rollout.episode.leave()
         assert rollout.env is not None
         self._collector.return_env(rollout.env)
 

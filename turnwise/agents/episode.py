@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +102,11 @@ class Episode:
     def _show(self) -> None:
         """Show the present observation to the seat whose turn it is."""
         self.to_move = self.seats[self.info["player"] if self.players else ""]
-        self.to_move.observe(self.observation, self.info, self.instructions)
+        try:
+            self.to_move.observe(self.observation, self.info, self.instructions)
+        except Exception as error:  # a chat template is a program: it may refuse what a client asks
+            self.leave(str(error))
+            raise
 
     def step(
         self,
@@ -154,6 +158,12 @@ class Episode:
             observation, reward, terminated, truncated, info = refuse(self.env, self.client)
         self.to_move.add_reward(reward)
         self._advance(observation, info, terminated, truncated)
+
+    def leave(self, why: str = "") -> None:
+        """Tell the world's client, if there is one, that the episode is over, and ``why`` its request was not shown."""
+        if self.client is not None and self.end is None:
+            with suppress(Exception, SystemExit):  # a world that fails at it fails again at its next reset
+                self.client.leave(why)
 
     def _advance(self, observation: str, info: Info, terminated: bool, truncated: bool) -> None:
         """What follows a step: the end, or the next player's turn."""

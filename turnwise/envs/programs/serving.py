@@ -185,6 +185,12 @@ class ServedEnv(gymnasium.Env[str, str]):
             return "", 0.0, True, False, {}
         return self._advance(self._talk, True)
 
+    def leave(self, why: str = "") -> None:
+        """The conversation is over. Where its request cannot be shown (``why``), its client hears so."""
+        if self._talk is not None:
+            self._talk.fail(why)
+        self.close()
+
     def close(self) -> None:
         if self._talk is not None:
             self._door.end(self._talk)

@@ -67,3 +67,10 @@ class Talk:
         self._due.settle(RefusedError(400, _FULL, "context_length_exceeded", "messages"))
         self._due, self.num_full = None, self.num_full + 1
         self.session.last_active = time.monotonic()
+
+    def fail(self, why: str) -> None:
+        """Tell the client what is wrong with its request, where one is due."""
+        if self._due is not None and why:
+            self._due.settle(
+                RefusedError(400, f"the request cannot be shown to the model: {why}", "invalid", "messages")
+            )

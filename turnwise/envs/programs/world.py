@@ -132,6 +132,13 @@ class ProgramEnv(TaskEnv):
             self._stop()
         return observation, reward, self._ended, False, info
 
+    def leave(self, why: str = "") -> None:
+        """The episode is over. Where a request cannot be shown (``why``), its program hears so."""
+        if self._talk is not None:
+            self._talk.fail(why)
+        self._ended = True
+        self._stop()
+
     def close(self) -> None:
         self._stop()
         if self._endpoint is not None:
