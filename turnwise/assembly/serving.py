@@ -55,7 +55,6 @@ class Offer:
     num_slots: int = 16
     idle_s: float = 600.0
     temperature: float = 1.0
-    seed: int = 0
     device: str = "cpu"
     strict: bool = False
 
@@ -83,7 +82,7 @@ class Service:
             self._gateway.close()
             raise
         threads = WorldThreads(offer.num_slots, order="free")
-        self._collector = Collector(lambda: ServedEnv(self._door), self.agent, seed=offer.seed, threads=threads)
+        self._collector = Collector(lambda: ServedEnv(self._door), self.agent, threads=threads)
         self._stopped = False
 
     @property
@@ -169,7 +168,6 @@ def _described(target: str, offer: Offer, agent: ModelAgent) -> dict[str, Any]:
         "env": {"id": SERVED, "split": "served"},
         "model": {"path": path},
         "agent": agent.config.model_dump(mode="json"),
-        "seed": offer.seed,
     }
 
 
