@@ -60,15 +60,19 @@ class Wishes:
     def cut(self, reply: Reply, decode: Callable[[IntArray], str]) -> tuple[Reply, str]:
         """The reply up to the first of the texts that end it, and its text before that."""
         text = decode(reply.ids)
-        if not any(stop in text for stop in self.stop):
+        if not self.end(text):
             return reply, text
         size = self._fewest(reply.ids, decode)
         seen = decode(reply.ids[:size])  # in which no other text has begun earlier and ends later
         return shortened(reply, size), seen[: min(place for stop in self.stop if (place := seen.find(stop)) >= 0)]
 
+    def end(self, text: str) -> bool:
+        """Whether one of the texts that end a reply is in ``text``."""
+        return any(stop in text for stop in self.stop)
+
     def _fewest(self, ids: IntArray, decode: Callable[[IntArray], str]) -> int:
         """The fewest of the tokens whose text has one of the texts that end a reply; all of them have one."""
-        return 1 + bisect_left(range(1, len(ids)), True, key=lambda n: any(s in decode(ids[:n]) for s in self.stop))
+        return 1 + bisect_left(range(1, len(ids)), True, key=lambda n: self.end(decode(ids[:n])))
 
 
 def shortened(reply: Reply, size: int) -> Reply:

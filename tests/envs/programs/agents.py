@@ -133,6 +133,17 @@ def counts(task: dict[str, Any], model: Model) -> float:
     return 1.0
 
 
+def keeps_what_it_hears(task: dict[str, Any], model: Model) -> float:
+    """What its client hears of three replies; the second may end at a text."""
+    heard, messages = list[Any](), [user("hello")]
+    SEEN.append(heard)
+    for stop in (None, task["stop"], None):
+        answer = post(model, messages, stop=stop)[1]
+        heard.append((answer["choices"][0]["finish_reason"], answer["usage"]))
+        messages += [answer["choices"][0]["message"], user("more")]
+    return 1.0
+
+
 def wishes(task: dict[str, Any], model: Model) -> float:
     """Wants its tokens drawn in ways of its own, and gives in where that is refused."""
     status, _ = post(model, [user("hello")], temperature=0.5, top_p=0.9, seed=3)
