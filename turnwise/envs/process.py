@@ -66,8 +66,8 @@ class ProcessEnv(gymnasium.Env[str, str]):
     ``reset`` or ``step``, the next ``reset`` starts a new process.
 
     The object has the optional methods that the world has, and no others: ``tasks``, ``expert``, ``snapshot`` and
-    ``restore``, ``players`` and ``role``, ``counted``, ``refuse`` and ``leave``, ``splits`` (``turnwise.envs.interface``). It must
-    not be used by several threads at the same time.
+    ``restore``, ``players`` and ``role``, ``counted``, ``refuse`` and ``leave``, ``splits``
+    (``turnwise.envs.interface``). It must not be used by several threads at the same time.
 
     ``start_method`` is "forkserver" or "spawn". The default is "forkserver" where the system has it (Unix).
     """

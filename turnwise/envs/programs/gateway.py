@@ -240,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         left = _MAX_DRAINED
         with contextlib.suppress(OSError):
             self.connection.settimeout(_DRAIN_S)
-            while left > 0 and (piece := self.rfile.read1(65_536)):  # type: ignore[attr-defined]
+            while left > 0 and (piece := self.rfile.read1(65_536)):
                 left -= len(piece)
 
     def _unknown(self) -> RefusedError:

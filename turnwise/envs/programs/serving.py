@@ -120,7 +120,7 @@ class Conversations:
         self.admit(key)
         name = str(body.get("id", "")).removeprefix("chatcmpl-").rpartition("-")[0] + "-"
         reward, success = body.get("reward"), body.get("success")
-        if isinstance(reward, bool) or not is_number(reward) or success not in (None, True, False):
+        if reward is None or isinstance(reward, bool) or not is_number(reward) or success not in (None, True, False):
             raise RefusedError(
                 400, 'expected {"id": of a reply, "reward": number, "success": true or false}', "invalid"
             )

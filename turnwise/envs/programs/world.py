@@ -172,8 +172,8 @@ class ProgramEnv(TaskEnv):
             if not self._outcomes and time.monotonic() > until:
                 self._stop()
                 raise ProgramError(
-                    f"{self.run} took more than {self.timeout_s:g} s without a request or an end (env.kwargs.timeout_s); "
-                    "programs that wait for each other need rollout.env_order=free"
+                    f"{self.run} took more than {self.timeout_s:g} s without a request or an end "
+                    "(env.kwargs.timeout_s); programs that wait for each other need rollout.env_order=free"
                 )
         return self._outcomes[0]
 
