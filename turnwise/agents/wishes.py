@@ -39,9 +39,9 @@ class Wishes:
         evaluation), the reply is.
         """
         fewer = usual if self.max_tokens is None else replace(usual, max_tokens=min(self.max_tokens, usual.max_tokens))
-        return (
-            fewer if self.temperature is None or not usual.temperature else replace(fewer, temperature=self.temperature)
-        )
+        if self.temperature is None or not usual.temperature:
+            return fewer
+        return replace(fewer, temperature=self.temperature)
 
     def recorded(self, reply: Reply, usual: Sampling) -> Reply:
         """The reply with the temperature of its tokens, where that is not the ``usual`` one.
