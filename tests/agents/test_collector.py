@@ -283,6 +283,18 @@ def test_a_stopped_rollout_gives_no_trajectory_and_frees_its_slot() -> None:
     assert source.engines[0].num_free == 1
 
 
+def test_a_forgotten_rollout_leaves_nothing_and_the_count_goes_on() -> None:
+    made = Rollouts(collector(slots=1), SAMPLING)
+    first = made.start(tasks(1)[0], 0)
+    for event in made.events():
+        if isinstance(event, RolloutFinished):
+            made.forget(event.rollout)
+    assert made._all == {}
+    with pytest.raises(ValueError, match="rollout 0 cannot be forked: there is none, or it was forgotten"):
+        made.fork(first, 1)
+    assert made.start(tasks(1)[0], 0) == 1
+
+
 def test_walking_away_frees_every_slot() -> None:
     source = collector(slots=3)
     made = Rollouts(source, SAMPLING)

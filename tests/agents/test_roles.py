@@ -151,6 +151,14 @@ def test_parallel_calls_and_broken_ones_are_answered_in_order(family: str) -> No
     assert spelled(chat, added).index("one") < spelled(chat, added).index("what was wrong")
 
 
+def test_a_call_where_no_tools_were_offered_is_text() -> None:
+    text = '<tool_call>{"name": "find", "arguments": {}}</tool_call>'
+    for tools, calls in ((TOOLS, 1), ((), 0)):
+        context = new_context(*chat_of(), "")
+        context.begin("", {"messages": [USER], "tools": tools})
+        assert len(heard(Seat(model=agent(), context=context).read(text).text).calls) == calls
+
+
 def test_system_messages_are_joined() -> None:
     chat, config = chat_of(system="You are an agent.", instructions=True)
     ids = new_context(chat, config, "Call tools.").begin("", {"messages": [USER]})

@@ -89,6 +89,8 @@ def test_hermes(text: str) -> None:
     assert (fault or "") in (found.fault or "")
     action = parse_action(text, "calls")
     assert action.valid == (fault is None)
+    broken = text.partition("</tool_call><tool_call>")[0] if found.calls else text
+    assert found.content == ("" if fault is None and found.calls else broken + "</tool_call>" * bool(found.calls))
 
 
 def test_text_beside_calls_and_thoughts_before_them_are_kept() -> None:
@@ -97,6 +99,14 @@ def test_text_beside_calls_and_thoughts_before_them_are_kept() -> None:
     cut = parse_action("<think>\nWhich", "calls")
     assert not cut.valid
     assert "inside a thought" in (heard(cut.text).fault or "")
+    assert heard(cut.text).thought == "Which"
+
+
+def test_where_no_tools_are_offered_all_is_text() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    none = parse_action(f"<think>Hm.</think> {text}", "calls", tools=[])
+    assert (heard(none.text), none.valid) == (Said(text, thought="Hm."), True)
+    assert heard(parse_action(text, "calls").text).calls == (Call("f"),)
 
 
 def test_llama_takes_an_answer_in_json_for_an_answer() -> None:
@@ -105,11 +115,13 @@ def test_llama_takes_an_answer_in_json_for_an_answer() -> None:
     assert read("It is {so}.") == Said("It is {so}.")
     assert read('<|python_tag|>{"name": "f", "parameters": {"x": "y"}}').calls == (Call("f", {"x": "y"}),)
     broken = read('{"name": "f", "parameters": {"x": ')
-    assert (broken.calls, broken.content) == ((), "")
+    assert (broken.calls, broken.content) == ((), '{"name": "f", "parameters": {"x":')
     assert "not JSON" in (broken.fault or "")
     later = read('{"name": "f", "parameters": {}}; {"name"')
     assert later.calls == (Call("f"),)
-    assert later.fault is not None
+    assert (later.fault is not None, later.content) == (True, '{"name"')
+    wrong = read('{"name": "f"}; {"name": "f", "parameters": 1}; {"name": "g"}')
+    assert (wrong.calls, wrong.content) == ((Call("f"), Call("g")), '{"name": "f", "parameters": 1}')
 
 
 def test_qwen_reads_values_as_the_schema_says() -> None:
@@ -133,6 +145,7 @@ def test_where_one_call_a_reply_is_shown_the_first_counts() -> None:
     two = dialect.write(Said("", (Call("f"), Call("g"))))
     assert dialect.read(two).calls == (Call("f"),)
     assert "only the first" in (dialect.read(two).fault or "")
+    assert dialect.read(two).content == '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
     assert dialect.read(dialect.write(Said("", (Call("f"),)))) == Said("", (Call("f"),))
 
 

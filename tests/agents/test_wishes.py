@@ -17,7 +17,7 @@ from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent
 from turnwise.agents.wishes import Wishes
-from turnwise.models.engine import Engine, Sampling, SlotEngine
+from turnwise.models.engine import Engine, Reply, Sampling, SlotEngine
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Task, Trajectory, group_by_task
 
@@ -111,6 +111,28 @@ def test_a_text_that_ends_a_reply_cuts_it_there(wishes: dict[str, Any]) -> None:
             assert stop not in text(kept.action_ids[:-1])
     assert cut
     check_logprobs(found, wishes.get("temperature", 1.0))
+
+
+def test_a_greedy_run_stays_greedy() -> None:
+    found, usual = (played(wishes, temperature=0.0, num=1)[0] for wishes in ({"temperature": 0.5}, {}))
+    assert [t.action_ids.tolist() for t in found.turns] == [t.action_ids.tolist() for t in usual.turns]
+    assert all(turn.processing is None for turn in found.turns)
+
+
+def test_of_two_texts_the_one_that_is_complete_first_counts() -> None:
+    """With "bc" the reply ends after "abc", though "abcd" begins earlier in the text as a whole. Halving finds it."""
+    letters, asked = np.arange(26, dtype=np.int32), list[int]()
+
+    def decode(ids: Any) -> str:
+        asked.append(len(ids))
+        return "".join(chr(97 + i) for i in ids)
+
+    reply = Reply(0, np.tile(letters, 40), np.zeros(1040, np.float32), np.zeros(1040, np.float32), True)
+    kept, text = Wishes(stop=("abcd", "bc")).cut(reply, decode)
+    assert (kept.ids.tolist(), text) == ([0, 1, 2], "a")
+    assert len(asked) < 15
+    assert Wishes(stop=("zaz",)).cut(reply, decode)[0] is reply
+    assert len(Wishes(stop=("a",)).cut(reply, decode)[0].ids) == 1
 
 
 def test_a_processor_within_keeps_its_say() -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.clients.dictation import deviation
 from tests.envs.programs.agents import post, said, user
 from tests.models import chatting_folder
+from turnwise.agents.rendering import Rendering
 from turnwise.assembly.serving import Offer, Service
 from turnwise.envs.programs.running import Model
 from turnwise.models.policy import Policy
@@ -72,6 +73,73 @@ def test_a_request_that_does_not_fit_is_refused_and_the_next_one_is_not(folder: 
         status, body = post(model, [user("mug " * 500)])
         assert (status, body["error"]["code"]) == (400, "context_length_exceeded")
         assert post(model, [user("mug")])[0] == 200
+
+
+def test_an_empty_key_is_none(folder: Path) -> None:
+    with service(folder, replace(OFFER, api_key="")) as model:
+        assert post(model, [user("hi")])[0] == 200
+
+
+def test_a_request_may_be_warmer_than_a_greedy_service(folder: Path) -> None:
+    with service(folder, replace(OFFER, temperature=0.0)) as model:
+
+        def replies(**more: Any) -> set[str]:
+            return {json.dumps(said(post(model, [user(f"mug {n % 2}")], **more))) for n in range(6)}
+
+        assert len(replies()) <= 2
+        assert len(replies(temperature=1.5)) > 2
+
+
+def test_a_new_conversation_is_begun_while_another_is_silent(folder: Path) -> None:
+    """It takes the room of the older one; the younger one is still there."""
+    with service(folder) as model:
+        firsts = [said(post(model, [user(name)])) for name in ("ann", "bob")]
+        assert post(model, [user("cy")])[1]["id"] == "chatcmpl-3-0"
+        answer = post(model, [user("bob"), firsts[1], user("still there?")])[1]
+        assert answer["id"] == "chatcmpl-2-1"
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_template_that_refuses_a_request_is_heard(folder: Path, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    written = Rendering.text
+
+    def text(self: Rendering, messages: Any, *rest: Any, **more: Any) -> str:
+        if "twice" in json.dumps([message["content"] for message in messages if "content" in message], default=str):
+            raise ValueError("roles must alternate")
+        return written(self, messages, *rest, **more)
+
+    with service(folder) as model:
+        messages = [user("hi"), said(post(model, [user("hi")]))] if before else []
+        monkeypatch.setattr(Rendering, "text", text)
+        status, body = post(model, [*messages, user("twice")])
+        assert (status, body["error"]["code"]) == (400, "invalid")
+        assert "cannot be shown to the model: roles must alternate" in body["error"]["message"]
+        assert post(model, [user("once")])[0] == 200
+
+
+def test_an_error_ends_every_conversation_and_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both worlds wait: one for the reply that fails, the other for a conversation."""
+    made, raised = Service(str(folder), OFFER), list[BaseException]()
+
+    def run() -> None:
+        try:
+            made.run()
+        except RuntimeError as error:
+            raised.append(error)
+
+    def fails() -> None:
+        raise RuntimeError("the disk is full")
+
+    monkeypatch.setattr(made.agent.engine, "step", fails)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert post(Model(made.url, "any", "agent"), [user("hi")])[0] == 409
+    thread.join(20)
+    try:
+        assert not thread.is_alive()
+        assert [str(error) for error in raised] == ["the disk is full"]
+    finally:
+        made.close()
 
 
 def test_what_cannot_be_served_is_named(folder: Path, tmp_path: Path) -> None:

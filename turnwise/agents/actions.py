@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from turnwise.agents.toolcalls import DIALECTS, Dialect, Tools
-from turnwise.envs.said import heard, said
+from turnwise.envs.said import Said, heard, said
 
 ActionFormat = Literal["plain", "tags", "whole", "calls"]
 
@@ -30,7 +30,7 @@ class ParsedAction:
 
 
 def parse_action(
-    reply: str, style: ActionFormat, dialect: Dialect = DIALECTS["hermes"], tools: Tools = ()
+    reply: str, style: ActionFormat, dialect: Dialect = DIALECTS["hermes"], tools: Tools | None = None
 ) -> ParsedAction:
     """The action in a reply. For example, ``<think>It is red.</think> take mug`` holds the action ``take mug``.
 
@@ -41,7 +41,8 @@ def parse_action(
             valid (some environments still understand it)
     whole   the whole reply, thoughts included, for environments that read tags themselves
     calls   its text and its calls of ``tools``, in the model's ``dialect``. They are sent as one line of JSON
-            (``turnwise.envs.said``), also where a call is broken: then marked not valid
+            (``turnwise.envs.said``), also where a call is broken: then marked not valid. Where no tools are offered
+            (an empty list; None: it is not known), all of it is text
 
     White space at both ends is dropped. An action longer than ``MAX_ACTION_CHARS`` is not sent and not shortened: the
     text is then empty and not valid.
@@ -113,12 +114,15 @@ def unsent(reply: str) -> str:
     return f"too long to be sent: {longest:,} characters" if longest > MAX_ACTION_CHARS else "no action in the answer"
 
 
-def _called(reply: str, dialect: Dialect, tools: Tools) -> ParsedAction:
+def _called(reply: str, dialect: Dialect, tools: Tools | None) -> ParsedAction:
     """What a reply says, as an action. One that says nothing, or has a broken call, is not valid."""
     text = answer(reply)
     if text is None:
-        return ParsedAction(said(fault="the reply ended inside a thought"), False)
-    found, thought = dialect.read(text, tools), reply[: len(reply) - len(text)]
+        found, thought = Said(fault="the reply ended inside a thought"), reply
+    else:
+        is_text = tools is not None and not tools
+        found = Said(text.strip()) if is_text else dialect.read(text, tools or ())
+        thought = reply[: len(reply) - len(text)]
     line = said(found.content, found.calls, found.fault, _THOUGHT.sub("", thought).strip())
     if len(line) > MAX_ACTION_CHARS:
         return ParsedAction(said(fault=f"the reply is too long: {len(line):,} characters"), False)

@@ -180,6 +180,7 @@ class Rollouts:
     ) -> None:
         self._collector, self._sampling, self._key, self._on_episode = collector, sampling, key, on_episode
         self._all: dict[int, _Rollout] = {}  # by number
+        self._count = 0  # of those that were queued, also where they are forgotten
         self._queued: deque[_Rollout] = deque()
         self._running: dict[int, _Rollout] = {}
         self._generating: dict[tuple[int, int], _Rollout] = {}  # by (number of the engine, slot)
@@ -206,7 +207,9 @@ class Rollouts:
         keys and values. Raises ValueError for a turn that was not played, after the end of the parent, and in a game of
         several players.
         """
-        parent = self._all[rollout]
+        parent = self._all.get(rollout)
+        if parent is None:
+            raise ValueError(f"rollout {rollout} cannot be forked: there is none, or it was forgotten")
         self._stepping.wait_for(lambda call: call.rollout is parent)
         if parent.episode is None:
             raise ValueError(f"rollout {rollout} cannot be forked yet: its environment has not been reset")
@@ -226,14 +229,14 @@ class Rollouts:
 
     def forget(self, rollout: int) -> None:
         """Let go of what a finished rollout holds. It cannot be forked any more."""
-        found = self._all[rollout]
-        found.episode, found.seats, found.env = None, (), None
+        self._all.pop(rollout, None)
 
     def _number(self, given: int | None) -> int:
-        return len(self._all) if given is None else given
+        return self._count if given is None else given
 
     def _queue(self, rollout: _Rollout) -> int:
         self._all[rollout.number] = rollout
+        self._count += 1
         self._queued.append(rollout)
         return rollout.number
 
@@ -293,7 +296,7 @@ class Rollouts:
 
     def _environment_results(self) -> Iterator[Event]:
         """Continue the rollouts whose environments have finished a reset or a step, and report what happened."""
-        for call, error in self._stepping.admitted(lambda: len(self._generating)):
+        for call, error in self._stepping.admitted(self._num_ahead):
             yield from self._reported(self._after_environment(call, error))
         yield from self._reported(self._graded())
 
@@ -476,6 +479,13 @@ class Rollouts:
             if number not in self._stopped:
                 yield from (RolloutFinished(number, trajectory) for trajectory in trajectories)
 
+    def _num_ahead(self) -> int:
+        """How many rollouts wait for a reply. In a free order one that could begin at once counts too: nobody may wait
+        for a world meanwhile, which itself may wait for that one.
+        """
+        could_begin = self._collector.threads.order == "free" and self._queued and self._collector.has_free_slots()
+        return len(self._generating) + bool(could_begin)
+
     def _num_playing(self) -> int:
         """How many rollouts play, or will in a moment: a slot is free for them."""
         room = min(engine.num_free for engine in self._collector.engines)
@@ -489,6 +499,8 @@ class Rollouts:
 
     def _release(self, rollout: _Rollout) -> None:
         self._free_slots(rollout)
+        if rollout.episode is not None:
+            rollout.episode.leave()
         assert rollout.env is not None
         self._collector.return_env(rollout.env)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
+from turnwise.agents.wishes import Wishes
 from turnwise.envs.interface import HasClient, Info, capability, given_of, instructions_of, request_of
 from turnwise.envs.tasks import no_exit, refuse, snapshots, start, step
 from turnwise.models.engine import Reply
@@ -49,7 +50,8 @@ class SuccessRule:
 class ForkPoint:
     """A moment of an episode of one player, from which a copy can continue.
 
-    ``world`` is the environment's snapshot. Where it is None, a copy takes the ``turns`` again.
+    ``world`` is the environment's snapshot. Where it is None, a copy takes the ``turns`` again. ``num_refused`` counts
+    the requests before it that were refused: these cannot be made again.
     """
 
     task: Task
@@ -61,6 +63,7 @@ class ForkPoint:
     continues: bool
     world: Any
     given: str = ""
+    num_refused: int = 0
 
 
 class Episode:
@@ -84,6 +87,7 @@ class Episode:
         self.client = capability(env, HasClient)
         self.end: End | None = None
         self.given = ""
+        self.num_refused = 0
         self._env_s = 0.0
 
     @contextmanager
@@ -102,7 +106,11 @@ class Episode:
     def _show(self) -> None:
         """Show the present observation to the seat whose turn it is."""
         self.to_move = self.seats[self.info["player"] if self.players else ""]
-        self.to_move.observe(self.observation, self.info, self.instructions)
+        try:
+            self.to_move.observe(self.observation, self.info, self.instructions)
+        except Exception as error:  # a chat template is a program: it may refuse what a client asks
+            self.leave(str(error))
+            raise
 
     def step(
         self,
@@ -150,10 +158,17 @@ class Episode:
     def refuse(self) -> None:
         """Tell the world's client that its request does not fit into the context. It may make another one."""
         assert self.client is not None
+        self.num_refused += 1
         with self._timed():
             observation, reward, terminated, truncated, info = refuse(self.env, self.client)
         self.to_move.add_reward(reward)
         self._advance(observation, info, terminated, truncated)
+
+    def leave(self, why: str = "") -> None:
+        """Tell the world's client, if there is one, that the episode is over, and ``why`` its request was not shown."""
+        if self.client is not None and self.end is None:
+            with suppress(Exception, SystemExit):  # a world that fails at it fails again at its next reset
+                self.client.leave(why)
 
     def _advance(self, observation: str, info: Info, terminated: bool, truncated: bool) -> None:
         """What follows a step: the end, or the next player's turn."""
@@ -197,12 +212,12 @@ class Episode:
             raise ValueError(f"the episode cannot be forked after {turn} turns: expected 0 to {last}")
         if turn < len(seat.turns):
             turns, observation = tuple(seat.turns[:turn]), seat.turns[turn].observation
-            return ForkPoint(self.task, turns, observation, {}, None, NO_IDS, False, None, self.given)
+            return ForkPoint(self.task, turns, observation, {}, None, NO_IDS, False, None, self.given, self.num_refused)
         world, context = snapshots(self.env), seat.context.fork() if seat.context else None
         state = world.snapshot() if world else None
         turns = tuple(seat.turns)
         shown = (self.observation, self.info, context, seat.prompt, seat.continues)
-        return ForkPoint(self.task, turns, *shown, state, self.given)
+        return ForkPoint(self.task, turns, *shown, state, self.given, self.num_refused)
 
     @classmethod
     def from_fork_point(cls, point: ForkPoint, env: TextEnv, job: Job, seed: int, seat: Seat) -> Episode:
@@ -227,8 +242,14 @@ class Episode:
         return episode
 
     def _take_again(self, point: ForkPoint) -> None:
+        if point.num_refused:
+            raise RuntimeError(
+                "a request of this episode did not fit into the context and was refused: such an episode cannot be "
+                "forked (raise agent.max_context_tokens, or use an algorithm without forks)"
+            )
         for turn in point.turns:
             self._expect(turn.observation)
+            self._count_again(turn)
             observation, _, terminated, truncated, info = step(self.env, turn.action, self.players)
             if terminated or truncated:
                 raise RuntimeError(
@@ -238,6 +259,15 @@ class Episode:
             self.to_move.turns.append(turn)
             self._advance(observation, info, False, False)
         self._expect(point.observation)
+
+    def _count_again(self, turn: Turn) -> None:
+        """Tell the world's client of a stored reply what it heard of it at first."""
+        seat = self.to_move
+        if self.client is None or seat.model is None:
+            return
+        chat, ids = seat.model.chat, turn.action_ids
+        ended = len(ids) > 0 and int(ids[-1]) in chat.end_ids
+        self.client.counted(len(seat.context_ids()), len(ids), ended or Wishes.of(self.info).end(chat.decode(ids)))
 
     def _expect(self, observation: str) -> None:
         if self.observation != observation:

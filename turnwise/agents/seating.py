@@ -152,7 +152,7 @@ class Seat:
     def read(self, reply: str) -> ParsedAction:
         """The action in a reply of the model that has this seat. Raises AgentError where its dialect cannot read it."""
         assert self.model is not None
-        tools = self.context.tools if isinstance(self.context, Roles) else ()
+        tools = self.context.tools if isinstance(self.context, Roles) else None
         dialect = self.model.chat.dialect
         try:
             return parse_action(reply, self.model.config.action_format, dialect, tools)

@@ -29,7 +29,8 @@ Tools = Sequence[Mapping[str, Any]]
 class Dialect(Protocol):
     """Reads and writes replies that may call tools; both without the thought that precedes them.
 
-    ``read`` returns what was said: never an exception, whatever the text is. ``tools`` are those that may be called.
+    ``read`` returns what was said: never an exception, whatever the text is. What cannot be read as a call stays in the
+    content. ``tools`` are those that may be called.
     """
 
     def read(self, text: str, tools: Tools = ()) -> Said: ...
@@ -101,27 +102,31 @@ class Llama3:
         body = self._PREFIX.sub("", text, count=1).rstrip()
         if not body.startswith("{"):
             return Said(text.strip())
-        calls, faults = list[Call](), list[str]()
+        calls, faults, unread, begins = list[Call](), list[str](), list[str](), 0
         try:
-            for each in self._objects(body):
+            for each, ends in self._objects(body):
                 if not calls and not faults and not (isinstance(each, dict) and "name" in each):
                     return Said(text.strip())  # an answer in JSON is an answer
                 try:
                     calls.append(_from_json(each, "parameters"))
                 except _CallError as error:
                     faults.append(str(error))
+                    unread.append(body[begins:ends])
+                begins = ends
         except (ValueError, RecursionError) as error:
             if not calls and not re.match(r'\{\s*"name"', body):
                 return Said(text.strip())
             faults.append(_not_json(error))
-        return Said("", tuple(calls), "; ".join(faults) or None)
+            unread.append(body[begins:])
+        return Said("".join(unread).strip(" ;\n"), tuple(calls), "; ".join(faults) or None)
 
     @staticmethod
-    def _objects(body: str) -> Iterator[Any]:
+    def _objects(body: str) -> Iterator[tuple[Any, int]]:
+        """Each object, and where it ends."""
         decoder, at = json.JSONDecoder(), 0
         while at < len(body):
             each, at = decoder.raw_decode(body, at)
-            yield each
+            yield each, at
             while at < len(body) and (body[at].isspace() or body[at] == ";"):
                 at += 1
 
@@ -141,7 +146,8 @@ class OneCall:
         if len(found.calls) < 2:
             return found
         told = "; ".join(filter(None, (found.fault, "one call a reply can be made: only the first one was")))
-        return Said(found.content, found.calls[:1], told, found.thought)
+        content = "\n".join(filter(None, (found.content, self.dialect.write(Said("", found.calls[1:])))))
+        return Said(content, found.calls[:1], told, found.thought)
 
     def write(self, said: Said) -> str:
         return self.dialect.write(said)
@@ -177,12 +183,16 @@ def name_of(dialect: Dialect) -> str:
 def _read(tagged: re.Pattern[str], text: str, call: Any, tools: Tools) -> Said:
     """What a text says whose calls stand between tags."""
     calls, faults = list[Call](), list[str]()
-    for inner in tagged.findall(text):
+
+    def left(found: re.Match[str]) -> str:
         try:
-            calls.append(call(inner, tools))
+            calls.append(call(found.group(1), tools))
         except _CallError as error:
             faults.append(str(error))
-    content = tagged.sub("", text) if calls or faults else text
+            return found.group()
+        return ""
+
+    content = tagged.sub(left, text)
     return Said(content.strip(), tuple(calls), "; ".join(faults) or None)
 
 

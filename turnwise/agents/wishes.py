@@ -7,6 +7,7 @@ token that was kept depends on those that were dropped.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,16 +35,20 @@ class Wishes:
         return cls(given.get("temperature"), given.get("max_tokens"), tuple(given.get("stop", ())))
 
     def sampling(self, usual: Sampling) -> Sampling:
-        """How the reply is sampled: ``usual`` is the run's, whose limit of tokens holds too."""
+        """How the reply is sampled: ``usual`` is the run's, whose limit of tokens holds too; where it is greedy (an
+        evaluation), the reply is.
+        """
         fewer = usual if self.max_tokens is None else replace(usual, max_tokens=min(self.max_tokens, usual.max_tokens))
-        return fewer if self.temperature is None else replace(fewer, temperature=self.temperature)
+        if self.temperature is None or not usual.temperature:
+            return fewer
+        return replace(fewer, temperature=self.temperature)
 
     def recorded(self, reply: Reply, usual: Sampling) -> Reply:
         """The reply with the temperature of its tokens, where that is not the ``usual`` one.
 
         Where a processor gave some of them another temperature, the engine recorded all.
         """
-        if not self.temperature or self.temperature == usual.temperature:
+        if not self.temperature or not usual.temperature or self.temperature == usual.temperature:
             return reply
         made, size = reply.processing, len(reply.ids)
         if made is None:
@@ -55,11 +60,19 @@ class Wishes:
     def cut(self, reply: Reply, decode: Callable[[IntArray], str]) -> tuple[Reply, str]:
         """The reply up to the first of the texts that end it, and its text before that."""
         text = decode(reply.ids)
-        found = [place for stop in self.stop if (place := text.find(stop)) >= 0]
-        if not found:
+        if not self.end(text):
             return reply, text
-        size = next(n for n in range(1, len(reply.ids) + 1) if any(s in decode(reply.ids[:n]) for s in self.stop))
-        return shortened(reply, size), text[: min(found)]
+        size = self._fewest(reply.ids, decode)
+        seen = decode(reply.ids[:size])  # in which no other text has begun earlier and ends later
+        return shortened(reply, size), seen[: min(place for stop in self.stop if (place := seen.find(stop)) >= 0)]
+
+    def end(self, text: str) -> bool:
+        """Whether one of the texts that end a reply is in ``text``."""
+        return any(stop in text for stop in self.stop)
+
+    def _fewest(self, ids: IntArray, decode: Callable[[IntArray], str]) -> int:
+        """The fewest of the tokens whose text has one of the texts that end a reply; all of them have one."""
+        return 1 + bisect_left(range(1, len(ids)), True, key=lambda n: self.end(decode(ids[:n])))
 
 
 def shortened(reply: Reply, size: int) -> Reply:

@@ -55,7 +55,6 @@ class Offer:
     num_slots: int = 16
     idle_s: float = 600.0
     temperature: float = 1.0
-    seed: int = 0
     device: str = "cpu"
     strict: bool = False
 
@@ -73,7 +72,8 @@ class Service:
                 f"--host {offer.host} lets other machines ask the model: give --api-key KEY too, or serve on 127.0.0.1"
             )
         self.offer = offer
-        self._door = Conversations(Terms(offer.name, offer.strict, greedy=True), offer.api_key, offer.idle_s)
+        terms = Terms(offer.name, offer.strict, greedy=True, temperature=offer.temperature)
+        self._door = Conversations(terms, offer.api_key or None, offer.idle_s)
         self.agent = _agent(target, offer, self._door)
         self._gateway = Gateway(self._door, offer.host, offer.port)
         try:
@@ -82,7 +82,7 @@ class Service:
             self._gateway.close()
             raise
         threads = WorldThreads(offer.num_slots, order="free")
-        self._collector = Collector(lambda: ServedEnv(self._door), self.agent, seed=offer.seed, threads=threads)
+        self._collector = Collector(lambda: ServedEnv(self._door), self.agent, threads=threads)
         self._stopped = False
 
     @property
@@ -91,16 +91,22 @@ class Service:
         return self._gateway.url
 
     def run(self) -> None:
-        """Answer until ``stop`` is called."""
-        limits = Sampling(self.offer.temperature, max_tokens=self.agent.config.max_reply_tokens)
+        """Answer until ``stop`` is called. An error ends every conversation, and is raised."""
+        usual = self.offer.temperature or 1.0  # at 0 every reply would be greedy, whatever its request asks for
+        limits = Sampling(usual, max_tokens=self.agent.config.max_reply_tokens)
         rollouts = Rollouts(self._collector, limits, key=time.time_ns(), on_episode=self._keep)
         for number in range(self.agent.engine.num_slots):
             rollouts.add(_job(number))
-        for event in rollouts.events():
-            if isinstance(event, RolloutFinished):
-                rollouts.forget(event.rollout)
-                if not self._stopped:
-                    rollouts.add(_job(event.rollout + self.agent.engine.num_slots))
+        try:
+            while rollouts.busy:
+                for event in rollouts.advance():
+                    if isinstance(event, RolloutFinished):
+                        rollouts.forget(event.rollout)
+                        if not self._stopped:
+                            rollouts.add(_job(event.rollout + self.agent.engine.num_slots))
+        finally:
+            self.stop()  # before worlds are waited for: they wait for requests
+            rollouts.abandon()
 
     def stop(self) -> None:
         """Let ``run`` return. Conversations end, and their last requests are refused."""
@@ -162,7 +168,6 @@ def _described(target: str, offer: Offer, agent: ModelAgent) -> dict[str, Any]:
         "env": {"id": SERVED, "split": "served"},
         "model": {"path": path},
         "agent": agent.config.model_dump(mode="json"),
-        "seed": offer.seed,
     }
 
 

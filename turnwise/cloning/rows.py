@@ -123,7 +123,7 @@ def episode_rows(
 
 def _said_again(turn: Turn, chat: ChatFormat, agent: AgentConfig) -> str:
     """A stored reply; where it calls tools in another dialect, it is written in the agent's."""
-    style, tools = agent.action_format, asked(turn).get("tools", ())
+    style, tools = agent.action_format, asked(turn).get("tools")
     same = style != "calls" or parse_action(turn.reply, style, chat.dialect, tools).text == turn.action
     return turn.reply if same else written(turn.action, style, chat.dialect)
 

@@ -32,7 +32,6 @@ def serve(
     idle: Annotated[float, typer.Option(min=1.0, help="Seconds of silence after which one ends.")] = 600.0,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="Of requests that name none.")] = 1.0,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse settings of sampling that are ignored.")] = False,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option()] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="torch threads.")] = 1,
 ) -> None:
@@ -61,7 +60,6 @@ def serve(
         num_slots=slots,
         idle_s=idle,
         temperature=temperature,
-        seed=seed,
         device=device,
         strict=strict,
     )

@@ -159,11 +159,13 @@ class HasClient(Protocol):
 
     ``counted`` tells how many tokens the context and the reply of the next ``step`` have, and whether the reply ended
     by itself. ``refuse`` is called in the place of ``step`` where a request does not fit into the context; it returns
-    what ``step`` returns, such as a shorter request.
+    what ``step`` returns, such as a shorter request. ``leave`` is called where the episode ends without the world's
+    doing; ``why`` says what was wrong with the request that is due ("": nothing).
     """
 
     def counted(self, prompt_tokens: int, reply_tokens: int, ended: bool) -> None: ...
     def refuse(self) -> tuple[str, float, bool, bool, Info]: ...
+    def leave(self, why: str = "") -> None: ...
 
 
 class Expert(Protocol):

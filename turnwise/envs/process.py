@@ -66,8 +66,8 @@ class ProcessEnv(gymnasium.Env[str, str]):
     ``reset`` or ``step``, the next ``reset`` starts a new process.
 
     The object has the optional methods that the world has, and no others: ``tasks``, ``expert``, ``snapshot`` and
-    ``restore``, ``players`` and ``role``, ``counted`` and ``refuse``, ``splits`` (``turnwise.envs.interface``). It must
-    not be used by several threads at the same time.
+    ``restore``, ``players`` and ``role``, ``counted``, ``refuse`` and ``leave``, ``splits``
+    (``turnwise.envs.interface``). It must not be used by several threads at the same time.
 
     ``start_method`` is "forkserver" or "spawn". The default is "forkserver" where the system has it (Unix).
     """
@@ -210,6 +210,9 @@ class Served:
         observation, reward, terminated, truncated, info = self.world.refuse()
         return observation, float(reward), terminated, truncated, _plain(info)
 
+    def leave(self, why: str) -> None:
+        self.world.leave(why)
+
     def tasks(self, split: str) -> Sequence[Task] | Outline:
         found = panel(self.env, split)
         if isinstance(found, Panel) and type(found) is not Panel:
@@ -283,6 +286,9 @@ class WithClient(ProcessEnv):
     def refuse(self) -> Step:
         answer: Step = self._decisive(self._child, "refuse", limit=self._step_limit)
         return answer
+
+    def leave(self, why: str = "") -> None:
+        self._child.ask("leave", why, limit=self._step_limit)
 
 
 class WithPlayers(ProcessEnv):

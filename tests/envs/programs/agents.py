@@ -81,6 +81,11 @@ def leaves(task: dict[str, Any], model: Model) -> float:
     raise SystemExit(3)
 
 
+async def cancels_itself(task: dict[str, Any], model: Model) -> float:
+    await asyncio.to_thread(post, model, [user("hello")])
+    raise asyncio.CancelledError("of its own")
+
+
 def never_ends(task: dict[str, Any], model: Model) -> float:
     said(post(model, [user("hello")]))
     RELEASE.wait(60)
@@ -125,6 +130,17 @@ def counts(task: dict[str, Any], model: Model) -> float:
     """What the client hears of a reply's length."""
     answer = post(model, [user("hello")])[1]
     SEEN.append((answer["choices"][0]["finish_reason"], answer["usage"]))
+    return 1.0
+
+
+def keeps_what_it_hears(task: dict[str, Any], model: Model) -> float:
+    """What its client hears of three replies; the second may end at a text."""
+    heard, messages = list[Any](), [user("hello")]
+    SEEN.append(heard)
+    for stop in (None, task["stop"], None):
+        answer = post(model, messages, stop=stop)[1]
+        heard.append((answer["choices"][0]["finish_reason"], answer["usage"]))
+        messages += [answer["choices"][0]["message"], user("more")]
     return 1.0
 
 

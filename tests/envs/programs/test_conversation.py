@@ -110,6 +110,16 @@ def test_a_reply_that_was_changed_begins_afresh(changed: dict[str, Any]) -> None
     assert len(placed.messages) == 3
 
 
+@pytest.mark.parametrize(("thought", "after"), [("Hm.", 1), ("Another thought.", None)])
+def test_the_thought_of_an_earlier_reply_counts_too(thought: str, after: int | None) -> None:
+    talk = Conversation()
+    talk.place(asked(user("hi")))
+    first = echo(talk.answered(CALLS), reasoning_content=thought)
+    talk.place(asked(user("hi"), {**first, "reasoning_content": "Hm."}, user("go on")))
+    second = echo(talk.answered(Said("done")))
+    assert talk.place(asked(user("hi"), first, user("go on"), second, user("thanks"))).after == after
+
+
 def test_an_argument_or_the_tools_changed_begin_afresh() -> None:
     talk = Conversation()
     talk.place(asked(user("hi")))

@@ -113,13 +113,41 @@ def test_a_wrong_key_is_refused_before_the_body_is_read() -> None:
 def test_a_body_that_is_too_large_or_of_unknown_length_is_refused() -> None:
     with serving() as (_, _session, model, server):
         key = {"Authorization": f"Bearer {model.api_key}"}
-        for length, status in (({"Content-Length": str(gateways.MAX_BODY + 1)}, 413), ({}, 411)):
+        long = {"Content-Length": str(gateways.MAX_BODY + 1)}
+        for length, status in ((long, 413), ({"Content-Length": "9" * 5000}, 413), ({}, 411)):
             connection = http.client.HTTPConnection(*server.server_address[:2], timeout=5)
             connection.putrequest("POST", "/v1/chat/completions")
             for name, value in {**key, **length}.items():
                 connection.putheader(name, value)
             connection.endheaders()
             assert connection.getresponse().status == status
+
+
+def test_a_client_that_sends_too_much_hears_why() -> None:
+    with serving() as (_, _session, model, _server):
+        key = {"Authorization": f"Bearer {model.api_key}"}
+        assert send(f"{model.base_url}/chat/completions", b" " * (gateways.MAX_BODY + 2**20), key)[0] == 413
+
+
+ORIGINS: list[tuple[dict[str, str], int]] = [
+    ({"Origin": "https://evil.example", "Content-Type": "text/plain"}, 403),
+    ({"Origin": "https://evil.example", "Content-Type": "application/json"}, 403),
+    ({"Origin": "null", "Content-Type": "application/json"}, 403),
+    ({"Origin": "http://[", "Content-Type": "application/json"}, 403),
+    ({"Origin": "http://127.0.0.1:3000", "Content-Type": "text/plain"}, 415),
+    ({"Origin": "http://127.0.0.1:3000", "Content-Type": "application/json; charset=utf-8"}, 404),
+    ({"Host": "localhost"}, 404),
+    ({"Host": "localhost:80"}, 404),
+    ({"Host": ""}, 403),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), ORIGINS)
+def test_pages_of_other_sites_are_refused(headers: dict[str, str], status: int) -> None:
+    """404: it was read, and asks for a model that is not there."""
+    with serving() as (_, _session, model, _server):
+        headers = {"Authorization": f"Bearer {model.api_key}", **headers}
+        assert send(f"{model.base_url}/chat/completions", b"{}", headers)[0] == status
 
 
 def test_other_pages_are_refused_with_the_way_out() -> None:

@@ -13,10 +13,11 @@ import pytest
 
 from tests.envs.programs.agents import post, said, send, user
 from turnwise.envs.programs import serving as served
-from turnwise.envs.programs.asked import Terms
+from turnwise.envs.programs.asked import Terms, read_request
 from turnwise.envs.programs.gateway import Gateway
 from turnwise.envs.programs.running import Model
 from turnwise.envs.programs.serving import ClosedError, Conversations, ServedEnv
+from turnwise.envs.programs.talk import Talk
 
 
 class Player(threading.Thread):
@@ -84,6 +85,44 @@ def test_a_silent_conversation_makes_room_and_begins_anew() -> None:
         assert player.ends == [(0.0, None)] * 2
 
 
+def opened(door: Conversations, name: str, silent_s: float = 0.0) -> Talk:
+    """A conversation with one reply, which was given ``silent_s`` seconds ago."""
+    body = json.dumps({"model": "agent", "messages": [user(name)]}).encode()
+    request = read_request(body, door.terms)
+    session = door.session(None, request)
+    session.ask(request)
+    talk = door.next()
+    exchange = talk.session.next(1)
+    assert exchange is not None
+    talk.show(exchange)
+    session.last_active -= 1000.0  # as if the reply had taken long
+    talk.answer("x")
+    session.last_active -= silent_s
+    return talk
+
+
+def test_silence_is_counted_from_the_reply() -> None:
+    door = Conversations(Terms(), idle_s=600.0)
+    assert not door.is_over(opened(door, "ann"))
+    assert door.is_over(opened(door, "bob", silent_s=601.0))
+
+
+def test_one_new_conversation_ends_one_silent_one() -> None:
+    """Also before the world that makes room has come back for the new one."""
+    door = Conversations(Terms())
+    talks = [opened(door, name, silent_s) for name, silent_s in (("a", 9.0), ("b", 8.0), ("c", 7.0))]
+    assert [door.is_over(talk) for talk in talks] == [False] * 3
+    for name in ("d", "e"):
+        door.session(None, read_request(json.dumps({"model": "agent", "messages": [user(name)]}).encode(), door.terms))
+    assert [door.is_over(talk) for talk in talks] == [True, True, False]
+    door.end(talks[0])
+    door.end(talks[1])
+    assert not door.is_over(talks[2])
+    assert [door.next().name for _ in range(2)] == ["4-", "5-"]
+    door.session(None, read_request(json.dumps({"model": "agent", "messages": [user("f")]}).encode(), door.terms))
+    assert door.is_over(talks[2])
+
+
 def test_a_conversation_ends_by_silence() -> None:
     with service(idle_s=0.1) as (model, (player,), _):
         said(post(model, [user("ann")]))
@@ -101,6 +140,7 @@ def test_feedback_rewards_a_conversation_and_ends_it() -> None:
             return send(url, json.dumps(body).encode(), key)[0]
 
         assert tell(id=answer["id"], reward="much") == 400
+        assert tell(id=answer["id"], reward=10**400) == 400
         assert tell(id=answer["id"], reward=1, success="yes") == 400
         assert tell(id="chatcmpl-99-0", reward=1) == 404
         assert tell(id=answer["id"], reward=0.5, success=True) == 200

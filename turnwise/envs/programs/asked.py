@@ -80,12 +80,14 @@ class Terms:
     """What an endpoint honours.
 
     ``model`` is the name that requests must give. ``strict`` refuses what would be ignored. ``greedy`` allows a
-    temperature of 0; in training nothing could be learned from such tokens, so it is ignored there.
+    temperature of 0; in training nothing could be learned from such tokens, so it is ignored there. ``temperature`` is
+    that of requests which name none (None: the run's).
     """
 
     model: str = "agent"
     strict: bool = False
     greedy: bool = False
+    temperature: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,8 @@ def _sampling(asked: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
             raise RefusedError(400, f"temperature={found!r}: expected a number from 0 to 2", "invalid", "temperature")
         if found > 0 or terms.greedy:
             made["temperature"] = float(found)
+    elif terms.temperature is not None:
+        made["temperature"] = terms.temperature
     limits = [asked[name] for name in ("max_tokens", "max_completion_tokens") if name in asked]
     for limit in limits:
         if type(limit) is not int or limit < 1:

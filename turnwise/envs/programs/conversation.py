@@ -11,7 +11,7 @@ The last such turn counts. What is new since its reply is then all that the mode
 they were sampled. Every other request begins afresh.
 
 Messages are compared by role, text, calls (with their arguments as JSON, in any order) and the ids of calls. Other keys
-are not looked at. A reply's thought may be missing from its echo, but not be another one.
+are not looked at. The thought of any reply may be missing from its echo, but not be another one.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Conversation:
 
     def _read(self, request: Request) -> tuple[str, tuple[int, int] | None]:
         """A hash of the request; the turn that it goes on from, and the number of messages before what is new."""
-        told, found = _digest("", list(request.tools)), None
+        told, found, edited = _digest("", list(request.tools)), None, False
         for number, message in enumerate(request.messages):
             told = _digest(told, _compared(message))
             if message["role"] == "assistant":
                 turn, thought = self._turns.get(told, (-1, ""))
-                same = message.get("reasoning", thought) == thought
-                found = (turn, number + 1) if turn >= 0 and same else None
+                edited = edited or (turn >= 0 and message.get("reasoning", thought) != thought)
+                found = (turn, number + 1) if turn >= 0 and not edited else None
         return told, found
 
     def answered(self, reply: Said) -> Message:

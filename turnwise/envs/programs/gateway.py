@@ -7,7 +7,8 @@
 
 A client identifies itself by a key (``Authorization: Bearer KEY``). ``Door`` says which session a request belongs to:
 that of a program, by the random key that it was given (``Keys``), or that of a conversation (``serving.py``). Bodies,
-connections, waiting requests and the time of each are bounded; a wrong key is refused before a body is read.
+connections, waiting requests and the time of each are bounded; a wrong key is refused before a body is read. Pages of
+other sites, which a browser lets post here without asking, are refused by their ``Origin``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from turnwise.envs.programs.asked import RefusedError, Request, Terms, read_request
 from turnwise.envs.programs.replies import completion, events
@@ -29,6 +31,8 @@ from turnwise.envs.programs.session import Session
 HOST = "127.0.0.1"
 MAX_BODY = 16 * 2**20
 """Bytes of a request."""
+_MAX_DRAINED = 4 * MAX_BODY
+_DRAIN_S = 2.0
 MAX_CONNECTIONS = 512
 MAX_LEFT = 1000
 """Keys of ended sessions that are remembered, so that a late request is told why it is refused."""
@@ -179,6 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = None
         try:
             self._check_host()
+            self._check_type()
             terms = self.server.door.admit(self._key())
             body = self._body()
             if self.path == "/v1/feedback":
@@ -195,6 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
         except RefusedError as refused:
             self.close_connection = body is None  # what was not read would be taken for the next request
             self._refuse(refused)
+            if body is None:
+                self._drain()
             return
         if request.stream:
             self._send(200, events(outcome, terms.model, request.with_usage), "text/event-stream")
@@ -206,20 +213,35 @@ class _Handler(BaseHTTPRequestHandler):
         return key.strip() if kind.lower() == "bearer" else None
 
     def _check_host(self) -> None:
-        """No other site may reach a server of this machine through a name that leads here (DNS rebinding)."""
-        name = self.headers.get("Host", "").rpartition(":")[0]
+        """No other site may reach this server: by a name that leads here (DNS rebinding), or from its own pages."""
+        name = _host(f"//{self.headers.get('Host', '')}")
         if self.server.is_local and name not in (str(self.server.server_address[0]), HOST, "localhost"):
             raise RefusedError(403, f"this endpoint is served to {HOST} alone, not to {name!r}", "forbidden")
+        origin = self.headers.get("Origin")
+        if origin is not None and _host(origin) != name:
+            raise RefusedError(403, f"pages of {origin[:100]!r} may not ask here: ask from a program", "forbidden")
+
+    def _check_type(self) -> None:
+        """From a page, JSON alone: a form is posted by a browser without asking whether it may."""
+        kind = self.headers.get_content_type()
+        if "Origin" in self.headers and kind != "application/json":
+            raise RefusedError(415, f"the request is {kind}: send application/json", "invalid")
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise RefusedError(411, "Content-Length is missing: say how long the request is", "invalid")
-        if int(length) > MAX_BODY:
-            raise RefusedError(
-                413, f"the request has {int(length):,} bytes: at most {MAX_BODY:,} are read", "too_large"
-            )
+        if len(length) > 15 or int(length) > MAX_BODY:
+            raise RefusedError(413, f"the request has {length[:15]} bytes: at most {MAX_BODY:,} are read", "too_large")
         return self.rfile.read(int(length))
+
+    def _drain(self) -> None:
+        """Read a refused body, up to a limit: a client that is still sending would not see why it was refused."""
+        left = _MAX_DRAINED
+        with contextlib.suppress(OSError):
+            self.connection.settimeout(_DRAIN_S)
+            while left > 0 and (piece := self.rfile.read1(65_536)):
+                left -= len(piece)
 
     def _unknown(self) -> RefusedError:
         if self.path.startswith("/v1/responses"):
@@ -248,6 +270,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         _log.debug(format, *args)
+
+
+def _host(address: str) -> str | None:
+    """The host's name in an address, without the port."""
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Outcome:
 def outcome_of(name: str, value: Any) -> Outcome:
     """What a program returned, as an outcome: an error where it is no result."""
     given = value if isinstance(value, dict) else {"reward": value}
-    known = {"reward": _number, "success": _flag, "score": _share}
+    known = {"reward": is_number, "success": _flag, "score": _share}
     if value is None:
         return Outcome(error=f"{name} returned None: {_RETURNS}")
     if unknown := [key for key in given if key not in known]:
@@ -50,7 +50,8 @@ def outcome_of(name: str, value: Any) -> Outcome:
     )
 
 
-def _number(found: Any) -> bool:
+def is_number(found: Any) -> bool:
+    """Whether it is a finite number that fits into a float."""
     try:
         return not isinstance(found, str | bytes) and math.isfinite(float(found))
     except (TypeError, ValueError, OverflowError):
@@ -58,11 +59,11 @@ def _number(found: Any) -> bool:
 
 
 def _flag(found: Any) -> bool:
-    return found is None or (_number(found) and float(found) in (0, 1))
+    return found is None or (is_number(found) and float(found) in (0, 1))
 
 
 def _share(found: Any) -> bool:
-    return found is None or (_number(found) and 0 <= float(found) <= 1)
+    return found is None or (is_number(found) and 0 <= float(found) <= 1)
 
 
 def raised(name: str, error: BaseException) -> str:

@@ -29,6 +29,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, Any, Protocol
@@ -38,9 +39,12 @@ from turnwise.errors import AgentError
 
 BLOCKED_S = 16.0
 """Seconds without a heartbeat after which the event loop counts as blocked."""
+MAX_THREADS = 512
+"""Threads of ``asyncio.to_thread`` that the programs of a loop have at once: each waits for a reply of its own."""
 MAX_STRAY = 32
 """Threads of functions that go on after their episode; with more the run ends."""
 _BEAT_S = 0.5
+_GRACE_S = 5.0  # in which the output of a command that has ended is read; its own children may hold it open for ever
 _TAIL = 65_536  # bytes of a command's output that are read
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -124,7 +128,8 @@ class Coroutine:
     async def _work(self, task: Mapping[str, Any], model: Model, done: Done) -> None:
         try:
             done(outcome_of(self.name, await self._function(dict(task), model)))
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:  # by ``stop``, or by the program itself
+            done(Outcome(error=raised(self.name, error)))
             raise
         except BaseException as error:  # also SystemExit, which would end the loop of all programs
             done(Outcome(error=raised(self.name, error)))
@@ -153,6 +158,8 @@ class EventLoop:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        # The usual one has a few threads more than there are processors: programs would wait for each other in it.
+        self.loop.set_default_executor(ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="program"))
         self.is_blocked = False
         self._beat = time.monotonic()
         self.loop.call_soon(self._keep_beating)
@@ -255,9 +262,9 @@ class Command:
     def _watch(self, process: subprocess.Popen[bytes], done: Done) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
-        errors = _Tail(process.stderr)
-        said, code = _Tail(process.stdout).text, process.wait()
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+        errors, output = _Tail(process.stderr), _Tail(process.stdout)
+        code = process.wait()
+        last = next((line for line in reversed(output.text.splitlines()) if line.strip()), "")
         if code:
             why = next((line for line in reversed(errors.text.splitlines()) if line.strip()), "it wrote no error")
             done(Outcome(error=f"{self.name} ended with code {code}: {why}"))
@@ -289,11 +296,11 @@ class _Tail:
         self._thread.start()
 
     def _read(self) -> None:
-        while piece := self._stream.read1(_TAIL):  # type: ignore[attr-defined]
-            self._kept = (self._kept + piece)[-_TAIL:]
+        with self._stream:
+            while piece := self._stream.read1(_TAIL):  # type: ignore[attr-defined]
+                self._kept = (self._kept + piece)[-_TAIL:]
 
     @cached_property
     def text(self) -> str:
-        self._thread.join()
-        self._stream.close()
+        self._thread.join(_GRACE_S)
         return self._kept.decode(errors="replace")

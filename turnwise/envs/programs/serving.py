@@ -8,7 +8,6 @@ many conversations are open as there are worlds. Where a new one finds no room, 
 from __future__ import annotations
 
 import hmac
-import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from gymnasium.error import ResetNeeded
 
 from turnwise.envs.interface import AnyText, Info
 from turnwise.envs.programs.asked import RefusedError, Request, Terms
+from turnwise.envs.programs.results import is_number
 from turnwise.envs.programs.session import Exchange, Session
 from turnwise.envs.programs.talk import Talk
 
@@ -47,7 +47,7 @@ class Conversations:
         self._open: dict[str, Talk] = {}
         self._new: deque[Talk] = deque()
         self._silent: dict[str, Talk] = {}
-        self._num_waiting = self._count = 0
+        self._num_waiting = self._num_leaving = self._count = 0
         self._closed = False
         self._changed = Condition()
 
@@ -79,6 +79,7 @@ class Conversations:
     def next(self) -> Talk:
         """A new conversation; waits for one. Raises ClosedError."""
         with self._changed:
+            self._num_leaving = max(0, self._num_leaving - 1)
             self._num_waiting += 1
             try:
                 while not self._new and not self._closed:
@@ -90,32 +91,36 @@ class Conversations:
                 self._num_waiting -= 1
 
     def is_over(self, talk: Talk) -> bool:
-        """Whether a conversation that is silent should end."""
+        """Whether a conversation that is silent should end. Then its room is given away."""
         with self._changed:
             self._silent[talk.name] = talk
-            silent_s = time.monotonic() - talk.session.last_asked
-            oldest = min(self._silent.values(), key=lambda each: each.session.last_asked)
-            wanted = len(self._new) > self._num_waiting and talk is oldest and silent_s > SILENT_S
-            return self._closed or silent_s > self.idle_s or wanted or talk.session.is_finished
+            silent_s = time.monotonic() - talk.session.last_active
+            oldest = min(self._silent.values(), key=lambda each: each.session.last_active)
+            num_short = len(self._new) - self._num_waiting - self._num_leaving
+            wanted = num_short > 0 and talk is oldest and silent_s > SILENT_S
+            over = self._closed or silent_s > self.idle_s or wanted or talk.session.is_finished
+            if over:
+                self._leave(talk)
+            return over
 
     def end(self, talk: Talk) -> None:
         """Forget a conversation."""
         with self._changed:
-            self._open.pop(talk.name, None)
-            self._silent.pop(talk.name, None)
+            self._leave(talk)
         talk.session.close(_ENDED)
+
+    def _leave(self, talk: Talk) -> None:
+        """Its world is on the way to ``next``; one that is counted twice would keep another from making room."""
+        self._silent.pop(talk.name, None)
+        if self._open.pop(talk.name, None) is not None:
+            self._num_leaving += 1
 
     def judge(self, key: str | None, body: Mapping[str, Any]) -> None:
         """Reward a conversation, which ends by it: {"id": that of a reply, "reward": number, "success": bool}."""
         self.admit(key)
         name = str(body.get("id", "")).removeprefix("chatcmpl-").rpartition("-")[0] + "-"
         reward, success = body.get("reward"), body.get("success")
-        if (
-            not isinstance(reward, int | float)
-            or isinstance(reward, bool)
-            or not math.isfinite(reward)
-            or success not in (None, True, False)
-        ):
+        if reward is None or isinstance(reward, bool) or not is_number(reward) or success not in (None, True, False):
             raise RefusedError(
                 400, 'expected {"id": of a reply, "reward": number, "success": true or false}', "invalid"
             )
@@ -179,6 +184,12 @@ class ServedEnv(gymnasium.Env[str, str]):
             self.close()
             return "", 0.0, True, False, {}
         return self._advance(self._talk, True)
+
+    def leave(self, why: str = "") -> None:
+        """The conversation is over. Where its request cannot be shown (``why``), its client hears so."""
+        if self._talk is not None:
+            self._talk.fail(why)
+        self.close()
 
     def close(self) -> None:
         if self._talk is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from threading import Condition, Event
 
@@ -60,14 +60,13 @@ class Exchange:
 
 @dataclass(slots=True)
 class Session:
-    """The requests of one client. ``key`` is what it identifies itself by; ``ignored`` counts the wishes of its
-    requests that were not followed.
+    """The requests of one client. ``key`` is what it identifies itself by; ``last_active`` is the time (monotonic,
+    seconds) of its last request or the last reply to it.
     """
 
     terms: Terms = field(default_factory=Terms)
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
-    ignored: Counter[str] = field(default_factory=Counter)
-    last_asked: float = field(default_factory=time.monotonic)
+    last_active: float = field(default_factory=time.monotonic)
     _changed: Condition = field(default_factory=Condition)
     _waiting: deque[Exchange] = field(default_factory=deque)
     _asked: list[Exchange] = field(default_factory=list)
@@ -90,8 +89,7 @@ class Session:
             self._known[request.digest] = exchange
             self._asked.append(exchange)
             self._waiting.append(exchange)
-            self.ignored.update(request.ignored)
-            self.last_asked = time.monotonic()
+            self.last_active = time.monotonic()
             self._changed.notify_all()
             return exchange
 

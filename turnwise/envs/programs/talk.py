@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from turnwise.envs.interface import Info
 from turnwise.envs.programs.asked import RefusedError
 from turnwise.envs.programs.conversation import Conversation, readable
@@ -55,6 +57,7 @@ class Talk:
         reply, name = heard(action), f"chatcmpl-{self.name}{self.conversation.num_turns}"
         self._due.settle(Answer(self.conversation.answered(reply), name, self._usage, self._ended))
         self._due, self.num_full = None, 0
+        self.session.last_active = time.monotonic()
         self._usage, self._ended = Usage(), True
         return reply.fault is None
 
@@ -63,3 +66,11 @@ class Talk:
         assert self._due is not None
         self._due.settle(RefusedError(400, _FULL, "context_length_exceeded", "messages"))
         self._due, self.num_full = None, self.num_full + 1
+        self.session.last_active = time.monotonic()
+
+    def fail(self, why: str) -> None:
+        """Tell the client what is wrong with its request, where one is due."""
+        if self._due is not None and why:
+            self._due.settle(
+                RefusedError(400, f"the request cannot be shown to the model: {why}", "invalid", "messages")
+            )

@@ -132,6 +132,13 @@ class ProgramEnv(TaskEnv):
             self._stop()
         return observation, reward, self._ended, False, info
 
+    def leave(self, why: str = "") -> None:
+        """The episode is over. Where a request cannot be shown (``why``), its program hears so."""
+        if self._talk is not None:
+            self._talk.fail(why)
+        self._ended = True
+        self._stop()
+
     def close(self) -> None:
         self._stop()
         if self._endpoint is not None:
@@ -165,7 +172,8 @@ class ProgramEnv(TaskEnv):
             if not self._outcomes and time.monotonic() > until:
                 self._stop()
                 raise ProgramError(
-                    f"{self.run} took more than {self.timeout_s:g} s without a request or an end (env.kwargs.timeout_s)"
+                    f"{self.run} took more than {self.timeout_s:g} s without a request or an end "
+                    "(env.kwargs.timeout_s); programs that wait for each other need rollout.env_order=free"
                 )
         return self._outcomes[0]
 
