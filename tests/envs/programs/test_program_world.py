@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.envs.programs import agents
-from turnwise.envs.interface import HasClient, capability
+from turnwise.envs.interface import HasClient, capability, speaks_in_roles
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.programs import running
 from turnwise.envs.programs.results import ProgramError
@@ -199,6 +199,10 @@ def test_a_full_context_is_told_to_the_program(world: Callable[..., ProgramEnv])
     begun(env)
     env.refuse()
     assert env.refuse()[2:4] == (False, True)
+
+
+def test_it_says_that_it_speaks_in_roles(world: Callable[..., ProgramEnv]) -> None:
+    assert speaks_in_roles(world("twice"))
 
 
 def test_an_episode_repeats(world: Callable[..., ProgramEnv]) -> None:

@@ -10,13 +10,10 @@ All programs of a process share one endpoint on the loopback address. Each has a
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 
 from turnwise.envs.interface import Info, Panel
 from turnwise.envs.programs.asked import Terms
@@ -25,7 +22,7 @@ from turnwise.envs.programs.results import Outcome, ProgramError
 from turnwise.envs.programs.running import Model, Running, program_of
 from turnwise.envs.programs.session import Exchange
 from turnwise.envs.programs.talk import MAX_FULL, Talk
-from turnwise.envs.rows import Rows, Source
+from turnwise.envs.rows import Source, shared_rows
 from turnwise.envs.world import TaskEnv
 
 ENV_ID = "turnwise/Program-v0"
@@ -46,6 +43,8 @@ class ProgramEnv(TaskEnv):
     ValueError for a program that cannot be found.
     """
 
+    in_roles = True
+
     def __init__(
         self,
         run: str,
@@ -62,7 +61,7 @@ class ProgramEnv(TaskEnv):
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}.")
         self.run, self.timeout_s = run, timeout_s
-        self._rows = _shared_rows(tasks, fields)
+        self._rows = shared_rows(ENV_ID, tasks, fields)
         self._program = program_of(run, env)
         self._terms = Terms(model=name, strict=strict)
         self._endpoint: Endpoint | None = None
@@ -220,22 +219,6 @@ class Endpoint:
             if not self._users:
                 Endpoint._open = None
                 self._gateway.close()
-
-
-def _shared_rows(tasks: Source | Mapping[str, Source], fields: Mapping[str, str] | None) -> Rows:
-    """The tasks, read once for all worlds that name the same files as they are now."""
-    sources = list(tasks.values()) if isinstance(tasks, Mapping) else [tasks]
-    if not all(isinstance(source, str) for source in sources):
-        return Rows(ENV_ID, tasks, fields)
-    files = [Path(str(source)).expanduser() for source in sources]
-    stamps = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
-    return _read_rows(json.dumps([tasks, fields], default=dict), stamps)
-
-
-@lru_cache(maxsize=8)
-def _read_rows(named: str, stamps: tuple[int, ...]) -> Rows:
-    tasks, fields = json.loads(named)
-    return Rows(ENV_ID, tasks, fields)
 
 
 _told: set[tuple[str, str]] = set()
