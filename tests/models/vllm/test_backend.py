@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,11 @@ def test_a_model_is_looked_at_for_the_rule(on_gpu: list[str], monkeypatch: pytes
     ],
     ids=str,
 )
-def test_an_open_engine_is_never_one_that_the_run_cannot_have(settings: list[str], why: str, on_gpu: list[str]) -> None:
+def test_an_open_engine_is_never_one_that_the_run_cannot_have(
+    settings: list[str], why: str, on_gpu: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: find("json" if name == "ray" else name, *more))
     config = load_config("smoke", [*on_gpu, *settings])
     chosen, told = backend_of(config)
     assert chosen == "own"
