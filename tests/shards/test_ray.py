@@ -25,13 +25,13 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head and another node, of two CPUs each."""
+    """A head and another node of one CPU each, so that each has one of two shards."""
     import ray
     from ray.cluster_utils import Cluster
 
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    made.add_node(num_cpus=2)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
     try:
         yield made
     finally:
@@ -40,7 +40,7 @@ def cluster() -> Iterator[Any]:
 
 
 class LosesANode:
-    """Actors, of which the node of the first shard that is found on the second node is ended, at a batch of it."""
+    """Actors. The second node is ended at a batch of the shard that it has, and another one takes its place."""
 
     def __init__(self, cluster: Any, host: RayActors, batch: int) -> None:
         self.cluster, self.host, self.batch = cluster, host, batch
@@ -63,6 +63,7 @@ class LosesANode:
             if self.batches == self.batch and not self.lost:
                 self.lost = True
                 self.cluster.remove_node(second, allow_graceful=False)
+                self.cluster.add_node(num_cpus=1)  # where the shard finds room again
 
         place.tell = told
         return place
