@@ -20,7 +20,7 @@ from turnwise.agents.templates import dated
 from turnwise.algorithms.registry import base_chain
 from turnwise.assembly.learners import follow_if_told as follow_if_told
 from turnwise.assembly.players import describe_agent, load_policies
-from turnwise.assembly.run import Assembly, backend_of, fitted
+from turnwise.assembly.run import Assembly, fitted, sampling_of
 from turnwise.cloning.cloner import OnProgress
 from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig
@@ -111,7 +111,7 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
         if not run.has_checkpoint:
             run.restart(keep_model=config.warmstart is None)  # one that was given is nowhere else
             return _from_the_start(assembly, run, observer or Callback(), began)
-        (observer or Callback()).engine(*backend_of(config))
+        (observer or Callback()).engine(*sampling_of(config))
         with closing(assembly.trainer(run, observer)) as trainer:
             trainer.rewind()
             return _finish(trainer, _read_reports(run), began)
@@ -174,7 +174,7 @@ def _kept_once_begun(run: RunDirectory) -> Iterator[None]:
 
 
 def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
-    observer.engine(*backend_of(assembly.config))
+    observer.engine(*sampling_of(assembly.config))
     if assembly.config.warmstart is not None:
         observer.stage("cached" if assembly.is_cached else "clone")
     assembly.make_model(run, observer.cloning)

@@ -260,7 +260,7 @@ def _fitting_slots(
 ) -> int:
     """As many of ``num_slots`` as fit into the free memory. Raises ValueError where none does."""
     try:
-        shape = shape_of(model, lora)
+        shape = shape_of(model, lora, device)
     except ValueError:
         return num_slots  # whoever loads it says what is wrong
     packed = is_packed("auto", shape, device)

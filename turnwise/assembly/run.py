@@ -53,7 +53,8 @@ from turnwise.learning.planning import GroupPlanner
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, save_model
 from turnwise.models.policy import Policy
-from turnwise.models.settings import ScratchModelConfig
+from turnwise.models.precision import chosen_dtype
+from turnwise.models.settings import PretrainedModelConfig, ScratchModelConfig
 from turnwise.models.vllm.install import fits, installed
 from turnwise.models.vllm.settings import Backend, Facts, chosen_backend
 from turnwise.monitoring.mirrors import Mirrors
@@ -144,7 +145,10 @@ class Assembly:
     def settled(self) -> RunConfig:
         """The configuration with everything that it leaves open: what a run's folder keeps, and can read again."""
         rollout = self.config.rollout.model_copy(update={"backend": backend_of(self.config)[0]})
-        return RunConfig(**{**dict(self.config), "agent": self.agent, "rollout": rollout})
+        model = self.config.model
+        if isinstance(model, PretrainedModelConfig):
+            model = model.model_copy(update={"dtype": chosen_dtype(model.dtype, self.config.device)})
+        return RunConfig(**{**dict(self.config), "agent": self.agent, "rollout": rollout, "model": model})
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
@@ -378,10 +382,19 @@ def backend_of(config: RunConfig) -> tuple[Backend, str]:
     )
     if torch.device(config.device).type == "cuda":  # elsewhere the model decides nothing
         with suppress(ValueError):  # whoever loads the model says why
-            shape = shape_of(config.model, config.lora)
+            shape = shape_of(config.model, config.lora, config.device)
             half = shape.itemsize < FLOAT
             facts = replace(facts, half=half, parameters=shape.parameters, positions=shape.positions)
     return chosen_backend(facts)
+
+
+def sampling_of(config: RunConfig) -> tuple[Backend, str]:
+    """The engine that samples, and why in words, with the precision where its rule (models/precision.py) settles it."""
+    backend, why = backend_of(config)
+    asked = getattr(config.model, "dtype", "float32")
+    if chosen_dtype(asked, config.device) != asked:
+        why += "; in float32: this processor has no instructions for bfloat16"
+    return backend, why
 
 
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
@@ -390,7 +403,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     Of shards it counts those in the main memory of this machine. Raises ValueError where the model's configuration
     cannot be found.
     """
-    shape = shape_of(config.model, config.lora)
+    shape = shape_of(config.model, config.lora, config.device)
     rollout, measuring, agent = config.rollout, config.eval, config.agent
     collected = rollout.num_tasks * rollout.group_size
     validated = measuring.tasks * measuring.samples if measuring.every else 0

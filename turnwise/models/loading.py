@@ -19,11 +19,12 @@ import torch
 
 from turnwise.models.convert import converted, gguf_of
 from turnwise.models.kinds import check_general, check_kind, is_fast
+from turnwise.models.precision import chosen_dtype, warn_if_slow
 from turnwise.models.settings import ADAPTER_FILE, DType
 
 
 def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") -> tuple[Any, Any]:
-    """The model and the tokenizer of a folder or hub name.
+    """The model and the tokenizer of a folder or hub name. The rule of precision.py settles a ``dtype`` of "auto".
 
     Raises ValueError where there is none, where it is no causal language model, and where checkpoint, configuration and
     tokenizer do not fit each other. Warns of a type that is not computed by the package's own decoder.
@@ -31,6 +32,8 @@ def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") 
     from transformers import AutoModelForCausalLM
 
     check_device(device)
+    warn_if_slow(dtype, device)
+    dtype = chosen_dtype(dtype, device)
     name = place(path, dtype)
     check_kind(name)
     with _unreported(), _explained(f"model {name!r}"):

@@ -121,7 +121,9 @@ class PretrainedModelConfig(BaseModel):
 
     type: Literal["pretrained"] = "pretrained"
     path: str = Field(description="folder or hub name of a model, or of a LoRA adapter (peft)")
-    dtype: DType = Field("auto", description="auto: as stored")
+    dtype: DType = Field(
+        "auto", description="auto: as stored, but float32 on a processor that has no instructions for bfloat16"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations on the way back")
     adapter: AdapterUse = Field(
         "continue",

@@ -15,6 +15,7 @@ from turnwise.models.layers import folds
 from turnwise.models.loading import adapter_place, base_of
 from turnwise.models.lora_layers import targets_of
 from turnwise.models.merging import num_measured
+from turnwise.models.precision import chosen_dtype
 from turnwise.models.scratch import new_model
 from turnwise.models.settings import LoRAConfig, ModelConfig, ScratchModelConfig
 from turnwise.replay.batch import MAX_GATHERED
@@ -112,18 +113,20 @@ class Shape:
         return (tokens * queries + again * 2 * keys) * self.itemsize
 
 
-def shape_of(model: ModelConfig, lora: LoRAConfig | None) -> Shape:
-    """The shape of a configured model. No weights are read. Raises ValueError where it has no configuration."""
+def shape_of(model: ModelConfig, lora: LoRAConfig | None, device: str = "cpu") -> Shape:
+    """The shape of a configured model on ``device``. No weights are read.
+
+    Raises ValueError where it has no configuration.
+    """
     if isinstance(model, ScratchModelConfig):
         return scratch_shape(model, lora)
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    asked = chosen_dtype(model.dtype, device)
     adapter = adapter_place(model.path)
     name = model.path if adapter is None else base_of(adapter)
     file = gguf_of(name)
-    where = (
-        converted(file, model.dtype) if file else Path(name).expanduser() if name.startswith(("~", "/", ".")) else name
-    )
+    where = converted(file, asked) if file else Path(name).expanduser() if name.startswith(("~", "/", ".")) else name
     try:
         read = AutoConfig.from_pretrained(where)
     except (OSError, ValueError) as error:
@@ -132,7 +135,7 @@ def shape_of(model: ModelConfig, lora: LoRAConfig | None) -> Shape:
             "such a file, or a hub name"
         ) from error
     stored = getattr(read, "dtype", None) or torch.float32
-    dtype = stored if model.dtype == "auto" else getattr(torch, model.dtype)
+    dtype = stored if asked == "auto" else getattr(torch, asked)
     try:
         with torch.device("meta"):
             return Shape.of(AutoModelForCausalLM.from_config(read), lora, dtype.itemsize)
