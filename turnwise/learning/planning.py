@@ -69,6 +69,13 @@ class Rollouts(Protocol):
         """
         ...
 
+    def resume(self, stored: Trajectory, turn: int) -> int:
+        """Queue an attempt that starts as a stored episode stood after ``turn`` turns; returns its number.
+
+        Nobody learns from those turns. Raises ValueError for a turn that was not played, and in a game.
+        """
+        ...
+
     def stop(self, rollout: int) -> None:
         """Abandon a rollout. It gives no trajectory."""
         ...

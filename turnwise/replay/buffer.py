@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from turnwise.replay.codec import from_record, to_record
-from turnwise.trajectory import Group, Task
+from turnwise.trajectory import Group, Task, Trajectory
 
 TurnRewards = tuple[tuple[float, ...], tuple[float, ...]]
 """A trajectory's shaped rewards, turn by turn: what it earned, and what each turn alone answers for."""
@@ -49,9 +49,13 @@ class TrajectoryBuffer:
         return len(self._entries)
 
     def add(self, groups: Iterable[Group], update: int, stream: str = "fresh") -> None:
-        """Keep groups collected in ``update``, without the attempts that were only looked at: no part sees these."""
+        """Keep groups collected in ``update``, without what no part is to learn from.
+
+        These are the attempts that were only looked at, and the turns before the stored state that an episode started
+        from: others played them.
+        """
         for group in groups:
-            members = tuple(t for t in group.trajectories if not t.only_looked_at)
+            members = tuple(_own_part(t) for t in group.trajectories if not t.only_looked_at)
             if members:
                 self._entries.append(Entry(replace(group, trajectories=members), update, stream))
 
@@ -115,3 +119,8 @@ class TrajectoryBuffer:
             advantages = None if credit is None else tuple(credit)
             entries.append(Entry(group, int(entry["update"]), str(entry["stream"]), rewards, advantages))
         self._entries = entries
+
+
+def _own_part(trajectory: Trajectory) -> Trajectory:
+    start = trajectory.stored_start
+    return trajectory if start is None else trajectory.rest(start[1])
