@@ -113,6 +113,20 @@ RUNS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "PairLoss/accuracy": (0, 1),
         },
     ),
+    "counterfactual": (
+        f"{{type: counterfactual, {GRPO}, credited: turn}}",
+        {
+            **{f"CounterfactualPlanner/{n}": (0.1, 1) for n in ("differing_share", "other_action_share")},
+            **{"CounterfactualPlanner/states_per_task": (2, 2), "FirstTurnOnly/left_out_share": (0.05, 0.5)},
+        },
+    ),
+    "drpo": (
+        f"{{type: drpo, {GRPO}}}",
+        {
+            **{"StoredStarts/stored_share": (0.5, 0.5), "StoredStarts/won_share": (0.1, 1)},
+            **{"StoredStarts/depth": (1, 3), "StoredStarts/kept_episodes": (1, 6)},
+        },
+    ),
     "dapo": (
         "{type: dapo, max_tries: 2}",
         {"DynamicSampling/tries": (1, 2), "DynamicSampling/discarded_share": (0, 1)},

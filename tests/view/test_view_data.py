@@ -110,7 +110,9 @@ def test_replays_have_their_age(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["spear", "aepo", "gigpo", "reinforce_pp", "drbot", "d3s", "riskpo"])
+@pytest.mark.parametrize(
+    "algorithm", ["spear", "aepo", "gigpo", "reinforce_pp", "drbot", "d3s", "riskpo", "counterfactual", "drpo"]
+)
 def test_recomputed_credit_is_what_training_logged(algorithm: str, tmp_path: Path) -> None:
     """A real run: mean and std of advantages and the number of rows, in every update; replayed rows; branchings."""
     from turnwise.config.files import load_config
