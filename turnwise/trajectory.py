@@ -210,6 +210,11 @@ class Trajectory:
         """The stored episode, and its turn, that this one started from; None for one from the start of its task."""
         return (self.fork.parent, self.fork.turn) if self.fork is not None and self.fork.stored else None
 
+    def own_part(self) -> Trajectory:
+        """The episode from the stored state on that it started from: what others played before is its first prompt."""
+        start = self.stored_start
+        return self if start is None else self.rest(start[1])
+
     def rest(self, turn: int) -> Trajectory:
         """What was played from number ``turn`` on, as an episode of its own that begins in that state.
 

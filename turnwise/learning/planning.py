@@ -136,3 +136,11 @@ class GroupPlanner:
             if isinstance(event, RolloutFinished):
                 finished[event.rollout].append(event.trajectory)
         return [trajectory for rollout in order for trajectory in finished[rollout]]
+
+
+@dataclass(frozen=True, slots=True)
+class NoRollouts:
+    """Plays nothing: the composer takes episodes that were stored before."""
+
+    def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
+        return []

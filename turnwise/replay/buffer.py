@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from turnwise.replay.codec import from_record, to_record
-from turnwise.trajectory import Group, Task, Trajectory
+from turnwise.trajectory import Group, Task
 
 TurnRewards = tuple[tuple[float, ...], tuple[float, ...]]
 """A trajectory's shaped rewards, turn by turn: what it earned, and what each turn alone answers for."""
@@ -55,7 +55,7 @@ class TrajectoryBuffer:
         from: others played them.
         """
         for group in groups:
-            members = tuple(_own_part(t) for t in group.trajectories if not t.only_looked_at)
+            members = tuple(t.own_part() for t in group.trajectories if not t.only_looked_at)
             if members:
                 self._entries.append(Entry(replace(group, trajectories=members), update, stream))
 
@@ -119,8 +119,3 @@ class TrajectoryBuffer:
             advantages = None if credit is None else tuple(credit)
             entries.append(Entry(group, int(entry["update"]), str(entry["stream"]), rewards, advantages))
         self._entries = entries
-
-
-def _own_part(trajectory: Trajectory) -> Trajectory:
-    start = trajectory.stored_start
-    return trajectory if start is None else trajectory.rest(start[1])
