@@ -14,7 +14,7 @@ import torch
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
 from tests.learning.test_learner import gradient
 from turnwise.algorithms.bellman import SoftBellman
-from turnwise.algorithms.offline import STORED, StoredGroups
+from turnwise.algorithms.offline import StoredGroups
 from turnwise.algorithms.oreo import OREOConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.weighted_cloning import WeightedCloningConfig
@@ -24,6 +24,7 @@ from turnwise.learning.rewards import RewardTable
 from turnwise.learning.settings import RunInfo
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.replay.store import TrajectoryWriter
+from turnwise.replay.stored import FILE
 from turnwise.trajectory import Fork, Group, Trajectory
 
 RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN, vocabulary=9)
@@ -46,7 +47,7 @@ def stored(path: Path) -> list[Trajectory]:
 
 
 def offline(path: Path, **settings: Any) -> tuple[StoredGroups, list[Trajectory]]:
-    whole = stored(path / STORED)
+    whole = stored(path / FILE)
     made = build(WeightedCloningConfig(episodes=str(path), **settings), RUN)
     assert made.planner == NoRollouts()
     assert isinstance(made.composer, StoredGroups)
@@ -62,7 +63,7 @@ def test_every_stored_episode_comes_once_before_any_comes_again(tmp_path: Path) 
     assert first != [t.episode for t in whole]
 
     def anew(batch: int, seed: int = 0) -> list[list[str]]:
-        made = build(WeightedCloningConfig(episodes=str(tmp_path / STORED), batch=batch), replace(RUN, seed=seed))
+        made = build(WeightedCloningConfig(episodes=str(tmp_path / FILE), batch=batch), replace(RUN, seed=seed))
         assert isinstance(made.composer, StoredGroups)
         return [[t.episode for t in made.composer.chosen(update)] for update in (7, 3)]
 
@@ -87,7 +88,7 @@ def test_the_stream_has_shaped_rewards_and_is_old(tmp_path: Path) -> None:
 def test_what_an_episode_was_given_to_start_from_is_not_learned(tmp_path: Path) -> None:
     (group,) = groups(BigramPolicy(), num_groups=1, num_turns=3)
     fork = Fork("an earlier one", 2, stored=True)
-    TrajectoryWriter(tmp_path / STORED).append(0, [replace(t, fork=fork) for t in group.trajectories])
+    TrajectoryWriter(tmp_path / FILE).append(0, [replace(t, fork=fork) for t in group.trajectories])
     composer = build(OREOConfig(episodes=str(tmp_path)), RUN).composer
     assert isinstance(composer, StoredGroups)
     assert [len(t.turns) for t in composer.chosen(0)] == [1] * 4
@@ -97,14 +98,14 @@ def test_files_that_teach_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not there; expected the folder of a run, or its trajectories.jsonl.gz"):
         build(OREOConfig(episodes=str(tmp_path / "nowhere")), RUN)
     sampler = Sampler.of(BigramPolicy(), np.random.default_rng(0))
-    TrajectoryWriter(tmp_path / STORED).append(0, [episode(sampler, num_actions=0)])
+    TrajectoryWriter(tmp_path / FILE).append(0, [episode(sampler, num_actions=0)])
     empty = build(OREOConfig(episodes=str(tmp_path)), RUN).composer
     assert isinstance(empty, StoredGroups)
     with pytest.raises(ValueError, match="holds no sound episode with a reply of a model"):
         empty.chosen(0)
     other = tmp_path / "other"
     other.mkdir()
-    TrajectoryWriter(other / STORED).append(0, [episode(sampler)])
+    TrajectoryWriter(other / FILE).append(0, [episode(sampler)])
     composer = build(OREOConfig(episodes=str(other)), replace(RUN, vocabulary=2)).composer
     assert isinstance(composer, StoredGroups)
     with pytest.raises(ValueError, match=r"and the model knows 2 tokens: these episodes are of another tokenizer"):

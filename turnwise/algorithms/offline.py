@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -18,10 +16,8 @@ from turnwise.learning.rewards import raw_rewards, shapers_of
 from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.replay.store import TrajectoryReader
+from turnwise.replay.stored import StoredEpisodes
 from turnwise.trajectory import Trajectory, group_by_task
-
-STORED = "trajectories.jsonl.gz"
 
 
 class OfflineSettings(Settings):
@@ -43,49 +39,28 @@ class OfflineSettings(Settings):
         """Who makes the stream ``fresh``, and who plays. Raises ValueError where the file is not there."""
         if self.episodes is None:
             return FreshGroups(), None
-        path = Path(self.episodes)
-        path = path / STORED if path.is_dir() else path
-        if not path.is_file():
-            raise ValueError(
-                f"episodes={self.episodes}: {path} is not there; expected the folder of a run, or its {STORED}"
-            )
-        return StoredGroups(path, self.batch, run), NoRollouts()
+        return StoredGroups(StoredEpisodes(self.episodes, run.vocabulary), self.batch, run), NoRollouts()
 
 
 class StoredGroups(Composer):
     """The stream ``fresh`` from a file: in each update the next ``batch`` of its episodes, in an order of the seed.
 
-    Every episode comes once before any comes again. Episodes that failed, and those without an action token, are left
-    out. Their rows count as old: nobody expects the present policy to have sampled them.
+    Every episode comes once before any comes again. Their rows count as old: nobody expects the present policy to have
+    sampled them.
     """
 
-    def __init__(self, path: Path, batch: int, run: RunInfo) -> None:
-        self.path, self.batch, self.run = path, batch, run
-
-    @cached_property
-    def stored(self) -> list[Trajectory]:
-        """What there is to learn from. Raises ValueError where that is nothing, or of another tokenizer."""
-        whole = [t for t in TrajectoryReader(self.path) if t.end != "error" and not t.only_looked_at]
-        found = [own for own in (t.own_part() for t in whole) if own.num_action_tokens]
-        if not found:
-            raise ValueError(f"{self.path} holds no sound episode with a reply of a model: there is nothing to learn")
-        vocabulary = self.run.vocabulary
-        largest = max(int(ids.max()) for t in found for turn in t.turns if len(ids := turn.action_ids))
-        if vocabulary is not None and largest >= vocabulary:
-            raise ValueError(
-                f"{self.path} holds token {largest}, and the model knows {vocabulary} tokens: these episodes are of "
-                "another tokenizer. Take those of a run that began with the same model"
-            )
-        return found
+    def __init__(self, stored: StoredEpisodes, batch: int, run: RunInfo) -> None:
+        self.stored, self.batch, self.run = stored, batch, run
 
     def chosen(self, update: int) -> list[Trajectory]:
         """The episodes of an update."""
-        size = min(self.batch, len(self.stored))
-        places = [divmod(n, len(self.stored)) for n in range(update * size, (update + 1) * size)]
+        found = self.stored.episodes
+        size = min(self.batch, len(found))
+        places = [divmod(n, len(found)) for n in range(update * size, (update + 1) * size)]
         orders = {
-            number: np.random.default_rng([self.run.seed, number]).permutation(len(self.stored)) for number, _ in places
+            number: np.random.default_rng([self.run.seed, number]).permutation(len(found)) for number, _ in places
         }
-        return [self.stored[int(orders[number][place])] for number, place in places]
+        return [found[int(orders[number][place])] for number, place in places]
 
     def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
         groups = tuple(group_by_task(self.chosen(update)))
