@@ -106,10 +106,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Where a trajectory left another one: the parent's episode id, and the turn at which they part."""
+    """Where a trajectory left another one: the parent's episode id, and the turn at which they part.
+
+    ``stored``: the parent is an episode of an earlier time, and its state is where this one starts. Nobody learns from
+    the turns before, and it is compared with others that start there.
+    """
 
     parent: str
     turn: int
+    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +206,32 @@ class Trajectory:
         return self.sample < 0
 
     @property
+    def stored_start(self) -> tuple[str, int] | None:
+        """The stored episode, and its turn, that this one started from; None for one from the start of its task."""
+        return (self.fork.parent, self.fork.turn) if self.fork is not None and self.fork.stored else None
+
+    def own_part(self) -> Trajectory:
+        """The episode from the stored state on that it started from: what others played before is its first prompt."""
+        start = self.stored_start
+        return self if start is None else self.rest(start[1])
+
+    def rest(self, turn: int) -> Trajectory:
+        """What was played from number ``turn`` on, as an episode of its own that begins in that state.
+
+        The tokens of the context so far are part of its first prompt, so that nobody learns from them. Its ``fork``
+        names the episode whose state it was.
+        """
+        kept, world = self.turns[turn:], self.grading
+        if kept and kept[0].continues:
+            begun = max(n for n in range(turn) if not self.turns[n].continues)
+            before = [ids for each in self.turns[begun:turn] for ids in (each.prompt_ids, each.action_ids)]
+            first = replace(kept[0], prompt_ids=np.concatenate([*before, kept[0].prompt_ids]), continues=False)
+            kept = (first, *kept[1:])
+        graded = None if world is None else replace(world, world=world.world[turn:])
+        parent = self.episode if self.fork is None else self.fork.parent
+        return replace(self, turns=kept, fork=Fork(parent, 0, stored=True), grading=graded)
+
+    @property
     def num_action_tokens(self) -> int:
         return sum(len(turn.action_ids) for turn in self.turns)
 
@@ -241,15 +272,15 @@ class RolloutFinished:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Trajectories that share a task start (and, in a game, the seat: a start may favour one of them)."""
+    """Trajectories that share a start, of the task or stored (and, in a game, the seat: a start may favour one)."""
 
     task: Task
     trajectories: tuple[Trajectory, ...]
 
 
 def group_by_task(trajectories: Iterable[Trajectory]) -> list[Group]:
-    """Group trajectories by task key and player, in order of first appearance."""
-    members: defaultdict[tuple[str, str], list[Trajectory]] = defaultdict(list)
+    """Group trajectories by task key, player and stored start, in order of first appearance."""
+    members = defaultdict[tuple[str, str, tuple[str, int] | None], list[Trajectory]](list)
     for trajectory in trajectories:
-        members[trajectory.task.key, trajectory.player].append(trajectory)
+        members[trajectory.task.key, trajectory.player, trajectory.stored_start].append(trajectory)
     return [Group(found[0].task, tuple(found)) for found in members.values()]

@@ -45,6 +45,9 @@ class Scripted:
     def fork(self, rollout: int, turn: int) -> int:
         raise AssertionError("nobody forks here")
 
+    def resume(self, stored: Trajectory, turn: int) -> int:
+        raise AssertionError("nobody starts from stored states here")
+
     def stop(self, rollout: int) -> None:
         raise AssertionError("nobody stops here")
 

@@ -378,6 +378,9 @@ class FakeRollouts:
     def fork(self, rollout: int, turn: int) -> int:
         raise NotImplementedError
 
+    def resume(self, stored: Trajectory, turn: int) -> int:
+        raise NotImplementedError
+
     def stop(self, rollout: int) -> None:
         raise NotImplementedError
 

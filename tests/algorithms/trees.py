@@ -73,6 +73,11 @@ class ScriptedRollouts:
         fork = Fork(f"{parent.task.key}-{parent.sample}", turn)
         return self._add(Played(parent.task, number, length, parent.turns[:turn], fork))
 
+    def resume(self, stored: Trajectory, turn: int) -> int:
+        number, fork = len(self.played), Fork(stored.episode, turn, stored=True)
+        turns = list(stored.turns[:turn])
+        return self._add(Played(stored.task, number, max(self._length(), turn + 1), turns, fork))
+
     def stop(self, rollout: int) -> None:
         raise NotImplementedError
 

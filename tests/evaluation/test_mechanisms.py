@@ -113,6 +113,31 @@ RUNS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "PairLoss/accuracy": (0, 1),
         },
     ),
+    "counterfactual": (
+        f"{{type: counterfactual, {GRPO}, credited: turn}}",
+        {
+            # Two states a task: in some updates the copies of all of them earn what their parents earned.
+            **{"CounterfactualPlanner/states_per_task": (2, 2), "CounterfactualPlanner/differing_share": (0, 1)},
+            **{"CounterfactualPlanner/other_action_share": (0.1, 1), "FirstTurnOnly/left_out_share": (0, 0.5)},
+        },
+    ),
+    "drpo": (
+        f"{{type: drpo, {GRPO}}}",
+        {
+            **{"StoredStarts/stored_share": (0.5, 0.5), "StoredStarts/won_share": (0.1, 1)},
+            **{"StoredStarts/depth": (1, 3), "StoredStarts/kept_episodes": (1, 6)},
+        },
+    ),
+    "oreo": (
+        "{type: oreo}",
+        {
+            **{"SoftBellman/mean_error": (0.01, 3), "SoftBellman/raised_share": (0, 1)},
+        },
+    ),
+    "weighted_cloning": (
+        "{type: weighted_cloning}",
+        {"WeightedLikelihood/mean_weight": (0.5, 5), "WeightedLikelihood/capped_share": (0, 0.1)},
+    ),
     "dapo": (
         "{type: dapo, max_tries: 2}",
         {"DynamicSampling/tries": (1, 2), "DynamicSampling/discarded_share": (0, 1)},

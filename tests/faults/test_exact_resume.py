@@ -50,6 +50,10 @@ def test_every_algorithm_resumes_to_the_bit(model: Path, tmp_path: Path, algorit
     state = whole.load("last").state["sides"][""]
     if algorithm == "spear":
         assert state["buffer"]["entries"], "nothing was kept: the test would show nothing"
+    if algorithm == "drpo":
+        kept = state["learner"]["parts"]["0.RememberedWins"]["own"]
+        assert kept["episodes"], "nothing was kept: the test would show nothing"
+        assert kept["depth"] > 1
 
 
 @pytest.mark.slow

@@ -89,8 +89,9 @@ def _played(collector: Any, made: RunConfig, updates: int) -> list[Played]:
     found = []
     with closing(made.env.make()) as world:
         tasks = panel(world, "train")[: made.rollout.num_tasks]
+    planner = planner_of(made)
     for update in range(updates):
         seen: list[str] = []
         rollouts = collector.rollouts(SAMPLING, update, lambda t, seen=seen: seen.append(t.episode))
-        found.append(Played(planner_of(made).plan(tasks, rollouts), seen))
+        found.append(Played(planner.plan(tasks, rollouts), seen))
     return found

@@ -19,11 +19,13 @@ from turnwise.grading.settings import GradingConfig
 from turnwise.trajectory import RolloutFinished
 
 GROUPS = "algorithm=grpo"
+FORKS = "algorithm=counterfactual"
+RESETS = "algorithm={type: drpo, share: 0.7}"
 ONE = "rollout.shards=1"
 TWO = "rollout.shards=2"
 
 
-@pytest.mark.parametrize("algorithm", [GROUPS, TREE, "algorithm={type: aepo, pace: lockstep}"])
+@pytest.mark.parametrize("algorithm", [GROUPS, TREE, "algorithm={type: aepo, pace: lockstep}", FORKS, RESETS])
 def test_one_shard_plays_to_the_bit_what_a_collector_here_plays(model: Path, algorithm: str) -> None:
     made = config(model, algorithm)
     for alone, shard in zip(here(made, model, 2), sharded(made, model, Here(), 2), strict=True):
@@ -65,6 +67,17 @@ def test_two_shards_play_the_same_episodes_in_batches_of_their_own(model: Path) 
     (alone,), (two,) = here(made, model), sharded(config(model, GROUPS, TWO), model, Here())
     assert two.tokens == alone.tokens
     assert [t.episode for t in two.trajectories] == [t.episode for t in alone.trajectories]
+
+
+@pytest.mark.parametrize("algorithm", [FORKS, RESETS])
+def test_what_starts_within_episodes_does_so_in_shards(model: Path, algorithm: str) -> None:
+    """Of two updates the second starts from what the first has won."""
+    made = config(model, algorithm, TWO)
+    first, second = sharded(made, model, Here(), 2)
+    started = [t for t in (first if algorithm == FORKS else second).trajectories if t.fork is not None]
+    assert len({t.task.key for t in started}) > 1
+    assert all(t.end != "error" and len(t.turns) > t.fork.turn for t in started if t.fork)
+    assert all((t.stored_start is not None) == (algorithm == RESETS) for t in started)
 
 
 @pytest.mark.parametrize("algorithm", [TREE, pytest.param(GROUPS, marks=pytest.mark.slow)])

@@ -17,19 +17,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.algorithms.test_starts import RAW, credited, tree
 from tests.models import tokenizer
 from tests.view.runs import EVENT, attempt, episode, forked_group, make_run, task, turn
 from turnwise.algorithms.aepo import AEPOConfig
 from turnwise.algorithms.aepo import branch_rule as aepo_rule
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.arpo import branch_rule as arpo_rule
+from turnwise.algorithms.counterfactual import CounterfactualConfig
 from turnwise.algorithms.registry import build
+from turnwise.learning.parts import Streams
 from turnwise.learning.settings import RunInfo
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import wilson
 from turnwise.trajectory import Trajectory, group_by_task
-from turnwise.view.credit import Recipes
+from turnwise.view.credit import Credited, Recipes, _collect
 from turnwise.view.episodes import Episodes, outcome, pack, read_episodes
 from turnwise.view.runs import columns, comparison, describe, evaluation, events, validation
 from turnwise.view.tokens import token_texts
@@ -110,7 +113,9 @@ def test_replays_have_their_age(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["spear", "aepo", "gigpo", "reinforce_pp", "drbot", "d3s", "riskpo"])
+@pytest.mark.parametrize(
+    "algorithm", ["spear", "aepo", "gigpo", "reinforce_pp", "drbot", "d3s", "riskpo", "counterfactual", "drpo"]
+)
 def test_recomputed_credit_is_what_training_logged(algorithm: str, tmp_path: Path) -> None:
     """A real run: mean and std of advantages and the number of rows, in every update; replayed rows; branchings."""
     from turnwise.config.files import load_config
@@ -128,6 +133,24 @@ def test_recomputed_credit_is_what_training_logged(algorithm: str, tmp_path: Pat
         assert len(found.replayed) == logged[flush.update].get("stream_rows/replay", 0)
     assert agreed == [True] * 4
     assert read(run.path).notes == []
+
+
+def test_an_episode_that_counts_twice_has_the_sum_of_its_advantages() -> None:
+    """From the task 0.5 and from its turn 1 on -0.25 more; a copy answers for nothing before that turn."""
+    group = tree()
+    found = Credited()
+    _collect(found, 0, group.trajectories, Streams((credited(CounterfactualConfig(base=RAW), group),)))
+    seen = {
+        name: [sorted(set(turn)) for turn in trained.advantages]
+        for name, trained in ((t.episode, found.trained[t.episode, ""]) for t in group.trajectories)
+        if trained.advantages is not None
+    }
+    parent, other, copy, _, best = (seen[t.episode] for t in group.trajectories)
+    assert parent == [[0.5], [0.25], [0.25]]
+    assert other == [[-0.5]] * 3
+    assert copy == [[0.0], [-0.75], [-0.75]]
+    assert best == [[0.0], [1.75], [1.75]]
+    assert not found.replayed
 
 
 # --- branchings ---

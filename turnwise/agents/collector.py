@@ -39,7 +39,7 @@ from functools import partial
 
 from turnwise.agents.actions import action_start, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
-from turnwise.agents.jobs import Job
+from turnwise.agents.jobs import Job, Past
 from turnwise.agents.playing import Event, Grader, OnEpisode, play_all
 from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
 from turnwise.agents.wishes import Wishes
@@ -145,7 +145,10 @@ class Collector:
 
 @dataclass(slots=True)
 class _Rollout:
-    """An episode that is to be played. A fork continues from ``point``, a moment of its ``parent``."""
+    """An episode that is to be played. A fork continues from ``point``, a moment of its ``parent``.
+
+    One that starts in a stored state has a ``point`` without a parent.
+    """
 
     job: Job
     number: int
@@ -196,7 +199,18 @@ class Rollouts:
 
     def add(self, job: Job, number: int | None = None) -> int:
         """Queue a job under a new ``number``, by default the count of those before it. Returns the number."""
-        return self._queue(_Rollout(job, self._number(number)))
+        rollout = _Rollout(job, self._number(number))
+        if job.past is not None:
+            rollout.point, rollout.fork = ForkPoint.of(job.past, job.task), job.past.fork
+        return self._queue(rollout)
+
+    def resume(self, stored: Trajectory, turn: int) -> int:
+        """Queue an attempt that starts as a stored episode stood after ``turn`` turns. Its number is its sample number.
+
+        The environment takes the stored actions again, and every observation is compared: one that differs counts as a
+        failure of the environment. Raises ValueError for a game of several players, and for a turn that was not played.
+        """
+        return self.add(Job(stored.task, self._count, self._key, stored.task.index, Past.of(stored, turn)))
 
     def fork(self, rollout: int, turn: int, number: int | None = None) -> int:
         """Queue a copy of a rollout as it was after ``turn`` turns. Its sample number is its own rollout number.

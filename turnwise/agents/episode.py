@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.agents.jobs import Job
+from turnwise.agents.jobs import Job, Past
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
 from turnwise.agents.wishes import Wishes
@@ -64,6 +64,11 @@ class ForkPoint:
     world: Any
     given: str = ""
     num_refused: int = 0
+
+    @classmethod
+    def of(cls, past: Past, task: Task) -> ForkPoint:
+        """The moment of a stored episode."""
+        return cls(task, past.turns, past.observation, {}, None, NO_IDS, False, None, past.given)
 
 
 class Episode:

@@ -25,6 +25,16 @@ if TYPE_CHECKING:
     from turnwise.algorithms.ppo import PPOConfig
 
 
+def value_head(scorer: Scorer, width: int, outputs: int, seed: int) -> nn.Module:
+    """A network of one hidden layer on the policy's states, [M, h] -> [M, outputs]; its outputs start at 0."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        first, last = nn.Linear(scorer.hidden_size, width), nn.Linear(width, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(first, nn.GELU(), last).to(next(iter(scorer.parameters())).device)
+
+
 @dataclass(frozen=True, slots=True)
 class Histogram:
     """``bins`` bins of equal width over [-reach, reach]; the target's standard deviation is ``sigma`` bin widths."""
@@ -72,13 +82,7 @@ class ValueLoss(Critic):
         self.histogram = Histogram(config.value_range, config.value_bins, config.value_sigma) if by_bins else None
 
     def attach(self, scorer: Scorer) -> None:
-        outputs = 1 if self.histogram is None else self.histogram.bins
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            first, last = nn.Linear(scorer.hidden_size, self.width), nn.Linear(self.width, outputs)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.module = nn.Sequential(first, nn.GELU(), last).to(next(iter(scorer.parameters())).device)
+        self.module = value_head(scorer, self.width, 1 if self.histogram is None else self.histogram.bins, self.seed)
 
     def values(self, hidden: Tensor, mask: Tensor) -> Tensor:
         return self._placed(self.success * self._expected(self._outputs(hidden)), mask)

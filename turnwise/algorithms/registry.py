@@ -25,7 +25,8 @@ ALGORITHMS = (
     *("grpo", "drgrpo", "dapo", "gspo", "rloo", "opo", "reinforce_pp", "ppo", "gigpo", "hapo"),
     *("maxrl", "bnpo", "canon", "riskpo", "rae", "dpo", "cpl", "hgpo", "g2po", "graphgpo"),
     *("copo", "d3s", "pear", "funrl"),
-    *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo"),
+    *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo", "counterfactual", "drpo"),
+    *("oreo", "weighted_cloning"),
     *("cispo", "dppo", "bapo", "forking", "steer", "entropy_advantage", "ear", "sac", "tea", "echo"),
 )
 """The names of the algorithms that come with turnwise, bases first: each is a module of this package."""

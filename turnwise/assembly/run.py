@@ -49,7 +49,7 @@ from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, star
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
 from turnwise.grading.grader import Grader, grader_of
 from turnwise.grading.verdicts import FILE as VERDICTS
-from turnwise.learning.planning import GroupPlanner
+from turnwise.learning.planning import GroupPlanner, NoRollouts
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, save_model
 from turnwise.models.policy import Policy
@@ -287,6 +287,12 @@ class Assembly:
         self.leader = lead(config.learner, config.device, run, self.side_names)
         policies = policies or load_policies(run, self.side_names)
         sides = [self.side(name, policy) for name, policy in policies.items()]
+        planner = sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size)
+        if isinstance(planner, NoRollouts) and config.max_sampled_tokens is not None:
+            raise ValueError(
+                f"{sides[0].learner.recipe.name} samples nothing here, so that max_sampled_tokens="
+                f"{config.max_sampled_tokens} would never be used up: set it to null, and num_updates to what you want"
+            )
         self.leader.wait_for("ready", config.learner.ranks)
         collector, measurer = self._playing_episodes(run, sides, grader)
         return kind(
@@ -297,7 +303,7 @@ class Assembly:
             grader=grader,
             panels=panels,
             order=TaskOrder(panels.train, config.rollout.num_tasks, config.seed),
-            planner=sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size),
+            planner=planner,
             writer=TrajectoryWriter(run.trajectories_path),
             watchdog=Watchdog(config.watchdog, run.metrics()),
             mirrors=Mirrors(config.mirrors, run.path, config.model_dump(mode="json")),

@@ -69,6 +69,13 @@ class Rollouts(Protocol):
         """
         ...
 
+    def resume(self, stored: Trajectory, turn: int) -> int:
+        """Queue an attempt that starts as a stored episode stood after ``turn`` turns; returns its number.
+
+        Nobody learns from those turns. Raises ValueError for a turn that was not played, and in a game.
+        """
+        ...
+
     def stop(self, rollout: int) -> None:
         """Abandon a rollout. It gives no trajectory."""
         ...
@@ -129,3 +136,11 @@ class GroupPlanner:
             if isinstance(event, RolloutFinished):
                 finished[event.rollout].append(event.trajectory)
         return [trajectory for rollout in order for trajectory in finished[rollout]]
+
+
+@dataclass(frozen=True, slots=True)
+class NoRollouts:
+    """Plays nothing: the composer takes episodes that were stored before."""
+
+    def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
+        return []

@@ -49,6 +49,13 @@ class RewardTable:
         earned, own = (tuple(part[i] for i in kept) for part in (self.earned, self.own))
         return RewardTable(earned, own, tuple(self.extra(i) for i in kept))
 
+    def after(self, turns: Sequence[int]) -> RewardTable:
+        """The table without the first ``turns[i]`` turns of each trajectory i. What the whole episode gets stays."""
+        earned, own = (
+            tuple(row[start:] for row, start in zip(part, turns, strict=True)) for part in (self.earned, self.own)
+        )
+        return RewardTable(earned, own, tuple(self.extra(i) for i in range(len(earned))))
+
     def with_extra(self, amounts: Sequence[float]) -> RewardTable:
         """The table with more added to each episode's return, [N] in the shapers' units."""
         return replace(self, whole=tuple(self.extra(i) + amount for i, amount in enumerate(amounts)))

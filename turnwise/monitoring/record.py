@@ -13,9 +13,13 @@ from turnwise.trajectory import Group
 
 
 def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
-    """Means and counts over an update's episodes. ``success`` is None in worlds that do not say what success is."""
+    """Means and counts over an update's episodes. ``success`` is None in worlds that do not say what success is.
+
+    The means are over episodes from the start of their tasks, as far as there are any.
+    """
     played = [t for group in groups for t in group.trajectories]
-    episodes = [t for t in played if t.end != "error" and t.sample >= 0]  # a negative sample is not trained on
+    sound = [t for t in played if t.end != "error" and t.sample >= 0]  # a negative sample is not trained on
+    episodes = [t for t in sound if t.stored_start is None] or sound
     turns = [turn for t in episodes for turn in t.turns]
     known = [t.success for t in episodes if t.success is not None]
     return {
@@ -23,7 +27,7 @@ def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
         "reward": float(np.mean([t.total_reward for t in episodes])) if episodes else 0.0,
         "turns": float(np.mean([len(t.turns) for t in episodes])) if episodes else 0.0,
         "invalid_share": float(np.mean([not turn.valid for turn in turns])) if turns else 0.0,
-        "episodes": len(episodes),
+        "episodes": len(sound),
         "errors": sum(t.end == "error" for t in played),
         "sampled_tokens": sum(t.num_sampled_tokens for t in played),
     }

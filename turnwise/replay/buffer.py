@@ -49,9 +49,13 @@ class TrajectoryBuffer:
         return len(self._entries)
 
     def add(self, groups: Iterable[Group], update: int, stream: str = "fresh") -> None:
-        """Keep groups collected in ``update``, without the attempts that were only looked at: no part sees these."""
+        """Keep groups collected in ``update``, without what no part is to learn from.
+
+        These are the attempts that were only looked at, and the turns before the stored state that an episode started
+        from: others played them.
+        """
         for group in groups:
-            members = tuple(t for t in group.trajectories if not t.only_looked_at)
+            members = tuple(t.own_part() for t in group.trajectories if not t.only_looked_at)
             if members:
                 self._entries.append(Entry(replace(group, trajectories=members), update, stream))
 

@@ -27,6 +27,8 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
     for later in ("last_anchor", "given", "grading"):
         if not record[later]:
             del record[later]  # as before there was one
+    if record["fork"] and not record["fork"]["stored"]:
+        del record["fork"]["stored"]
     record["turns"] = [_turn_record(turn) for turn in trajectory.turns]
     return record
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from safetensors.torch import save
 
-from turnwise.agents.jobs import Job
+from turnwise.agents.jobs import Job, Past
 from turnwise.agents.playing import Event, Grader, OnEpisode, play_all
 from turnwise.agents.worldwork import WorldThreads, WorldWork
 from turnwise.clock import Clock
@@ -184,6 +184,10 @@ class ShardedRollouts:
         number = self._new(job)
         self._command(number, Start(number, job))
         return number
+
+    def resume(self, stored: Trajectory, turn: int) -> int:
+        """As the collector's ``resume``, in the shard of the episode's task."""
+        return self.add(Job(stored.task, len(self._jobs), self._key, stored.task.index, Past.of(stored, turn)))
 
     def fork(self, rollout: int, turn: int) -> int:
         """As the collector's ``fork``, to whose shard it goes. Raises ValueError for a turn that was not played yet,

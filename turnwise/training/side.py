@@ -11,6 +11,7 @@ import torch
 from turnwise.agents.seating import ModelAgent
 from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Agreement, Metrics
+from turnwise.learning.planning import NoRollouts
 from turnwise.models.loading import check_trainable
 from turnwise.models.policy import Policy
 from turnwise.replay.buffer import TrajectoryBuffer
@@ -85,7 +86,8 @@ class Side:
 
     def verify(self, agreement: Agreement) -> None:
         """Check sampler against learner. Raises DisagreementError where they do not have the same policy."""
-        prove(self.policy, self.agent, agreement, self.limits)
+        sampled = not isinstance(self.learner.recipe.planner, NoRollouts)
+        prove(self.policy, self.agent, agreement, self.limits, sampled)
 
     def numbers(self) -> dict[str, float | None]:
         """Numbers for the record, in half precision: the model's rounding, and what a merge keeps of the adapters."""

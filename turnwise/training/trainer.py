@@ -20,7 +20,7 @@ from turnwise.evaluation.playing import TEST_KEY, VALIDATION_KEY, evaluate_polic
 from turnwise.evaluation.report import Report
 from turnwise.grading.grader import Grader
 from turnwise.learning.metrics import Metrics
-from turnwise.learning.planning import Planner
+from turnwise.learning.planning import NoRollouts, Planner
 from turnwise.models.engine import Sampling
 from turnwise.monitoring.first_replies import FirstReplies
 from turnwise.monitoring.mirrors import Mirrors
@@ -180,10 +180,12 @@ class Trainer:
         return self.finished >= self.settings.num_updates if budget is None else self.sampled_tokens >= budget
 
     def collect(self, update: int) -> list[Group]:
-        """Play the update's episodes, as groups of episodes of one task.
+        """Play the update's episodes, as groups of episodes of one task; none where the planner plays none.
 
         Raises CollectionError where too many of them fail, or none has a turn.
         """
+        if isinstance(self.planner, NoRollouts):
+            return []
         seed_globals(self.settings.seed, update)
         sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_reply_tokens)
         rollouts = self.collector.rollouts(sampling, update, self._on_episode)

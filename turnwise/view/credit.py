@@ -22,7 +22,7 @@ from turnwise.learning.planning import Scorer
 from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.runs.directory import RunDirectory
-from turnwise.trajectory import Trajectory, group_by_task
+from turnwise.trajectory import Trajectory, Turn, group_by_task
 
 Name = tuple[str, str]
 """What identifies a trajectory within its run: episode and player."""
@@ -150,15 +150,21 @@ def _with_advantages(plan: StreamRecipe, stream: Stream) -> Stream:
 
 
 def _collect(found: Credited, update: int, own: Sequence[Trajectory], streams: Streams) -> None:
-    """Divide the rows of all streams into those of this update and those replayed."""
-    fresh = {id(trajectory) for trajectory in own}
+    """Divide the rows of all streams into those of this update and those replayed.
+
+    An episode may count from a later turn on, and whole besides: its advantages there add up.
+    """
+    fresh = {name_of(trajectory): trajectory for trajectory in own}
     for stream in streams:
         members = stream.samples.trajectories
         for place, rows in _rows(stream):
-            trajectory = members[place]
-            if id(trajectory) in fresh:
+            trajectory, name = members[place], name_of(members[place])
+            if name in fresh:
                 total = stream.samples.rewards.total(place)
-                found.trained[name_of(trajectory)] = Trained(stream.name, total, _by_turn(stream, trajectory, rows))
+                before = fresh[name].turns[: len(fresh[name].turns) - len(trajectory.turns)]
+                made = Trained(stream.name, total, _by_turn(stream, trajectory, rows, before))
+                known = found.trained.get(name)
+                found.trained[name] = made if known is None else _together(known, made)
             else:
                 age = update - trajectory.policy_version
                 values = _advantages(stream, rows)
@@ -183,13 +189,25 @@ def _advantages(stream: Stream, rows: list[int]) -> list[float]:
     return values
 
 
-def _by_turn(stream: Stream, trajectory: Trajectory, rows: list[int]) -> tuple[tuple[float, ...], ...] | None:
+def _by_turn(
+    stream: Stream, trajectory: Trajectory, rows: list[int], before: Sequence[Turn] = ()
+) -> tuple[tuple[float, ...], ...] | None:
+    """The advantages of each turn's tokens; 0 for the turns ``before`` those that the stream has."""
     if stream.batch.advantages is None:
         return None
     values = iter(_advantages(stream, rows))
-    return tuple(
-        tuple(next(values) if chosen else 0.0 for chosen in turn.action_mask.tolist()) for turn in trajectory.turns
+    return (
+        *((0.0,) * len(turn.action_ids) for turn in before),
+        *(tuple(next(values) if chosen else 0.0 for chosen in turn.action_mask.tolist()) for turn in trajectory.turns),
     )
+
+
+def _together(one: Trained, other: Trained) -> Trained:
+    """What an episode is trained by that counts twice; the return is that of the longer part, which comes first."""
+    if one.advantages is None or other.advantages is None:
+        return one
+    pairs = zip(one.advantages, other.advantages, strict=True)
+    return replace(one, advantages=tuple(tuple(a + b for a, b in zip(x, y, strict=True)) for x, y in pairs))
 
 
 def _agrees(streams: Streams, logged: Mapping[str, Any], prefix: str) -> bool | None:
