@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 import turnwise
 from tests.faults.worlds import Lottery
+from tests.shards.cluster import needs_ray, two_nodes
 from tests.shards.hosts import Here
 from tests.shards.plays import TREE, config, sharded
 from turnwise.assembly.shards import host_of
@@ -20,23 +20,13 @@ from turnwise.shards.connection import ShardError
 from turnwise.shards.ray_actors import RayActors
 
 TWO = "rollout.shards=2"
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head and another node of one CPU each, so that each has one of two shards."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
-    try:
+    with two_nodes(1) as made:
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 class LosesANode:

@@ -135,7 +135,7 @@ def check_packed_weights(packed: PackedWeights, device: str) -> None:
         )
 
 
-def check_ranks(learner: LearnerConfig, lora: LoRAConfig | None, device: str) -> None:
+def check_ranks(learner: LearnerConfig, lora: LoRAConfig | None, device: str, ray: RayConfig | None) -> None:
     """Frozen weights are divided among several ranks, each of which has a device of its own."""
     if learner.ranks == 1 and learner != LearnerConfig():
         unused = [
@@ -143,6 +143,8 @@ def check_ranks(learner: LearnerConfig, lora: LoRAConfig | None, device: str) ->
         ]
         names = tuple(f"learner.{name}" for name in unused)
         raise UnusedSettingError(names, f"{', '.join(names)}: for several ranks, and learner.ranks is 1")
+    if learner.ranks == 1 and ray is not None and ray.cpus_per_rank != RayConfig().cpus_per_rank:
+        raise UnusedSettingError("ray.cpus_per_rank", "ray.cpus_per_rank: for several ranks, and learner.ranks is 1")
     if learner.parallel == "fsdp2" and lora is None:
         raise ValueError(
             "learner.parallel=fsdp2 divides frozen weights, and lora=null trains all of them: set "
