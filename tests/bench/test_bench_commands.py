@@ -263,3 +263,17 @@ def test_our_side_of_the_peer_benchmark(
     console = Console(width=200, record=True)
     peer.show(console, found)
     assert "| turnwise |" in console.export_text()
+
+
+def test_the_bench_against_vllm_plays_as_many_episodes_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class AskedError(Exception):
+        pass
+
+    def bench_vllm(model: str | None, **given: Any) -> None:
+        raise AskedError(model, given["num_episodes"], given["at_once"], given["dtype"])
+
+    monkeypatch.setattr("turnwise.bench.against_vllm.bench_vllm", bench_vllm)
+    words = ["./some", "model.dtype=bfloat16"]
+    with pytest.raises(AskedError) as raised:
+        cli_bench.rollout(words, against="vllm", episodes=64)
+    assert raised.value.args == ("./some", 64, 64, "bfloat16")

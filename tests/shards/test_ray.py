@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from tests.shards.hosts import Here
 from tests.shards.plays import TREE, config, sharded
 from turnwise.assembly.shards import host_of
 from turnwise.config.sections import RayConfig
+from turnwise.evaluation.evaluate import evaluate
 from turnwise.shards.connection import ShardError
 from turnwise.shards.ray_actors import RayActors
 
 TWO = "rollout.shards=2"
+LOTTERY = "tests.faults.worlds:tests/Lottery-v0"
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,20 @@ def test_actors_play_what_shards_here_play_and_a_node_may_go(model: Path, cluste
     for first, second in zip(whole, found, strict=True):
         assert first.records == second.records
         assert first.seen == second.seen
+
+
+@needs_ray
+@pytest.mark.slow
+def test_an_evaluation_by_actors_has_the_report_of_one_process(
+    model: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model is named by a path that means another place in the directory that actors work in."""
+    asked: dict[str, Any] = {"env": LOTTERY, "tasks": 4, "samples": 2, "agent": {"max_reply_tokens": 4}}
+    whole = evaluate(model, **asked)
+    monkeypatch.chdir(model.parent)
+    found = evaluate(model.name, **asked, shards=2, ray=RayConfig(address=cluster.address))
+    assert replace(found, name=whole.name) == whole
+    assert (whole.num_tasks, whole.errors) == (4, 0)
 
 
 @needs_ray

@@ -67,23 +67,22 @@ def check_shards(rollout: RolloutConfig, ray: RayConfig | None, device: str) -> 
                 raise UnusedSettingError(
                     f"rollout.{name}", f"rollout.{name} is for rollout.shards of 2 or more, or ray"
                 )
-    if ray is None:
-        check_processes(rollout.shards, device)
+    check_places(rollout.shards, ray, device)
     if rollout.env_order == "free" and (rollout.shards > 1 or ray is not None):
         raise ValueError(
             "rollout.env_order=free never repeats, and a shard that is lost has its episodes played again by another: "
             "leave rollout.env_order at fixed, or rollout.shards at 1 and ray out"
         )
+
+
+def check_places(shards: int, ray: RayConfig | None, device: str) -> None:
+    """Shards in processes share a CPU, and those of a Ray cluster sample on what the run's device is."""
     if ray is not None and device != "cpu" and not ray.gpus_per_shard:
         raise ValueError(f"device={device}, and shards would sample on CPUs: set ray.gpus_per_shard=1 (a share, as .5)")
-
-
-def check_processes(shards: int, device: str) -> None:
-    """Shards in processes share a CPU."""
-    if shards > 1 and device != "cpu":
+    if ray is None and shards > 1 and device != "cpu":
         raise ValueError(
             f"rollout.shards={shards} without ray are processes that share a CPU; on device={device} leave it at 1, or "
-            "train with shards that Ray places: ray.address=local and ray.gpus_per_shard=1"
+            "have Ray place shards: ray.address=local and ray.gpus_per_shard=1"
         )
 
 

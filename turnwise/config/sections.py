@@ -150,10 +150,14 @@ class _EvalOverrides(Section):
 
 
 class EvaluationOverrides(Section):
-    """What ``turnwise evaluate`` may change: settings of agent, world and graders, the speed, how many may fail."""
+    """What ``turnwise evaluate`` may change: settings of agent, world and graders, the speed, how many may fail.
+
+    With ``ray`` shards are actors of a cluster.
+    """
 
     agent: dict[str, Any] = Field(default_factory=dict)
     rewards: dict[str, Any] = Field(default_factory=dict)
     env: _WorldOverrides = _WorldOverrides()
     rollout: _RolloutOverrides = _RolloutOverrides()
+    ray: RayConfig | None = None
     eval: _EvalOverrides = _EvalOverrides()
