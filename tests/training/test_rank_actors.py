@@ -93,27 +93,6 @@ def test_a_rank_on_another_node_gives_the_bits_of_a_child_process(
     assert_same_run(RunDirectory.open(tmp_path / "run"), whole)
 
 
-@pytest.mark.parametrize("what", ["process", "node"])
-def test_a_lost_actor_ends_the_run_which_goes_on_to_the_same_numbers(
-    what: str, model: Path, cluster: Any, whole: RunDirectory, started: list[ActorRank], tmp_path: Path
-) -> None:
-    def end(node: str, process: int) -> None:
-        if what == "process":
-            os.kill(process, signal.SIGKILL)
-        else:
-            cluster.remove_node(second_node(cluster), allow_graceful=False)
-
-    with pytest.raises(LostRankError, match=r"rank 1 was lost: .*died.*turnwise train --resume .*broken"):
-        train(config(model, *on(cluster)), tmp_path / "broken", Ends(started, end))
-    if what == "node":
-        cluster.add_node(num_cpus=2)
-    broken = RunDirectory.open(tmp_path / "broken")
-    assert broken.load("last").update == 2
-    resume(broken.path)
-    assert_same_run(broken, whole)
-    assert len(started) == 2
-
-
 def test_an_actor_that_cannot_begin_says_why(model: Path, cluster: Any, tmp_path: Path) -> None:
     made = config(model, *on(cluster))
     run = RunDirectory.create(tmp_path / "run", made, {})
@@ -134,3 +113,27 @@ def test_a_rank_without_room_is_told_of(
     told = "rank 1 waits for a node of the cluster with room for ray.cpus_per_rank=64"
     with pytest.warns(UserWarning, match=told), pytest.raises(LostRankError, match=told):
         lead(made.learner, "cpu", run, [""], made.ray)
+
+
+LOST = r"rank 1 was lost: .*(died|unavailable).*turnwise train --resume .*broken"
+
+
+def test_a_killed_actor_ends_the_run(model: Path, cluster: Any, started: list[ActorRank], tmp_path: Path) -> None:
+    end = Ends(started, lambda node, process: os.kill(process, signal.SIGKILL))
+    with pytest.raises(LostRankError, match=LOST):
+        train(config(model, *on(cluster)), tmp_path / "broken", end)
+    assert RunDirectory.open(tmp_path / "broken").load("last").update == 2
+
+
+def test_a_run_that_lost_a_node_goes_on_to_the_same_numbers(
+    model: Path, cluster: Any, whole: RunDirectory, started: list[ActorRank], tmp_path: Path
+) -> None:
+    def end(node: str, process: int) -> None:
+        cluster.remove_node(second_node(cluster), allow_graceful=False)
+
+    with pytest.raises(LostRankError, match=LOST):
+        train(config(model, *on(cluster)), tmp_path / "broken", Ends(started, end))
+    cluster.add_node(num_cpus=2)
+    resume(tmp_path / "broken")
+    assert_same_run(RunDirectory.open(tmp_path / "broken"), whole)
+    assert len(started) == 2
