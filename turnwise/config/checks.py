@@ -103,10 +103,15 @@ def check_backend(
             "rollout.packed_weights",
             "rollout.packed_weights is for our own engine, and rollout.backend=vllm samples: leave it out",
         )
-    elif rollout.shards > 1 or ray is not None:
+    elif (rollout.shards > 1 or ray is not None) and not served:
         raise ValueError(
-            "rollout.backend=vllm samples in one process, and shards sample with our own engine: leave rollout.shards "
-            "and ray out, or set rollout.backend=own"
+            "rollout.backend=vllm samples in one process, and each shard would start a vLLM of its own: give a server, "
+            "which all of them ask (rollout.vllm.url), leave rollout.shards and ray out, or set rollout.backend=own"
+        )
+    elif ray is not None and ray.address != "local":
+        raise ValueError(
+            f"ray.address={ray.address}: a vLLM server reads adapters from folders of its own machine, and shards of a "
+            "cluster may be on others: set ray.address=local, or leave ray out"
         )
     elif learner.ranks > 1 and not served:
         raise ValueError(
