@@ -187,8 +187,10 @@ def test_the_gpu_check_takes_every_path_on_a_cpu() -> None:
     assert not found.faults
     table = found.markdown()
     assert "generate()" in table
+    assert "| update by a group of one rank, fsdp2 | equal, to the bit |" in table
+    assert "| vllm | not installed |" in table or "replies of vLLM that are ours" in table
     for kind in ("adapters", "all weights"):
-        for what in ("update of {}, tokens/s", "sampler against learner of {}", "memory planned for the run of {}"):
+        for what in ("update of {}, tokens/s", "sampler against learner of {}", "peak memory of the run of {}"):
             assert what.format(kind) in table
         assert f"run of {kind}: train" in table
 
