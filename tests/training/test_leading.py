@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from tests.faults.runs import assert_same, config
 from turnwise.assembly import learners
 from turnwise.assembly.learners import ChildRank
+from turnwise.assembly.rank_actors import ActorRank
 from turnwise.config.files import load_config
 from turnwise.jobs import resume, train
 from turnwise.runs.directory import RunDirectory
@@ -23,6 +25,7 @@ from turnwise.training.leading import Leader, LostRankError, _packed, _unpacked,
 from turnwise.training.observing import Callback
 
 TWO = ("learner.ranks=2", "optimizer.microbatch_tokens=24")
+CALLS = ("where", "follow")
 
 
 class Signals(Callback):
@@ -198,6 +201,45 @@ def test_weights_that_differ_end_the_run() -> None:
         leader.agree("own", "after update 3")
     assert leader.broken
     Leader().agree("own", "ever")
+
+
+class FakeRay:
+    """Ray's calls on references, which here are functions, or None for what is not over."""
+
+    class exceptions:  # noqa: N801
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            cause = ValueError("no such model")
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        done = [each for each in references if each is not None]
+        return done, [each for each in references if each is None]
+
+    def get(self, reference: Any) -> Any:
+        return reference()
+
+
+def raising(error: Exception) -> Callable[[], Any]:
+    def get() -> None:
+        raise error
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (None, None),
+        (lambda: None, "rank 3 ended"),
+        (raising(FakeRay.exceptions.RayTaskError()), "rank 3 ended: ValueError: no such model"),
+        (raising(FakeRay.exceptions.RayError("The actor\n died")), "rank 3 was lost: The actor died"),
+    ],
+)
+def test_what_became_of_an_actor_is_said(end: Callable[[], Any] | None, told: str | None) -> None:
+    actor = type("Actor", (), {name: type("Call", (), {"remote": lambda self, *given: end})() for name in CALLS})
+    assert ActorRank(FakeRay(), actor, 3, lambda: None, "ray.cpus_per_rank=1").fate() == told
 
 
 @pytest.mark.parametrize(
