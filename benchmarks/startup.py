@@ -145,6 +145,7 @@ def named(pid: int, parents: list[int]) -> str:
         "ray::_Actor": "shard",
         "ray::_Rank": "rank",
         "ray::": IDLE,
+        "default_worker.py": IDLE,
         "raylet": "Ray",
         "gcs_server": "Ray",
         "ray/": "Ray",
@@ -219,6 +220,18 @@ def wait_for_server(family: Family) -> None:
     raise RuntimeError("the server did not start in ten minutes")
 
 
+def wait_for_the_last() -> None:
+    """Wait until what the mode before has started is gone: some of it ends a little later than its run."""
+    for _ in range(300):
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not below(os.getpid()):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"processes of the mode before go on: {[words_of(pid) for pid in below(os.getpid())]}")
+
+
 def texts() -> Iterator[str]:
     world = make_env(WORLD)
     for seed in range(40):
@@ -240,6 +253,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as made:
         model = write_random_model("Qwen3-0.6B", Path(made) / "model", texts(), size=SIZE)
         for mode in given.modes:
+            wait_for_the_last()
             row = {**measured(mode, model, Path(made)), "torch": torch.__version__, "commit": commit()}
             print(json.dumps(row), flush=True)
             kept = {each["mode"]: each for each in [*known["rows"], row]}
