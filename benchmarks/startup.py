@@ -145,8 +145,8 @@ def named(pid: int, parents: list[int]) -> str:
         "ray::_Actor": "shard",
         "ray::_Rank": "rank",
         "ray::": IDLE,
+        "/raylet/raylet": "Ray",  # whose command holds that of workers
         "default_worker.py": IDLE,
-        "raylet": "Ray",
         "gcs_server": "Ray",
         "ray/": "Ray",
         "turnwise.assembly.learners": "rank",
