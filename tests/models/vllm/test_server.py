@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -174,11 +174,13 @@ def url(folder: Path) -> Iterator[str]:
             yield ready(f"http://127.0.0.1:{port}", server, folder / "log")
         finally:
             server.terminate()
-            server.wait(30)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(30)
+            server.kill()
 
 
 def ready(url: str, server: subprocess.Popen[bytes], log: Path) -> str:
-    for _ in range(300):
+    for _ in range(600):
         try:
             Served(url, num_slots=1, max_length=1)
             return url
