@@ -17,7 +17,7 @@ from turnwise.runs.directory import RunDirectory
 from turnwise.shards.connection import Host
 from turnwise.training.proof import DisagreementError
 
-TWO = ("rollout.shards=2", "num_updates=2", "eval.every=0")
+TWO = ("rollout.shards=2", "num_updates=2", "eval.every=0", "rollout.temperature=0.7")
 
 
 def played(made: RunConfig, path: Path, host: Host) -> RunDirectory:

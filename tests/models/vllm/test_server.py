@@ -135,6 +135,15 @@ def test_another_version_is_named_with_the_one_that_fits(
     assert not install.fits("0.3")
 
 
+def test_each_shard_has_room_for_an_adapter_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so has the main process."""
+    monkeypatch.setattr(install, "installed", lambda: "0.32.0")
+    given: dict[str, Any] = {"port": 1, "max_length": 1, "rank": 1, "num_slots": 1, "dtype": "auto", "cache_gib": 1.0}
+    for more, room in (({}, "2"), ({"shards": 3}, "4")):
+        words, _ = server_command("m", **given, **more)
+        assert words[words.index("--max-loras") + 1] == room
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
