@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from turnwise.assembly.shards import host_of
 from turnwise.config.sections import RayConfig
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.shards.connection import ShardError
-from turnwise.shards.ray_actors import RayActors
+from turnwise.shards.ray_actors import Cluster, RayActors
 
 TWO = "rollout.shards=2"
 LOTTERY = "tests.faults.worlds:tests/Lottery-v0"
@@ -118,3 +119,24 @@ def test_ray_that_is_not_installed_is_said_before_anything_is_made(
             progress=False,
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"), [("auto", "Start one with `ray start --head`"), ("local", "the machine is busy, try again")]
+)
+def test_a_cluster_that_is_not_there_is_said_whatever_ray_raises(
+    address: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that starts too slowly is an ``Exception`` and nothing else."""
+
+    class Ray:
+        def is_initialized(self) -> bool:
+            return False
+
+        def init(self, **given: Any) -> None:
+            raise Exception("The current node\n timed out")
+
+    monkeypatch.setitem(sys.modules, "ray", Ray())
+    monkeypatch.setattr("turnwise.shards.ray_actors.check_installed", lambda: None)
+    with pytest.raises(ValueError, match=rf"ray\.address={address}: .*\(The current node timed out\)\. .*{advice}"):
+        Cluster(address)

@@ -41,10 +41,12 @@ class Cluster:
             local = {"include_dashboard": False} if address == "local" else {}
             try:
                 ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except Exception as error:  # Ray's own is no kind of error where a node starts too slowly
+                advice = "Start one with `ray start --head`, or take ray.address=local"
+                if address == "local":
+                    advice = "Where the machine is busy, try again"
                 raise ValueError(
-                    f"ray.address={address}: no cluster can be reached there ({error}). Start one with `ray start "
-                    "--head`, or take ray.address=local"
+                    f"ray.address={address}: no cluster can be reached there ({in_words(error)}). {advice}"
                 ) from None
 
     def spread(self, kind: type, cpus: float, gpus: float) -> Any:
