@@ -204,7 +204,7 @@ def evaluate(
             help="A run (several: seeds of one method, pooled), RUN/checkpoints/update-N, a model folder or hub name, "
             "openai:MODEL, random, expert[:knowing]; then settings: agent.KEY=VALUE, endpoint.KEY=VALUE, "
             "rewards.KEY=VALUE, env.kwargs.KEY=VALUE, env.success_threshold=VALUE, env.process=true, "
-            "env.step_timeout_s=S, rollout.shards=N, rollout.env_threads=N, eval.max_error_share=SHARE."
+            "env.step_timeout_s=S, rollout.env_threads=N, ray.address=ADDRESS, eval.max_error_share=SHARE."
         ),
     ],
     env: EnvOption = None,
@@ -221,6 +221,7 @@ def evaluate(
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="Of openai:MODEL, such as http://127.0.0.1:8000/v1.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 64,
+    shards: Annotated[int | None, typer.Option(min=1, help="Shorthand for rollout.shards=N.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draws; default: the run's.")] = None,
     device: Annotated[str, typer.Option()] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="torch threads.")] = 1,
@@ -247,8 +248,9 @@ def evaluate(
     from turnwise.evaluation.tables import evaluation_table
 
     settings = [word for word in targets if "=" in word and not Path(word).exists()]
-    asked_url = [f"endpoint.base_url={base_url}"] if base_url is not None else []
-    changes = parse_section(Overrides, override({}, [*settings, *asked_url]))
+    options = [f"endpoint.base_url={base_url}"] if base_url is not None else []
+    options += [f"rollout.shards={shards}"] if shards is not None else []
+    changes = parse_section(Overrides, override({}, [*settings, *options]))
     quiet()
     torch.set_num_threads(threads)
     asked = Asked(
@@ -268,6 +270,7 @@ def evaluate(
         env_where=changes.env.where(),
         num_slots=slots,
         shards=changes.rollout.shards,
+        ray=changes.ray,
         env_threads=changes.rollout.env_threads,
         seed=seed,
         device=device,

@@ -187,8 +187,10 @@ def test_the_gpu_check_takes_every_path_on_a_cpu() -> None:
     assert not found.faults
     table = found.markdown()
     assert "generate()" in table
+    assert "| update by a group of one rank, fsdp2 | equal, to the bit |" in table
+    assert "| vllm | not installed |" in table or "replies of vLLM that are ours" in table
     for kind in ("adapters", "all weights"):
-        for what in ("update of {}, tokens/s", "sampler against learner of {}", "memory planned for the run of {}"):
+        for what in ("update of {}, tokens/s", "sampler against learner of {}", "peak memory of the run of {}"):
             assert what.format(kind) in table
         assert f"run of {kind}: train" in table
 
@@ -263,3 +265,17 @@ def test_our_side_of_the_peer_benchmark(
     console = Console(width=200, record=True)
     peer.show(console, found)
     assert "| turnwise |" in console.export_text()
+
+
+def test_the_bench_against_vllm_plays_as_many_episodes_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class AskedError(Exception):
+        pass
+
+    def bench_vllm(model: str | None, **given: Any) -> None:
+        raise AskedError(model, given["num_episodes"], given["at_once"], given["dtype"])
+
+    monkeypatch.setattr("turnwise.bench.against_vllm.bench_vllm", bench_vllm)
+    words = ["./some", "model.dtype=bfloat16"]
+    with pytest.raises(AskedError) as raised:
+        cli_bench.rollout(words, against="vllm", episodes=64)
+    assert raised.value.args == ("./some", 64, 64, "bfloat16")

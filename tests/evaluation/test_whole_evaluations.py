@@ -21,6 +21,7 @@ from turnwise import cli
 from turnwise.agents.chat_client import EndpointConfig, EndpointError
 from turnwise.assembly import players
 from turnwise.config.files import load_config
+from turnwise.config.sections import RayConfig
 from turnwise.envs.tasks import make_env, panel
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import curves_svg, markdown
@@ -326,6 +327,33 @@ def test_more_at_once_gives_the_same_report(runs: list[Path]) -> None:
     assert evaluate(runs[0], samples=2, shards=2, env_threads=2, num_slots=4) == alone
     with pytest.raises(ValueError, match=r"rollout\.shards=2 .* leave it at 1"):
         evaluate(runs[0], shards=2, device="cuda")
+
+
+@pytest.mark.parametrize("words", [["--shards", "3"], ["rollout.shards=3"]], ids=str)
+def test_the_command_line_says_where_shards_are(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class AskedError(Exception):
+        pass
+
+    def evaluate_all(targets: list[str], asked: Asked, **given: Any) -> None:
+        raise AskedError(targets, asked.shards, asked.ray)
+
+    monkeypatch.setattr("turnwise.evaluation.evaluate.evaluate_all", evaluate_all)
+    monkeypatch.setattr("turnwise.evaluation.subjects.check_installed", lambda: None)
+    ran = CliRunner().invoke(cli.app, ["evaluate", "random", *words, "ray.address=auto"])
+    assert ran.exception is not None
+    assert ran.exception.args == (["random"], 3, RayConfig(address="auto"))
+
+
+def test_actors_that_cannot_play_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray that is missing, sampling on other devices than asked for, and ranks where nothing learns."""
+    monkeypatch.setattr("turnwise.shards.ray_actors.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"ray\.address needs Ray: pip install"):
+        Asked(ray=RayConfig())
+    monkeypatch.setattr("turnwise.evaluation.subjects.check_installed", lambda: None)
+    with pytest.raises(ValueError, match=r"shards would sample on CPUs: set ray\.gpus_per_shard=1"):
+        Asked(ray=RayConfig(), device="cuda")
+    with pytest.raises(ValueError, match=r"ray\.cpus_per_rank: an evaluation has no learner"):
+        Asked(ray=RayConfig(cpus_per_rank=2))
 
 
 def test_an_endpoint_is_not_asked_by_several_shards(model: Path) -> None:

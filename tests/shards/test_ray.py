@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +13,24 @@ import pytest
 
 import turnwise
 from tests.faults.worlds import Lottery
+from tests.shards.cluster import needs_ray, two_nodes
 from tests.shards.hosts import Here
 from tests.shards.plays import TREE, config, sharded
 from turnwise.assembly.shards import host_of
 from turnwise.config.sections import RayConfig
+from turnwise.evaluation.evaluate import evaluate
 from turnwise.shards.connection import ShardError
-from turnwise.shards.ray_actors import RayActors
+from turnwise.shards.ray_actors import Cluster, RayActors
 
 TWO = "rollout.shards=2"
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed")
+LOTTERY = "tests.faults.worlds:tests/Lottery-v0"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head and another node of one CPU each, so that each has one of two shards."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
-    try:
+    with two_nodes(1) as made:
         yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
 
 
 class LosesANode:
@@ -86,6 +80,20 @@ def test_actors_play_what_shards_here_play_and_a_node_may_go(model: Path, cluste
 
 @needs_ray
 @pytest.mark.slow
+def test_an_evaluation_by_actors_has_the_report_of_one_process(
+    model: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model is named by a path that means another place in the directory that actors work in."""
+    asked: dict[str, Any] = {"env": LOTTERY, "tasks": 4, "samples": 2, "agent": {"max_reply_tokens": 4}}
+    whole = evaluate(model, **asked)
+    monkeypatch.chdir(model.parent)
+    found = evaluate(model.name, **asked, shards=2, ray=RayConfig(address=cluster.address))
+    assert replace(found, name=whole.name) == whole
+    assert (whole.num_tasks, whole.errors) == (4, 0)
+
+
+@needs_ray
+@pytest.mark.slow
 def test_no_room_on_the_cluster_is_said(model: Path, cluster: Any) -> None:
     made = config(model, TWO, "rollout.shard_timeout_s=3", "rollout.shard_losses=1")
     host = host_of(RayConfig(address=cluster.address, cpus_per_shard=64))
@@ -111,3 +119,24 @@ def test_ray_that_is_not_installed_is_said_before_anything_is_made(
             progress=False,
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"), [("auto", "Start one with `ray start --head`"), ("local", "the machine is busy, try again")]
+)
+def test_a_cluster_that_is_not_there_is_said_whatever_ray_raises(
+    address: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that starts too slowly is an ``Exception`` and nothing else."""
+
+    class Ray:
+        def is_initialized(self) -> bool:
+            return False
+
+        def init(self, **given: Any) -> None:
+            raise Exception("The current node\n timed out")
+
+    monkeypatch.setitem(sys.modules, "ray", Ray())
+    monkeypatch.setattr("turnwise.shards.ray_actors.check_installed", lambda: None)
+    with pytest.raises(ValueError, match=rf"ray\.address={address}: .*\(The current node timed out\)\. .*{advice}"):
+        Cluster(address)

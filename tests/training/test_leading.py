@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,22 @@ import torch
 
 from tests.faults.runs import assert_same, config
 from turnwise.assembly import learners
+from turnwise.assembly.learners import ChildRank
+from turnwise.assembly.rank_actors import ActorRank
 from turnwise.config.files import load_config
 from turnwise.jobs import resume, train
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.leading import Leader, LostRankError, StartedRank, _packed, _unpacked, plain_groups
+from turnwise.training.leading import Leader, LostRankError, _packed, _unpacked, plain_groups
 from turnwise.training.observing import Callback
 
 TWO = ("learner.ranks=2", "optimizer.microbatch_tokens=24")
+CALLS = ("where", "follow")
 
 
 class Signals(Callback):
     """Sends a signal to the second rank once some updates are logged."""
 
-    def __init__(self, started: list[StartedRank], updates: int, number: signal.Signals) -> None:
+    def __init__(self, started: list[ChildRank], updates: int, number: signal.Signals) -> None:
         self.started, self.updates, self.number = started, updates, number
 
     def update(self, record: dict[str, Any]) -> None:
@@ -36,11 +40,11 @@ class Signals(Callback):
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[StartedRank]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[ChildRank]:
     """The processes that runs of this test start."""
-    found, start = list[StartedRank](), learners._start
+    found, start = list[ChildRank](), learners._start
 
-    def noted(*given: int) -> StartedRank:
+    def noted(*given: int) -> ChildRank:
         found.append(start(*given))
         return found[-1]
 
@@ -50,7 +54,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[StartedRank]:
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_numbers(
-    model: Path, tmp_path: Path, started: list[StartedRank]
+    model: Path, tmp_path: Path, started: list[ChildRank]
 ) -> None:
     train(config(model, *TWO), tmp_path / "whole")
     with pytest.raises(LostRankError, match=r"rank 1 was killed by SIGKILL.*turnwise train --resume .*broken"):
@@ -67,7 +71,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on_to_the_same_numbers(
 
 
 @pytest.mark.slow
-def test_a_rank_that_does_not_answer_ends_the_run(model: Path, tmp_path: Path, started: list[StartedRank]) -> None:
+def test_a_rank_that_does_not_answer_ends_the_run(model: Path, tmp_path: Path, started: list[ChildRank]) -> None:
     settings = (*TWO, "learner.timeout_s=3", "learner.parallel=fsdp2")
     with pytest.raises(LostRankError, match=r"did not answer within learner.timeout_s.*--resume"):
         train(config(model, *settings), tmp_path / "run", Signals(started, 1, signal.SIGSTOP))
@@ -199,6 +203,45 @@ def test_weights_that_differ_end_the_run() -> None:
     Leader().agree("own", "ever")
 
 
+class FakeRay:
+    """Ray's calls on references, which here are functions, or None for what is not over."""
+
+    class exceptions:  # noqa: N801
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            cause = ValueError("no such model")
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        done = [each for each in references if each is not None]
+        return done, [each for each in references if each is None]
+
+    def get(self, reference: Any) -> Any:
+        return reference()
+
+
+def raising(error: Exception) -> Callable[[], Any]:
+    def get() -> None:
+        raise error
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("end", "told"),
+    [
+        (None, None),
+        (lambda: None, "rank 3 ended"),
+        (raising(FakeRay.exceptions.RayTaskError()), "rank 3 ended: ValueError: no such model"),
+        (raising(FakeRay.exceptions.RayError("The actor\n died")), "rank 3 was lost: The actor died"),
+    ],
+)
+def test_what_became_of_an_actor_is_said(end: Callable[[], Any] | None, told: str | None) -> None:
+    actor = type("Actor", (), {name: type("Call", (), {"remote": lambda self, *given: end})() for name in CALLS})
+    assert ActorRank(FakeRay(), actor, 3, lambda: None, "ray.cpus_per_rank=1").fate() == told
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -207,6 +250,7 @@ def test_weights_that_differ_end_the_run() -> None:
         (["learner.ranks=2", "learner.parallel=fsdp2", "lora=null"], "set learner.parallel=ddp, or keep LoRA"),
         (["learner.ranks=2", "device=cuda:1"], "set device=cuda, of which each rank takes its own"),
         (["learner.ranks=0"], "learner.ranks"),
+        (["ray={cpus_per_rank: 2}"], "ray.cpus_per_rank: for several ranks, and learner.ranks is 1"),
     ],
 )
 def test_what_cannot_work_is_refused(settings: list[str], told: str) -> None:

@@ -272,6 +272,9 @@ def test_what_several_ranks_hold_is_planned() -> None:
     assert fsdp2["sampler's weights"] == 4 * (layers - shape.adapted)
     assert gpus["weights"] == fsdp2["weights"]
     assert not {"other ranks", "other ranks' updates"} & gpus.keys()
+    assert "other ranks" not in parts_of(plan(shape, replace(demand, ranks=3, ranks_elsewhere=True)))
+    ray = [demand_of(run_config(learner={"ranks": 2}, ray={"address": place}))[1] for place in ("local", "auto")]
+    assert [demand.ranks_elsewhere for demand in ray] == [False, True]
     with pytest.raises(ValueError, match=r"learner\.ranks"):
         fit(shape, replace(demand, ranks=50, num_rows=1), plan(shape, demand).total)
 

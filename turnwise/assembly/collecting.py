@@ -40,7 +40,7 @@ class Cast:
     examples: tuple[Example, ...]
 
     def agent(self, name: str, policy: Policy, backend: Backend = "own") -> ModelAgent:
-        """The agent of one side. ``backend`` samples; a shard has our own engine."""
+        """The agent of one side. ``backend`` samples."""
         return model_agent(
             policy,
             self.shown,

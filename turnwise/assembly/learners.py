@@ -1,11 +1,12 @@
-"""Learners, and the processes that learn together: started here on this machine, or by torchrun.
+"""Learners, and the processes that learn together: started here on this machine, by Ray, or by torchrun.
 
     torchrun --nproc-per-node 2 -m turnwise.cli train household learner.ranks=2
     turnwise train household learner.ranks=2                                        the same, on one machine
+    turnwise train household learner.ranks=2 ray.address=auto                       the same, on a Ray cluster
 
-The first rank is the run (``training/leading.py``). The others are this module as a program, or under torchrun the
-same command, which leaves the run to the first rank (``follow_if_told``). They read the model and the configuration
-from the run's folder, which several nodes must share.
+The first rank is the run (``training/leading.py``). The others are this module as a program, actors of a Ray cluster
+(``rank_actors.py``), or under torchrun the same command, which leaves the run to the first rank (``follow_if_told``).
+They read the model and the configuration from the run's folder, which several nodes must share.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -28,14 +30,15 @@ from torch.distributed.rendezvous import rendezvous
 
 from turnwise.algorithms.registry import build
 from turnwise.assembly.players import load_policies
-from turnwise.config.sections import LearnerConfig
+from turnwise.assembly.rank_actors import RankActors
+from turnwise.config.sections import LearnerConfig, RayConfig
 from turnwise.learning.learner import Learner
 from turnwise.learning.ranks import Ranks
 from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings
 from turnwise.models.policy import Policy
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.runs.directory import RunDirectory
-from turnwise.training.leading import MEETING, FollowingSide, Leader, StartedRank, follow, stage_of
+from turnwise.training.leading import MEETING, FollowingSide, Leader, follow, stage_of
 from turnwise.training.ranks import ProcessRanks
 
 _HOST, _WANTED = "127.0.0.1", "turnwise/wanted"
@@ -52,11 +55,14 @@ def learner_of(
     return Learner(recipe, policy, optimizer, info, ranks)
 
 
-def lead(settings: LearnerConfig, device: str, run: RunDirectory, sides: Sequence[str]) -> Leader:
+def lead(
+    settings: LearnerConfig, device: str, run: RunDirectory, sides: Sequence[str], ray: RayConfig | None = None
+) -> Leader:
     """The other ranks of a run's learner, with policies for ``sides``; close it. Without others: one that leads nobody.
 
-    Raises ValueError where torchrun started another number of processes, or there are not enough devices, and
-    LostRankError where one does not start.
+    With ``ray`` they are actors of that cluster, unless torchrun has started them. Raises ValueError where torchrun
+    started another number of processes, there are not enough devices or no cluster is there, and LostRankError where
+    one does not start.
     """
     torchrun = launched()
     if torchrun is not None and torchrun[1] != settings.ranks:
@@ -70,13 +76,19 @@ def lead(settings: LearnerConfig, device: str, run: RunDirectory, sides: Sequenc
         "lockstep": settings.parallel == "fsdp2",
         "timeout_s": settings.timeout_s,
     }
+    others = range(1, settings.ranks)
     if torchrun is not None:
         leader = Leader(store=_their_store(), run=run)
+    elif ray is not None:
+        actors, store = RankActors(ray, device), _own_store(settings.ranks)
+        at = actors.host, store.port, settings.ranks
+        leader = Leader(store=store, run=run, after=actors.close)
+        leader.started = [actors.start(rank, partial(_follow_in_actor, *at, rank)) for rank in others]
     else:
         _check_devices(device, settings.ranks)
         store = _own_store(settings.ranks)
-        started = [_start(rank, settings.ranks, store.port) for rank in range(1, settings.ranks)]
-        leader = Leader(store=store, started=started, run=run)
+        leader = Leader(store=store, run=run)
+        leader.started = [_start(rank, settings.ranks, store.port) for rank in others]
     with _closed_on_error(leader):
         with leader.watched():
             leader.store.set(_WANTED, json.dumps(wanted))
@@ -119,9 +131,9 @@ def _their_store() -> Any:
     return store
 
 
-def _own_store(world: int, port: int | None = None) -> Any:
-    """Where the ranks of this machine find each other: a new one of the first rank, or at its port."""
-    return TCPStore(_HOST, port or 0, world, is_master=port is None, timeout=MEETING, wait_for_workers=False)
+def _own_store(world: int, port: int | None = None, host: str = _HOST) -> Any:
+    """Where ranks that the first one starts find each other: a new one of the first rank, or at its host and port."""
+    return TCPStore(host, port or 0, world, is_master=port is None, timeout=MEETING, wait_for_workers=False)
 
 
 def _check_devices(device: str, ranks: int) -> None:
@@ -131,7 +143,33 @@ def _check_devices(device: str, ranks: int) -> None:
         )
 
 
-def _start(rank: int, world: int, port: int) -> StartedRank:
+@dataclass(slots=True)
+class ChildRank:
+    """A rank that is a child process, and the file with what it wrote to stderr."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+    patience_s: float = 10.0
+
+    def fate(self) -> str | None:
+        code = self.process.poll()
+        if code is None:
+            return None
+        self.errors.seek(0)
+        lines = self.errors.read().decode(errors="replace").strip().splitlines()
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return f"rank {self.rank} {how}" + (f": {lines[-1]}" if lines and code > 0 else "")
+
+    def end(self, seconds: float) -> None:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+
+def _start(rank: int, world: int, port: int) -> ChildRank:
     """Start this module as a program, which imports what this process would."""
     errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the rank)
     process = subprocess.Popen(
@@ -142,17 +180,23 @@ def _start(rank: int, world: int, port: int) -> StartedRank:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         start_new_session=True,  # Ctrl-C is for the first rank
     )
-    return StartedRank(rank, process, errors)
+    return ChildRank(rank, process, errors)
 
 
-def _follow(store: Any, rank: int, world: int, *, local: int) -> None:
+def _follow_in_actor(host: str, port: int, world: int, rank: int) -> None:
+    """Work as a rank in this actor's process, to which Ray shows one GPU."""
+    _follow(_own_store(world, port, host), rank, world, local=0, deaf=False)
+
+
+def _follow(store: Any, rank: int, world: int, *, local: int, deaf: bool = True) -> None:
+    """Work for the first rank to the end of its run, on GPU ``local``. ``deaf``: signals are for the first rank."""
     store.wait([_WANTED], timedelta(days=20))  # the first rank may have a model to clone before
     wanted = json.loads(store.get(_WANTED))
     kind = wanted["device"]
     if kind != "cpu":
         torch.cuda.set_device(local)
     store.set(stage_of("started", rank), "")
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first rank ends the update, saves, and then ends the others
+    for number in (signal.SIGINT, signal.SIGTERM) if deaf else ():  # it ends the update, saves, then ends the others
         signal.signal(number, signal.SIG_IGN)
     ranks = ProcessRanks(store, rank, world, **wanted)
     place = "cpu" if kind == "cpu" or ranks.lockstep else f"{kind}:{local}"  # what is divided moves layer by layer

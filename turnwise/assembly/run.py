@@ -284,7 +284,7 @@ class Assembly:
         config = self.config
         panels, grader = self.panels, self.grader(run)  # first: what is refused is refused before a model is loaded
         self._keep_examples(run)
-        self.leader = lead(config.learner, config.device, run, self.side_names)
+        self.leader = lead(config.learner, config.device, run, self.side_names, config.ray)
         policies = policies or load_policies(run, self.side_names)
         sides = [self.side(name, policy) for name, policy in policies.items()]
         planner = sides[0].learner.recipe.planner or GroupPlanner(config.rollout.group_size)
@@ -406,8 +406,8 @@ def sampling_of(config: RunConfig) -> tuple[Backend, str]:
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     """What decides a run's memory: the model's shape, which is read without its weights, and how much is held at once.
 
-    Of shards it counts those in the main memory of this machine. Raises ValueError where the model's configuration
-    cannot be found.
+    Of shards and ranks it counts those in the main memory of this machine. Raises ValueError where the model's
+    configuration cannot be found.
     """
     shape = shape_of(config.model, config.lora, config.device)
     rollout, measuring, agent = config.rollout, config.eval, config.agent
@@ -428,6 +428,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
         ranks=config.learner.ranks,
         divided=config.learner.parallel == "fsdp2",
+        ranks_elsewhere=config.ray is not None and config.ray.address != "local",
         vllm=rollout.vllm if backend_of(config)[0] == "vllm" else None,
     )
     return shape, demand

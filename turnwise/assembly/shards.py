@@ -55,7 +55,10 @@ class Blueprint:
                 seed=config.seed,
                 device=config.device,
             )
-            players = {name: Player(policy, cast.agent(name, policy)) for name, policy in policies.items()}
+            for policy in policies.values():
+                policy.temperature = config.rollout.temperature
+            backend = config.rollout.backend or "own"
+            players = {name: Player(policy, cast.agent(name, policy, backend)) for name, policy in policies.items()}
             collectors = cast.collectors({name: player.agent for name, player in players.items()})
         return Shard(self.number, collectors, players, _described(policies))
 

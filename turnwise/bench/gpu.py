@@ -7,7 +7,7 @@ Random weights change no speed but the length of replies. ``TINY`` takes every p
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from turnwise.agents.prompts import AgentConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.assembly.players import model_agent
 from turnwise.assembly.run import demand_of
+from turnwise.bench.against_vllm import bench_vllm
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.own import own_bench
 from turnwise.bench.random_model import SMALL, random_model, write_random_model
@@ -28,12 +30,15 @@ from turnwise.bench.rollout import Played, Script, floor_s, race, scripts
 from turnwise.config.files import target_config
 from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Agreement, Metrics
+from turnwise.learning.ranks import Ranks
 from turnwise.learning.settings import OptimizerConfig, RunInfo
-from turnwise.models.policy import Policy
+from turnwise.models.policy import Policy, weights_hash
 from turnwise.models.settings import LoRAConfig
+from turnwise.models.vllm.install import fits, installed
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.training.noise import limits_of
 from turnwise.training.plan import plan
+from turnwise.training.ranks import ProcessRanks
 from turnwise.trajectory import Group, Task, Trajectory, Turn
 
 
@@ -100,7 +105,7 @@ class Findings:
 
 
 def gpu_check(device: str, size: Size = FULL) -> Findings:
-    """Decode against ``generate()`` and the floor, update against the floor, agreement of both sides, a short run."""
+    """Decode against ``generate()`` and the floor, updates against the floor, agreement, ranks, short runs, vLLM."""
     found = Findings()
     model, tokenizer = _model(size, device)
     machine = Machine.measure(model)
@@ -117,12 +122,15 @@ def gpu_check(device: str, size: Size = FULL) -> Findings:
             _update(found, name, Policy(model, tokenizer, lora=lora), episodes, played, machine)
         del model  # it has been trained, and the next memory is its own
         model = _model(size, device)[0]
-    del model, played
+    del model
+    with _peak(found, "update by a group of one rank", device):
+        _ranks(found, size, device, episodes, played)
+    del played
     with tempfile.TemporaryDirectory() as made:
         folder = write_random_model(size.model, Path(made), _WORDS, size=size.shape, dtype="bfloat16")
         for name, lora in TRAINED.items():
-            with _peak(found, f"run, {name}", device):
-                _run(found, name, folder, device, [*size.settings, *([] if lora else ["lora=null"])])
+            _run(found, name, folder, device, [*size.settings, *([] if lora else ["lora=null"])])
+        _vllm(found, folder, size)
     return found
 
 
@@ -145,7 +153,15 @@ def _peak(found: Findings, stage: str, device: str) -> Iterator[None]:
         return
     torch.cuda.reset_peak_memory_stats(device)
     yield
-    found.add(f"peak memory, {stage}", f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
+    found.add(f"peak memory, {stage}", f"{_gib(torch.cuda.max_memory_allocated(device))} GiB")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def _beside_floor(rate: float, floor: float) -> str:
+    return f"floor {floor:,.0f}, {100 * rate / floor:.0f} % of it"
 
 
 def _decode(
@@ -153,7 +169,8 @@ def _decode(
 ) -> Played:
     ours, theirs, played = race(model, episodes, at_once, pad)
     floor, tokens = floor_s(Load.of(model), machine, played.counts, played.contexts()), played.counts.sampled_tokens
-    found.add("sampled tokens/s, prompts fed on the way", f"{tokens / ours:,.0f}", f"floor {tokens / floor:,.0f}")
+    rate = tokens / ours
+    found.add("sampled tokens/s, prompts fed on the way", f"{rate:,.0f}", _beside_floor(rate, tokens / floor))
     found.add("the same with generate()", f"{tokens / theirs:,.0f}", f"ours {theirs / ours:.2f}x")
     return played
 
@@ -163,22 +180,15 @@ def _update(
 ) -> None:
     """Two updates of GRPO on what was played (the first warms up), and how far the learner's log-probs are off."""
     limits = limits_of(policy, model_agent(policy, AgentConfig(), num_slots=8))
-    info = RunInfo(2, len(episodes), 0)
-    learner = Learner(build(GRPOConfig(kl_coef=0.0), info), policy, OptimizerConfig(lr=1e-6), info)
-    learner.clock.now = Stopwatch(policy.device)
-    trajectories = tuple(as_played(i, script, played) for i, script in enumerate(episodes))
     agreements: list[Agreement] = []
-    for update in range(2):
-        buffer = TrajectoryBuffer()
-        buffer.add([Group(trajectories[0].task, trajectories)], update)
-        learner.clock.take()
-        learned: Metrics = learner.update(buffer, update, verify=agreements.append)
+    learner, learned = _learned(policy, episodes, played, verify=agreements.append)
     work = learner.clock.take()
     seconds, tokens = work.seconds["train"], work.tokens["train"]
     load = Load.of(policy.sampler, sum(p.numel() for p in policy.parameters()) if policy.lora else 0)
     mean = float(np.average([len(s) / 2 for s in played.streams], weights=[len(s) for s in played.streams]))
     floor = load.train_s(machine, tokens, learned.num_action_tokens, mean)
-    found.add(f"update of {name}, tokens/s", f"{tokens / seconds:,.0f}", f"floor {tokens / floor:,.0f}")
+    rate = tokens / seconds
+    found.add(f"update of {name}, tokens/s", f"{rate:,.0f}", _beside_floor(rate, tokens / floor))
     seen = agreements[0]
     found.add(
         f"sampler against learner of {name}, nats",
@@ -187,6 +197,67 @@ def _update(
     )
     if not limits.allow(seen):
         found.faults.append(f"sampler and learner of {name} disagree by more than a run allows")
+
+
+def _learned(
+    policy: Policy,
+    episodes: Sequence[Script],
+    played: Played,
+    ranks: Ranks | None = None,
+    verify: Callable[[Agreement], None] | None = None,
+) -> tuple[Learner, Metrics]:
+    """Two updates of GRPO on what was played, and the numbers of the second. Its clock has the second one alone."""
+    info = RunInfo(2, len(episodes), 0)
+    learner = Learner(build(GRPOConfig(kl_coef=0.0), info), policy, OptimizerConfig(lr=1e-6), info, ranks)
+    learner.clock.now = Stopwatch(policy.device)
+    trajectories = tuple(as_played(i, script, played) for i, script in enumerate(episodes))
+    for update in range(2):
+        buffer = TrajectoryBuffer()
+        buffer.add([Group(trajectories[0].task, trajectories)], update)
+        learner.clock.take()
+        learned: Metrics = learner.update(buffer, update, verify=verify)
+    return learner, learned
+
+
+def _ranks(found: Findings, size: Size, device: str, episodes: Sequence[Script], played: Played) -> None:
+    """The same updates by one process, and by a group of one rank whose frozen weights are divided (FSDP2).
+
+    A GPU adds gradients up in any order. So losses may differ by rounding there, and weights by what Adam makes of it.
+    """
+    kind = torch.device(device).type
+    ends = []
+    for grouped in (False, True):
+        model, tokenizer = _model(size, device)
+        policy = Policy(model, tokenizer, lora=LoRAConfig())
+        ranks = ProcessRanks(_store(), 0, 1, device=kind, lockstep=True, timeout_s=120) if grouped else None
+        try:
+            if ranks is not None:
+                policy.divide(ranks.mesh)
+            _, learned = _learned(policy, episodes, played, ranks)
+        finally:
+            if ranks is not None:
+                ranks.close()
+        ends.append((learned.loss, weights_hash(policy.trainable_state())))
+        del model, policy
+    (loss, weights), (other, theirs) = ends
+    same = "equal, to the bit" if weights == theirs else f"losses {loss:.6g} and {other:.6g}"
+    found.add("update by a group of one rank, fsdp2", same, "one process")
+    if abs(loss - other) > 1e-3 * max(abs(loss), 1e-3):
+        found.faults.append(f"a group of one rank has another loss than one process: {other:.6g} and {loss:.6g}")
+
+
+def _store() -> Any:
+    return TCPStore("127.0.0.1", 0, 1, is_master=True, wait_for_workers=False)
+
+
+def _vllm(found: Findings, model: Path, size: Size) -> None:
+    """The engine against vLLM in this process, where it is installed."""
+    if not fits(installed() or ""):
+        found.add("vllm", "not installed" if installed() is None else f"{installed()} does not fit")
+        return
+    bench = bench_vllm(str(model), dtype="bfloat16", num_episodes=size.at_once, at_once=size.at_once)
+    found.add("the same with vLLM, s", f"{bench.vllm_s:.2f}", f"ours {bench.ours_s:.2f}")
+    found.add("replies of vLLM that are ours", f"{100 * bench.same_replies:.0f} %", "bfloat16 rounds otherwise")
 
 
 def as_played(sample: int, script: Script, played: Played) -> Trajectory:
@@ -219,9 +290,16 @@ def as_played(sample: int, script: Script, played: Played) -> Trajectory:
 def _run(found: Findings, name: str, model: Path, device: str, settings: Sequence[str]) -> None:
     """Two updates in a world, as the papers train: every part of training, with its checks, on this device."""
     asked = [*PAPERS, f"device={device}", *settings]
-    planned = plan(*demand_of(target_config(str(model), asked, env=WORLD)))
-    found.add(f"memory planned for the run of {name}", f"{planned.total / 2**30:.2f} GiB")
+    planned = plan(*demand_of(target_config(str(model), asked, env=WORLD))).total
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
     bench = own_bench(str(model), asked, env=WORLD, num_generate=0)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
+    held = "not measured on a CPU" if peak is None else f"{_gib(peak)} GiB"
+    found.add(f"peak memory of the run of {name}", held, f"planned {_gib(planned)} GiB")
+    if peak is not None and peak > planned:
+        found.faults.append(f"the run of {name} took more memory than `turnwise plan` says")
     for stage in bench.stages:
         unit = "steps" if stage.name == "environment" else "tokens"
         rate = f", {stage.rate:,.0f} {unit}/s" if stage.rate else ""

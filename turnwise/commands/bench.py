@@ -5,7 +5,7 @@ The tables show a floor as well, the rate that the machine could reach. Heavy im
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -40,6 +40,7 @@ def rollout(
     against: Annotated[
         str, typer.Option(help="generate: re-prefilling with transformers' generate(); vllm: vLLM in this process.")
     ] = "generate",
+    episodes: Annotated[int, typer.Option(min=1, help="Against vLLM: how many, all of them at once.")] = 16,
     short: Annotated[bool, typer.Option(help="Without a target: also measure 6-12 turns (without a bar).")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +54,7 @@ def rollout(
     from turnwise.bench.rollout import bench_rollout as run_bench
 
     if against == "vllm":
-        _against_vllm(list(target or []), as_json)
+        _against_vllm(list(target or []), episodes, as_json)
         return
     if against != "generate":
         raise ValueError(f"--against {against!r}: expected generate or vllm")
@@ -68,7 +69,7 @@ def rollout(
     print_numbers(console, numbers, as_json)
 
 
-def _against_vllm(words: list[str], as_json: bool) -> None:
+def _against_vllm(words: list[str], episodes: int, as_json: bool) -> None:
     from dataclasses import asdict
 
     from turnwise.bench.against_vllm import bench_vllm
@@ -79,7 +80,13 @@ def _against_vllm(words: list[str], as_json: bool) -> None:
     config = load_config("household", [*place, "lora=null", "rollout.backend=vllm", *words])
     quiet()
     dtype: DType = getattr(config.model, "dtype", "float32")
-    found = bench_vllm(model, dtype=dtype, lora=config.lora, settings=config.rollout.vllm)
+    given: dict[str, Any] = {
+        "lora": config.lora,
+        "settings": config.rollout.vllm,
+        "num_episodes": episodes,
+        "at_once": episodes,
+    }
+    found = bench_vllm(model, dtype=dtype, **given)
     print_numbers(console, {**asdict(found), "ratio": found.ratio}, as_json)
 
 

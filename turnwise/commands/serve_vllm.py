@@ -16,6 +16,7 @@ def serve_vllm(
     max_length: Annotated[int, typer.Option(min=1, help="Tokens of a context: agent.max_context_tokens.")] = 2048,
     rank: Annotated[int, typer.Option(min=1, max=512, help="The highest rank of the adapters: lora.rank.")] = 16,
     num_slots: Annotated[int, typer.Option(min=1, help="Replies at once: rollout.num_slots.")] = 64,
+    shards: Annotated[int, typer.Option(min=1, help="rollout.shards: each has an adapter of its own.")] = 1,
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32 or bfloat16: model.dtype.")] = "auto",
     cache_gib: Annotated[float, typer.Option(min=0.01, help="GiB of keys and values.")] = 1.0,
     compiled: Annotated[bool, typer.Option(help="Compile the model: on a GPU, CUDA graphs.")] = False,
@@ -32,6 +33,7 @@ def serve_vllm(
         max_length=max_length,
         rank=rank,
         num_slots=num_slots,
+        shards=shards,
         dtype=dtype,
         cache_gib=cache_gib,
         compiled=compiled,
@@ -48,6 +50,7 @@ def server_command(
     num_slots: int,
     dtype: str,
     cache_gib: float,
+    shards: int = 1,
     compiled: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
     """The command and the environment of the server. Raises ValueError where no vLLM that fits is installed."""
@@ -65,7 +68,7 @@ def server_command(
         "block-size": 32,
         "kv-cache-memory-bytes": int(cache_gib * (1 << 30)),
         "max-lora-rank": room_for_rank(rank),
-        "max-loras": 2,
+        "max-loras": shards + 1,  # theirs and the main process's; alone its old one and its new one
         "logprobs-mode": "processed_logits",
         "logits-processors": "turnwise.models.vllm.processor:Draws",
         "generation-config": "vllm",

@@ -67,23 +67,22 @@ def check_shards(rollout: RolloutConfig, ray: RayConfig | None, device: str) -> 
                 raise UnusedSettingError(
                     f"rollout.{name}", f"rollout.{name} is for rollout.shards of 2 or more, or ray"
                 )
-    if ray is None:
-        check_processes(rollout.shards, device)
+    check_places(rollout.shards, ray, device)
     if rollout.env_order == "free" and (rollout.shards > 1 or ray is not None):
         raise ValueError(
             "rollout.env_order=free never repeats, and a shard that is lost has its episodes played again by another: "
             "leave rollout.env_order at fixed, or rollout.shards at 1 and ray out"
         )
+
+
+def check_places(shards: int, ray: RayConfig | None, device: str) -> None:
+    """Shards in processes share a CPU, and those of a Ray cluster sample on what the run's device is."""
     if ray is not None and device != "cpu" and not ray.gpus_per_shard:
         raise ValueError(f"device={device}, and shards would sample on CPUs: set ray.gpus_per_shard=1 (a share, as .5)")
-
-
-def check_processes(shards: int, device: str) -> None:
-    """Shards in processes share a CPU."""
-    if shards > 1 and device != "cpu":
+    if ray is None and shards > 1 and device != "cpu":
         raise ValueError(
             f"rollout.shards={shards} without ray are processes that share a CPU; on device={device} leave it at 1, or "
-            "train with shards that Ray places: ray.address=local and ray.gpus_per_shard=1"
+            "have Ray place shards: ray.address=local and ray.gpus_per_shard=1"
         )
 
 
@@ -104,10 +103,15 @@ def check_backend(
             "rollout.packed_weights",
             "rollout.packed_weights is for our own engine, and rollout.backend=vllm samples: leave it out",
         )
-    elif rollout.shards > 1 or ray is not None:
+    elif (rollout.shards > 1 or ray is not None) and not served:
         raise ValueError(
-            "rollout.backend=vllm samples in one process, and shards sample with our own engine: leave rollout.shards "
-            "and ray out, or set rollout.backend=own"
+            "rollout.backend=vllm samples in one process, and each shard would start a vLLM of its own: give a server, "
+            "which all of them ask (rollout.vllm.url), leave rollout.shards and ray out, or set rollout.backend=own"
+        )
+    elif ray is not None and ray.address != "local":
+        raise ValueError(
+            f"ray.address={ray.address}: a vLLM server reads adapters from folders of its own machine, and shards of a "
+            "cluster may be on others: set ray.address=local, or leave ray out"
         )
     elif learner.ranks > 1 and not served:
         raise ValueError(
@@ -135,7 +139,7 @@ def check_packed_weights(packed: PackedWeights, device: str) -> None:
         )
 
 
-def check_ranks(learner: LearnerConfig, lora: LoRAConfig | None, device: str) -> None:
+def check_ranks(learner: LearnerConfig, lora: LoRAConfig | None, device: str, ray: RayConfig | None) -> None:
     """Frozen weights are divided among several ranks, each of which has a device of its own."""
     if learner.ranks == 1 and learner != LearnerConfig():
         unused = [
@@ -143,6 +147,8 @@ def check_ranks(learner: LearnerConfig, lora: LoRAConfig | None, device: str) ->
         ]
         names = tuple(f"learner.{name}" for name in unused)
         raise UnusedSettingError(names, f"{', '.join(names)}: for several ranks, and learner.ranks is 1")
+    if learner.ranks == 1 and ray is not None and ray.cpus_per_rank != RayConfig().cpus_per_rank:
+        raise UnusedSettingError("ray.cpus_per_rank", "ray.cpus_per_rank: for several ranks, and learner.ranks is 1")
     if learner.parallel == "fsdp2" and lora is None:
         raise ValueError(
             "learner.parallel=fsdp2 divides frozen weights, and lora=null trains all of them: set "

@@ -134,7 +134,7 @@ class RunConfig(Section):
         checks.check_shards(self.rollout, self.ray, self.device)
         checks.check_backend(self.rollout, self.ray, self.agent, self.lora, self.learner)
         checks.check_packed_weights(self.rollout.packed_weights, self.device)
-        checks.check_ranks(self.learner, self.lora, self.device)
+        checks.check_ranks(self.learner, self.lora, self.device, self.ray)
         checks.check_splits(self.env, self.eval)
         checks.check_algorithm(self.algorithm, self.run_info)
         checks.check_context(self.agent)

@@ -67,13 +67,16 @@ class RolloutConfig(Section):
 
 
 class RayConfig(Section):
-    """Shards on a Ray cluster in the place of processes of this machine."""
+    """Shards and ranks on a Ray cluster in the place of processes of this machine."""
 
     address: str = Field(
         "local", description="local: a cluster of this machine; auto: the one it belongs to; else the head's address"
     )
     cpus_per_shard: float = Field(1.0, ge=0, description="CPUs of a node that a shard takes")
     gpus_per_shard: float = Field(0.0, ge=0, description="GPUs of a node that a shard takes; 0: it samples on CPUs")
+    cpus_per_rank: float = Field(
+        1.0, ge=0, description="CPUs of a node that a rank of the learner takes, beside the first; on GPUs one GPU too"
+    )
 
 
 class LearnerConfig(Section):
@@ -82,8 +85,8 @@ class LearnerConfig(Section):
     ranks: int = Field(
         1,
         ge=1,
-        description="processes that share the work of an update, on this machine or as torchrun starts them; on GPUs "
-        "each has one of its own. Numbers change by rounding",
+        description="processes that share the work of an update: on this machine, on a Ray cluster (ray.address), or "
+        "as torchrun starts them; on GPUs each has one of its own. Numbers change by rounding",
     )
     parallel: Literal["ddp", "fsdp2"] = Field(
         "ddp",
@@ -147,10 +150,14 @@ class _EvalOverrides(Section):
 
 
 class EvaluationOverrides(Section):
-    """What ``turnwise evaluate`` may change: settings of agent, world and graders, the speed, how many may fail."""
+    """What ``turnwise evaluate`` may change: settings of agent, world and graders, the speed, how many may fail.
+
+    With ``ray`` shards are actors of a cluster.
+    """
 
     agent: dict[str, Any] = Field(default_factory=dict)
     rewards: dict[str, Any] = Field(default_factory=dict)
     env: _WorldOverrides = _WorldOverrides()
     rollout: _RolloutOverrides = _RolloutOverrides()
+    ray: RayConfig | None = None
     eval: _EvalOverrides = _EvalOverrides()

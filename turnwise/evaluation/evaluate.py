@@ -17,6 +17,7 @@ from turnwise.agents.textplay import Played
 from turnwise.agents.untrained import advice
 from turnwise.assembly.players import WhichCheckpoint
 from turnwise.assembly.shards import check_endpoints
+from turnwise.config.sections import RayConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, closed_after, told_of
 from turnwise.evaluation.file import Evaluation, EvaluationFile, Measured, Part, about
@@ -48,6 +49,7 @@ def evaluate(
     success_threshold: float | None = None,
     num_slots: int = 64,
     shards: int = 1,
+    ray: RayConfig | None = None,
     env_threads: int = 0,
     device: str = "cpu",
     seed: int | None = None,
@@ -65,9 +67,9 @@ def evaluate(
     its agent settings. ``agent`` changes some of these settings. ``temperature`` 0 is greedy. ``rewards`` are functions
     and a judge that grade the episodes, over those of the run (``turnwise.grading.settings.GradingConfig``).
 
-    ``opponent`` plays the other seats of a game; it is a name of the same kinds, or ``self``. ``shards`` and
-    ``env_threads`` are rollout.shards and rollout.env_threads of training: they change the speed, and numbers by
-    rounding alone. With ``out`` an interrupted evaluation continues where it stopped.
+    ``opponent`` plays the other seats of a game; it is a name of the same kinds, or ``self``. ``shards``,
+    ``ray`` and ``env_threads`` are rollout.shards, ray and rollout.env_threads of training: they change the speed, and
+    numbers by rounding alone. With ``out`` an interrupted evaluation continues where it stopped.
 
     Raises ValueError for a target, environment or split that does not exist. Also raises it where more than
     ``max_error_share`` of the episodes (default: the run's eval.max_error_share) fail in their environment, since the
@@ -88,6 +90,7 @@ def evaluate(
         success_threshold=success_threshold,
         num_slots=num_slots,
         shards=shards,
+        ray=ray,
         env_threads=env_threads,
         device=device,
         seed=seed,
@@ -237,11 +240,13 @@ class _Evaluator:
                 part.add_seat(trajectory)
             self.on_episode(trajectory)
 
-        num = self.asked.shards
+        num, ray = self.asked.shards, self.asked.ray
         with (
             self._grading(subject) as grader,
             closing(
-                seated.collector(seating, grader) if num == 1 else seated.sharded(seating, num, grader)
+                seated.collector(seating, grader)
+                if num == 1 and ray is None
+                else seated.sharded(seating, num, ray, grader)
             ) as collector,
         ):
             report, _ = evaluate_policy(

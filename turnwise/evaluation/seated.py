@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from turnwise.agents.playing import Grader, Playing
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import WhichCheckpoint, opponents, players
-from turnwise.config.sections import RolloutConfig
+from turnwise.assembly.shards import host_of
+from turnwise.config.sections import RayConfig, RolloutConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import TextEnv, closed_after
@@ -76,17 +78,20 @@ class Seated:
             grader=grader,
         )
 
-    def sharded(self, seating: Seating, num_shards: int, grader: Grader | None = None) -> Playing:
-        """Who plays in ``num_shards`` processes, where ``seating`` is who would play in this one; close it.
+    def sharded(
+        self, seating: Seating, num_shards: int, ray: RayConfig | None = None, grader: Grader | None = None
+    ) -> Playing:
+        """Who plays in ``num_shards`` processes or actors, where ``seating`` is who would play in this one; close it.
 
         There are fewer where each could not hold an episode.
         """
         num_shards = max(1, min(num_shards, self.num_slots // self.num_players))
         shares = [len(range(number, self.num_slots, num_shards)) for number in range(num_shards)]
-        drawn = [_SeatedShard(number, replace(self, num_slots=share)) for number, share in enumerate(shares)]
+        there = self if ray is None else self._elsewhere(ray)
+        drawn = [_SeatedShard(number, replace(there, num_slots=share)) for number, share in enumerate(shares)]
         usual = RolloutConfig()
         shards = Shards(
-            Children(__name__),
+            Children(__name__) if ray is None else host_of(ray),
             [(made, made.apart()) for made in drawn],
             _described(seating),
             {},
@@ -94,6 +99,16 @@ class Seated:
             self.num_slots,
         )
         return ShardedCollector(shards, USE, grader)
+
+    def _elsewhere(self, ray: RayConfig) -> Seated:
+        """The same where the working directory is another one, and the device is the cluster's."""
+        return replace(
+            self,
+            target=_absolute(self.target),
+            opponent=None if self.opponent is None else _absolute(self.opponent),
+            usual_opponent=_absolute(self.usual_opponent),
+            device="cuda" if ray.gpus_per_shard else "cpu",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +127,11 @@ class _SeatedShard:
     def apart(self) -> _SeatedShard:
         """The same with every world in a process of its own."""
         return replace(self, seated=replace(self.seated, env=self.seated.env.model_copy(update={"process": True})))
+
+
+def _absolute(name: str) -> str:
+    """The whole path of a folder; a name of another kind as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _described(seating: Seating) -> Described:

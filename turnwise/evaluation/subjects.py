@@ -12,12 +12,13 @@ from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import WhichCheckpoint, open_run
 from turnwise.cloning.settings import EXPERT
-from turnwise.config.checks import check_processes
+from turnwise.config.checks import check_places
 from turnwise.config.files import changed_grading, parse_section
-from turnwise.config.sections import EvalConfig, EvaluationOverrides, GameConfig
+from turnwise.config.sections import EvalConfig, EvaluationOverrides, GameConfig, RayConfig
 from turnwise.envs.interface import Panel
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import closed_after, panel
+from turnwise.errors import UnusedSettingError
 from turnwise.evaluation.contenders import settings_of, start_of
 from turnwise.grading.settings import GradingConfig
 from turnwise.jsonfile import read_object
@@ -25,6 +26,7 @@ from turnwise.models.drawing import DRAW
 from turnwise.models.engine import Sampling
 from turnwise.models.settings import ORIGIN_FILE
 from turnwise.runs.directory import RunDirectory
+from turnwise.shards.ray_actors import check_installed
 from turnwise.trajectory import Task
 
 
@@ -54,6 +56,7 @@ class Asked:
     env_where: Mapping[str, Any] = field(default_factory=dict)  # EnvConfig's process and time limits
     num_slots: int = 64
     shards: int = 1
+    ray: RayConfig | None = None  # where shards are, if not in processes of this machine
     env_threads: int = 0
     device: str = "cpu"
     seed: int | None = None
@@ -62,7 +65,11 @@ class Asked:
     max_error_share: float | None = None
 
     def __post_init__(self) -> None:
-        check_processes(self.shards, self.device)
+        check_places(self.shards, self.ray, self.device)
+        if self.ray is not None:
+            check_installed()
+            if self.ray.cpus_per_rank != RayConfig().cpus_per_rank:
+                raise UnusedSettingError("ray.cpus_per_rank", "ray.cpus_per_rank: an evaluation has no learner")
 
     def decodings(self) -> dict[str, tuple[Sampling, int]]:
         """Each decoding with its number of samples. Raises ValueError where all samples would be the same episode."""
@@ -81,6 +88,7 @@ class Asked:
             "env_where",
             "num_slots",
             "shards",
+            "ray",
             "env_threads",
             "device",
             "endpoint",

@@ -1,4 +1,4 @@
-"""Shards in actors of a Ray cluster (the extra ``ray``): on this machine, or on many.
+"""A Ray cluster (the extra ``ray``), of this machine or of many, and shards in its actors.
 
 Ray starts the actors and carries the messages. It restarts and retries nothing by itself: whether a call was carried
 out before its node died cannot be known, and a new actor that is told everything again needs no answer to that.
@@ -22,47 +22,64 @@ def check_installed() -> None:
         raise ValueError('ray.address needs Ray: pip install "turnwise-rl[ray]", or leave the section ray out')
 
 
-class RayActors:
-    """Places shards in actors that ask for so many CPUs and GPUs each, spread over the cluster's nodes.
+class Cluster:
+    """This process's connection to a cluster, as ``ray``; close it.
 
     ``address`` is ``local`` (a cluster of this machine, which ends with this object), ``auto`` (the one that this
     machine belongs to) or that of a head node. A process that is connected already keeps its connection. Raises
     ValueError where Ray is not installed, or no cluster is there.
     """
 
-    def __init__(self, address: str, cpus: float, gpus: float) -> None:
+    def __init__(self, address: str) -> None:
         check_installed()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here: its own is 15
         import ray
 
-        self._ray, self._ours = ray, not ray.is_initialized()
+        self.ray, self._ours = ray, not ray.is_initialized()
         if self._ours:
             local = {"include_dashboard": False} if address == "local" else {}
             try:
                 ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except Exception as error:  # Ray's own is no kind of error where a node starts too slowly
+                advice = "Start one with `ray start --head`, or take ray.address=local"
+                if address == "local":
+                    advice = "Where the machine is busy, try again"
                 raise ValueError(
-                    f"ray.address={address}: no cluster can be reached there ({error}). Start one with `ray start "
-                    "--head`, or take ray.address=local"
+                    f"ray.address={address}: no cluster can be reached there ({in_words(error)}). {advice}"
                 ) from None
-        self._actor = ray.remote(_Actor).options(
+
+    def spread(self, kind: type, cpus: float, gpus: float) -> Any:
+        """``kind`` as a class of actors that ask for so many CPUs and GPUs each, spread over the cluster's nodes."""
+        return self.ray.remote(kind).options(
             num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD"
         )
-
-    def place(self, number: int, seconds: float) -> Place:
-        """A new actor. It may still wait for a node with room: then its first answer comes late."""
-        return _ActorPlace(self._ray, self._actor.remote())
-
-    def shared(self, tensors: bytes) -> Any:
-        """A reference to the bytes, which every node fetches once."""
-        return self._ray.put(tensors)
 
     def close(self) -> None:
         """Leave the cluster where this object joined it."""
         if self._ours:
-            self._ray.shutdown()
+            self.ray.shutdown()
             self._ours = False
+
+
+class RayActors:
+    """Places shards in actors that ask for so many CPUs and GPUs each. ``address`` as of ``Cluster``."""
+
+    def __init__(self, address: str, cpus: float, gpus: float) -> None:
+        self._cluster = Cluster(address)
+        self._actor = self._cluster.spread(_Actor, cpus, gpus)
+
+    def place(self, number: int, seconds: float) -> Place:
+        """A new actor. It may still wait for a node with room: then its first answer comes late."""
+        return _ActorPlace(self._cluster.ray, self._actor.remote())
+
+    def shared(self, tensors: bytes) -> Any:
+        """A reference to the bytes, which every node fetches once."""
+        return self._cluster.ray.put(tensors)
+
+    def close(self) -> None:
+        """Leave the cluster where this object joined it."""
+        self._cluster.close()
 
 
 class _Actor(Served):
@@ -73,9 +90,19 @@ class _Actor(Served):
 
     def where(self) -> tuple[str, int]:
         """The id of its node, and of its process there."""
-        import ray
+        return node_and_process()
 
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+def node_and_process() -> tuple[str, int]:
+    """The id of the node that this process is on, and of the process there."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+def in_words(error: Exception) -> str:
+    """An error of Ray's in one line."""
+    return " ".join(str(error).split())[:300]
 
 
 class _ActorPlace:
@@ -110,11 +137,11 @@ class _ActorPlace:
                 "the cluster may have room for it"
             ) from None
         except errors.RayActorError as error:
-            raise ShardLostError(" ".join(str(error).split())[:300]) from None
+            raise ShardLostError(in_words(error)) from None
         except errors.RayTaskError as error:
             raise ShardError(f"a shard's actor failed: {error}") from None
         except errors.RayError as error:
-            raise ShardLostError(" ".join(str(error).split())[:300]) from None
+            raise ShardLostError(in_words(error)) from None
 
     def leave(self) -> None:
         self.end()

@@ -14,7 +14,8 @@ from turnwise.agents.seating import ModelAgent
 from turnwise.clock import Clock
 from turnwise.models.policy import Policy
 from turnwise.shards.messages import Batch, Command, Described, ForkFrom, Link, Session, Start
-from turnwise.training.proof import broken_link
+from turnwise.training.noise import Limits, limits_of
+from turnwise.training.proof import broken_link, is_elsewhere, probed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Shard:
             player.agent.engine.clock = self.clock
         self._use = next(iter(collectors))
         self._rollouts: Rollouts | None = None
+        self._limits: dict[str, Limits] = {}  # of engines that hold weights of their own
         self._failures = 0
         self._stream: Iterator[Event] = iter(())
 
@@ -67,10 +69,7 @@ class Shard:
         self._use, self._failures = session.use, collector.failures
         self._rollouts = Rollouts(collector, session.sampling, session.key)
         self._stream = iter(())
-        return {
-            side: Link(player.agent.adapter_hash, broken_link(player.policy, player.agent))
-            for side, player in self.players.items()
-        }
+        return {side: Link(player.agent.adapter_hash, self._broken(side)) for side, player in self.players.items()}
 
     def go(self, commands: Sequence[Command], alone: bool) -> Batch:
         """Carry out commands and play on: until there are as many events as episodes that play at once, or no more.
@@ -92,6 +91,15 @@ class Shard:
         """Close the worlds."""
         for collector in self.collectors.values():
             collector.close()
+
+    def _broken(self, side: str) -> str | None:
+        """What is wrong between a side's weights and its engine, which is probed where it holds weights of its own."""
+        policy, agent = self.players[side].policy, self.players[side].agent
+        if (found := broken_link(policy, agent)) is not None or not is_elsewhere(policy, agent):
+            return found
+        if side not in self._limits:
+            self._limits[side] = limits_of(policy, agent)
+        return probed(policy, agent, self._limits[side])
 
     @staticmethod
     def _obey(rollouts: Rollouts, command: Command) -> None:

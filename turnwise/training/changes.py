@@ -38,7 +38,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "rollout.shards": "how fast: numbers change by rounding, and trees by the order of events",
     "rollout.shard_timeout_s": "when a shard counts as lost",
     "rollout.shard_losses": "when it is stopped",
-    "ray": "where shards are",
+    "ray": "where shards and ranks are",
     "rollout.packed_weights": "how fast, and memory: numbers change by rounding",
     "rollout.num_slots": "how fast, and memory: numbers change by rounding",
     "rollout.env_threads": "how fast",

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from signal import Signals
-from typing import IO, Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -40,7 +38,7 @@ MEETING = timedelta(minutes=30)
 """Within which all ranks have to be at each stage."""
 
 _SIZE = struct.Struct("<Q")
-_PATIENCE_S = 10.0  # for a process that is about to end
+_PATIENCE_S = 10.0  # for ranks that are about to end, where this process did not start them
 
 
 class LostRankError(StoppedRunError):
@@ -52,37 +50,36 @@ def stage_of(stage: Stage, rank: int) -> str:
     return f"turnwise/{stage}/{rank}"
 
 
-@dataclass(slots=True)
-class StartedRank:
-    """A rank that this process started, and the file with what it wrote to stderr."""
+class StartedRank(Protocol):
+    """A rank that this process started: a child process, or an actor (turnwise.assembly).
 
-    rank: int
-    process: subprocess.Popen[bytes]
-    errors: IO[bytes]
+    ``patience_s`` is how long it may take until it is known that it has ended.
+    """
+
+    patience_s: float
 
     def fate(self) -> str | None:
-        """How it ended and its last words; None while it runs."""
-        code = self.process.poll()
-        if code is None:
-            return None
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        how = f"was killed by {Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        return f"rank {self.rank} {how}" + (f": {lines[-1]}" if lines and code > 0 else "")
+        """Which rank it is, how it ended and its last words; None while it runs."""
+        ...
+
+    def end(self, seconds: float) -> None:
+        """Wait so long for it to end by itself; then end it."""
+        ...
 
 
 @dataclass(slots=True)
 class Leader:
     """The first rank's hold on the others. Of one process alone (``Leader()``) there are none, and nothing is told.
 
-    They say through ``store`` how far they are. ``started`` are the processes that it started itself, ``run`` is the
-    run that ends with them.
+    They say through ``store`` how far they are. ``started`` are those that it started itself, ``run`` is the run that
+    ends with them, and ``after`` is called when all have ended.
     """
 
     ranks: Ranks = field(default_factory=Alone)
     store: Any = None
     started: Sequence[StartedRank] = ()
     run: RunDirectory | None = None
+    after: Callable[[], None] = lambda: None
     broken: bool = False  # whether the others are in the middle of something that this rank has left
 
     @property
@@ -137,7 +134,7 @@ class Leader:
         )
 
     def _fate(self, error: BaseException) -> str:
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + self._patience_s
         while not (found := [fate for rank in self.started if (fate := rank.fate())]):
             if time.monotonic() > until or "imed out" in str(error):
                 reason = str(error).splitlines()[0]
@@ -151,15 +148,16 @@ class Leader:
             with suppress(LostRankError):
                 self.tell("end")
         for rank in self.started:
-            with suppress(subprocess.TimeoutExpired):
-                rank.process.wait(0 if self.broken else _PATIENCE_S)
-            rank.process.kill()
-            rank.process.wait()
-            rank.errors.close()
+            rank.end(0 if self.broken else _PATIENCE_S)
         if isinstance(self.ranks, ProcessRanks):
             with suppress(RuntimeError):
                 self.ranks.close()
         self.started, self.ranks = (), Alone()
+        self.after()
+
+    @property
+    def _patience_s(self) -> float:
+        return max((rank.patience_s for rank in self.started), default=_PATIENCE_S)
 
 
 @dataclass(slots=True)

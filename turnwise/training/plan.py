@@ -5,7 +5,7 @@ Contexts and microbatches are reckoned as full as the settings allow, so that it
 Not counted are Python and its libraries (some 400 MiB of main memory, more with vLLM; on a GPU 600 MiB of context),
 the worlds, and a warm start. One policy is counted; a game with a policy for each role needs as many caches and
 adapters as roles. Of several ranks the first is counted, which also samples; on a CPU the others as well, as if all
-were on this machine.
+were on this machine, unless a Ray cluster has them.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Demand:
     shards: int = 0  # processes of this machine that have weights of their own, beside this one
     ranks: int = 1  # processes that learn together, the first of which samples
     divided: bool = False  # among them the frozen weights
+    ranks_elsewhere: bool = False  # but for the first
     vllm: VllmConfig | None = None  # how vLLM samples, where it does
 
     @property
@@ -195,7 +196,8 @@ _FIRST_ALONE = ("merged weights", "sampler's weights", "packed weights", "rows f
 
 def _others(parts: list[Part], demand: Demand) -> list[Part]:
     """What the other ranks hold on this machine: as the first one, without a sampler. GPUs are not shared."""
-    num, own = (demand.ranks - 1) * demand.on_cpu, [part for part in parts if part.name not in _FIRST_ALONE]
+    num = (demand.ranks - 1) * (demand.on_cpu and not demand.ranks_elsewhere)
+    own = [part for part in parts if part.name not in _FIRST_ALONE]
     always, update = (sum(p.bytes for p in own if p.stage == stage) for stage in ("always", "update"))
     return [
         Part("other ranks", num * always, f"{num} that do not sample"),

@@ -89,10 +89,15 @@ def broken_link(policy: Policy, agent: ModelAgent) -> str | None:
     return _unlike(policy)
 
 
+def is_elsewhere(policy: Policy, agent: ModelAgent) -> bool:
+    """Whether the engine holds weights of its own, and does not run the sampler's model."""
+    return getattr(agent.engine, "model", None) is not policy.sampler
+
+
 @torch.no_grad()
 def probed(policy: Policy, agent: ModelAgent, limits: Limits) -> str | None:
     """What an engine that holds weights of its own samples otherwise than the sampler scores; None if nothing."""
-    if getattr(agent.engine, "model", None) is policy.sampler:
+    if not is_elsewhere(policy, agent):
         return None
     batch = sampled_batch(agent, policy.temperature, PROBE)
     if batch is None:

@@ -121,13 +121,23 @@ def test_a_run_from_before_there_was_a_choice_keeps_the_own_engine() -> None:
         (["rollout.backend=vlm"], "vllm"),
         (["rollout.backend=vllm", "learner.ranks=2"], r"learner\.ranks=2, and vLLM in the first rank's process"),
         (["rollout.backend=vllm", "learner={ranks: 2, parallel: fsdp2}"], r"learner\.ranks=2, and vLLM"),
-        (["rollout.backend=vllm", "rollout.shards=2"], r"rollout\.backend=vllm samples in one process, and shards"),
-        (["rollout.backend=vllm", "ray={}"], r"rollout\.backend=vllm samples in one process, and shards"),
+        (["rollout.backend=vllm", "rollout.shards=2"], r"and each shard would start a vLLM .* \(rollout\.vllm\.url\)"),
+        (["rollout.backend=vllm", "ray={}"], r"and each shard would start a vLLM .* \(rollout\.vllm\.url\)"),
+        (
+            ["rollout.backend=vllm", "rollout.vllm.url=http://127.0.0.1:1", "ray.address=auto"],
+            r"ray\.address=auto: a vLLM server reads adapters from folders of its own machine",
+        ),
     ],
 )
 def test_settings_of_one_engine_are_for_that_one(settings: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load_config("smoke", settings)
+
+
+@pytest.mark.parametrize("where", ["rollout.shards=2", "ray.address=local"])
+def test_shards_sample_from_a_server(where: str) -> None:
+    url = "rollout.vllm.url=http://127.0.0.1:1"
+    assert load_config("smoke", ["rollout.backend=vllm", url, where]).rollout.vllm.url is not None
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])

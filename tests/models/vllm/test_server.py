@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.agents.test_wishes import played
+from tests.faults.runs import config as faults_config
 from tests.models import tokenizer
 from tests.models.vllm import END, check_alike, learn, policy, talk
 from turnwise.agents.chat import ChatFormat
@@ -25,12 +26,15 @@ from turnwise.agents.seating import ModelAgent
 from turnwise.commands.serve_vllm import server_command
 from turnwise.config.files import load_config
 from turnwise.errors import AgentError
+from turnwise.jobs import train
 from turnwise.models.drawing import Sampling
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import save_model
 from turnwise.models.vllm import install
 from turnwise.models.vllm.drawn import Drawing
 from turnwise.models.vllm.server import Served, served_engine
+from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.noise import Limits
 from turnwise.training.proof import probed
 
@@ -131,6 +135,15 @@ def test_another_version_is_named_with_the_one_that_fits(
     assert not install.fits("0.3")
 
 
+def test_each_shard_has_room_for_an_adapter_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so has the main process."""
+    monkeypatch.setattr(install, "installed", lambda: "0.32.0")
+    given: dict[str, Any] = {"port": 1, "max_length": 1, "rank": 1, "num_slots": 1, "dtype": "auto", "cache_gib": 1.0}
+    for more, room in (({}, "2"), ({"shards": 3}, "4")):
+        words, _ = server_command("m", **given, **more)
+        assert words[words.index("--max-loras") + 1] == room
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -148,15 +161,21 @@ def test_what_a_server_cannot_do_is_refused_before_a_run_begins(settings: list[s
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of the server's model."""
     pytest.importorskip("vllm", reason="vLLM is not installed here: scripts/vllm_env.py makes an environment for it")
     folder, made = tmp_path_factory.mktemp("served"), policy()
     save_model(made.unadapted(), made.tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command, environment = server_command(
-        str(folder), port=port, max_length=512, rank=4, num_slots=6, dtype="float32", cache_gib=0.25
+        str(folder), port=port, max_length=512, rank=4, num_slots=6, shards=2, dtype="float32", cache_gib=0.25
     )
     log = (folder / "log").open("w")
     with subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as server:
@@ -164,11 +183,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield ready(f"http://127.0.0.1:{port}", server, folder / "log")
         finally:
             server.terminate()
-            server.wait(30)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(30)
+            server.kill()
 
 
 def ready(url: str, server: subprocess.Popen[bytes], log: Path) -> str:
-    for _ in range(300):
+    for _ in range(600):
         try:
             Served(url, num_slots=1, max_length=1)
             return url
@@ -226,3 +247,18 @@ def test_a_real_server_refuses_a_name_that_it_knows(url: str, tmp_path: Path) ->
         core.adapt("mine", tmp_path)
     core.ask("1", np.arange(5, 9).tolist(), Drawing(1, Sampling(max_tokens=3)), frozenset())
     assert [each.weights for each in core.step()] == ["mine"]
+
+
+@pytest.mark.slow
+def test_shards_ask_a_real_server(folder: Path, url: str, tmp_path: Path) -> None:
+    """Two processes, each with an adapter of its own there, in the run that the own engine would make."""
+    given = ("num_updates=2", "rollout.shards=2", "rollout.num_slots=6")
+    served = ("rollout.backend=vllm", f"rollout.vllm.url={url}")
+    train(faults_config(folder, *given, *served), tmp_path / "served")
+    train(faults_config(folder, *given), tmp_path / "own")
+    runs = [RunDirectory.open(tmp_path / name) for name in ("served", "own")]
+    assert all(line["agreement/max_abs"] < 1e-4 for line in runs[0].metrics())
+    theirs, ours = (
+        [turn.action_ids.tolist() for t in TrajectoryReader(run.trajectories_path) for turn in t.turns] for run in runs
+    )
+    assert theirs == ours
