@@ -31,6 +31,8 @@ ASKED = 4
 """The version of a member in which some turn has a ``request``."""
 GRADED = 5
 """The version of a member in which some trajectory has ``given`` or ``grading``."""
+LIKE = 6
+"""The version of a member in which some turn keeps equal sets of tokens once (``Processing.like``)."""
 _CHUNK = 1 << 16
 
 # RFC 1952: magic, deflate, flags (extra field, header checksum), no time, level unknown, system unknown; then the extra
@@ -239,13 +241,15 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
         kind = (header["format"], header["version"], type(header["update"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the gzip member at byte {start} is no trajectory flush: {error!r}") from error
-    if kind not in [(FORMAT, version, int) for version in (VERSION, PROCESSED, ENDED, ASKED, GRADED)]:
-        raise ValueError(f"{path}, byte {start}: expected {FORMAT} version {VERSION} to {GRADED}; got {header}"[:500])
+    if kind not in [(FORMAT, version, int) for version in range(VERSION, LIKE + 1)]:
+        raise ValueError(f"{path}, byte {start}: expected {FORMAT} version {VERSION} to {LIKE}; got {header}"[:500])
     return header
 
 
 def _version(trajectory: Trajectory) -> int:
     """The oldest version that holds all of a trajectory."""
+    if any(turn.processing is not None and len(turn.processing.like) for turn in trajectory.turns):
+        return LIKE
     if trajectory.given or trajectory.grading is not None:
         return GRADED
     if any(turn.request for turn in trajectory.turns):

@@ -171,6 +171,26 @@ async def trained(task: dict[str, Any], model: Model) -> float:
     return text.count("e") / max(1, len(text))
 
 
+LEVELS = {
+    "type": "object",
+    "properties": {"level": {"enum": ["low", "high"]}, "note": {"type": "string", "maxLength": 4}},
+    "required": ["level", "note"],
+}
+
+
+def formed(task: dict[str, Any], model: Model) -> float:
+    """Asks for JSON, then for a call; the reward is 1 for each level "high", and more for long notes."""
+    schema = {"type": "json_schema", "json_schema": {"name": "level", "schema": LEVELS}}
+    messages = [user(task["question"])]
+    answer = said(post(model, messages, response_format=schema))
+    messages += [answer, user("Call it.")]
+    tool = {"type": "function", "function": {"name": "set", "parameters": LEVELS}}
+    choice = {"type": "function", "function": {"name": "set"}}
+    (call,) = said(post(model, messages, tools=[tool], tool_choice=choice, temperature=0.7))["tool_calls"]
+    found = [json.loads(answer["content"]), json.loads(call["function"]["arguments"])]
+    return sum((each["level"] == "high") + len(each["note"]) for each in found)
+
+
 def told(task: dict[str, Any], model: Model) -> float:
     """Asks until a request fits; the reward is the number of tokens that its client hears of."""
     answer = post(model, [user("hello")])[1]
