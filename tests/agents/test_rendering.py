@@ -333,6 +333,7 @@ def test_a_reply_may_end_with_the_next_messages_first_token() -> None:
         assert chat.dialect.read(chat.decode(reply).partition("</think>")[2], TOOLS) == said
         after = chat.rendering.after(reply, said, results, TOOLS)
         assert [*chat.rendering.render(begun, TOOLS), *reply, *after] == expected
+    assert [int(chat.reply(each)[-1]) for each in ("Here.", chat.dialect.write(said))] == [user, observed]
     answered = [*begun, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "And a cup?"}]
     reply = np.array([*chat.within("\n<think></think>\nHere."), user], np.int32)
     after = chat.rendering.after(reply, Said("Here."), answered[-1:], TOOLS)

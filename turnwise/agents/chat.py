@@ -60,8 +60,8 @@ class ChatFormat:
         self._begun = lru_cache(maxsize=16)(partial(Begun, self))
         end, given = spelling.control(layout.between), frozenset(end_ids)
         # Some templates write nothing after a reply: the next message's first token ends it (GLM-4).
-        begins_next = bool(end.ids) and not layout.closing and not end.texts[0] and end.ids[0] in given
-        if not end.ids or (end.ends[0] > len(layout.closing) and not begins_next):
+        self._ends_with_next = bool(end.ids) and not layout.closing and not end.texts[0] and end.ids[0] in given
+        if not end.ids or (end.ends[0] > len(layout.closing) and not self._ends_with_next):
             raise ValueError(
                 "the chat template does not end an assistant's message with a special token (it writes "
                 f"{layout.closing!r} there), so that the end of a reply could not be recognised: use a template that "
@@ -163,7 +163,17 @@ class ChatFormat:
         ids = list(self._spelled(first)) if first else []
         for tag, between in zip(more[::2], more[1::2], strict=True):
             ids += [self._tags[tag], *self.within(between)]
-        return np.asarray([*ids, self.end_id], np.int32)
+        return np.asarray([*ids, self._end_of(text)], np.int32)
+
+    def _end_of(self, text: str) -> int:
+        """The token that ends a demonstrated reply: where the next message's does, that of a result behind calls."""
+        calls = self.dialect.read(text).calls if self._ends_with_next and self.rendering else ()
+        if not calls or self.rendering is None:
+            return self.end_id
+        results = [
+            {"role": "tool", "tool_call_id": f"call{n:05d}", "name": "", "content": ""} for n in range(len(calls))
+        ]
+        return self.rendering.following(calls, results, ())[0]
 
     def _tagged(self, text: str) -> list[str]:
         """A text in the dialect, split at those of its tags that are special tokens: texts and tags in turn."""
