@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel, Field
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from tests.agents.test_rendering import FAMILIES
-from tests.agents.test_templates import bytes_of
+from tests.agents.test_templates import bytes_of, pieces
 from tests.models import TINY
 from tests.worlds import Echo
 from turnwise.agents.chat import ChatFormat
@@ -31,7 +34,7 @@ from turnwise.models.scratch import new_model
 from turnwise.models.settings import LoRAConfig
 from turnwise.replay.batch import layout
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
-from turnwise.trajectory import Task, Trajectory, group_by_task
+from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished, group_by_task
 
 pytest.importorskip("llguidance")
 
@@ -80,6 +83,16 @@ class Asking(Echo):
         return (*rest, self._asked(info))
 
 
+class Remembering(Asking):
+    """The same with snapshots."""
+
+    def snapshot(self) -> Any:
+        return copy.deepcopy(self.__dict__)
+
+    def restore(self, snapshot: Any) -> None:
+        self.__dict__.update(copy.deepcopy(snapshot))
+
+
 def made(family: str = "hermes", own: Any = None, **settings: Any) -> tuple[Any, ChatFormat, AgentConfig]:
     own = own or bytes_of(FAMILIES[family])
     usual = {"context": "roles", "action_format": "calls", "max_reply_tokens": 400, "max_context_tokens": 4096}
@@ -123,6 +136,39 @@ def test_every_reply_fits_the_schema(temperature: float) -> None:
     check_schema(found)
     assert len({turn.reply for turn in turns(found)}) > 10 or temperature == 0
     assert any(len(heard(turn.action).content) > 60 for turn in turns(found)) or temperature == 0
+
+
+def sentencepiece() -> Any:
+    """As Llama's: spaces are part of pieces, and what no piece has is spelled in bytes, which are no special tokens."""
+    own = pieces(FAMILIES["hermes"], "never")
+    plain = json.loads(own.backend_tokenizer.to_str())
+    plain["added_tokens"] = [token for token in plain["added_tokens"] if not token["content"].startswith("<0x")]
+    made_of = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(plain)), bos_token="<s>", eos_token="</s>"
+    )
+    made_of.chat_template = own.chat_template
+    return made_of
+
+
+def test_replies_in_pieces_fit_too() -> None:
+    check_schema(played(made(own=sentencepiece()), Form(Answer.model_json_schema()), num=3))
+
+
+def test_a_fork_is_held_to_the_form_too() -> None:
+    """From a snapshot, where nothing is shown again."""
+    of, form = made(), Form(Place.model_json_schema())
+    engine = SlotEngine(of[0], num_slots=2, max_length=4096, end_ids=of[1].end_ids)
+    collector = Collector(lambda: Remembering(form, []), ModelAgent(engine, of[1], of[2]))
+    rollouts = collector.rollouts(Sampling(max_tokens=400), 0)
+    first = rollouts.start(Task("Asking", "train", 0, "0"), 0)
+    found = list[Trajectory]()
+    for event in rollouts.events():
+        if isinstance(event, TurnFinished) and event.rollout == first and event.turn == 0:
+            rollouts.fork(first, 1)
+        if isinstance(event, RolloutFinished):
+            found.append(event.trajectory)
+    assert [each.fork is None for each in found].count(False) == 1
+    check_schema(found, Place)
 
 
 def test_learner_and_sampler_agree_on_what_the_form_left() -> None:

@@ -151,6 +151,11 @@ class Seat:
             last = self.turns[-1]
             self.prompt, self.continues = self.context.extend(last.action_ids, last.action, observation, info)
         self.num_shown = len(self.turns)
+        self.hold(info)
+
+    def hold(self, info: Info) -> None:
+        """Take the form that a request wants its reply to have. Raises ValueError for one that cannot be kept."""
+        assert self.model is not None
         self.form = Form.of(info.get("sampling") or {})
         if self.form is not None and not self.model.guides.forms.follows(self.form, self.tools or ()):
             self.form = None
