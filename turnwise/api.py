@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from turnwise.assembly.players import agent_settings, examples_of, load_policies
 from turnwise.config.files import load_config, parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.given import named
-from turnwise.envs.interface import TextEnv
+from turnwise.envs.interface import TextEnv, speaks_in_roles
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import closed_after
 from turnwise.evaluation import evaluate as evaluation
@@ -191,8 +192,11 @@ def _player(
     if scripted(name) is not None or is_endpoint(name):
         raise ValueError(f"{name} has no model here: Agent.load takes a run, or a model folder or hub name")
     run = open_run(target)
-    settings = agent_settings(target, run.config().agent if run else None, agent)
-    examples = _examples(target, settings, agent, env)
+    with ExitStack() as opened:
+        world = _world(run, env, opened)
+        in_roles = run is None and world is not None and speaks_in_roles(world())
+        settings = agent_settings(target, run.config().agent if run else None, agent, in_roles)
+        examples = _examples(target, settings, agent, world)
     if run is None:
         if checkpoint is not None or side is not None:
             raise ValueError(f"{target} is not a run: there is no checkpoint or side to choose")
@@ -207,20 +211,22 @@ def _player(
     return model_agent(policy, settings, num_slots=num_episodes, name=name, examples=examples)
 
 
-def _examples(
-    target: str | Path, settings: AgentConfig, changes: Mapping[str, Any], env: AnyEnv | None
-) -> tuple[Example, ...]:
-    """The examples that an agent is shown: stored ones, or those of a world, which is opened only where it is asked."""
-    run = open_run(target)
+def _world(run: RunDirectory | None, env: AnyEnv | None, opened: ExitStack) -> Callable[[], TextEnv] | None:
+    """The world ``env``, or else the run's, which is opened only where it is asked; None where there is neither."""
     where = EnvConfig(**dict(zip(("id", "kwargs"), named(env), strict=True))) if env is not None else None
-    if where is None and run is not None:
-        where = run.config().env
-    if where is None:
-        if settings.examples and read_examples(target) is None:
-            raise ValueError(f"agent.examples={settings.examples}: say of which world, with Agent.load(..., env=...)")
-        return read_examples(target) or ()
-    with ExitStack() as opened:
-        return examples_of(target, settings, changes, lambda: opened.enter_context(closed_after(where.make())))
+    where = run.config().env if where is None and run is not None else where
+    return None if where is None else cache(lambda: opened.enter_context(closed_after(where.make())))
+
+
+def _examples(
+    target: str | Path, settings: AgentConfig, changes: Mapping[str, Any], world: Callable[[], TextEnv] | None
+) -> tuple[Example, ...]:
+    """The examples that an agent is shown: stored ones, or those of a world."""
+    if world is not None:
+        return examples_of(target, settings, changes, world)
+    if settings.examples and read_examples(target) is None:
+        raise ValueError(f"agent.examples={settings.examples}: say of which world, with Agent.load(..., env=...)")
+    return read_examples(target) or ()
 
 
 def _configuration(

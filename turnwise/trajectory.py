@@ -46,7 +46,8 @@ class Processing:
     ``counts`` [A]: how many ids were allowed; 0: every one; -n: every one but n. ``ids`` [sum of |counts|]: those that
     were allowed, or those that were not, token by token, ascending. ``forced`` [A]: True on tokens that nobody chose
     and that nobody should learn, such as the end of a thought that was too long. ``temperatures`` [A]: that of each
-    token's distribution; [0] where it was the rollout's. Log-probs and entropies of a turn are those of the restricted,
+    token's distribution; [0] where it was the rollout's. ``like`` [A]: the first token with the same set, whose ids
+    alone are kept; [0] where each token's are. Log-probs and entropies of a turn are those of the restricted,
     renormalised distributions.
     """
 
@@ -54,10 +55,17 @@ class Processing:
     ids: IntArray
     forced: BoolArray
     temperatures: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
+    like: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
+
+    def sizes(self) -> IntArray:
+        """How many of the ``ids`` are kept for each token, [A]."""
+        sizes = np.abs(self.counts)
+        return sizes if not len(self.like) else np.where(self.like == np.arange(len(sizes)), sizes, 0)
 
     def sets(self) -> list[IntArray]:
         """The ids of each token, [|counts[a]|] each."""
-        return np.split(self.ids, np.cumsum(np.abs(self.counts))[:-1])
+        kept = np.split(self.ids, np.cumsum(self.sizes())[:-1])
+        return [kept[first] for first in self.like] if len(self.like) else kept
 
 
 @dataclass(frozen=True, slots=True)

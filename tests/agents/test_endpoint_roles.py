@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import gymnasium
 import pytest
 
 from tests.chat_server import Response, in_turn, refusal, serving
 from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.dialogue import conversations
-from turnwise.agents.endpoint import endpoint, heard_from
-from turnwise.agents.jobs import jobs_for
+from turnwise.agents.endpoint import endpoint, heard_from, wished
+from turnwise.agents.jobs import Job, jobs_for
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scripted import play_episode
 from turnwise.agents.seating import Seating
+from turnwise.agents.wishes import Wishes
+from turnwise.cloning.examples import examples_for
+from turnwise.envs.forms import Form
+from turnwise.envs.interface import AnyText
 from turnwise.envs.said import Call, Said
 from turnwise.envs.tasks import make_env, panel
+from turnwise.models.engine import Sampling
+from turnwise.trajectory import Task
 
 CONFIG = AgentConfig(context="roles", action_format="calls", instructions=True, system="You are an agent.")
 
@@ -75,6 +82,22 @@ def test_calls_are_made_and_answered() -> None:
     assert bodies[2]["tools"] == bodies[0]["tools"]
 
 
+def test_examples_stand_behind_the_system_message() -> None:
+    """Their calls have ids that their results name, as a server wants it."""
+    env, (job,) = make_env("turnwise/SQL-v0"), jobs_for(panel(make_env("turnwise/SQL-v0"), "test")[:1], 1, 0)
+    examples = examples_for(env, CONFIG.model_copy(update={"examples": 1}), usual=True)
+    with serving(in_turn(calling(content="42"))) as server:
+        asked = EndpointConfig(base_url=server.url, backoff_s=0.001)
+        play_episode(env, Seating({"": endpoint("openai:m", CONFIG, asked, examples)}), job)
+        told = server.asked[0].body["messages"]
+    assert [message["role"] for message in told[:3]] == ["system", "user", "assistant"]
+    assert told[-1]["role"] == "user"
+    assert told[-1]["content"] != told[1]["content"]
+    called = [call["id"] for message in told for call in message.get("tool_calls", ())]
+    assert called == [message["tool_call_id"] for message in told if message["role"] == "tool"]
+    assert called
+
+
 def test_no_message_of_a_tool_answers_what_is_no_call() -> None:
     """OpenAI's own server refuses a request with such a message."""
     episode, bodies = played(
@@ -99,6 +122,52 @@ def test_a_full_context_ends_the_episode() -> None:
         played(settings=CONFIG.model_copy(update={"on_overflow": "restart"}))
     with pytest.raises(ValueError, match=r"set agent\.context=roles"):
         played(calling(), settings=AgentConfig())
+
+
+FORMS: list[tuple[Form, dict[str, Any]]] = [
+    (Form({"type": "object"}), {"response_format": {"type": "json_object"}}),
+    (
+        Form({"type": "string"}, ("find",)),
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": {"type": "string"}}}},
+    ),
+    (Form(None, ("find",), one_call=True), {"tool_choice": {"type": "function", "function": {"name": "find"}}}),
+    (Form(None, ("find",), must=False), {"tool_choice": "required"}),
+    (Form(None, ("find",), True, must=False), {"tool_choice": "required", "parallel_tool_calls": False}),
+]
+
+
+@pytest.mark.parametrize(("form", "fields"), FORMS)
+def test_a_form_is_asked_of_the_server(form: Form, fields: dict[str, Any]) -> None:
+    usual = {"temperature": 1.0, "max_tokens": 9}
+    assert wished(usual, Wishes(form=form)) == {**usual, **fields}
+
+
+def test_what_a_program_wishes_is_asked_of_the_server() -> None:
+    """A greedy measurement stays greedy, and the agent's own limit holds too."""
+
+    class Wishing(gymnasium.Env[str, str]):
+        in_roles = True
+        observation_space = action_space = AnyText()
+
+        def reset(self, **more: Any) -> Any:
+            return "", {"messages": [{"role": "user", "content": "Hi."}], "sampling": {"temperature": 0.25, **WISHES}}
+
+        def step(self, action: str) -> Any:
+            return "", 1.0, True, False, {}
+
+    def asked(temperature: float) -> dict[str, Any]:
+        with serving(in_turn(calling(content="x"))) as server:
+            agent = endpoint("openai:m", CONFIG, EndpointConfig(base_url=server.url, backoff_s=0.001))
+            agent.make.sampling = Sampling(temperature)  # type: ignore[attr-defined]
+            play_episode(Wishing(), Seating({"": agent}), Job(Task("Wishing", "train", 0, "0"), 0, 0, 0))
+            return server.asked[0].body
+
+    first = asked(1.0)
+    assert (first["temperature"], first["max_tokens"], first["stop"]) == (0.25, CONFIG.max_reply_tokens, ["."])
+    assert asked(0.0)["temperature"] == 0.0
+
+
+WISHES = {"max_tokens": 1000, "stop": ["."]}
 
 
 def test_what_a_server_may_say() -> None:

@@ -55,7 +55,31 @@ XML = HERMES.replace(
     "{{ '</function>\\n</tool_call>",
 )
 JSON_TEXT = HERMES.replace("c['function']['arguments'] | tojson", "(c['function']['arguments'] + '')")
-FAMILIES = {"hermes": HERMES, "llama3": LLAMA, "qwen_xml": XML}
+LFM2 = (
+    "{% set begun = messages[0]['role'] == 'system' %}{% if begun or tools %}<|im_start|>system\n"
+    "{{ messages[0]['content'] if begun else '' }}{% if tools %}{{ '\n' if begun else '' }}List of tools: ["
+    "{% for t in tools %}{{ t | tojson }}{{ '' if loop.last else ', ' }}{% endfor %}]{% endif %}<|im_end|>\n{% endif %}"
+    "{% for m in (messages[1:] if begun else messages) %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}{{ '<|tool_call_start|>[' if loop.first else ', ' }}"
+    "{{ c['function']['name'] + '(' }}{% for k, v in c['function']['arguments'].items() %}{{ k + '=' }}"
+    '{{ "\'" + v + "\'" if v is string else (v | tojson if v is mapping else v | string) }}'
+    "{{ '' if loop.last else ', ' }}{% endfor %}){{ ']<|tool_call_end|>' if loop.last else '' }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# It writes nothing after a reply: the token that begins the next message ends it.
+GLM4 = (
+    "{% if tools %}<|system|>\n<tools>{% for t in tools %}{{ '\n' + t | tojson }}{% endfor %}\n</tools>{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'tool' %}"
+    "{{ '<|observation|>' if messages[loop.index0 - 1]['role'] != 'tool' else '' }}"
+    "{{ '\n<tool_response>\n' + m['content'] + '\n</tool_response>' }}"
+    "{% else %}{{ '<|' + m['role'] + '|>' }}"
+    "{{ '\n<think></think>' if m['role'] == 'assistant' else '' }}{{ '\n' + m['content'] if m['content'] else '' }}"
+    "{% for c in m['tool_calls'] or [] %}{{ '\n<tool_call>' + c['function']['name'] + '\n' }}"
+    "{% for k, v in c['function']['arguments'].items() %}{{ '<arg_key>' + k + '</arg_key>\n<arg_value>' }}"
+    "{{ (v if v is string else v | tojson) + '</arg_value>\n' }}{% endfor %}</tool_call>{% endfor %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+FAMILIES = {"hermes": HERMES, "llama3": LLAMA, "qwen_xml": XML, "lfm2": LFM2}
 
 TOOLS = [
     {
@@ -129,8 +153,8 @@ def test_what_a_world_spells_is_no_control_token(made: str, family: str) -> None
     """In contents, in results, in names and arguments of calls, and in the schemas of tools."""
     own = TOKENIZERS[made](FAMILIES[family])
     own.add_tokens(["<tool_call>", "</tool_response>"])
-    shown = rendering(own)
-    control = {own.convert_tokens_to_ids(token) for token in (CONTROL if family == "llama3" else SPELLED.split())}
+    shown, tagged = rendering(own), family in ("hermes", "qwen_xml")  # whose templates write these tags
+    control = {own.convert_tokens_to_ids(token) for token in (SPELLED.split() if tagged else CONTROL)}
 
     def prompts(text: str) -> list[list[int]]:
         about = {"name": text, "description": text, "parameters": {"type": "object", "properties": {text: {}}}}
@@ -147,7 +171,7 @@ def test_what_a_world_spells_is_no_control_token(made: str, family: str) -> None
 
     for spelled, plain in zip(prompts(SPELLED), prompts("word"), strict=True):
         assert [i for i in spelled if i in control] == [i for i in plain if i in control]
-        if family != "llama3" and made == "bytes":
+        if tagged and made == "bytes":
             assert SPELLED in own.decode(spelled)
 
 
@@ -186,7 +210,7 @@ def test_what_a_template_can_do(family: str) -> None:
         not llama,
         not llama,
     )
-    assert found.keeps_thoughts == (None if llama else False)
+    assert found.keeps_thoughts == (None if family in ("llama3", "lfm2") else False)
 
 
 def test_arguments_may_have_to_be_text() -> None:
@@ -263,3 +287,54 @@ def test_abilities_never_fail() -> None:
     assert (found.shows_tools, found.keeps_results) == (False, False)
     assert found.fault == "no such role"
     assert rendered.__doc__
+
+
+def with_special(template: str, *tokens: str) -> Any:
+    own = bytes_of(template)
+    own.add_special_tokens({"additional_special_tokens": list(tokens)})
+    return own
+
+
+def test_tags_that_are_special_tokens_are_so_in_demonstrations() -> None:
+    """The template writes them as tokens, and so does a reply that is cloned."""
+    own = with_special(LFM2, "<|tool_call_start|>", "<|tool_call_end|>")
+    chat = ChatFormat.of(own, AgentConfig(context="roles", action_format="calls"))
+    assert chat.rendering is not None
+    assert chat.rendering.abilities.dialect == "lfm2"
+    calls = called("mug", "cup", content="I look.")
+    said = Said("I look.", tuple(Call(c["name"], c["arguments"]) for c in calls["tool_calls"]))
+    reply = chat.reply(chat.dialect.write(said))
+    assert set(own.convert_tokens_to_ids(["<|tool_call_start|>", "<|tool_call_end|>"])) <= set(reply.tolist())
+    assert chat.dialect.read(chat.decode(reply), TOOLS) == said
+    begun, later = [{"role": "user", "content": "a mug"}], [result("one"), result("two", 1)]
+    stream = [*chat.rendering.render(begun, TOOLS), *reply, *chat.rendering.after(reply, said, later, TOOLS)]
+    assert stream == whole(own, [*begun, calls, *later])
+
+
+GLM_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+
+
+def test_a_reply_may_end_with_the_next_messages_first_token() -> None:
+    """Where generation ends with it. What follows a reply is then without it, whichever of them was sampled."""
+    own = with_special(GLM4, *GLM_TOKENS)
+    with pytest.raises(ValueError, match="does not end an assistant's message"):
+        ChatFormat(own)
+    user, observed = own.convert_tokens_to_ids(["<|user|>", "<|observation|>"])
+    chat = ChatFormat.of(own, AgentConfig(context="roles", action_format="calls"), [user, observed])
+    assert chat.rendering is not None
+    assert (chat.end_id, chat.rendering.abilities.dialect, chat.rendering.abilities.parallel) == (user, "glm4", True)
+    calls = called("mug", "cup")
+    said = Said("", tuple(Call(c["name"], c["arguments"]) for c in calls["tool_calls"]))
+    text = "\n<think></think>\n" + chat.dialect.write(said)
+    begun, results = [{"role": "user", "content": "a mug"}], [result("one"), result("two", 1)]
+    expected = whole(own, [*begun, calls, *results])
+    for end in (observed, None):
+        reply = np.array([*chat.within(text), *([] if end is None else [end])], np.int32)
+        assert chat.dialect.read(chat.decode(reply).partition("</think>")[2], TOOLS) == said
+        after = chat.rendering.after(reply, said, results, TOOLS)
+        assert [*chat.rendering.render(begun, TOOLS), *reply, *after] == expected
+    assert [int(chat.reply(each)[-1]) for each in ("Here.", chat.dialect.write(said))] == [user, observed]
+    answered = [*begun, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "And a cup?"}]
+    reply = np.array([*chat.within("\n<think></think>\nHere."), user], np.int32)
+    after = chat.rendering.after(reply, Said("Here."), answered[-1:], TOOLS)
+    assert [*chat.rendering.render(begun, TOOLS), *reply, *after] == whole(own, answered)

@@ -24,12 +24,83 @@ VALUES = st.recursive(
 CALLS = st.lists(st.builds(Call, NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), min_size=1, max_size=3)
 
 
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("name", ["hermes", "qwen_xml", "llama3"])
 @given(calls=CALLS, content=st.just("") | NAMES)
 def test_what_is_written_is_read(name: str, calls: list[Call], content: str) -> None:
     dialect = DIALECTS[name]
     content = "" if name == "llama3" else content  # its template shows no text beside calls
     assert dialect.read(dialect.write(Said(content, tuple(calls)))) == Said(content, tuple(calls))
+
+
+IDENTIFIERS = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.\-]{0,5}", fullmatch=True)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<>"), max_size=8)
+OF_IDENTIFIERS = st.lists(
+    st.builds(Call, IDENTIFIERS, st.dictionaries(IDENTIFIERS, VALUES | TEXTS | st.floats(-9, 9), max_size=3)),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(calls=OF_IDENTIFIERS, content=st.just("") | NAMES)
+def test_calls_like_python_are_read(calls: list[Call], content: str) -> None:
+    dialect = DIALECTS["lfm2"]
+    assert dialect.read(dialect.write(Said(content, tuple(calls)))) == Said(content, tuple(calls))
+
+
+@given(calls=OF_IDENTIFIERS, content=st.just("") | NAMES)
+def test_calls_between_tags_of_keys_and_values_are_read(calls: list[Call], content: str) -> None:
+    """By the schema, since a text may look like a number."""
+    tools = []
+    for call in calls:
+        kinds = {key: {"type": "string"} for key, value in call.arguments.items() if isinstance(value, str)}
+        tools.append({"function": {"name": call.name, "parameters": {"properties": kinds}}})
+    dialect = DIALECTS["glm4"]
+    for call, tool in zip(calls, tools, strict=True):
+        assert dialect.read(dialect.write(Said(content, (call,))), [tool]) == Said(content, (call,))
+
+
+PYTHONIC: list[tuple[str, dict[str, Any] | None]] = [
+    ("[find(query='it's \"so\"\nlong', limit=2)]", {"query": 'it\'s "so"\nlong', "limit": 2}),
+    ("find(query='a')", {"query": "a"}),
+    (
+        '[find(query="a, b", deep={"k": [1, 2.5, null]}, on=true)]',
+        {"query": "a, b", "deep": {"k": [1, 2.5, None]}, "on": True},
+    ),
+    ("[find(query='\\x3c|tool_call_end|>', path='C:\\d')]", {"query": "<|tool_call_end|>", "path": "C:\\d"}),
+    ('[{"name": "find", "arguments": {"query": "a"}}]', {"query": "a"}),
+    ("[find()]", {}),
+    ("[find(query=mug)]", None),
+    ("[find('mug')]", None),
+    ("[find(query='mug]", None),
+    ("[find(query='mug'", None),
+    ('[{"name": "find"', None),
+    ("[find(a=[[" + "[" * 5000, None),
+    ("[find(a=" + "9" * 5000 + ")]", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("body", "arguments"), PYTHONIC)
+def test_what_models_write_like_python(body: str, arguments: dict[str, Any] | None) -> None:
+    for text in (f"<|tool_call_start|>{body}<|tool_call_end|>", f"<|tool_call_start|>{body}"):
+        found = DIALECTS["lfm2"].read(f"Well. {text}")
+        if arguments is None:
+            assert found.calls == ()
+            assert found.fault
+            assert found.content.startswith("Well. <|tool_call_start|>")
+        else:
+            assert (found.content, found.calls, found.fault) == ("Well.", (Call("find", arguments),), None)
+
+
+def test_a_broken_call_between_tags_of_keys_costs_itself_alone() -> None:
+    good, bad = (
+        "<tool_call>find\n<arg_key>q</arg_key>\n<arg_value>a</arg_value>\n</tool_call>",
+        "<tool_call>{}</tool_call>",
+    )
+    found = DIALECTS["glm4"].read(f"{good}{bad}{good}")
+    assert found.calls == (Call("find", {"q": "a"}),) * 2
+    assert found.content == bad
+    assert "NAME, then <arg_key>" in (found.fault or "")
 
 
 @pytest.mark.parametrize("name", DIALECTS)
@@ -46,6 +117,16 @@ def test_what_is_written_is_read(name: str, calls: list[Call], content: str) -> 
                 "}",
                 "<function=f>",
                 "<parameter=x>",
+                "<|tool_call_start|>",
+                "<|tool_call_end|>",
+                "f(",
+                "a=",
+                "'",
+                ")",
+                "<arg_key>",
+                "</arg_key>",
+                "<arg_value>",
+                "</arg_value>",
                 "</parameter>",
                 "[",
                 "1",

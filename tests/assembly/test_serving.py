@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from tests.clients.dictation import deviation
-from tests.envs.programs.agents import post, said, user
+from tests.envs.programs.agents import LEVELS, post, said, send, user
 from tests.models import chatting_folder
 from turnwise.agents.rendering import Rendering
 from turnwise.assembly.serving import Offer, Service
+from turnwise.cloning.chats import read_chats
 from turnwise.envs.programs.running import Model
 from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
@@ -66,6 +67,37 @@ def test_a_conversation_is_served_and_recorded(folder: Path, tmp_path: Path) -> 
     assert len(list(select(tmp_path / "served", Selection(text="mug")))) == 1
     write_view([tmp_path / "served"], tmp_path / "view.html", 10)
     assert (tmp_path / "view.html").stat().st_size > 10_000
+
+
+def test_conversations_are_kept_as_chats(folder: Path, tmp_path: Path) -> None:
+    """What is recorded is read as what is to be cloned, with the reward that somebody gave."""
+    path = tmp_path / "kept" / "chats.jsonl"
+    agent = {**OFFER.agent, "system": "Be brief."}
+    with service(folder, replace(OFFER, record=path, agent=agent)) as model:
+        answer = post(model, [user("Where is the mug?")])[1]
+        judged = json.dumps({"id": answer["id"], "reward": 0.5, "success": True}).encode()
+        assert (
+            send(model.base_url.removesuffix("/v1") + "/v1/feedback", judged, {"Authorization": "Bearer any"})[0] == 200
+        )
+        said(post(model, [user("Another one.")]))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted((row["success"] is True, row["total_reward"]) for row in rows) == [(False, 0.0), (True, 0.5)]
+    assert [chat.system for chat in read_chats(path)] == ["Be brief."] * 2
+    told = {chat.turns[0] for chat in read_chats(path)}
+    assert ("Where is the mug?", answer["choices"][0]["message"]["content"]) in told
+    with pytest.raises(ValueError, match=r"must be a new file .*choose another name"):
+        Service(str(folder), replace(OFFER, record=path))
+
+
+def test_a_reply_has_the_form_that_is_asked_for(folder: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": LEVELS}}
+    with service(folder, replace(OFFER, agent={"max_reply_tokens": 40, "max_context_tokens": 256})) as model:
+        for temperature in (0, 1.0):
+            answer = said(post(model, [user("How high?")], response_format=schema, temperature=temperature))
+            assert json.loads(answer["content"])["level"] in ("low", "high")
+        status, body = post(model, [user("hi")], response_format={**schema, "json_schema": {"schema": {"not": {}}}})
+        assert (status, body["error"]["param"]) == (400, "response_format")
 
 
 def test_a_request_that_does_not_fit_is_refused_and_the_next_one_is_not(folder: Path) -> None:

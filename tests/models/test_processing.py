@@ -13,7 +13,9 @@ from torch import Tensor
 from tests.models import tiny_model
 from tests.models.families import family_policy
 from tests.models.test_policy import made, moved
+from turnwise.models import allowed
 from turnwise.models import allowed as allowed_module
+from turnwise.models.allowed import Drawn
 from turnwise.models.engine import Engine, Reply, Sampling, SlotEngine
 from turnwise.models.policy import Policy
 from turnwise.models.processing import Step, recorded
@@ -332,3 +334,27 @@ def test_what_a_processor_may_not_say() -> None:
     other = 40 if reply.ids[0] != 40 else 41
     with pytest.raises(ValueError, match="contradicts the 2 tokens that were allowed"):
         rows([replace(reply, ids=np.array([other], np.int32))])
+
+
+@pytest.mark.parametrize("size", [2**24, 3 * 50])
+def test_many_sets_of_excluded_tokens_are_scored_as_each_is_alone(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Values and gradients, of some rows at once or part by part, beside rows that are free or have allowed sets."""
+    draws = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=draws) for shape in ((12, 6), (50, 6)))
+    bias, targets = torch.randn(50, generator=draws), torch.arange(12) + 30
+    sets = [list(range(number, 2 * number + 3)) for number in range(9)] + [[33, 39, 40, 41]]
+    which = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, -1, 2])
+    offsets = torch.tensor(np.cumsum([0, *map(len, sets)]))
+    ids = torch.tensor([token for each in sets for token in each])
+    drawn = Drawn(which, offsets, ids, torch.tensor([True] * 9 + [False]), torch.linspace(0.5, 2.0, 12))
+
+    def found(few: int) -> list[Tensor]:
+        monkeypatch.setattr(allowed, "FEW_SETS", few)
+        monkeypatch.setattr(allowed, "MAX_LOGITS", size)
+        leaves = [each.clone().requires_grad_() for each in (hidden, weight, bias)]
+        logprobs, entropies = allowed.scored(*leaves, targets, drawn, temperature=1.0, entropy=True)
+        assert entropies is not None
+        return [logprobs, entropies, *torch.autograd.grad((logprobs + 0.3 * entropies).sum(), leaves)]
+
+    for one, other in zip(found(few=4), found(few=100), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

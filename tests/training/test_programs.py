@@ -81,3 +81,22 @@ def test_a_run_in_fixed_order_repeats_to_the_bit_and_resumes(whole: Path, model:
     assert timeless(broken) == timeless(whole)
     ours, theirs = (RunDirectory.open(path).load("last") for path in (broken, whole))
     assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
+
+
+def test_replies_in_a_form_train_are_proven_and_resume(model: Path, tmp_path: Path) -> None:
+    """JSON by a schema and a named function."""
+    pytest.importorskip("llguidance")
+    settings = ("env.kwargs.run=tests.envs.programs.agents:formed", "agent.max_reply_tokens=120")
+    settings += ("agent.max_context_tokens=512", "rollout.num_tasks=2", "num_updates=2")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config(model, *settings), whole)
+    lines = timeless(whole)
+    assert all(line["agreement/max_abs"] <= 1e-5 and line["errors"] == 0 for line in lines)
+    turns = [turn for each in TrajectoryReader(whole / "trajectories.jsonl.gz") for turn in each.turns]
+    assert all(turn.valid and turn.processing is not None for turn in turns)
+    choices = [sum(abs(count) > 1 for count in turn.processing.counts) for turn in turns if turn.processing]
+    assert max(choices) < 24, "most of a reply is decided by its form"
+    with pytest.raises(StopError):
+        train(config(model, *settings), broken, StopAfter(1))
+    resume(broken)
+    assert timeless(broken) == lines

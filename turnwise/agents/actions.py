@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from turnwise.agents.toolcalls import DIALECTS, Dialect, Tools
+from turnwise.agents.toolcalls import DIALECTS, Dialect, Tools, call_form
+from turnwise.envs.forms import Form
 from turnwise.envs.said import Said, heard, said
 
 ActionFormat = Literal["plain", "tags", "whole", "calls"]
@@ -16,6 +18,7 @@ ActionFormat = Literal["plain", "tags", "whole", "calls"]
 MAX_ACTION_CHARS = 65_536
 """Characters. A longer action is not sent to the environment, not even a part of it."""
 
+_NO_END = "the reply ended inside a thought"
 _THOUGHT = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 # The innermost complete pair of tags.
 _TAGGED = re.compile(r"<action>((?:(?!</?action>).)*)</action>", re.DOTALL | re.IGNORECASE)
@@ -30,7 +33,11 @@ class ParsedAction:
 
 
 def parse_action(
-    reply: str, style: ActionFormat, dialect: Dialect = DIALECTS["hermes"], tools: Tools | None = None
+    reply: str,
+    style: ActionFormat,
+    dialect: Dialect = DIALECTS["hermes"],
+    tools: Tools | None = None,
+    form: Form | None = None,
 ) -> ParsedAction:
     """The action in a reply. For example, ``<think>It is red.</think> take mug`` holds the action ``take mug``.
 
@@ -42,7 +49,8 @@ def parse_action(
     whole   the whole reply, thoughts included, for environments that read tags themselves
     calls   its text and its calls of ``tools``, in the model's ``dialect``. They are sent as one line of JSON
             (``turnwise.envs.said``), also where a call is broken: then marked not valid. Where no tools are offered
-            (an empty list; None: it is not known), all of it is text
+            (an empty list; None: it is not known), all of it is text. A reply in a ``form`` is read as what it was
+            held to, whatever tags its texts spell
 
     White space at both ends is dropped. An action longer than ``MAX_ACTION_CHARS`` is not sent and not shortened: the
     text is then empty and not valid.
@@ -50,7 +58,7 @@ def parse_action(
     if style == "whole":
         return _checked(reply)
     if style == "calls":
-        return _called(reply, dialect, tools)
+        return _called(*(_free(reply, dialect, tools) if form is None else _in_form(reply, dialect, tools, form)))
     text = answer(reply)
     if text is None:
         return ParsedAction("", False)
@@ -114,15 +122,43 @@ def unsent(reply: str) -> str:
     return f"too long to be sent: {longest:,} characters" if longest > MAX_ACTION_CHARS else "no action in the answer"
 
 
-def _called(reply: str, dialect: Dialect, tools: Tools | None) -> ParsedAction:
-    """What a reply says, as an action. One that says nothing, or has a broken call, is not valid."""
+def _free(reply: str, dialect: Dialect, tools: Tools | None) -> tuple[Said, str]:
+    """What a reply says, and its thought."""
     text = answer(reply)
     if text is None:
-        found, thought = Said(fault="the reply ended inside a thought"), reply
-    else:
-        is_text = tools is not None and not tools
-        found = Said(text.strip()) if is_text else dialect.read(text, tools or ())
-        thought = reply[: len(reply) - len(text)]
+        return Said(fault=_NO_END), reply
+    is_text = tools is not None and not tools
+    return Said(text.strip()) if is_text else dialect.read(text, tools or ()), reply[: len(reply) - len(text)]
+
+
+def _in_form(reply: str, dialect: Dialect, tools: Tools | None, form: Form) -> tuple[Said, str]:
+    """The same of a reply that was held to a form, before which only the prompt can have opened a thought.
+
+    Calls are told from JSON by the text that they begin with.
+    """
+    thought, text = "", reply
+    if reply.startswith("<think>"):
+        thought, closed, text = reply.partition("</think>")
+        if not closed:
+            return Said(fault=_NO_END), reply
+    spelled = call_form(dialect)
+    calls = form.calls and spelled is not None and text.lstrip().startswith(spelled.before.strip())
+    if form.schema is None or calls:
+        return dialect.read(text, tools or ()), thought
+    return Said(text.strip(), fault=None if _is_whole(text) else "the reply is no whole JSON"), thought
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text is JSON to its end."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _called(found: Said, thought: str) -> ParsedAction:
+    """What was said, as an action. One that says nothing, or has a broken call, is not valid."""
     line = said(found.content, found.calls, found.fault, _THOUGHT.sub("", thought).strip())
     if len(line) > MAX_ACTION_CHARS:
         return ParsedAction(said(fault=f"the reply is too long: {len(line):,} characters"), False)

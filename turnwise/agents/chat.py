@@ -13,8 +13,9 @@ tokens: an observation that contains ``<|im_end|>`` stays ordinary text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from turnwise.agents.rendering import Rendering
 from turnwise.agents.spelling import Opening, Spelling
 from turnwise.agents.templates import DATE, NO_ARGUMENTS, take_apart
-from turnwise.agents.toolcalls import DIALECTS, Dialect
+from turnwise.agents.toolcalls import DIALECTS, Dialect, tags_of
 from turnwise.trajectory import IntArray
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ class ChatFormat:
         spelling = self._spelling = Spelling(tokenizer, [layout.before, layout.after, layout.between])
         self._plain = lru_cache(maxsize=4096)(spelling.plain)
         self._begun = lru_cache(maxsize=16)(partial(Begun, self))
-        end = spelling.control(layout.between)
-        if not end.ids or end.ends[0] > len(layout.closing):
+        end, given = spelling.control(layout.between), frozenset(end_ids)
+        # Some templates write nothing after a reply: the next message's first token ends it (GLM-4).
+        self._ends_with_next = bool(end.ids) and not layout.closing and not end.texts[0] and end.ids[0] in given
+        if not end.ids or (end.ends[0] > len(layout.closing) and not self._ends_with_next):
             raise ValueError(
                 "the chat template does not end an assistant's message with a special token (it writes "
                 f"{layout.closing!r} there), so that the end of a reply could not be recognised: use a template that "
@@ -67,7 +70,7 @@ class ChatFormat:
         self.end_id = end.ids[0]
         """The special token that the template writes after a reply. A model samples it to end its reply."""
         eos = tokenizer.eos_token_id
-        self.end_ids = frozenset({self.end_id, *end_ids, *([] if eos is None else [eos])})
+        self.end_ids = frozenset({self.end_id, *given, *([] if eos is None else [eos])})
         """All tokens that end a reply: ``end_id``, the tokenizer's end of sequence, and the given ``end_ids``."""
         self._first, self._next = spelling.opening(layout.before), spelling.opening(layout.between, skip=1)
         self._head, self._header = spelling.closing(layout.after)
@@ -156,7 +159,31 @@ class ChatFormat:
     def reply(self, text: str) -> IntArray:
         """The tokens [A] of a demonstrated reply: ``text`` without a thought, and the end token."""
         lead = "</think>\n\n" if self._layout.opened else self._layout.lead
-        return np.asarray([*self._spelled(lead + self._layout.of_assistant(text) + self._trail), self.end_id], np.int32)
+        first, *more = self._tagged(lead + self._layout.of_assistant(text) + self._trail)
+        ids = list(self._spelled(first)) if first else []
+        for tag, between in zip(more[::2], more[1::2], strict=True):
+            ids += [self._tags[tag], *self.within(between)]
+        return np.asarray([*ids, self._end_of(text)], np.int32)
+
+    def _end_of(self, text: str) -> int:
+        """The token that ends a demonstrated reply: where the next message's does, that of a result behind calls."""
+        calls = self.dialect.read(text).calls if self._ends_with_next and self.rendering else ()
+        if not calls or self.rendering is None:
+            return self.end_id
+        results = [
+            {"role": "tool", "tool_call_id": f"call{n:05d}", "name": "", "content": ""} for n in range(len(calls))
+        ]
+        return self.rendering.following(calls, results, ())[0]
+
+    def _tagged(self, text: str) -> list[str]:
+        """A text in the dialect, split at those of its tags that are special tokens: texts and tags in turn."""
+        return re.split(f"({'|'.join(map(re.escape, self._tags))})", text) if self._tags else [text]
+
+    @cached_property
+    def _tags(self) -> Mapping[str, int]:
+        added = self.tokenizer.backend_tokenizer.get_added_tokens_decoder() if self.rendering else {}
+        tags = tags_of(self.dialect)
+        return {token.content: number for number, token in added.items() if token.special and token.content in tags}
 
     def rest(self, lead: str, text: str) -> IntArray:
         """The tokens [A] that end a reply: ``lead``, ``text`` and the end token, after what was said already."""

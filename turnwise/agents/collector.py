@@ -414,7 +414,8 @@ class Rollouts:
         key = mix("reply", self._collector.seed, *place)
         wishes = Wishes.of(episode.info)
         self._collector.count_ignored(episode.info.get("ignored", ()))
-        processor = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
+        self._collector.count_ignored(["form"] if wishes.form is not None and seat.form is None else [])
+        processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens)
         sampling = wishes.sampling(self._sampling)
         engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
         self._generating[self._collector.engines.index(engine), seat.slot] = rollout

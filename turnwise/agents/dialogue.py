@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turnwise.agents.roles import as_answered, as_message
@@ -21,11 +21,15 @@ def asked(turn: Turn) -> dict[str, Any]:
 
 def conversations(turns: Sequence[Turn]) -> list[Messages]:
     """The messages before each reply: those of the turn that it goes on from, that turn's reply, and what is new."""
+    return told_before(list(map(asked, turns)), [turn.action for turn in turns])
+
+
+def told_before(requests: Sequence[Mapping[str, Any]], actions: Sequence[str]) -> list[Messages]:
+    """The same of requests and the actions that answered them."""
     told = list[Messages]()
-    for turn in turns:
-        request = asked(turn)
+    for request in requests:
         before, new = request.get("after"), list(request["messages"])
-        told.append(new if before is None else [*told[before], *as_answered(heard(turns[before].action), new)])
+        told.append(new if before is None else [*told[before], *as_answered(heard(actions[before]), new)])
     return told
 
 

@@ -1,7 +1,8 @@
 """An agent whose model is behind a chat API: ``openai:MODEL``, or ``openai:MODEL@http://127.0.0.1:8000/v1``.
 
 The model is shown the environment as a model of turnwise is: by the same context policies, and its actions are read by
-the same formats. Where a world speaks in roles, the server gets its messages and tools as they are, and gives calls.
+the same formats. Where a world speaks in roles, the server gets its messages and tools as they are, with what is wished
+of the reply, and gives calls.
 The model's tokens stay on the server. Turns hold text only, and the server's token counts are added up in ``Usage``.
 The server also decides how long a context may be. Where it refuses one as too long, the episode is truncated (with
 ``on_overflow=restart`` the conversation first starts anew).
@@ -17,11 +18,13 @@ from typing import Any
 
 from turnwise.agents.actions import answer, parse_action
 from turnwise.agents.chat_client import PREFIX, ChatClient, ContextFullError, EndpointConfig, Usage, addressed
-from turnwise.agents.opening import Example, TextChat, example_turns, opening_text
+from turnwise.agents.opening import Example, TextChat, example_messages, example_turns, opening_text
 from turnwise.agents.prompts import AgentConfig, Context, check_context_fits, context_policy
 from turnwise.agents.rendering import in_openai_form
-from turnwise.agents.roles import as_answered
+from turnwise.agents.roles import as_answered, with_examples
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, TextEnv
+from turnwise.agents.wishes import Wishes
+from turnwise.envs.forms import ANY_OBJECT
 from turnwise.envs.interface import Info, instructions_of, with_system
 from turnwise.envs.said import Call, Said, said
 from turnwise.models.engine import Sampling
@@ -130,6 +133,7 @@ class RolesAgent:
         self._endpoint, self._settings, self._seed = endpoint, endpoint.settings, seed
         told = opening_text(self._settings, instructions).strip()
         self._system = "\n\n".join(filter(None, (self._settings.system, told)))
+        self._examples = example_messages(endpoint.examples)
         self._asked: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []  # messages and tools of each turn
         self._said: list[Said] = []
 
@@ -141,8 +145,8 @@ class RolesAgent:
         if len(self._said) >= self._settings.max_turns:
             raise CutShortError("max_turns")
         messages, tools = self._request(info)
-        fields = self._endpoint.fields(mix("chat", self._seed, len(self._said)) >> 33)
-        shown = with_system(messages, self._system)
+        fields = wished(self._endpoint.fields(mix("chat", self._seed, len(self._said)) >> 33), Wishes.of(info))
+        shown = with_examples(with_system(messages, self._system), self._examples)
         try:
             answered = self._endpoint.client.ask(
                 [_sent(message) for message in shown], {**fields, **({"tools": tools} if tools else {})}
@@ -169,6 +173,33 @@ def _sent(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message as OpenAI's API takes it: arguments are text, and thoughts are left out."""
     made = in_openai_form(message, json_arguments=True)
     made.pop("reasoning_content", None)
+    return made
+
+
+def wished(fields: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+    """The fields of a request with what a world's client wishes of the reply, as ``Wishes`` keeps it for a model here.
+
+    A server that cannot follow one of them refuses the request, which ends the run with what it says.
+    """
+    made, form = dict(fields), wishes.form
+    if wishes.temperature is not None and made["temperature"]:  # a greedy measurement stays greedy
+        made["temperature"] = wishes.temperature
+    if wishes.max_tokens is not None:
+        made["max_tokens"] = min(made["max_tokens"], wishes.max_tokens)
+    if wishes.stop:
+        made["stop"] = list(wishes.stop)
+    if form is not None and form.schema is not None:
+        named = {"name": "reply", "schema": dict(form.schema)}
+        any_object = form.schema == ANY_OBJECT
+        made["response_format"] = (
+            {"type": "json_object"} if any_object else {"type": "json_schema", "json_schema": named}
+        )
+    elif form is not None and form.must:
+        made["tool_choice"] = {"type": "function", "function": {"name": form.calls[0]}}
+    elif form is not None:
+        made["tool_choice"] = "required"
+    if form is not None and form.one_call and not form.must:
+        made["parallel_tool_calls"] = False
     return made
 
 

@@ -243,6 +243,8 @@ class Episode:
         seat.turns, seat.observation, seat.begun = list(point.turns), point.observation, True
         seat.context = point.context.fork() if point.context else None
         seat.prompt, seat.continues = point.prompt, point.continues
+        if seat.model is not None:
+            seat.hold(point.info)
         episode.observation, episode.info, episode.to_move = point.observation, point.info, seat
         return episode
 

@@ -10,6 +10,8 @@ where ``agent.thought_tokens`` is given. It lasts until ``</think>``, until ``<a
 format wants is forced then, the end of an open thought included.
 
 ``agent.thought_tokens`` without ``constrained`` forces the end of a thought, and leaves the answer free.
+
+A request may also ask for a form of its reply (``forms.py``).
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ import numpy as np
 from torch import Tensor
 
 from turnwise.agents.actions import ParsedAction, parse_action, written
+from turnwise.agents.forms import AfterThought, Forms
+from turnwise.agents.toolcalls import Tools
+from turnwise.envs.forms import Form
 from turnwise.errors import AgentError
 from turnwise.models.processing import FREE, Processor, Step
 from turnwise.trajectory import IntArray
@@ -206,6 +211,7 @@ class Guides:
 
     def __init__(self, chat: ChatFormat, config: AgentConfig) -> None:
         self._chat, self._config = chat, config
+        self.forms = Forms(chat)
         self._offered = self._warned = False
         self._answers = lru_cache(maxsize=256)(self._spelled)
         self._fits = lru_cache(maxsize=4096)(self._is_read_back)
@@ -223,6 +229,14 @@ class Guides:
             if admissible:
                 return self._action(tuple(admissible), max_tokens)
         return self._budget(max_tokens)
+
+    def formed(self, form: Form, tools: Tools) -> Processor:
+        """A processor for one reply that must have a ``form``, behind a thought where the chat template opens one."""
+        held = self.forms.processor(form, tools)
+        if not self._chat.opens_thought:
+            return held
+        tokens, close = self._config.thought_tokens, self._chat.within(_CLOSE)
+        return AfterThought(TagReader(self._pieces), held, tokens=tokens, close=close, ends=tuple(self._chat.end_ids))
 
     def _budget(self, max_tokens: int) -> Processor | None:
         tokens = self._config.thought_tokens

@@ -12,13 +12,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from turnwise.agents.actions import written
 from turnwise.agents.chat import ChatFormat, ChatTurn
+from turnwise.agents.dialogue import told_before
 from turnwise.agents.prompts import AgentConfig, Context, WithoutThoughts, context_policy
+from turnwise.agents.roles import Roles, as_message
 from turnwise.envs.interface import Info
+from turnwise.envs.said import heard
 from turnwise.trajectory import IntArray
 
 TAG_INSTRUCTIONS = (
@@ -37,13 +41,15 @@ EXAMPLES_FILE = "examples.json"
 class Example:
     """One episode, turn by turn: what was observed, which actions were listed, what the expert did.
 
-    ``task`` is the content key of its task.
+    ``task`` is the content key of its task. ``requests`` are what was asked in roles, as JSON; () where the world
+    speaks in observations.
     """
 
     observations: tuple[str, ...]
     admissible: tuple[tuple[str, ...] | None, ...]
     actions: tuple[str, ...]
     task: str = ""
+    requests: tuple[str, ...] = ()
 
 
 class TextChat:
@@ -76,10 +82,8 @@ def new_context(
     chat: ChatFormat, config: AgentConfig, env_instructions: str, examples: Sequence[Example] = ()
 ) -> Context:
     """A context policy for one episode, as ``config`` names it. Each of its contexts begins with the examples."""
-    if examples and config.context == "roles":
-        raise ValueError(
-            "agent.examples are turns of observations, and agent.context=roles shows messages: set it to 0"
-        )
+    if config.context == "roles":
+        return Roles(chat, config, opening_text(config, env_instructions), example_messages(examples))
     make = WithoutThoughts if config.thoughts == "drop" else context_policy(config.context)
     if examples:
         return make(chat.after(example_turns(examples, config, env_instructions)), config, "")
@@ -103,12 +107,34 @@ def example_turns(examples: Sequence[Example], config: AgentConfig, env_instruct
     return tuple(turns)
 
 
+def example_messages(examples: Sequence[Example]) -> tuple[dict[str, Any], ...]:
+    """The examples as messages of a chat with roles, without what their worlds said as system messages.
+
+    Raises ValueError for examples of a world that speaks in observations.
+    """
+    told = list[dict[str, Any]]()
+    for example in examples:
+        if len(example.requests) != len(example.actions):
+            raise ValueError(
+                "agent.examples are of a world that speaks in observations, and agent.context=roles shows messages: "
+                "set it to 0"
+            )
+        asked = [json.loads(request) for request in example.requests]
+        last = told_before(asked, example.actions)[-1]
+        told += [each for each in last if each["role"] != "system"]
+        told.append(as_message(heard(example.actions[-1])))
+    return tuple(told)
+
+
 def check_room(chat: ChatFormat, config: AgentConfig, env_instructions: str, examples: Sequence[Example]) -> None:
     """Raises ValueError where no episode as long as the longest example would fit into a context after them."""
     if not examples:
         return
 
     def tokens(some: Sequence[Example]) -> int:
+        if chat.rendering is not None:
+            tools = json.loads(some[0].requests[0]).get("tools", ()) if some[0].requests else ()
+            return len(chat.rendering.render(example_messages(some), tools))
         return chat.after(example_turns(some, config, env_instructions)).num_tokens
 
     taken, longest = tokens(examples), max(tokens([each]) for each in examples)
@@ -121,9 +147,17 @@ def check_room(chat: ChatFormat, config: AgentConfig, env_instructions: str, exa
         )
 
 
+def example_record(example: Example) -> dict[str, Any]:
+    """An example as JSON values; what was asked in roles only where it was."""
+    made = asdict(example)
+    if not example.requests:
+        del made["requests"]
+    return made
+
+
 def write_examples(folder: Path, examples: Sequence[Example]) -> None:
     """Write the examples beside a run or a model."""
-    plain = {"examples": [asdict(each) for each in examples]}
+    plain = {"examples": list(map(example_record, examples))}
     (folder / EXAMPLES_FILE).write_text(json.dumps(plain, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
@@ -139,6 +173,7 @@ def read_examples(folder: str | Path) -> tuple[Example, ...] | None:
                 tuple(None if shown is None else tuple(shown) for shown in each["admissible"]),
                 tuple(each["actions"]),
                 str(each["task"]),
+                tuple(each.get("requests", ())),
             )
             for each in json.loads(path.read_text(encoding="utf-8"))["examples"]
         )

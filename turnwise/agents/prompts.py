@@ -50,8 +50,8 @@ class AgentConfig(BaseModel):
     )
     tool_calls: str = Field(
         "auto",
-        description="how the model writes calls, auto: as its chat template does; hermes, llama3, qwen_xml; or "
-        "module:Class",
+        description="how the model writes calls, auto: as its chat template does; hermes, llama3, qwen_xml, lfm2, "
+        "glm4; or module:Class",
     )
     tools_in: ToolsIn = Field(
         "template",
@@ -62,7 +62,8 @@ class AgentConfig(BaseModel):
         None,
         ge=0,
         description="episodes of the world's expert shown before the own one, as turns of the chat; None: "
-        f"{USUAL_EXAMPLES} for a pretrained model that was not cloned, where the world has an expert and their split",
+        f"{USUAL_EXAMPLES} for a pretrained model that was not cloned, where the world has an expert and their split, "
+        "and does not speak in roles",
     )
     examples_split: str = Field(
         "demonstrations",

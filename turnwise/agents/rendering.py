@@ -275,7 +275,7 @@ def abilities_of(rendering: Rendering) -> Abilities:
 def _dialect_in(text: str) -> str:
     """The dialect that reads the call which the template wrote; "" where none does."""
     meant = Call(_NAME, {_KEY: _VALUE})
-    words = re.compile(r'</?tool_call>|<function=|"(?:arguments|parameters)"')
+    words = re.compile(r'</?tool_call>|<function=|"(?:arguments|parameters)"|</?arg_key>|<\|tool_call_(?:start|end)\|>')
     starts = [at for at, letter in enumerate(text) if letter in "{<"]
     for name, dialect in DIALECTS.items():
         if not all(word in text for word in words.findall(dialect.write(Said("", (meant,))))):

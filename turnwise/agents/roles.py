@@ -43,14 +43,20 @@ class _Turn:
 
 
 class Roles:
-    """The conversation in roles. ``prompt_ids`` of a turn are what it added, or the whole context of a fresh one."""
+    """The conversation in roles. ``prompt_ids`` of a turn are what it added, or the whole context of a fresh one.
 
-    def __init__(self, chat: Chat, config: AgentConfig, instructions: str = "") -> None:
+    ``examples`` are messages that every context has behind its system message.
+    """
+
+    def __init__(
+        self, chat: Chat, config: AgentConfig, instructions: str = "", examples: Sequence[Message] = ()
+    ) -> None:
         rendering = cast("ChatFormat", chat).rendering
         if rendering is None:
             raise ValueError("agent.context=roles needs agent.action_format=calls: set both")
         self._rendering: Rendering = rendering
         self._system = "\n\n".join(filter(None, (config.system, instructions.strip())))
+        self._examples = examples
         self._turns: tuple[_Turn, ...] = ()
         self._asked = _Asked(None, np.zeros(0, np.int32), (), ())
 
@@ -73,9 +79,18 @@ class Roles:
 
     def fork(self) -> Roles:
         copy = object.__new__(Roles)
-        copy._rendering, copy._system = self._rendering, self._system
+        copy._rendering, copy._system, copy._examples = self._rendering, self._system, self._examples
         copy._turns, copy._asked = self._turns, self._asked
         return copy
+
+    def num_ahead(self) -> int:
+        """How many tokens the present context has up to the end of its examples."""
+        asked = self._asked if self._asked.before is None else self._first(self._asked.before)
+        begun = [message for message in asked.messages[:1] if message["role"] == "system"]
+        text = self._rendering.text([*begun, *self._examples], asked.tools, header=False)
+        ahead = self._rendering.spelling.mixed(text)
+        pairs = zip(ahead, asked.prompt_ids.tolist(), strict=False)
+        return next((place for place, (one, other) in enumerate(pairs) if one != other), len(ahead))
 
     @property
     def tools(self) -> Tools:
@@ -102,7 +117,8 @@ class Roles:
     def _keep(self, before: int | None, messages: Sequence[Message], tools: Tools) -> tuple[IntArray, bool]:
         """The tokens of a request, which is kept; and whether they continue the present context."""
         if before is None:
-            self._asked = _Asked(None, self._rendering.render(messages, tools), messages, tools)
+            shown = with_examples(messages, self._examples)
+            self._asked = _Asked(None, self._rendering.render(shown, tools), messages, tools)
             return self._asked.prompt_ids, False
         last = self._turns[before]
         added = self._rendering.after(last.reply_ids, last.said, messages, tools)
@@ -125,6 +141,12 @@ class Roles:
         while asked.before is not None:
             asked = self._turns[asked.before].asked
         return asked
+
+
+def with_examples(messages: Sequence[Message], examples: Sequence[Message]) -> Sequence[Message]:
+    """The messages of a conversation with ``examples`` behind its system message."""
+    begun = bool(messages) and messages[0]["role"] == "system"
+    return [*messages[:begun], *examples, *messages[begun:]] if examples else messages
 
 
 def as_answered(said: Said, new: Sequence[Message]) -> list[dict[str, Any]]:

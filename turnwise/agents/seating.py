@@ -15,7 +15,7 @@ agent that plays at random. Only the model's seat gives a trajectory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -29,10 +29,12 @@ from turnwise.agents.jobs import Job
 from turnwise.agents.opening import Example, new_context
 from turnwise.agents.prompts import AgentConfig, Context, check_context_fits
 from turnwise.agents.roles import Roles
-from turnwise.agents.toolcalls import name_of
+from turnwise.agents.toolcalls import Tools, name_of
+from turnwise.envs.forms import Form
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.errors import AgentError
 from turnwise.models.engine import Engine
+from turnwise.models.processing import Processor
 from turnwise.seeds import mix
 from turnwise.trajectory import IntArray, Turn
 
@@ -127,6 +129,7 @@ class Seat:
     continues: bool = False
     begun: bool = False
     num_shown: int = 0
+    form: Form | None = None  # what the next reply is held to
     early_reward: float = 0.0  # what the player earned before its first turn
 
     def observe(self, observation: str, info: Info, instructions: str) -> None:
@@ -148,14 +151,33 @@ class Seat:
             last = self.turns[-1]
             self.prompt, self.continues = self.context.extend(last.action_ids, last.action, observation, info)
         self.num_shown = len(self.turns)
+        self.hold(info)
+
+    def hold(self, info: Info) -> None:
+        """Take the form that a request wants its reply to have. Raises ValueError for one that cannot be kept."""
+        assert self.model is not None
+        self.form = Form.of(info.get("sampling") or {})
+        if self.form is not None and not self.model.guides.forms.follows(self.form, self.tools or ()):
+            self.form = None
+
+    @property
+    def tools(self) -> Tools | None:
+        """The tools that the model can call now; None where it is not known."""
+        return self.context.tools if isinstance(self.context, Roles) else None
+
+    def processor(self, admissible: Sequence[str] | None, max_tokens: int) -> Processor | None:
+        """What restricts the next reply; None: nothing."""
+        assert self.model is not None
+        if self.form is not None:
+            return self.model.guides.formed(self.form, self.tools or ())
+        return self.model.guides.processor(admissible, max_tokens)
 
     def read(self, reply: str) -> ParsedAction:
         """The action in a reply of the model that has this seat. Raises AgentError where its dialect cannot read it."""
         assert self.model is not None
-        tools = self.context.tools if isinstance(self.context, Roles) else None
         dialect = self.model.chat.dialect
         try:
-            return parse_action(reply, self.model.config.action_format, dialect, tools)
+            return parse_action(reply, self.model.config.action_format, dialect, self.tools, self.form)
         except Exception as error:  # a class of the user's: it may fail in any way
             raise AgentError(
                 f"the dialect {name_of(dialect)} (agent.tool_calls) cannot read a reply "

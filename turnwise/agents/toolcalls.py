@@ -4,6 +4,8 @@ r"""How models write calls of tools: a *dialect* reads what a reply says, and wr
     llama3     {"name": "find", "parameters": {"query": "mug"}}                             Llama 3.1 and later
     qwen_xml   <tool_call>\n<function=find>\n<parameter=query>\nmug\n</parameter>\n</function>\n</tool_call>
                Qwen3-Coder, Qwen 3.5
+    lfm2       <|tool_call_start|>[find(query='mug', limit=2)]<|tool_call_end|>             LFM2, LFM2.5
+    glm4       <tool_call>find\n<arg_key>query</arg_key>\n<arg_value>mug</arg_value>\n</tool_call>   GLM-4.5 and later
 
 A reply may hold several calls, and text beside them. A broken call costs itself alone: the others are made, and the
 world tells the model what was wrong (``Said.fault``). Which dialect a model was trained in is seen from its chat
@@ -16,9 +18,12 @@ import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, cast
 
+from turnwise.agents.pythonic import LFM2
+from turnwise.agents.pythonic import CallError as _CallError
 from turnwise.envs.said import Call, Said
 from turnwise.errors import unknown
 
@@ -30,20 +35,40 @@ class Dialect(Protocol):
     """Reads and writes replies that may call tools; both without the thought that precedes them.
 
     ``read`` returns what was said: never an exception, whatever the text is. What cannot be read as a call stays in the
-    content. ``tools`` are those that may be called.
+    content. ``tools`` are those that may be called. A dialect may name its ``tags``: where one is a special token of
+    the tokenizer, a reply that is cloned has that token.
     """
 
     def read(self, text: str, tools: Tools = ()) -> Said: ...
     def write(self, said: Said) -> str: ...
 
 
-class _CallError(ValueError):
-    """What is wrong with a call, as a model is told."""
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """How a dialect spells calls that are JSON: what comes ``before``, the key of the arguments, what comes ``after``,
+    and ``between`` two calls. A dialect that has one, as ``call_form``, can be held to calls (``forms.py``).
+    """
+
+    before: str
+    key: str
+    after: str
+    between: str
+
+
+def call_form(dialect: Dialect) -> CallForm | None:
+    """How calls are spelled; None where they cannot be forced. Between calls that must be alone stands ""."""
+    if isinstance(dialect, OneCall):
+        inner = call_form(dialect.dialect)
+        return None if inner is None else replace(inner, between="")
+    found: CallForm | None = getattr(dialect, "call_form", None)
+    return found
 
 
 class Hermes:
     """JSON between ``<tool_call>`` tags, with "name" and "arguments"."""
 
+    tags = ("<tool_call>", "</tool_call>")
+    call_form = CallForm("<tool_call>\n", "arguments", "\n</tool_call>", "\n")
     _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 
     def read(self, text: str, tools: Tools = ()) -> Said:
@@ -74,9 +99,7 @@ class QwenXML:
 
     @staticmethod
     def _written(call: Call) -> str:
-        values = (
-            (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in call.arguments.items()
-        )
+        values = ((key, _as_text(value)) for key, value in call.arguments.items())
         inner = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values)
         return f"<tool_call>\n<function={call.name}>\n{inner}</function>\n</tool_call>"
 
@@ -87,8 +110,7 @@ class QwenXML:
         name, body = found.group(1).strip(), found.group(2)
         if left := self._PARAMETER.sub("", body).strip():
             raise _CallError(f"a parameter is written as <parameter=KEY>value</parameter>; this is not: {left[:60]!r}")
-        about: Mapping[str, Any] = next((t["function"] for t in tools if t["function"]["name"] == name), {})
-        known = _schema(_schema(about.get("parameters")).get("properties"))
+        known = _parameters(name, tools)
         arguments = {key: _typed(value, _schema(known.get(key))) for key, value in self._PARAMETER.findall(body)}
         return Call(name, arguments)
 
@@ -96,6 +118,7 @@ class QwenXML:
 class Llama3:
     """A reply that is a JSON object with "name" and "parameters", and nothing else; several with ; between them."""
 
+    call_form = CallForm("", "parameters", "", "; ")
     _PREFIX = re.compile(r"\s*(?:<\|python_tag\|>)?\s*")
 
     def read(self, text: str, tools: Tools = ()) -> Said:
@@ -135,6 +158,39 @@ class Llama3:
         return "; ".join(_json(call, "parameters") for call in said.calls) or said.content
 
 
+class GLM4:
+    """A name, then tags for each key and value. Values are text; what the schema calls no string is read as JSON."""
+
+    tags = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+    _TAGGED = Hermes._TAGGED
+    _ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+
+    def read(self, text: str, tools: Tools = ()) -> Said:
+        return _read(self._TAGGED, text, self._call, tools)
+
+    def write(self, said: Said) -> str:
+        return "\n".join([*([said.content] if said.content else []), *map(self._written, said.calls)])
+
+    @staticmethod
+    def _written(call: Call) -> str:
+        pairs = (
+            f"<arg_key>{key}</arg_key>\n<arg_value>{_as_text(value)}</arg_value>\n"
+            for key, value in call.arguments.items()
+        )
+        return f"<tool_call>{call.name}\n{''.join(pairs)}</tool_call>"
+
+    def _call(self, inner: str, tools: Tools) -> Call:
+        name, begun, rest = inner.partition("<arg_key>")
+        left = self._ARGUMENT.sub("", begun + rest).strip()
+        if left or not re.fullmatch(r"[^\s<>{}]+", name.strip()):
+            raise _CallError(
+                "a call is written as NAME, then <arg_key>KEY</arg_key> <arg_value>value</arg_value> for each argument"
+            )
+        known = _parameters(name.strip(), tools)
+        pairs = self._ARGUMENT.findall(begun + rest)
+        return Call(name.strip(), {key.strip(): _typed(value, _schema(known.get(key.strip()))) for key, value in pairs})
+
+
 class OneCall:
     """A dialect where the chat template shows one call a reply: the first one counts, others are a fault."""
 
@@ -153,7 +209,13 @@ class OneCall:
         return self.dialect.write(said)
 
 
-DIALECTS: dict[str, Dialect] = {"hermes": Hermes(), "qwen_xml": QwenXML(), "llama3": Llama3()}
+DIALECTS: dict[str, Dialect] = {
+    "hermes": Hermes(),
+    "qwen_xml": QwenXML(),
+    "llama3": Llama3(),
+    "lfm2": LFM2(),
+    "glm4": GLM4(),
+}
 
 
 @lru_cache
@@ -171,6 +233,13 @@ def dialect_of(name: str) -> Dialect:
     if not (callable(getattr(made, "read", None)) and callable(getattr(made, "write", None))):
         raise ValueError(f"agent.tool_calls={name!r} needs the methods read(text, tools) and write(said)")
     return cast(Dialect, made)
+
+
+def tags_of(dialect: Dialect) -> tuple[str, ...]:
+    """The texts that may be special tokens in what a dialect writes."""
+    inner = dialect.dialect if isinstance(dialect, OneCall) else dialect
+    found: tuple[str, ...] = getattr(inner, "tags", ())
+    return found
 
 
 def name_of(dialect: Dialect) -> str:
@@ -223,6 +292,17 @@ def _kind(value: Any) -> str:
 
 def _json(call: Call, key: str) -> str:
     return json.dumps({"name": call.name, key: dict(call.arguments)}, ensure_ascii=False)
+
+
+def _parameters(name: str, tools: Tools) -> Mapping[str, Any]:
+    """The schemas of a tool's parameters by name; {} for an unknown tool."""
+    about: Mapping[str, Any] = next((t["function"] for t in tools if t["function"]["name"] == name), {})
+    return _schema(_schema(about.get("parameters")).get("properties"))
+
+
+def _as_text(value: Any) -> str:
+    """A parameter's value as text: JSON, but for texts."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _schema(found: Any) -> Mapping[str, Any]:

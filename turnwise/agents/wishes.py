@@ -1,8 +1,9 @@
-"""What a request wishes of its reply (``info["sampling"]``): another temperature, fewer tokens, texts that end it.
+"""What a request wishes of its reply (``info["sampling"]``): another temperature, fewer tokens, a form,
+and texts that end it.
 
-All of them are kept exactly. A temperature is that of each token's distribution, recorded with the turn, so that the
-learner scores the tokens under it. A reply that is cut at a text keeps the tokens up to the one that completes it; no
-token that was kept depends on those that were dropped.
+All of them are kept exactly. The temperature of each token's distribution is recorded with the turn, as are the tokens
+that a form leaves to it (``forms.py``), so that the learner scores it under the same. A reply that is cut at a text
+keeps the tokens up to the one that completes it; no token that was kept depends on those that were dropped.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from turnwise.envs.forms import Form
 from turnwise.envs.interface import Info
 from turnwise.models.drawing import Sampling
 from turnwise.models.engine import Reply
@@ -27,12 +29,13 @@ class Wishes:
     temperature: float | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    form: Form | None = None
 
     @classmethod
     def of(cls, info: Info) -> Wishes:
         """Those that the world passes on."""
         given: Mapping[str, Any] = info.get("sampling") or {}
-        return cls(given.get("temperature"), given.get("max_tokens"), tuple(given.get("stop", ())))
+        return cls(given.get("temperature"), given.get("max_tokens"), tuple(given.get("stop", ())), Form.of(given))
 
     def sampling(self, usual: Sampling) -> Sampling:
         """How the reply is sampled: ``usual`` is the run's, whose limit of tokens holds too; where it is greedy (an
@@ -81,8 +84,13 @@ def shortened(reply: Reply, size: int) -> Reply:
         return reply
     made = reply.processing
     if made is not None:
-        ids = int(np.abs(made.counts[:size]).sum())
-        made = Processing(made.counts[:size], made.ids[:ids], made.forced[:size], made.temperatures[:size])
+        made = Processing(
+            made.counts[:size],
+            made.ids[: int(made.sizes()[:size].sum())],
+            made.forced[:size],
+            made.temperatures[:size],
+            made.like[:size],
+        )
     return replace(
         reply,
         ids=reply.ids[:size],

@@ -48,8 +48,9 @@ from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start, told_of
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
 from turnwise.grading.grader import Grader, grader_of
+from turnwise.grading.ranking import Ranker
 from turnwise.grading.verdicts import FILE as VERDICTS
-from turnwise.learning.planning import GroupPlanner, NoRollouts
+from turnwise.learning.planning import GroupPlanner, NoRollouts, Planner
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, save_model
 from turnwise.models.policy import Policy
@@ -301,6 +302,7 @@ class Assembly:
             collector=collector,
             measurer=measurer,
             grader=grader,
+            ranker=self.ranker(run, planner),
             panels=panels,
             order=TaskOrder(panels.train, config.rollout.num_tasks, config.seed),
             planner=planner,
@@ -351,6 +353,21 @@ class Assembly:
         if made is not None:
             made.check(lambda: told_of(self.world, self.panels.train[0], self.config.seed))
         return made
+
+    def ranker(self, run: RunDirectory, planner: Planner) -> Ranker | None:
+        """Who scores attempts relative to each other; None where nobody does.
+
+        Raises ValueError where the planner decides by rewards or forks, before there are scores.
+        """
+        ranking = self.config.rewards.ranking
+        if ranking is None:
+            return None
+        if not isinstance(planner, GroupPlanner):
+            raise ValueError(
+                "rewards.ranking scores whole groups when all of their episodes have ended, and the algorithm's "
+                f"{type(planner).__name__} decides before: use rewards.judge, or another algorithm"
+            )
+        return Ranker(self.config.rewards, ranking, run.path / VERDICTS)
 
     @property
     def _cast(self) -> Cast:

@@ -9,12 +9,13 @@ episodes of any other world.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from turnwise.agents.collector import Collector, Rollouts
 from turnwise.agents.jobs import Job
@@ -30,6 +31,7 @@ from turnwise.models.drawing import Sampling
 from turnwise.models.settings import PretrainedModelConfig
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
+from turnwise.runs.exporting import dialogues, origin
 from turnwise.trajectory import RolloutFinished, Task, Trajectory
 
 SERVED = "turnwise/Served-v0"
@@ -42,7 +44,7 @@ class Offer:
 
     ``agent`` are changes of the agent's settings. ``num_slots`` conversations are open at once, each for ``idle_s``
     seconds of silence. ``temperature`` is that of requests which name none. ``record`` is a new folder for the
-    conversations. ``name`` is what clients call the model.
+    conversations, or a new file of chats, NAME.jsonl. ``name`` is what clients call the model.
     """
 
     host: str = "127.0.0.1"
@@ -77,7 +79,7 @@ class Service:
         self.agent = _agent(target, offer, self._door)
         self._gateway = Gateway(self._door, offer.host, offer.port)
         try:
-            self._record = _Record(target, offer, self.agent) if offer.record is not None else None
+            self._record = _record(target, offer, self.agent)
         except ValueError:
             self._gateway.close()
             raise
@@ -123,12 +125,42 @@ class Service:
             self._record.add(trajectory)
 
 
-class _Record:
+class Record(Protocol):
+    """Where conversations are kept."""
+
+    def add(self, trajectory: Trajectory) -> None: ...
+
+
+def _record(target: str, offer: Offer, agent: ModelAgent) -> Record | None:
+    if offer.record is None:
+        return None
+    if offer.record.suffix == ".jsonl":
+        return _Lines(offer.record, agent.config.system or "")
+    return _Folder(offer.record, _described(target, offer, agent))
+
+
+class _Lines:
+    """A file of chats, each a line of JSON that is written when its conversation has ended."""
+
+    def __init__(self, path: Path, system: str) -> None:
+        self._path, self._system = path, system
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+        except OSError as error:
+            raise ValueError(f"--record {path} must be a new file ({error.strerror}): choose another name") from error
+
+    def add(self, trajectory: Trajectory) -> None:
+        rows = ({**row, **origin(trajectory)} for row in dialogues(trajectory, self._system))
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+class _Folder:
     """A folder like a run's, with the conversations as its episodes."""
 
-    def __init__(self, target: str, offer: Offer, agent: ModelAgent) -> None:
-        assert offer.record is not None
-        self._run = RunDirectory.create(offer.record, parse_config(_described(target, offer, agent)), {})
+    def __init__(self, path: Path, described: Mapping[str, Any]) -> None:
+        self._run = RunDirectory.create(path, parse_config(described), {})
         self._writer = TrajectoryWriter(self._run.trajectories_path)
 
     def add(self, trajectory: Trajectory) -> None:

@@ -11,7 +11,7 @@ from turnwise.agents.opening import Example
 from turnwise.agents.prompts import USUAL_EXAMPLES, AgentConfig
 from turnwise.cloning.demonstrations import Demonstration, demonstrate
 from turnwise.cloning.settings import WarmstartConfig
-from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.interface import HasPlayers, capability, request_of
 from turnwise.envs.tasks import TextEnv, demonstrated, expert_of, panel
 from turnwise.seeds import mix
 from turnwise.trajectory import Task
@@ -98,4 +98,5 @@ def _length(shown: Demonstration) -> int:
 
 def _example(task: Task, shown: Demonstration) -> Example:
     admissible = tuple(tuple(each["listed_actions"]) if "listed_actions" in each else None for each in shown.infos)
-    return Example(shown.observations, admissible, shown.actions, task.key)
+    requests = tuple(filter(None, map(request_of, shown.infos)))
+    return Example(shown.observations, admissible, shown.actions, task.key, requests)

@@ -6,7 +6,7 @@ and a row for each fresh context of an agent with a window. The order depends on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from turnwise.agents.dialogue import asked
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.opening import Example, example_turns, new_context
 from turnwise.agents.prompts import AgentConfig
+from turnwise.agents.roles import Roles
 from turnwise.agents.seating import TextEnv
 from turnwise.cloning.chats import Chat
 from turnwise.cloning.demonstrations import Demonstration, demonstrations
@@ -77,7 +78,7 @@ def rows_of(
     """
     context = new_context(chat, agent, instructions, examples)
     prompt, continues = context.begin(shown.observations[0], shown.infos[0]), False
-    made = _Rows(chat, observation_weight, _ahead(chat, agent, instructions, examples))
+    made = _Rows(chat, observation_weight, _ahead(chat, agent, instructions, examples, shown.infos[0]))
     for n, (action, learn) in enumerate(zip(shown.actions, shown.learn, strict=True)):
         reply = chat.reply(written(action, agent.action_format, chat.dialect))
         made.add(prompt, continues, reply, learn)
@@ -86,9 +87,17 @@ def rows_of(
     return made.fitting(agent)
 
 
-def _ahead(chat: ChatFormat, agent: AgentConfig, instructions: str, examples: Sequence[Example]) -> int:
-    """The number of tokens of the examples before each context."""
-    return chat.after(example_turns(examples, agent, instructions)).num_tokens if examples else 0
+def _ahead(
+    chat: ChatFormat, agent: AgentConfig, instructions: str, examples: Sequence[Example], first: Mapping[str, Any]
+) -> int:
+    """The number of tokens up to the end of the examples in each context; ``first``: what was asked first in roles."""
+    if not examples:
+        return 0
+    context = new_context(chat, agent, instructions, examples)
+    if isinstance(context, Roles):
+        context.begin("", dict(first))
+        return context.num_ahead()
+    return chat.after(example_turns(examples, agent, instructions)).num_tokens
 
 
 def episode_rows(
@@ -104,7 +113,8 @@ def episode_rows(
 
     Replies without a valid action are not learned.
     """
-    made = _Rows(chat, config.observation_weight, _ahead(chat, agent, instructions, examples))
+    first = asked(episode.turns[0])
+    made = _Rows(chat, config.observation_weight, _ahead(chat, agent, instructions, examples, first))
     if as_is:
         for turn in episode.turns:
             forced = None if turn.processing is None else turn.processing.forced
@@ -142,7 +152,8 @@ def takeover_rows(
     Rows without an action of the expert's are left out.
     """
     assert episode.fork is not None
-    made = _Rows(chat, observation_weight, _ahead(chat, agent, instructions, examples))
+    first = asked(episode.turns[0])
+    made = _Rows(chat, observation_weight, _ahead(chat, agent, instructions, examples, first))
     for n, turn in enumerate(episode.turns):
         experts = n >= episode.fork.turn
         made.add(turn.prompt_ids, turn.continues, turn.action_ids, experts, seen=experts)

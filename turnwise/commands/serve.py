@@ -26,7 +26,9 @@ def serve(
         str | None, typer.Option(help="What clients must send; default: the variable TURNWISE_SERVE_KEY, if set.")
     ] = None,
     name: Annotated[str, typer.Option(help="What clients call the model.")] = "agent",
-    record: Annotated[Path | None, typer.Option(help="New folder for the conversations, like a run's.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="New folder for the conversations, like a run's; or FILE.jsonl.")
+    ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="last, best or an update; default: the run's own.")] = None,
     slots: Annotated[int, typer.Option(min=1, help="Conversations that are open at once.")] = 16,
     idle: Annotated[float, typer.Option(min=1.0, help="Seconds of silence after which one ends.")] = 600.0,

@@ -222,14 +222,10 @@ def check_roles(agent: AgentConfig) -> None:
         )
     unused = ("tool_calls", "tools_in") if agent.action_format != "calls" else ()
     if roles:
-        unused = (*unused, "window", "show_admissible", "admissible_format", "constrained", "examples_split")
+        unused = (*unused, "window", "show_admissible", "admissible_format", "constrained")
     names = tuple(f"agent.{name}" for name in unused if getattr(agent, name) != getattr(default, name))
     if names:
         raise UnusedSettingError(names, f"{', '.join(names)}: without effect with agent.context={agent.context}")
-    if roles and agent.examples:
-        raise ValueError(
-            "agent.examples are turns of observations, and agent.context=roles shows messages: set it to 0"
-        )
 
 
 def check_measurements(measured: EvalConfig, keep_checkpoint: str, num_updates: int) -> None:

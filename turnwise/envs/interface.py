@@ -31,7 +31,8 @@ writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
     tools                list of function schemas in OpenAI's form, {"type": "function", "function": {"name",
                          "description", "parameters"}}; given with a request that begins afresh
     sampling             what is wished of the reply: "temperature" (of its tokens; 0 is greedy), "max_tokens" (the
-                         agent's own limit holds too), "stop" (list of texts, the first of which ends it)
+                         agent's own limit holds too), "stop" (list of texts, the first of which ends it), "form"
+                         (JSON by a schema, or calls of tools: ``forms.py``)
     ignored              list of strings: what else was wished of the reply, and is not followed; it is counted
 
 Such a world may say so beforehand, with the attribute ``in_roles`` (True): a model from elsewhere then plays it with

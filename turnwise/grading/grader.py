@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from turnwise.agents.chat_client import Usage
 from turnwise.agents.worldwork import Order, WorldThreads
 from turnwise.errors import AgentError
 from turnwise.grading.functions import EventLoop, RewardFunction
 from turnwise.grading.judge import Judge
 from turnwise.grading.settings import GradingConfig
+from turnwise.grading.spending import Spending
 from turnwise.grading.verdicts import Verdicts
 from turnwise.trajectory import Grade, Grading, Trajectory
 
@@ -33,7 +33,7 @@ class Grader:
         self.threads = WorldThreads(config.threads, order, daemon=True)
         self._lock = threading.Lock()
         self._loop: EventLoop | None = None
-        self._told = (0, 0, Usage())
+        self.spending = None if self.judge is None else Spending(self.judge.verdicts, self.judge.client)
 
     def check(self, told: Callable[[], Mapping[str, Any]]) -> None:
         """Raise ValueError where a task lacks what the rubric names; ``told`` gives one, where that is needed."""
@@ -93,26 +93,7 @@ class Grader:
 
         The cost is in the currency of the prices, and left out without prices. {} without a judge.
         """
-        if self.judge is None:
-            return {}
-        before, verdicts, used = self._told, self.judge.verdicts, self.judge.client.spent
-        self._told = (verdicts.given, verdicts.found, used)
-        given, found, spent = before
-        usage = Usage(
-            used.requests - spent.requests,
-            used.retries - spent.retries,
-            used.prompt_tokens - spent.prompt_tokens,
-            used.completion_tokens - spent.completion_tokens,
-        )
-        cost = usage.cost(self.judge.client.config)
-        told: dict[str, float] = {
-            "given": verdicts.given - given,
-            "found": verdicts.found - found,
-            "requests": usage.requests,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-        }
-        return told if cost is None else {**told, "cost": cost}
+        return {} if self.spending is None else self.spending.take()
 
     def close(self) -> None:
         """End the judge's requests and the threads; one that waits for an answer is left to itself."""

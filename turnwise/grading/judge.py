@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from turnwise.agents.chat_client import ChatClient, ContextFullError, ExhaustedError, Usage, addressed
-from turnwise.grading.settings import Criterion, JudgeConfig, Rubric
+from turnwise.grading.settings import AskedConfig, Criterion, JudgeConfig, Rubric
 from turnwise.grading.transcript import described, messages, transcript
 from turnwise.grading.verdicts import Choice, Key, Verdict, Verdicts
 from turnwise.trajectory import Grade, Trajectory
@@ -24,10 +24,14 @@ _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 
 
 class JudgeError(Exception):
-    """The judge gave no verdict on an episode."""
+    """The judge gave no verdict on an episode: for which ``fault``, and what it took."""
+
+    def __init__(self, message: str, fault: str, usage: Usage) -> None:
+        super().__init__(message)
+        self.fault, self.usage = fault, usage
 
 
-class _UnreadableError(ValueError):
+class UnreadableError(ValueError):
     """An answer that is no verdict; the message says why."""
 
 
@@ -65,25 +69,39 @@ class Judge:
         return grades, sum(value * share for value, share in zip(worth, shares, strict=True))
 
     def _asked(self, key: Key, episode: Trajectory, rubric: Rubric, asked: str, record: str) -> tuple[Verdict, Usage]:
-        said, usage, fault = messages(asked, record), Usage(), ""
-        for _ in range(self.config.answers):
-            try:
-                answer = self.client.ask(said, {"temperature": 0, "max_tokens": self.config.max_tokens})
-            except ContextFullError:
-                fault = "the episode does not fit its context (rewards.judge.view=last shows less of it)"
-                break
-            except ExhaustedError as error:
-                fault = str(error)
-                break
-            usage += answer.usage
-            try:
-                return read_verdict(answer.text, rubric), usage
-            except _UnreadableError as error:
-                fault = f"its last answer of {self.config.answers} was no verdict: {error}"
-                again = f"That is no verdict: {error}. Answer with the JSON object alone, in the form that was given."
-                said += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": again}]
-        self.verdicts.write(key, episode.episode, usage, verdict=None, fault=fault[:500])
-        raise JudgeError(f"{self.client.model} gave no verdict: {fault}")
+        try:
+            return answered(self.client, self.config, messages(asked, record), lambda text: read_verdict(text, rubric))
+        except JudgeError as error:
+            self.verdicts.write(key, episode.episode, error.usage, verdict=None, fault=error.fault[:500])
+            raise
+
+
+def answered(
+    client: ChatClient, config: AskedConfig, said: list[dict[str, str]], read: Callable[[str], Verdict]
+) -> tuple[Verdict, Usage]:
+    """The verdict that ``read`` finds in an answer to these messages, and what it took.
+
+    ``read`` raises UnreadableError for an answer that is none, which is then sent back. Raises JudgeError, and
+    EndpointError.
+    """
+    usage, fault = Usage(), ""
+    for _ in range(config.answers):
+        try:
+            answer = client.ask(said, {"temperature": 0, "max_tokens": config.max_tokens})
+        except ContextFullError:
+            fault = f"the episode does not fit its context (rewards.{config.section}.view=last shows less of it)"
+            break
+        except ExhaustedError as error:
+            fault = str(error)
+            break
+        usage += answer.usage
+        try:
+            return read(answer.text), usage
+        except UnreadableError as error:
+            fault = f"its last answer of {config.answers} was no verdict: {error}"
+            again = f"That is no verdict: {error}. Answer with the JSON object alone, in the form that was given."
+            said += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": again}]
+    raise JudgeError(f"{client.model} gave no verdict: {fault}", fault, usage)
 
 
 def read_verdict(text: str, rubric: Rubric) -> Verdict:
@@ -91,19 +109,28 @@ def read_verdict(text: str, rubric: Rubric) -> Verdict:
 
     What stands around the object is not read. Where there are two objects there is no verdict: one may be quoted.
     """
+    given = listed(text, "verdict", "criterion")
+    names = [criterion.name for criterion in rubric.criteria]
+    if set(given) != set(names):
+        raise UnreadableError(f"expected the criteria {', '.join(names)}; got {', '.join(given) or 'none'}"[:300])
+    return tuple(_choice(criterion, given[criterion.name]) for criterion in rubric.criteria)
+
+
+def listed(text: str, name: str, key: str) -> dict[str, Any]:
+    """The items of a list ``name`` in the one JSON object of an answer, by what each has as ``key``.
+
+    Raises UnreadableError where there is no such list, and for two items of one key.
+    """
     text = _THOUGHT.sub("", text)
     begin, end = text.find("{"), text.rfind("}")
     try:
-        answers = json.loads(text[begin : end + 1])["verdict"] if begin >= 0 else None
-        given = {str(each["criterion"]): each for each in answers} if isinstance(answers, list) else None
+        answers = json.loads(text[begin : end + 1])[name] if begin >= 0 else None
+        given = {str(each[key]): each for each in answers} if isinstance(answers, list) else None
     except (ValueError, LookupError, TypeError, RecursionError):
         given, answers = None, None
     if given is None or answers is None or len(given) < len(answers):
-        raise _UnreadableError(f"expected one JSON object with a list `verdict`, a criterion each; got {text[:100]!r}")
-    names = [criterion.name for criterion in rubric.criteria]
-    if set(given) != set(names):
-        raise _UnreadableError(f"expected the criteria {', '.join(names)}; got {', '.join(given) or 'none'}"[:300])
-    return tuple(_choice(criterion, given[criterion.name]) for criterion in rubric.criteria)
+        raise UnreadableError(f"expected one JSON object with a list `{name}`, a {key} each; got {text[:100]!r}")
+    return given
 
 
 def _choice(criterion: Criterion, answer: Mapping[str, Any]) -> Choice:
@@ -113,9 +140,9 @@ def _choice(criterion: Criterion, answer: Mapping[str, Any]) -> Choice:
         said = "yes" if said else "no"
     chosen = by_word.get(str(said).strip().lower())
     if chosen is None:
-        raise _UnreadableError(f"{criterion.name}: expected one of {', '.join(criterion.choices)}; got {said!r}"[:300])
+        raise UnreadableError(f"{criterion.name}: expected one of {', '.join(criterion.choices)}; got {said!r}"[:300])
     if not isinstance(reason, str) or not reason.strip():
-        raise _UnreadableError(f"{criterion.name}: expected a reason before the choice")
+        raise UnreadableError(f"{criterion.name}: expected a reason before the choice")
     return Choice(criterion.name, chosen, reason.strip())
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -104,13 +104,14 @@ def _fill(text: str, task: Mapping[str, Any]) -> str:
     return _FIELD.sub(shown, text)
 
 
-class JudgeConfig(_Section):
-    """A model that judges each episode by a rubric."""
+class AskedConfig(_Section):
+    """A model that reads episodes, and how it is asked. ``section`` is its name in the rewards."""
+
+    section: ClassVar[str] = ""
 
     model: str = Field(
         description="who judges: openai:MODEL, or openai:MODEL@URL for your own endpoint; MODEL names its verdicts"
     )
-    rubric: Rubric = Field(description="what it looks for: a YAML file, whose content the run keeps")
     weight: float = Field(1.0, description="what a verdict of 1 pays; 0: it is only reported")
     view: Literal["all", "last"] = Field(
         "all", description="what it sees. all: the whole episode; last: the first observation and the last reply"
@@ -126,13 +127,8 @@ class JudgeConfig(_Section):
         addressed(name, EndpointConfig())
         return name
 
-    @field_validator("rubric", mode="before")
-    @classmethod
-    def _read(cls, given: Any) -> Any:
-        return read_rubric(given) if isinstance(given, str | Path) else given
-
     @model_validator(mode="after")
-    def _what_is_for_players(self) -> JudgeConfig:
+    def _what_is_for_players(self) -> Self:
         usual = EndpointConfig()
         if self.endpoint.concurrency != usual.concurrency:
             raise UnusedSettingError(
@@ -143,6 +139,28 @@ class JudgeConfig(_Section):
                 "endpoint.send_seed", "a judge draws nothing anew: give a seed as endpoint.extra={seed: 0}"
             )
         return self
+
+
+class JudgeConfig(AskedConfig):
+    """A model that judges each episode by a rubric."""
+
+    section: ClassVar[str] = "judge"
+
+    rubric: Rubric = Field(description="what it looks for: a YAML file, whose content the run keeps")
+
+    @field_validator("rubric", mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        return read_rubric(given) if isinstance(given, str | Path) else given
+
+
+class RankingConfig(AskedConfig):
+    """A model that reads all attempts at a task at once, and scores them relative to each other (RULER)."""
+
+    section: ClassVar[str] = "ranking"
+
+    instructions: str = Field("", description="what it should know of the tasks, and what is better")
+    max_tokens: int = Field(4096, ge=1, description="tokens of an answer, which has a reason for each attempt")
 
 
 class GradingConfig(_Section):
@@ -156,6 +174,9 @@ class GradingConfig(_Section):
         description="Python functions of episode and task, module:name, with their weights; a list of names: 1 each",
     )
     judge: JudgeConfig | None = Field(None, description="a model that judges each episode by a rubric")
+    ranking: RankingConfig | None = Field(
+        None, description="a model that scores the attempts at a task relative to each other, in training alone"
+    )
     success_threshold: float | None = Field(
         None, description="total reward that counts as success, where the world does not say what success is"
     )
@@ -186,12 +207,13 @@ class GradingConfig(_Section):
 
     @property
     def grades(self) -> bool:
-        """Whether anything but the world pays."""
+        """Whether anything but the world pays an episode by itself."""
         return bool(self.functions) or self.judge is not None
 
     @model_validator(mode="after")
     def _something_grades(self) -> GradingConfig:
-        for name in () if self.grades else ("world", "success_threshold", "threads", "timeout_s"):
+        unused = () if self.grades else ("success_threshold", "timeout_s")
+        for name in unused if self.grades or self.ranking is not None else ("world", "threads", *unused):
             if getattr(self, name) != GradingConfig.model_fields[name].default:
                 raise UnusedSettingError(
                     name, f"rewards.{name} is for rewards.functions or rewards.judge, and neither is set"

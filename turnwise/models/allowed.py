@@ -5,7 +5,8 @@ A token that was drawn from a set S of allowed ids has the logits of S alone (``
     l = (hidden W[S]^T + bias[S]) / temperature       logprob = l[target] - logsumexp(l)       entropy = -sum p log p
 
 Only the columns of the head that some set holds are multiplied. Tokens without a set take the whole head. So do those
-whose set is every token but some, whose biases are then far below all others.
+whose set is every token but some: those of one set together, with biases far below all others; where there are many
+such sets, as in texts under a grammar, some tokens at once with a mask of logits for each.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ _NEVER = -1e9  # a bias; the probability is 0, and 0 * log p is 0, which of -inf
 
 MAX_ROWS = 4096
 """Tokens whose logits are held at once. The backward pass computes those of longer batches again, part by part."""
+
+FEW_SETS = 4
+"""Sets of all tokens but some that take the head one after the other."""
+
+MAX_LOGITS = 2**24
+"""Logits of the whole vocabulary that are held at once, where there are more sets. The backward pass computes them
+again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,14 @@ def scored(
     drawn = replace(drawn, temperatures=drawn.temperatures.masked_fill(drawn.temperatures == 0, temperature))
     but = (drawn.which >= 0) & drawn.but[drawn.which.clamp(min=0)]
     order, parts = [], []
-    for number in [-1, *torch.unique(drawn.which[but]).tolist()]:
+    sets = torch.unique(drawn.which[but]).tolist()
+    many = but.nonzero()[:, 0] if len(sets) > FEW_SETS else but.nonzero()[:0, 0]
+    for span in spans(len(many), max(1, MAX_LOGITS // len(weight))):
+        rows = many[span]
+        given = (hidden[rows], weight, bias, targets[rows], drawn.at(rows))
+        parts.append(checkpoint(_all_but, *given, use_reentrant=False) if torch.is_grad_enabled() else _all_but(*given))
+        order.append(rows)
+    for number in [-1, *([] if len(many) else sets)]:
         rows = (drawn.which == number).nonzero()[:, 0]
         own = bias if number < 0 else _without(drawn, number, weight, bias)
         heat = drawn.temperatures[rows]
@@ -144,6 +159,18 @@ def _among(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor,
     logp = logp.masked_fill(outside, 0.0)  # in place of -inf, of which the probability is 0, too
     probabilities = logp.exp().masked_fill(outside, 0.0)
     return logp.gather(1, target)[:, 0], -(probabilities * logp).sum(1)
+
+
+def _all_but(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, drawn: Drawn
+) -> tuple[Tensor, Tensor]:
+    """The same for targets whose sets are all of excluded ids."""
+    logits = exactly(linear(hidden, weight, bias)) / drawn.temperatures[:, None]
+    ids, _ = _padded(drawn.offsets, drawn.ids, drawn.which)
+    outside = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device).scatter_(1, ids, True)
+    logp = torch.log_softmax(logits.masked_fill(outside, -torch.inf), dim=-1).masked_fill(outside, 0.0)
+    probabilities = logp.exp().masked_fill(outside, 0.0)
+    return logp.gather(1, targets[:, None])[:, 0], -(probabilities * logp).sum(1)
 
 
 def _without(drawn: Drawn, number: int, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -66,6 +66,9 @@ class Step:
         return -len(self.ids) if excludes else len(self.ids)
 
 
+MANY = 4096
+"""Ids of a reply's sets. Where there are more, those of equal sets are kept once."""
+
 FREE = Step()
 """Every token is allowed."""
 
@@ -120,11 +123,18 @@ def recorded(steps: Sequence[Step], temperature: float) -> Processing | None:
     hot = any(found is not None for found in own)
     if not hot and not any(step.count for step in steps):
         return None
+    counts, kept = np.array([step.count for step in steps], np.int32), list(steps)
+    like = np.zeros(0, np.int32)
+    if np.abs(counts).sum() > MANY:
+        first: dict[tuple[int, bytes], int] = {}
+        found = [first.setdefault((step.count, step.ids.tobytes()), place) for place, step in enumerate(steps)]
+        like, kept = np.array(found, np.int32), [steps[place] for place in sorted(first.values())]
     return Processing(
-        counts=np.array([step.count for step in steps], np.int32),
-        ids=np.concatenate([step.ids for step in steps]).astype(np.int32),
+        counts=counts,
+        ids=np.concatenate([step.ids for step in kept]).astype(np.int32),
         forced=np.array([step.forced is not None for step in steps], np.bool_),
         temperatures=np.array([t or temperature for t in own] if hot else [], np.float32),
+        like=like,
     )
 
 

@@ -18,7 +18,7 @@ from turnwise.trajectory import End, Fork, Grade, Grading, Processing, Task, Tra
 Made = TypeVar("Made")
 
 _ARRAYS = {"prompt_ids": "<i4", "action_ids": "<i4", "logprobs": "<f4", "entropies": "<f4"}
-_PROCESSING = {"counts": "<i4", "ids": "<i4", "forced": "|b1", "temperatures": "<f4"}
+_PROCESSING = {"counts": "<i4", "ids": "<i4", "forced": "|b1", "temperatures": "<f4", "like": "<i4"}
 
 
 def to_record(trajectory: Trajectory) -> dict[str, Any]:
@@ -66,7 +66,10 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
         del record["request"]
     record |= _texts(record, _ARRAYS)
     if turn.processing is not None:
-        record["processing"] = _texts({name: getattr(turn.processing, name) for name in _PROCESSING}, _PROCESSING)
+        found = {name: getattr(turn.processing, name) for name in _PROCESSING}
+        record["processing"] = _texts(found, _PROCESSING)
+        if not len(found["like"]):
+            del record["processing"]["like"]  # as before there was one
     return record
 
 
@@ -88,9 +91,10 @@ def _arrays(texts: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any
 def _turn(record: Mapping[str, Any]) -> Turn:
     values = {**record, **_arrays(record, _ARRAYS)}
     if record.get("processing") is not None:
-        made = Processing(**_arrays(record["processing"], _PROCESSING))
+        made = Processing(**_arrays({"like": "", **record["processing"]}, _PROCESSING))
         num = len(values["action_ids"])
-        if (len(made.counts), len(made.forced)) != (num, num) or np.abs(made.counts).sum() != len(made.ids):
+        fits = (len(made.counts), len(made.forced)) == (num, num) and len(made.like) in (0, num)
+        if not fits or (made.like > np.arange(len(made.like))).any() or made.sizes().sum() != len(made.ids):
             raise ValueError(f"processing does not fit a reply of {num} tokens")
         values["processing"] = made
     return _checked(Turn, values)

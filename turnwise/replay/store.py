@@ -32,7 +32,8 @@ ASKED = 4
 GRADED = 5
 """The version of a member in which some trajectory has ``given`` or ``grading``."""
 STORED = 6
-"""The version of a member in which some trajectory starts in a stored state."""
+"""The version of a member in which some trajectory starts in a stored state, or some turn keeps equal sets of tokens once
+(``Processing.like``)."""
 _CHUNK = 1 << 16
 
 # RFC 1952: magic, deflate, flags (extra field, header checksum), no time, level unknown, system unknown; then the extra
@@ -241,7 +242,7 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
         kind = (header["format"], header["version"], type(header["update"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the gzip member at byte {start} is no trajectory flush: {error!r}") from error
-    if kind not in [(FORMAT, version, int) for version in (VERSION, PROCESSED, ENDED, ASKED, GRADED, STORED)]:
+    if kind not in [(FORMAT, version, int) for version in range(VERSION, STORED + 1)]:
         raise ValueError(f"{path}, byte {start}: expected {FORMAT} version {VERSION} to {STORED}; got {header}"[:500])
     return header
 
@@ -249,6 +250,8 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
 def _version(trajectory: Trajectory) -> int:
     """The oldest version that holds all of a trajectory."""
     if trajectory.stored_start is not None:
+        return STORED
+    if any(turn.processing is not None and len(turn.processing.like) for turn in trajectory.turns):
         return STORED
     if trajectory.given or trajectory.grading is not None:
         return GRADED

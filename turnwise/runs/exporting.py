@@ -77,13 +77,17 @@ def _rows(target: str | Path, selection: Selection, form: str) -> Iterator[Row]:
     if not selection.success and selection.returns == (None, None):
         selection = replace(selection, success="yes")
     make = _sft(target) if form == "sft" else _token_rows
-    return ({**row, **_origin(stored)} for stored in select(target, selection) for row in make(stored.trajectory))
+    return (
+        {**row, **origin(stored.trajectory), "update": stored.update}
+        for stored in select(target, selection)
+        for row in make(stored.trajectory)
+    )
 
 
 def _sft(target: str | Path) -> Callable[[Trajectory], Iterator[Row]]:
     """What makes the chats of an episode."""
     if is_in_roles(target):
-        return partial(_dialogues, system=run_of(target).config().agent.system or "")
+        return partial(dialogues, system=run_of(target).config().agent.system or "")
     tell = _messages(*chat_of(target))
     return lambda trajectory: map(tell, contexts(trajectory))
 
@@ -97,7 +101,7 @@ def _token_rows(trajectory: Trajectory) -> Iterator[Row]:
     return map(_tokens, contexts(trajectory))
 
 
-def _dialogues(trajectory: Trajectory, system: str) -> Iterator[Row]:
+def dialogues(trajectory: Trajectory, system: str) -> Iterator[Row]:
     """The chats of an episode with roles, and their tools: one for each reply that no later turn goes on from."""
     told, tools = conversations(trajectory.turns), offered(trajectory.turns)
     passed = {asked(turn).get("after") for turn in trajectory.turns}
@@ -124,11 +128,10 @@ def contexts(trajectory: Trajectory) -> list[list[Turn]]:
     return found
 
 
-def _origin(stored: Stored) -> Row:
-    trajectory = stored.trajectory
+def origin(trajectory: Trajectory) -> Row:
+    """What a row of chat messages or tokens tells of its episode."""
     return {
         "episode": encodable(trajectory.episode),
-        "update": stored.update,
         "task": trajectory.task.key,
         "task_type": encodable(trajectory.task.type),
         "success": trajectory.success,

@@ -69,6 +69,10 @@ def rejudge(
             f"{run.path} has no rewards.functions and no rewards.judge: say who grades, with --functions MODULE:NAME, "
             "or with --model openai:MODEL and --rubric FILE"
         )
+    if config.ranking is not None:
+        raise ValueError(
+            "rewards.ranking scores whole groups, which is not computed again: grade without it, with ranking=null"
+        )
     if out is not None and Path(out).exists():
         raise ValueError(f"{out} is already there: choose another --out")
     stored = select(target, Selection(updates))

@@ -19,6 +19,7 @@ from turnwise.config.sections import EvalConfig
 from turnwise.evaluation.playing import TEST_KEY, VALIDATION_KEY, evaluate_policy
 from turnwise.evaluation.report import Report
 from turnwise.grading.grader import Grader
+from turnwise.grading.ranking import Ranker
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.planning import NoRollouts, Planner
 from turnwise.models.engine import Sampling
@@ -97,8 +98,9 @@ class Trainer:
         settings: LoopSettings,
         observer: Observer,
         grader: Grader | None = None,
+        ranker: Ranker | None = None,
     ) -> None:
-        self.run, self.sides, self.observer, self.grader = run, sides, observer, grader
+        self.run, self.sides, self.observer, self.grader, self.ranker = run, sides, observer, grader, ranker
         self.collector, self.measurer = collector, measurer
         self.panels, self.order, self.planner = panels, order, planner
         self.writer, self.watchdog, self.mirrors = writer, watchdog, mirrors
@@ -125,6 +127,8 @@ class Trainer:
         self.collector.close()
         self.measurer.close()
         self.mirrors.close()
+        if self.ranker is not None:
+            self.ranker.close()
 
     def step(self) -> dict[str, Any]:
         """Do one update, log its record, and return it.
@@ -190,6 +194,8 @@ class Trainer:
         sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_reply_tokens)
         rollouts = self.collector.rollouts(sampling, update, self._on_episode)
         played = self.planner.plan(self.order.tasks(update), rollouts, self.order.spare(update))
+        if self.ranker is not None:
+            played = [t for group in self.ranker.rank(group_by_task(played)) for t in group.trajectories]
         failed = [t for t in played if t.end == "error"]
         if len(failed) > self.settings.max_error_share * len(played):
             raise CollectionError(
@@ -204,7 +210,7 @@ class Trainer:
     @property
     def _where(self) -> str:
         """Where episodes may fail."""
-        return "twice in their environment" + (", or in their grading" if self.grader is not None else "")
+        return "twice in their environment" + (", or in their grading" if self.grader or self.ranker else "")
 
     def _on_episode(self, trajectory: Trajectory) -> None:
         self._first_replies.add(trajectory)
@@ -339,6 +345,7 @@ class Trainer:
                 "update": update,
                 **played,
                 **grading_numbers(groups, self.grader.take_spent() if self.grader is not None else {}),
+                **({} if self.ranker is None else {"ranking": self.ranker.spending.take()}),
                 "total_sampled_tokens": self.sampled_tokens,
                 "failures": self.collector.failures,
                 **self.collector.numbers(),

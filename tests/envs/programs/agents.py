@@ -171,6 +171,67 @@ async def trained(task: dict[str, Any], model: Model) -> float:
     return text.count("e") / max(1, len(text))
 
 
+LEVELS = {
+    "type": "object",
+    "properties": {"level": {"enum": ["low", "high"]}, "note": {"type": "string", "maxLength": 4}},
+    "required": ["level", "note"],
+}
+
+
+def formed(task: dict[str, Any], model: Model) -> float:
+    """Asks for JSON, then for a call; the reward is 1 for each level "high", and more for long notes."""
+    schema = {"type": "json_schema", "json_schema": {"name": "level", "schema": LEVELS}}
+    messages = [user(task["question"])]
+    answer = said(post(model, messages, response_format=schema))
+    messages += [answer, user("Call it.")]
+    tool = {"type": "function", "function": {"name": "set", "parameters": LEVELS}}
+    choice = {"type": "function", "function": {"name": "set"}}
+    (call,) = said(post(model, messages, tools=[tool], tool_choice=choice, temperature=0.7))["tool_calls"]
+    found = [json.loads(answer["content"]), json.loads(call["function"]["arguments"])]
+    return sum((each["level"] == "high") + len(each["note"]) for each in found)
+
+
+def follows(task: dict[str, Any], model: Model) -> float:
+    """Does what its script says, each time in the context of a name, and keeps what it heard; the reward is its length.
+
+    go: goes on. edit: changes its first message before. cut: goes on from its first message alone. retry: sends the
+    same body once more. stream: the same as go, as a stream. together: asks in two contexts at the same time.
+    """
+    contexts, heard = dict[str, list[dict[str, Any]]](), list[tuple[str, str]]()
+
+    def ask(name: str, text: str, kind: str) -> None:
+        messages = contexts.setdefault(name, [user(f"session {task['number']} {name}")])
+        if kind == "edit":
+            messages[0] = user(messages[0]["content"] + "!")
+        if kind == "cut":
+            del messages[1:]
+        messages.append(user(text))
+        answer = said(post(model, messages))["content"] if kind != "stream" else _streamed(model, messages)
+        if kind == "retry":
+            again = said(post(model, messages, {"x-stainless-retry-count": "1"}))["content"]
+            assert again == answer, "a retry is a turn of its own"
+        heard.append((name, answer))
+        messages.append({"role": "assistant", "content": answer})
+
+    for kind, name, text in task["script"]:
+        if kind == "together":
+            threads = [threading.Thread(target=ask, args=(each, text, "go")) for each in (name, f"{name}+")]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        else:
+            ask(name, text, kind)
+    SEEN.append((task["number"], heard))
+    return float(sum(len(answer) for _, answer in heard))
+
+
+def _streamed(model: Model, messages: list[dict[str, Any]]) -> str:
+    raw = post(model, messages, stream=True)[1]
+    events = [json.loads(line[6:]) for line in raw.decode().split("\n\n") if line.startswith("data: {")]
+    return "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+
+
 def told(task: dict[str, Any], model: Model) -> float:
     """Asks until a request fits; the reward is the number of tokens that its client hears of."""
     answer = post(model, [user("hello")])[1]

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.envs.programs.asked import MAX_TEMPERATURE, RefusedError, Request, Terms, read_request
+from turnwise.envs.forms import Form
+from turnwise.envs.programs import formed
+from turnwise.envs.programs.asked import MAX_TEMPERATURE, Request, Terms, read_request
 from turnwise.envs.programs.conversation import Conversation, readable
+from turnwise.envs.programs.refused import RefusedError
 from turnwise.envs.said import Call, Said
 
 WORDS = [
@@ -174,8 +177,11 @@ def test_the_observation_is_readable() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "ask n times"),
-    ({"response_format": {"type": "json_schema"}}, "function_calling"),
-    ({"tool_choice": {"type": "function", "function": {"name": "find"}}}, "offer that one alone"),
+    ({"response_format": {"type": "json_schema"}}, "expected .*json_object"),
+    ({"response_format": "json"}, "expected .*json_object"),
+    ({"tool_choice": {"type": "function", "function": {"name": "find"}}}, r"one of the tools \(none\)"),
+    ({"tool_choice": {"type": "allowed_tools"}, "tools": [FIND]}, r"one of the tools \(find\)"),
+    ({"tool_choice": {"type": "function", "function": {"name": ["find"]}}, "tools": [FIND]}, "one of the tools"),
     ({"logit_bias": {"5": 1}}, "leave it out"),
     ({"presence_penalty": 0.5}, "leave it out"),
     ({"logprobs": True}, "records log-probs itself"),
@@ -226,6 +232,65 @@ def test_what_the_run_decides_is_named_and_refused_where_it_is_strict() -> None:
     with pytest.raises(RefusedError, match="top_p, seed"):
         asked(user("hi"), terms=Terms(strict=True), **more)
     assert asked(user("hi"), terms=Terms(greedy=True), temperature=0).sampling == {"temperature": 0.0}
+
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WISHED: list[tuple[dict[str, Any], Form]] = [
+    ({"response_format": {"type": "json_object"}}, Form({"type": "object"})),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}, Form(SCHEMA)),
+    ({"response_format": {"type": "json_object"}, "tools": [FIND]}, Form({"type": "object"}, ("find",))),
+    (
+        {"response_format": {"type": "json_object"}, "tools": [FIND], "tool_choice": "none"},
+        Form({"type": "object"}),
+    ),
+    ({"tool_choice": "required", "tools": [FIND]}, Form(None, ("find",), must=False)),
+    (
+        {"tool_choice": "required", "tools": [FIND], "parallel_tool_calls": False},
+        Form(None, ("find",), one_call=True, must=False),
+    ),
+    (
+        {"tool_choice": {"type": "function", "function": {"name": "find"}}, "tools": [FIND]},
+        Form(None, ("find",), one_call=True),
+    ),
+]
+
+
+@pytest.mark.parametrize(("body", "form"), WISHED)
+def test_a_form_of_the_reply_is_passed_on(body: dict[str, Any], form: Form) -> None:
+    pytest.importorskip("llguidance")
+    found = asked(user("hi"), terms=Terms(strict=True), **body)
+    assert Form.of(found.sampling) == form
+    assert found.ignored == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, r"the schema .*\"not\""),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "bad"}}}}, "Invalid type: bad"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "find", "parameters": {"uniqueItems": True}}}],
+                "tool_choice": "required",
+            },
+            "the parameters of find .*uniqueItems",
+        ),
+    ],
+)
+def test_a_schema_that_cannot_be_kept_is_refused(body: dict[str, Any], why: str) -> None:
+    pytest.importorskip("llguidance")
+    with pytest.raises(RefusedError, match=why):
+        asked(user("hi"), **body)
+
+
+def test_without_the_library_forms_are_refused_or_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formed, "is_installed", lambda: False)
+    with pytest.raises(RefusedError, match=r"pip install .turnwise-rl\[grammar\].*function_calling"):
+        asked(user("hi"), response_format={"type": "json_object"})
+    with pytest.raises(RefusedError, match=r"pip install .turnwise-rl\[grammar\].*offer that function alone"):
+        asked(user("hi"), tools=[FIND], tool_choice={"type": "function", "function": {"name": "find"}})
+    found = asked(user("hi"), tools=[FIND], tool_choice="required")
+    assert (found.sampling, found.ignored) == ({}, ("tool_choice",))
 
 
 def test_no_tool_choice_hides_the_tools() -> None:

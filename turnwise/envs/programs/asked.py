@@ -2,10 +2,10 @@
 
 A field of a request belongs to one of four kinds:
 
-    honoured   messages, tools, tool_choice=none, stream, temperature, a smaller max_tokens, stop
+    honoured   messages, tools, tool_choice, stream, temperature, a smaller max_tokens, stop, response_format
     harmless   user, metadata and the like: they change nothing of what is drawn
-    ignored    top_p, seed, tool_choice=required ...: the run decides. They are counted, and refused where ``strict``
-    refused    n > 1, response_format, a forced function, images ...: the client would read a wrong answer
+    ignored    top_p, seed, parallel_tool_calls ...: the run decides. They are counted, and refused where ``strict``
+    refused    n > 1, logit_bias, images ...: the client would read a wrong answer
 
 The one error is ``RefusedError``: an HTTP status and a sentence that says what to do.
 """
@@ -18,6 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from turnwise.envs.forms import Form
+from turnwise.envs.programs.formed import wished_form
+from turnwise.envs.programs.refused import RefusedError
+
 MAX_TEMPERATURE = 2.0
 MAX_STOPS = 4  # as the API defines
 _TURNS = "the last message must be of the user or a tool, since the reply to it is what is asked for"
@@ -26,10 +30,11 @@ _HARMLESS = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("stream_options", "modalities"),
 }
-_HONOURED = {"model", "messages", "tools", "stream", "temperature", "max_tokens", "max_completion_tokens", "stop"}
+_HONOURED = {
+    *("model", "messages", "tools", "stream", "temperature", "max_tokens", "max_completion_tokens", "stop"),
+    "response_format",
+}
 _WAYS_OUT = {
-    "response_format": "the model would not see the schema: give it as a tool (LangChain: "
-    'with_structured_output(..., method="function_calling")) or write it into the instructions',
     "functions": "use tools, which took its place",
     "function_call": "use tools, which took its place",
     "logit_bias": "tokens are drawn from the policy alone: leave it out",
@@ -62,19 +67,6 @@ Message = dict[str, Any]
 """A message as ``turnwise.envs.interface`` describes it."""
 
 
-class RefusedError(Exception):
-    """A request that is not honoured: an HTTP ``status``, a sentence for the client, and a ``code`` for its program."""
-
-    def __init__(self, status: int, message: str, code: str = "unsupported", field: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.field = status, code, field
-
-    def body(self) -> dict[str, Any]:
-        """The answer, in the form of the API."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.field, "code": self.code}}
-
-
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What an endpoint honours.
@@ -94,9 +86,10 @@ class Terms:
 class Request:
     """A request that can be answered.
 
-    ``sampling`` has those of "temperature" (above 0, at most 2; 0 where ``Terms.greedy``), "max_tokens" and "stop" (a
-    list of texts) that were asked for. ``ignored`` names the fields that the run decides otherwise. ``digest`` is a
-    hash of the whole body, and ``again`` says that the client has sent it before: a retry.
+    ``sampling`` has those of "temperature" (above 0, at most 2; 0 where ``Terms.greedy``), "max_tokens", "stop" (a
+    list of texts) and "form" (``turnwise.envs.forms``) that were asked for. ``ignored`` names the fields that the run
+    decides otherwise. ``digest`` is a hash of the whole body, and ``again`` says that the client has sent it before: a
+    retry.
     """
 
     messages: tuple[Message, ...]
@@ -130,11 +123,13 @@ def read_request(body: bytes, terms: Terms, again: bool = False) -> Request:
             "model",
         )
     asked = {name: value for name, value in asked.items() if not _asks_nothing(name, value)}
-    ignored = _ignored(asked, terms)
+    tools = () if asked.get("tool_choice") == "none" else _tools(asked.get("tools"))
+    form = wished_form(asked, tools)
+    ignored = _ignored(asked, terms, form)
     return Request(
         messages=_messages(asked.get("messages")),
-        tools=() if asked.get("tool_choice") == "none" else _tools(asked.get("tools")),
-        sampling=_sampling(asked, terms),
+        tools=tools,
+        sampling=_sampling(asked, terms) | ({} if form is None else {"form": form.plain()}),
         ignored=ignored,
         stream=_flag(asked, "stream"),
         with_usage=_flag(_object(asked.get("stream_options", {}), "stream_options"), "include_usage"),
@@ -147,22 +142,18 @@ def _asks_nothing(name: str, value: Any) -> bool:
     return value is None or value in _OFF.get(name, ())
 
 
-def _ignored(asked: Mapping[str, Any], terms: Terms) -> tuple[str, ...]:
+def _ignored(asked: Mapping[str, Any], terms: Terms, form: Form | None) -> tuple[str, ...]:
     """The fields whose wish is not followed. Raises RefusedError where that would give a wrong answer."""
     if "n" in asked:
         raise RefusedError(400, f"n={asked['n']!r}: ask n times for one reply each, since each is a turn", field="n")
     for name in asked:
         if name in _WAYS_OUT:
             raise RefusedError(400, f"{name} is not supported here: {_WAYS_OUT[name]}", field=name)
-    choice = asked.get("tool_choice")
-    if isinstance(choice, dict):
-        raise RefusedError(
-            400,
-            "tool_choice: a function cannot be forced on the model: offer that one alone, and say in the messages that "
-            "it should be called",
-            field="tool_choice",
-        )
-    known = _HARMLESS | _HONOURED | ({"tool_choice"} if choice == "none" else set())
+    known = _HARMLESS | _HONOURED
+    if asked.get("tool_choice") == "none" or (form is not None and form.calls):
+        known = known | {"tool_choice"}
+    if form is not None and form.one_call:
+        known = known | {"parallel_tool_calls"}
     ignored = [name for name in asked if name not in known]
     if asked.get("temperature") == 0 and not terms.greedy:
         ignored.append("temperature=0")

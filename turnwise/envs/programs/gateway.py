@@ -24,7 +24,8 @@ from ipaddress import ip_address
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from turnwise.envs.programs.asked import RefusedError, Request, Terms, read_request
+from turnwise.envs.programs.asked import Request, Terms, read_request
+from turnwise.envs.programs.refused import RefusedError
 from turnwise.envs.programs.replies import completion, events
 from turnwise.envs.programs.session import Session
 

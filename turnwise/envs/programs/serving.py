@@ -18,7 +18,8 @@ import gymnasium
 from gymnasium.error import ResetNeeded
 
 from turnwise.envs.interface import AnyText, Info
-from turnwise.envs.programs.asked import RefusedError, Request, Terms
+from turnwise.envs.programs.asked import Request, Terms
+from turnwise.envs.programs.refused import RefusedError
 from turnwise.envs.programs.results import is_number
 from turnwise.envs.programs.session import Exchange, Session
 from turnwise.envs.programs.talk import Talk

@@ -13,7 +13,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from threading import Condition, Event
 
-from turnwise.envs.programs.asked import Message, RefusedError, Request, Terms
+from turnwise.envs.programs.asked import Message, Request, Terms
+from turnwise.envs.programs.refused import RefusedError
 
 MAX_WAITING = 64
 """Requests of a session that wait for their turn; more are refused."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from turnwise.envs.interface import Info
-from turnwise.envs.programs.asked import RefusedError
 from turnwise.envs.programs.conversation import Conversation, readable
+from turnwise.envs.programs.refused import RefusedError
 from turnwise.envs.programs.session import Answer, Exchange, Session, Usage
 from turnwise.envs.said import heard
 

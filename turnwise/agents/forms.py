@@ -1,0 +1,193 @@
+r"""Processors that hold a reply to a form which its request asks for: JSON that fits a schema, or calls of tools.
+
+A grammar of llguidance says before each token which ones may come next; the others are not sampled, and the learner
+scores under what was left (``models/processing.py``). A call is spelled as the model's dialect spells it. Where the
+chat template's header opens a thought, the thought comes first, as long as it likes or ``agent.thought_tokens`` allow.
+
+The grammar says nothing of the token limit. A reply that reaches it is cut, as any other is, and is then no whole JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from turnwise.agents.toolcalls import Dialect, Tools, call_form, name_of
+from turnwise.envs.forms import Form, call_schema, json_rule
+from turnwise.models.processing import Processor, Step
+
+if TYPE_CHECKING:
+    from turnwise.agents.chat import ChatFormat
+
+MAX_STEPS = 512
+"""Masks of a vocabulary that are kept as sets of ids."""
+
+
+class Reader(Protocol):
+    """Finds the tags of thoughts in a reply (``guiding.TagReader``)."""
+
+    def read(self, token: int) -> tuple[str, str] | None: ...
+
+
+class Forms:
+    """Makes the processors that hold replies to forms. Its work on the vocabulary is done once."""
+
+    def __init__(self, chat: ChatFormat) -> None:
+        self._chat = chat
+        self.num_ids: int | None = None
+        """The size of the model's vocabulary, which may be larger than the tokenizer's; None: not seen yet."""
+        self._matcher = lru_cache(maxsize=64)(self._compiled)
+        self.step = lru_cache(maxsize=MAX_STEPS)(self._step)
+
+    def follows(self, form: Form, tools: Tools) -> bool:
+        """Whether replies can be held to a form. Raises ValueError where they cannot and must be.
+
+        Where calls may be left free and no dialect forces them, they are.
+        """
+        if not form.calls:
+            return True
+        spelled = call_form(self._chat.dialect)
+        if spelled is not None and (form.schema is None or spelled.before):
+            return True
+        if not form.must:
+            return False
+        name = name_of(self._chat.dialect)
+        if spelled is None:
+            raise ValueError(
+                f"calls in the dialect {name} (agent.tool_calls) cannot be forced: leave tool_choice out, and "
+                "response_format where tools are offered"
+            )
+        raise ValueError(
+            f"calls in the dialect {name} (agent.tool_calls) are JSON too, and cannot be told from an answer in JSON: "
+            "give tools or response_format, not both"
+        )
+
+    def processor(self, form: Form, tools: Tools) -> InForm:
+        """A processor for one reply. Raises ValueError for a form that cannot be kept."""
+        grammar = _grammar(form, tools, self._chat.dialect, self._spelled, spaced=self._chat.opens_thought)
+        return InForm(self, self._matcher(grammar).deep_copy())
+
+    def _compiled(self, grammar: str) -> Any:
+        from llguidance import LLMatcher
+
+        made = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if made.is_error():
+            raise ValueError(f"the reply cannot be held to this form: {made.get_error().splitlines()[0]}")
+        return made
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from llguidance import LLTokenizer
+
+        return LLTokenizer(self._chat.tokenizer.backend_tokenizer.to_str(), eos_token=self._chat.end_id)
+
+    def _spelled(self, text: str) -> str:
+        """A text of a dialect in a grammar, its special tokens as such."""
+        special = {token.content: number for number, token in self._added.items() if token.special}
+        parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
+        return " ".join(f"<[{special[part]}]>" if part in special else json.dumps(part) for part in parts if part)
+
+    @property
+    def _added(self) -> Mapping[int, Any]:
+        found: Mapping[int, Any] = self._chat.tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        return found
+
+    def _step(self, mask: bytes, num_ids: int) -> Step:
+        """The smaller one of allowed and excluded ids. Those that no token of the tokenizer has are not allowed."""
+        inside = np.zeros(num_ids, np.bool_)
+        bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[:num_ids]
+        inside[: len(bits)] = bits
+        allowed = inside.nonzero()[0].astype(np.int32)
+        if 2 * len(allowed) <= num_ids:
+            return Step(allowed=allowed)
+        return Step(excluded=(~inside).nonzero()[0].astype(np.int32))
+
+
+class InForm:
+    """Holds a reply to a grammar. The reply ends where the grammar does, and where it can go on no further."""
+
+    def __init__(self, forms: Forms, matcher: Any) -> None:
+        self._forms, self._matcher = forms, matcher
+
+    @property
+    def needs_logits(self) -> bool:
+        """Once: to see how many ids the model has."""
+        return self._forms.num_ids is None
+
+    def before(self, logits: Tensor | None) -> Step:
+        if logits is not None:
+            self._forms.num_ids = len(logits)
+        mask = self._matcher.compute_bitmask()
+        return self._forms.step(mask, self._forms.num_ids or 8 * len(mask))
+
+    def after(self, token: int, logprob: float, entropy: float) -> None:
+        self._matcher.consume_token(token)  # a matcher that has lost its way allows the end alone
+
+
+class AfterThought:
+    """Leaves a reply free until its thought ends, and then to another processor.
+
+    ``tokens`` is the longest thought, None: no limit; ``close`` ends one that is longer. ``ends`` are the tokens that
+    end a reply; a thought has none of them.
+    """
+
+    def __init__(
+        self, tags: Reader, then: Processor, *, tokens: int | None, close: Sequence[int], ends: Sequence[int]
+    ) -> None:
+        self._tags, self._then, self._left, self._close = tags, then, tokens, close
+        self._free = Step(excluded=np.array(sorted(ends), np.int32))
+        self._thinks, self._due = True, deque(close if tokens == 0 else ())
+
+    @property
+    def needs_logits(self) -> bool:
+        return not self._thinks and self._then.needs_logits
+
+    def before(self, logits: Tensor | None) -> Step:
+        if not self._thinks:
+            return self._then.before(logits)
+        return Step(forced=self._due[0]) if self._due else self._free
+
+    def after(self, token: int, logprob: float, entropy: float) -> None:
+        if not self._thinks:
+            self._then.after(token, logprob, entropy)
+            return
+        if self._due:
+            self._due.popleft()
+            self._thinks = bool(self._due)
+            return
+        tag = self._tags.read(token)
+        self._thinks = tag is None or tag[0] != "/think"
+        if self._thinks and self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                self._due.extend(self._close)
+
+
+def _grammar(form: Form, tools: Tools, dialect: Dialect, spelled: Any, *, spaced: bool) -> str:
+    """The form in llguidance's Lark. ``spelled`` writes a text of the dialect; ``spaced``: space may precede."""
+    ways, rules = list[str](), list[str]()
+    if form.schema is not None:
+        ways.append("value")
+        rules.append(f"value: {json_rule(form.schema)}")
+    if form.calls:
+        about = call_form(dialect)
+        assert about is not None, "checked by Forms.follows"
+        ways.append("calls")
+        again = "" if form.one_call or not about.between else f" ({spelled(about.between)} call)*"
+        named = [tool["function"] for tool in tools if tool["function"]["name"] in form.calls]
+        rules += [f"calls: call{again}", f"call: {spelled(about.before)} ({_either(named)}) {spelled(about.after)}"]
+        rules += [f"call{n}: {json_rule(call_schema(each, about.key))}" for n, each in enumerate(named)]
+    if spaced:
+        rules.append(r"WS: /[ \n]{1,2}/")
+    return "\n".join([f"start: {'WS? ' if spaced else ''}({' | '.join(ways)})", *rules])
+
+
+def _either(named: Sequence[Any]) -> str:
+    return " | ".join(f"call{number}" for number in range(len(named)))
