@@ -184,8 +184,7 @@ class Side:
     order: Order = "fixed"
 
 
-def sides(sessions: int) -> list[Side]:
-    programs = ["plain", *(["shared_client"] if SHARED else [])]
+def sides(sessions: int, programs: list[str]) -> list[Side]:
     found = [Side("native", "", sessions, 0)]
     for name in programs:
         found.append(Side(f"{name}, fixed", name, sessions, sessions))
@@ -261,19 +260,20 @@ def tokens_of(trajectories: list[Trajectory]) -> list[tuple[int, ...]]:
     )
 
 
-def compared(setting: Setting, sessions: int, episodes: int, repeats: int) -> dict[str, Any]:
-    """Every side's least cost, and its ratio to the world's own. Raises RuntimeError where episodes differ."""
+def compared(setting: Setting, sides: list[Side], episodes: int, repeats: int) -> dict[str, Any]:
+    """Every side's least cost, and its ratio to that of the first. Raises RuntimeError where episodes differ."""
     costs: dict[str, dict[str, float]] = {}
     expected: list[tuple[int, ...]] | None = None
     for _ in range(repeats):
-        for side in sides(sessions):
+        for side in sides:
             cost, found = setting.played(side, episodes)
             expected = expected or tokens_of(found)
             if tokens_of(found) != expected or not all(each.success or each.total_reward == 1 for each in found):
                 raise RuntimeError(f"{side.name} played other episodes than the world")
+            print(f"  {side.name:<32}" + "  ".join(f"{key} {value:.2f}" for key, value in cost.items()), flush=True)
             if side.name not in costs or cost["cpu_ms"] < costs[side.name]["cpu_ms"]:
                 costs[side.name] = cost
-    native = costs["native"]["cpu_ms"]
+    native = costs[sides[0].name]["cpu_ms"]
     return {name: {**cost, "ratio": cost["cpu_ms"] / native} for name, cost in costs.items()}
 
 
@@ -283,19 +283,21 @@ def main() -> None:
     asked.add_argument("--size", type=int, default=256, help="width of a model from nothing")
     asked.add_argument("--sessions", type=int, default=16, help="episodes at once")
     asked.add_argument("--episodes", type=int, default=64)
+    asked.add_argument("--clients", nargs="*", default=["plain", "shared_client"], help="shared_client: OpenAI's")
     asked.add_argument("--repeats", type=int, default=2)
     asked.add_argument(
         "--out", type=Path, help="JSON file, to which these figures are added by the number of parameters"
     )
     given = asked.parse_args()
     torch.set_num_threads(1)
-    if find_spec("openai"):
+    clients = [name for name in given.clients if name != "shared_client" or find_spec("openai")]
+    if "shared_client" in clients:
         _import_openai()
     setting = Setting(given.model, given.size)
-    found = compared(setting, given.sessions, given.episodes, given.repeats)
     print(f"{setting.parameters / 1e6:.1f} M parameters, {given.sessions} sessions, {given.episodes} episodes")
+    found = compared(setting, sides(given.sessions, clients), given.episodes, given.repeats)
     for name, cost in found.items():
-        print(f"  {name:<32}" + "  ".join(f"{key} {value:.2f}" for key, value in cost.items()))
+        print(f"  {name:<32}ratio {cost['ratio']:.3f}")
     if given.out is not None:
         known = json.loads(given.out.read_text()) if given.out.exists() else {}
         made = {key: provenance()[key] for key in ("commit", "versions", "python")}
