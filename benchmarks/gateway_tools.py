@@ -182,14 +182,16 @@ class Side:
     slots: int
     threads: int
     order: Order = "fixed"
+    waiting_share: float = 0.5
 
 
 def sides(sessions: int, programs: list[str]) -> list[Side]:
     found = [Side("native", "", sessions, 0)]
     for name in programs:
         found.append(Side(f"{name}, fixed", name, sessions, sessions))
+        found.append(Side(f"{name}, fixed, an eighth waits", name, sessions, sessions, waiting_share=1 / 8))
         found.append(Side(f"{name}, free", name, sessions, sessions, "free"))
-    return [*found, Side("plain, fixed, twice the slots", "plain", 2 * sessions, 2 * sessions)]
+    return found
 
 
 class Setting:
@@ -226,7 +228,7 @@ class Setting:
         """Collect ``episodes`` after a few to warm up: process and wall time of a turn, in ms."""
         made: Callable[[], TextEnv] = FilesEnv if not side.program else lambda: self.program(side.program)
         engine = Dictated(self.model, self.chat, self.plans, side.slots)
-        threads = WorldThreads(side.threads, side.order)
+        threads = WorldThreads(side.threads, side.order, waiting_share=side.waiting_share)
         collector = Collector(made, ModelAgent(engine, self.chat, self.agent), threads=threads)
         env = made()
         tasks = panel(env, "train") if side.program else self.tasks
