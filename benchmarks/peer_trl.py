@@ -152,7 +152,8 @@ def through_gateway(config: RunConfig, folder: Path) -> RunConfig:
     env: Any = config.env.make()
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"index": task.index}) + "\n" for task in panel(env, "train")))
-    world = EnvConfig(id="turnwise/Program-v0", kwargs={"run": "gateway_tools:plain", "tasks": {"train": str(rows)}})
+    told = {"run": "gateway_tools:plain", "tasks": {"train": str(rows)}}
+    world = EnvConfig(id="turnwise/Program-v0", kwargs=told, success_threshold=1.0)
     rollout = config.rollout.model_copy(update={"env_threads": 16})
     return config.model_copy(update={"env": world, "rollout": rollout})
 
