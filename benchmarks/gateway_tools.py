@@ -286,6 +286,7 @@ def main() -> None:
     asked.add_argument("--sessions", type=int, default=16, help="episodes at once")
     asked.add_argument("--episodes", type=int, default=64)
     asked.add_argument("--clients", nargs="*", default=["plain", "shared_client"], help="shared_client: OpenAI's")
+    asked.add_argument("--only", default="", help="sides whose names contain this, beside the world itself")
     asked.add_argument("--repeats", type=int, default=2)
     asked.add_argument(
         "--out", type=Path, help="JSON file, to which these figures are added by the number of parameters"
@@ -297,7 +298,9 @@ def main() -> None:
         _import_openai()
     setting = Setting(given.model, given.size)
     print(f"{setting.parameters / 1e6:.1f} M parameters, {given.sessions} sessions, {given.episodes} episodes")
-    found = compared(setting, sides(given.sessions, clients), given.episodes, given.repeats)
+    native, *others = sides(given.sessions, clients)
+    chosen = [native, *(side for side in others if given.only in side.name)]
+    found = compared(setting, chosen, given.episodes, given.repeats)
     for name, cost in found.items():
         print(f"  {name:<32}ratio {cost['ratio']:.3f}")
     if given.out is not None:
