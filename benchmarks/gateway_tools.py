@@ -296,6 +296,7 @@ def main() -> None:
     clients = [name for name in given.clients if name != "shared_client" or find_spec("openai")]
     if "shared_client" in clients:
         _import_openai()
+    made = {key: provenance()[key] for key in ("commit", "versions", "python")}  # of what runs, also where HEAD moves
     setting = Setting(given.model, given.size)
     print(f"{setting.parameters / 1e6:.1f} M parameters, {given.sessions} sessions, {given.episodes} episodes")
     native, *others = sides(given.sessions, clients)
@@ -305,7 +306,6 @@ def main() -> None:
         print(f"  {name:<32}ratio {cost['ratio']:.3f}")
     if given.out is not None:
         known = json.loads(given.out.read_text()) if given.out.exists() else {}
-        made = {key: provenance()[key] for key in ("commit", "versions", "python")}
         about = {**made, "sessions": given.sessions, "episodes": given.episodes, "sides": found}
         given.out.write_text(json.dumps({**known, str(setting.parameters): about}, indent=1) + "\n")
 
