@@ -4,6 +4,8 @@
     python benchmarks/peer_trl.py                    CPU time and learning: the household model, 20 x 64 episodes
     python benchmarks/peer_trl.py --updates 3 --minibatches 1    costs alone, one optimizer step an update
     python benchmarks/peer_trl.py --json             ends with one JSON line
+    python benchmarks/peer_trl.py --config files --modes environment_factory,gateway    a world of tools, in TRL and
+                                                     through our endpoint for agent programs
 
 ``ratio`` is TRL's CPU seconds per 1000 sampled tokens over ours, with ``rollout_func``: process time, one thread.
 
@@ -50,6 +52,8 @@ from transformers.utils import logging
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
+from turnwise.envs.settings import EnvConfig
+from turnwise.envs.tasks import panel
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.evaluation.report import Report
 from turnwise.jobs import warmstart
@@ -58,6 +62,8 @@ from turnwise.training.trainer import Trainer
 from turnwise.trajectory import Group, Task
 
 MODES = ("rollout_func", "environment_factory")
+GATEWAY = "gateway"
+"""Our trainer again, with the world of tools inside an agent program."""
 
 LAST = 5
 """Updates at the end whose episodes give the success in training."""
@@ -69,14 +75,14 @@ def main(words: Sequence[str] | None = None) -> None:
     asked.add_argument("--tasks", type=int, default=8, help="per update, 8 episodes each")
     asked.add_argument("--minibatches", type=int, default=4, help="optimizer steps per update")
     asked.add_argument("--seed", type=int, default=0)
-    asked.add_argument("--modes", default=",".join(MODES), help="of TRL, with commas")
+    asked.add_argument("--modes", default=",".join(MODES), help=f"of TRL, with commas; {GATEWAY}: our endpoint")
     asked.add_argument("--test-tasks", type=int, default=256, help="0: costs alone")
     asked.add_argument("--config", default="household", help="world, agent, model and warm start")
     asked.add_argument("--json", action="store_true")
     given = asked.parse_args(words)
     modes = [mode for mode in given.modes.split(",") if mode]
-    if unknown := set(modes) - set(MODES):
-        asked.error(f"unknown mode {unknown.pop()!r}: expected {', '.join(MODES)}")
+    if unknown := set(modes) - {*MODES, GATEWAY}:
+        asked.error(f"unknown mode {unknown.pop()!r}: expected {', '.join((*MODES, GATEWAY))}")
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     found = compare(configured(given), modes, given.test_tasks)
@@ -114,6 +120,9 @@ def compare(config: RunConfig, modes: Sequence[str], test_tasks: int) -> dict[st
         ours, tasks = train_ours(start, config, out / "run", out / "turnwise")
         sides = {"turnwise": ours}
         for mode in modes:
+            if mode == GATEWAY:
+                sides[mode], _ = train_ours(start, through_gateway(config, out), out / "asked", out / mode)
+                continue
             from trl_side import train as train_with_trl
 
             sides[mode] = train_with_trl(start, tasks, config, mode, out / mode)
@@ -136,6 +145,17 @@ def compare(config: RunConfig, modes: Sequence[str], test_tasks: int) -> dict[st
         "before": before if test_tasks else None,
         "sides": rows,
     }
+
+
+def through_gateway(config: RunConfig, folder: Path) -> RunConfig:
+    """The same training with a program that plays the world of files (``gateway_tools.plain``): other tasks of it."""
+    env: Any = config.env.make()
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"index": task.index}) + "\n" for task in panel(env, "train")))
+    told = {"run": "gateway_tools:plain", "tasks": {"train": str(rows)}}
+    world = EnvConfig(id="turnwise/Program-v0", kwargs=told, success_threshold=1.0)
+    rollout = config.rollout.model_copy(update={"env_threads": 16})
+    return config.model_copy(update={"env": world, "rollout": rollout})
 
 
 class _TimedTrainer(Trainer):

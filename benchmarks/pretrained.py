@@ -29,8 +29,8 @@ MODEL = "smollm2"
 EXAMPLES = (0, 2)
 """Demonstrations that the untrained model is shown."""
 
-OWN = ("action_format", "instructions", "show_admissible", "max_reply_tokens")
-"""Settings of the agent that an untrained model is measured with: those of the world's recipe."""
+OWN = ("context", "action_format", "tools_in", "instructions", "show_admissible", "max_reply_tokens")
+"""Settings of the agent that an untrained model is measured with: those of the world's recipe, where it has them."""
 CONTEXT = 2048  # tokens, which hold the examples as well
 
 MORE_PANELS = {"alfworld": ("valid_seen",)}
@@ -50,9 +50,10 @@ def cells(world: str, seeds: list[int], tasks: int, work: Path) -> list[Cell]:
     recipe = read_config(f"{world}-{MODEL}", scratch=False)
     env = recipe["env"]["id"]
     kwargs = [f"env.kwargs.{key}={value}" for key, value in recipe["env"].get("kwargs", {}).items()]
-    agent = [f"agent.{key}={json.dumps(recipe['agent'][key])}" for key in OWN]
+    own = {key: recipe["agent"][key] for key in OWN if key in recipe["agent"]}
+    agent = [f"agent.{key}={json.dumps(value)}" for key, value in own.items()]
     found = []
-    for number in EXAMPLES:
+    for number in EXAMPLES if own.get("context") != "roles" else (0,):  # a chat with roles is shown no examples
         out = work / f"{world}-untrained-{number}.json"
         words = ("evaluate", MODEL, "--env", env, "--tasks", str(tasks), "--greedy", "--out", str(out))
         settings = (f"agent.examples={number}", f"agent.max_context_tokens={CONTEXT}", *agent, *kwargs)

@@ -28,6 +28,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 import numpy as np
 import torch
 import trl
+import trl_tools
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PrinterCallback
@@ -89,12 +90,20 @@ def train(model: Path, tasks: list[list[Task]], config: RunConfig, mode: str, ou
         plays = {"rollout_func": Rollouts(config, ChatFormat(tokenizer), known)}
         prompts: list[Any] = [task.key for update in tasks for task in update]
     else:
-        tokenizer.chat_template, tokenizer.response_template = _TOOL_TEMPLATE, _EVERY_REPLY_ACTS
-        plays = {"environment_factory": lambda: World(config, known)}
+        if config.agent.context == "roles":  # a world of tools
+            world, tokenizer.chat_template = trl_tools.worlds(config, known)
+            tokenizer.response_template = trl_tools.RESPONSES
+        else:
+            world, tokenizer.chat_template = (lambda: World(config, known)), _TOOL_TEMPLATE
+            tokenizer.response_template = _EVERY_REPLY_ACTS
+        plays = {"environment_factory": world}
         prompts = [[{"role": "user", "content": ""}] for update in tasks for _ in update]
 
-    def reward(reward: Any = None, environments: Any = None, **_: Any) -> list[float]:
-        earned = reward if environments is None else [world.reward for world in environments]
+    def reward(completions: Any, reward: Any = None, environments: Any = None, **_: Any) -> list[float]:
+        if environments is None:
+            earned = reward
+        else:
+            earned = [world._earned(said) for world, said in zip(environments, completions, strict=True)]
         success.append(float(np.mean([value > 0 for value in earned])))
         return list(earned)
 
@@ -158,6 +167,7 @@ def arguments(config: RunConfig, updates: int, folder: str, mode: str) -> Any:
         temperature=rollout.temperature,
         max_completion_length=limit - _OPENING if mode == "environment_factory" else limit,
         generation_kwargs={"max_new_tokens": agent.max_reply_tokens},
+        max_tool_calling_iterations=_most_calls(config),
         seed=config.seed,
         shuffle_dataset=False,
         use_cpu=config.device == "cpu",
@@ -168,6 +178,14 @@ def arguments(config: RunConfig, updates: int, folder: str, mode: str) -> Any:
         logging_strategy="no",
         disable_tqdm=True,
     )
+
+
+def _most_calls(config: RunConfig) -> int | None:
+    """Replies with calls in an episode: a world of tools ends it after so many. None: no limit."""
+    if config.agent.context != "roles":
+        return None
+    env: Any = config.env.make()
+    return int(env.unwrapped.step_limit) - 1
 
 
 @dataclass(slots=True)
@@ -269,3 +287,6 @@ class World:
         observation, reward, terminated, truncated, _ = self._env.step(text)
         self.reward += float(reward)
         return "the end " * self._limit if terminated or truncated else observation
+
+    def _earned(self, completion: Any) -> float:
+        return self.reward

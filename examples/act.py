@@ -26,4 +26,6 @@ def main(run: str, env_id: str = "turnwise/Household-v0", seed: int = 0) -> bool
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("Say which run: python examples/act.py runs/RUN [ENV_ID]")
     main(*sys.argv[1:])

@@ -25,6 +25,9 @@ TEXTS = {".md", ".py", ".toml", ".txt", ".yaml", ".yml", ".html", ".js", ".sh", 
 TUTORIAL = {page.stem: page.read_text() for page in sorted((ROOT / "docs" / "tutorial").glob("*.md"))}
 
 
+AGENTS = ("tools.md", "cookbook/programs.md")
+
+
 def commands(text: str = README) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
@@ -57,6 +60,11 @@ def test_readme_commands_parse(line: str) -> None:
 
 @pytest.mark.parametrize("line", [line for text in TUTORIAL.values() for line in commands(text)])
 def test_tutorial_commands_parse(line: str) -> None:
+    assert parse(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("line", [line for page in AGENTS for line in commands((ROOT / "docs" / page).read_text())])
+def test_commands_of_tools_and_programs_parse(line: str) -> None:
     assert parse(shlex.split(line)[1:])
 
 

@@ -15,7 +15,8 @@ import pytest
 from tests.agents.test_collector import HOUSE, SAMPLING, collector, same, tasks
 from tests.worlds import Faults
 from turnwise.agents.collector import Collector, Rollouts
-from turnwise.agents.worldwork import Order, WorldThreads
+from turnwise.agents.worldwork import Order, WorldThreads, WorldWork
+from turnwise.clock import Clock
 from turnwise.envs.tasks import make_env
 from turnwise.trajectory import RolloutFinished, Trajectory, TurnFinished
 
@@ -36,11 +37,19 @@ class Waiting(gymnasium.Wrapper[str, str, str, str]):
 
 
 def beside(
-    env_id: str, wait: Callable[[], object], threads: int = 4, order: Order = "fixed", slots: int = 4, **env: Any
+    env_id: str,
+    wait: Callable[[], object],
+    threads: int = 4,
+    order: Order = "fixed",
+    slots: int = 4,
+    share: float = 0.5,
+    **env: Any,
 ) -> Collector:
     plain = collector(env_id, slots=slots)
     return Collector(
-        lambda: Waiting(make_env(env_id, **env), wait), plain.seating, threads=WorldThreads(threads, order)
+        lambda: Waiting(make_env(env_id, **env), wait),
+        plain.seating,
+        threads=WorldThreads(threads, order, waiting_share=share),
     )
 
 
@@ -70,6 +79,27 @@ def test_whatever_worlds_wait_for_runs_repeat_to_the_bit(env_id: str) -> None:
     assert first[1] == second[1]
     alone, _ = played(collector(env_id), env_id)
     assert same(first[0], alone)
+
+
+@pytest.mark.parametrize(("share", "generating"), [(0.5, 8), (0.25, 12), (1 / 8, 14)])
+def test_the_share_says_how_many_generate_while_others_wait(share: float, generating: int) -> None:
+    threads = WorldThreads(4, waiting_share=share)
+    work: WorldWork[int] = WorldWork(threads, Clock())
+    for number in range(16):
+        work.begin(number, lambda: None)
+    admitted: list[int] = []
+    for number, error in work.admitted(lambda: len(admitted)):
+        assert error is None
+        admitted.append(number)
+    threads.close()
+    assert admitted == list(range(generating))
+    assert len(work) == 16 - generating
+
+
+def test_a_small_share_repeats_to_the_bit_and_gives_the_same_episodes() -> None:
+    (first, log), (_, again) = (played(beside(ECHO, unsteady, share=1 / 8)) for _ in range(2))
+    assert log == again
+    assert same(first, played(collector())[0])
 
 
 def test_answers_as_they_come_give_the_same_episodes() -> None:

@@ -326,3 +326,11 @@ def test_shards_and_where_they_are_fit_each_other() -> None:
         load_config("household", ["rollout.packed_weights=true", "device=cuda"])
     for asked in ("auto", "true", "false"):
         load_config("household", [f"rollout.packed_weights={asked}"])
+
+
+@pytest.mark.parametrize("others", [[], ["rollout.env_threads=4", "rollout.env_order=free"]])
+def test_a_share_of_waiting_episodes_that_decides_nothing_is_refused(others: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"env_waiting_share=0\.25 is for worlds in threads"):
+        load_config("household", ["rollout.env_waiting_share=0.25", *others])
+    found = load_config("household", ["rollout.env_waiting_share=0.25", "rollout.env_threads=4"])
+    assert found.rollout.env_waiting_share == 0.25

@@ -6,9 +6,9 @@ of their own, a simulator, a server.
 
 The order in which results are processed must not depend on time. It decides which episodes share a batch, batched
 arithmetic is rounded differently in another batch, and so a run would not repeat. With ``order="fixed"`` results are
-therefore processed ("admitted") in the order in which the work was begun, and only while fewer episodes are generating
-than are waiting for their environments. Both are counts. With ``order="free"`` results are processed as they come, and
-runs do not repeat (docs/adr/011-answers-are-admitted-by-counts.md).
+therefore processed ("admitted") in the order in which the work was begun, and only while more than a share of the
+running episodes waits for environments: half of them, or ``waiting_share``. These are counts. With ``order="free"``
+results are processed as they come, and runs do not repeat (docs/adr/011-answers-are-admitted-by-counts.md).
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ class _Begun(Generic[_T]):
 class WorldThreads:
     """``threads`` threads that all environments share. With 0 their work runs at once, in the calling thread.
 
-    ``order`` is "fixed" (runs repeat) or "free" (see above). Nobody waits for ``daemon`` threads when they are closed
-    or the process ends: they are for work that holds nothing, such as a request to a server.
+    ``order`` is "fixed" (runs repeat) or "free" (see above). ``waiting_share``, above 0 and at most 0.5, is the share
+    of the running episodes that may wait for their environments in fixed order. Nobody waits for ``daemon`` threads
+    when they are closed or the process ends: they are for work that holds nothing, such as a request to a server.
     """
 
-    def __init__(self, threads: int = 0, order: Order = "fixed", *, daemon: bool = False) -> None:
-        self.order = order
+    def __init__(
+        self, threads: int = 0, order: Order = "fixed", *, waiting_share: float = 0.5, daemon: bool = False
+    ) -> None:
+        self.order, self.waiting_share = order, waiting_share
         self._pool: ThreadPoolExecutor | _DaemonPool | None = None
         if threads:
             self._pool = _DaemonPool(threads) if daemon else ThreadPoolExecutor(threads, thread_name_prefix="world")
@@ -151,7 +154,8 @@ class WorldWork(Generic[_T]):
         wait([begun.future for begun in self._begun if is_meant(begun.tag)])
 
     def _due(self, generating: int) -> bool:
-        return not self._threads.concurrent or generating < len(self._begun)
+        share, waiting = self._threads.waiting_share, len(self._begun)
+        return not self._threads.concurrent or generating * share < waiting * (1 - share)
 
     def _first_done(self, block: bool) -> _Begun[_T] | None:
         if block:

@@ -70,6 +70,6 @@ class Cast:
             Seating(learners, others),
             seed=self.seed,
             success=SuccessRule(self.env.success_threshold),
-            threads=WorldThreads(rollout.env_threads, rollout.env_order),
+            threads=WorldThreads(rollout.env_threads, rollout.env_order, waiting_share=rollout.env_waiting_share),
             grader=grader,
         )

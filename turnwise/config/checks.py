@@ -68,6 +68,12 @@ def check_shards(rollout: RolloutConfig, ray: RayConfig | None, device: str) -> 
                     f"rollout.{name}", f"rollout.{name} is for rollout.shards of 2 or more, or ray"
                 )
     check_places(rollout.shards, ray, device)
+    if rollout.env_waiting_share < 0.5 and (not rollout.env_threads or rollout.env_order == "free"):
+        raise UnusedSettingError(
+            "rollout.env_waiting_share",
+            f"rollout.env_waiting_share={rollout.env_waiting_share:g} is for worlds in threads "
+            "(rollout.env_threads=16) whose answers are taken in a fixed order (rollout.env_order=fixed)",
+        )
     if rollout.env_order == "free" and (rollout.shards > 1 or ray is not None):
         raise ValueError(
             "rollout.env_order=free never repeats, and a shard that is lost has its episodes played again by another: "

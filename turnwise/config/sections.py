@@ -58,6 +58,13 @@ class RolloutConfig(Section):
         "fixed",
         description="order in which worlds' answers are taken. fixed: runs repeat; free: as they come, which is faster",
     )
+    env_waiting_share: float = Field(
+        0.5,
+        gt=0,
+        le=0.5,
+        description="with env_order=fixed: share of the running episodes that may wait for their worlds at once. Less "
+        "where worlds answer at once, as programs on this machine may: then more episodes generate together",
+    )
     max_error_share: float = Field(
         0.25, ge=0, le=1, description="stop the run when more of an update's episodes fail in their environment"
     )

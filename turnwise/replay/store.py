@@ -32,8 +32,8 @@ ASKED = 4
 GRADED = 5
 """The version of a member in which some trajectory has ``given`` or ``grading``."""
 STORED = 6
-"""The version of a member in which some trajectory starts in a stored state, or some turn keeps equal sets of tokens once
-(``Processing.like``)."""
+"""The version of a member in which some trajectory starts in a stored state, or some turn keeps equal sets of tokens
+once (``Processing.like``)."""
 _CHUNK = 1 << 16
 
 # RFC 1952: magic, deflate, flags (extra field, header checksum), no time, level unknown, system unknown; then the extra

@@ -42,6 +42,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "rollout.packed_weights": "how fast, and memory: numbers change by rounding",
     "rollout.num_slots": "how fast, and memory: numbers change by rounding",
     "rollout.env_threads": "how fast",
+    "rollout.env_waiting_share": "how fast: numbers change by rounding",
     "rewards.threads": "how fast",
     "rewards.timeout_s": "when a function counts as hung",
     **{f"rewards.judge.endpoint.{name}": "how its judge is reached" for name in REACHED},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 try:
     from mcp.server import MCPServer as Server  # version 2
@@ -28,6 +29,15 @@ def fail() -> str:
 @server.tool()
 def leave() -> str:
     """The server dies."""
+    os._exit(3)
+
+
+@server.tool()
+def leave_once(mark: str) -> str:
+    """The server dies at the first call, and writes the file ``mark`` for the next one to see."""
+    if Path(mark).exists():
+        return "3"
+    Path(mark).touch()
     os._exit(3)
 
 
