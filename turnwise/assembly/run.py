@@ -414,8 +414,8 @@ def backend_of(config: RunConfig) -> tuple[Backend, str]:
 def sampling_of(config: RunConfig) -> tuple[Backend, str]:
     """The engine that samples, and why in words, with the precision where its rule (models/precision.py) settles it."""
     backend, why = backend_of(config)
-    asked = getattr(config.model, "dtype", "float32")
-    if chosen_dtype(asked, config.device) != asked:
+    model = config.model
+    if isinstance(model, PretrainedModelConfig) and chosen_dtype(model.dtype, config.device) != model.dtype:
         why += "; in float32: this processor has no instructions for bfloat16"
     return backend, why
 
