@@ -27,6 +27,7 @@ ALGORITHMS = (
     *("copo", "d3s", "pear", "funrl"),
     *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo"),
     *("cispo", "dppo", "bapo", "forking", "steer", "entropy_advantage", "ear", "sac", "tea", "echo"),
+    *("lp_reg", "siren", "capo"),
 )
 """The names of the algorithms that come with turnwise, bases first: each is a module of this package."""
 

@@ -395,6 +395,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     collected = rollout.num_tasks * rollout.group_size
     validated = measuring.tasks * measuring.samples if measuring.every else 0
     tested = measuring.test_tasks * measuring.samples if measuring.test_split is not None else 0
+    recipe = build(config.algorithm, config.run_info)
     here = config.ray is None or (config.ray.address == "local" and not config.ray.gpus_per_shard)
     demand = Demand(
         max_context_tokens=agent.max_context_tokens,
@@ -404,7 +405,8 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         microbatch_tokens=config.optimizer.microbatch_tokens,
         device=config.device,
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
-        reference=build(config.algorithm, config.run_info).needs_reference,
+        reference=recipe.needs_reference,
+        reads=recipe.reads_vocabulary,
         packed=is_packed(rollout.packed_weights, shape, config.device),
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
         ranks=config.learner.ranks,
