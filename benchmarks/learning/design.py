@@ -67,6 +67,9 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
 }
 """What a method's last trial changes; for those that are not here, the number of optimizer steps."""
 
+TAUGHT = ("distill",)
+"""Methods that learn from a teacher: no reward, and no budget, makes them comparable."""
+
 _ANY = ("optimizer.num_minibatches=2",)
 NUM_TRIALS = len(RATES) + 1
 
@@ -95,8 +98,8 @@ class Setting:
     """What every method runs with where there are no trials."""
 
     def names(self) -> list[str]:
-        """The methods, the baseline first; None: every algorithm there is."""
-        found = self.methods or tuple(ALGORITHMS)
+        """The methods, the baseline first; None: every algorithm there is that learns from reward."""
+        found = self.methods or tuple(name for name in ALGORITHMS if name not in TAUGHT)
         return sorted(found, key=lambda name: name != BASELINE)
 
     @property

@@ -180,7 +180,8 @@ def groups(
 def learner(recipe: Recipe, policy: BigramPolicy, run: RunInfo | None = None, **optimizer: object) -> Learner:
     settings = {"lr": 0.05, "weight_decay": 0.0, **optimizer}
     config = OptimizerConfig(**settings)  # type: ignore[arg-type]
-    return Learner(recipe, policy, config, run or RunInfo(num_updates=10, group_size=4, rewards=TEN))
+    info = run or RunInfo(num_updates=10, group_size=4, rewards=TEN)
+    return Learner(recipe, policy, config, info, teacher=BigramPolicy(77) if recipe.needs_teacher else None)
 
 
 def buffer_of(made: list[Group], update: int = 0) -> TrajectoryBuffer:

@@ -71,6 +71,7 @@ RANGES = {
     **dict.fromkeys(("anchor", "coef"), ANY),
     **dict.fromkeys(("fisher", "hessian"), POSITIVE),
     **dict.fromkeys(("min_p", "top_p"), NONZERO),
+    "drop_below": SHARE,
     "top_k": COUNT,
     "lp_reg.share": SHARE,
     "siren.quantile": "[0, 1)",

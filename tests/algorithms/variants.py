@@ -21,6 +21,7 @@ from turnwise.algorithms.copo import COPOConfig
 from turnwise.algorithms.cpl import CPLConfig
 from turnwise.algorithms.d3s import D3SConfig
 from turnwise.algorithms.dapo import DAPOConfig, OverlongSettings
+from turnwise.algorithms.distill import DistillConfig
 from turnwise.algorithms.dpo import DPOConfig
 from turnwise.algorithms.dppo import DPPOConfig
 from turnwise.algorithms.drbot import DrBoTConfig
@@ -138,6 +139,7 @@ MORE: dict[str, Settings] = {
     "ear-bounded": EARConfig(base=DAPOConfig(), form="clip", bound=0.5),
     "sac-on-gigpo": SACConfig(base=GiGPOConfig(), target=1.0, initial_coef=0.1, max_coef=0.2),
     "tea-with-gradients": TEAConfig(base=GRPOConfig(), entropy_coef=0.5, gradient="kept"),
+    "epo-on-distill": EPOConfig(base=DistillConfig(drop_below=0.05, square_coef=0.1), entropy_coef=0.1),
     "lp-reg-on-ppo": LpRegConfig(base=PPOConfig(), share=0.9, min_p=0.3, estimator="k2"),
     "siren-by-turn": SIRENConfig(base=GRPOConfig(), within="turn", coef=0.5, average="tokens", quantile=0.3),
     "capo-one-sided": CAPOConfig(base=GiGPOConfig(), lr=0.1, fisher=1.0, hessian=0.05, two_sided=False),

@@ -13,6 +13,7 @@ from tests.golden.builders import batch_of, context_of, loss_of, recipe_of
 from tests.golden.test_tokens_more import base, context, gradient
 from tests.golden.vectors import cases, close, tensor
 from turnwise.algorithms.capo import step_sizes
+from turnwise.algorithms.distill import DistillConfig
 from turnwise.algorithms.lp_reg import FreedClip, LpRegConfig
 from turnwise.algorithms.siren import AnchoredNucleus, SIRENConfig
 from turnwise.algorithms.vocabulary import ProxyLogprob, StepCurvature, StepNorm, above_quantile
@@ -118,3 +119,21 @@ def test_siren_tokens_off_the_mask_are_no_peaks(case: dict[str, Any]) -> None:
     assert (released & ~mask).any()
     found = above_quantile(entropy, torch.where(mask, 0, -1), case["hp"]["tau"])
     assert torch.equal(found, released & mask)
+
+
+@pytest.mark.parametrize("case", cases("on_policy_distillation"))
+def test_distill(case: dict[str, Any]) -> None:
+    given, hp, outputs = case["inputs"], case["hp"], case["outputs"]
+    mask = tensor(given["response_mask"]).bool()
+    recipe = recipe_of(DistillConfig(drop_below=hp["drop_below"], square_coef=hp["kl_tau"]))
+    columns = {
+        "behaviour_logprobs": tensor(given["old_log_prob"]),
+        "teacher_logprobs": tensor(given["ref_log_prob"]),
+    }
+    ctx, view = context_of(batch_of(mask, **columns), tensor(given["log_prob"]).requires_grad_(), recipe.aggregation)
+    loss, _ = loss_of(recipe, ctx, view)
+    close(loss, outputs["loss"])
+    close(gradient(loss, ctx), outputs["grad_log_prob"], gradient=True)
+    sizes, ((part, _),) = mask.sum(1), recipe.objectives
+    dropped = (tensor(outputs["dropped_per_row"]) * sizes).sum() / sizes.sum()
+    close(part.acted()["dropped_share"], float(dropped))

@@ -73,7 +73,8 @@ class CurvatureMask(TokenWeighter):
     def prepare(self, view: MinibatchView) -> None:
         mask = view.batch.action_mask
         advantages = required(view.batch.advantages, "advantages") / view.unit
-        m_fisher, m_hessian = step_sizes(advantages, *view.read((StepNorm(), StepCurvature())), self.config.lr)
+        norm, curvature = view.read((StepNorm(), StepCurvature()))
+        m_fisher, m_hessian = step_sizes(advantages, norm, curvature, self.config.lr)
         low = m_hessian > -self.config.hessian if self.config.two_sided else m_hessian >= 0
         self.kept = mask & (m_fisher < self.config.fisher) & (m_hessian < self.config.hessian) & low
         self.occurred.count("left_out_share", mask & ~self.kept, mask)

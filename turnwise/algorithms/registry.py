@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # so that a name is looked up without torch
     from turnwise.learning.recipe import Recipe
 
 ALGORITHMS = (
-    *("grpo", "drgrpo", "dapo", "gspo", "rloo", "opo", "reinforce_pp", "ppo", "gigpo", "hapo"),
+    *("grpo", "drgrpo", "dapo", "gspo", "rloo", "opo", "reinforce_pp", "ppo", "gigpo", "hapo", "distill"),
     *("maxrl", "bnpo", "canon", "riskpo", "rae", "dpo", "cpl", "hgpo", "g2po", "graphgpo"),
     *("copo", "d3s", "pear", "funrl"),
     *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo"),

@@ -35,6 +35,7 @@ from turnwise.assembly.learners import lead, learner_of
 from turnwise.assembly.players import is_untrained, load_policies, opponents, sides_of
 from turnwise.assembly.shards import check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
+from turnwise.assembly.teachers import teacher_bytes
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.demonstrations import check_stop_split
 from turnwise.cloning.examples import examples_for
@@ -407,6 +408,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
         reference=recipe.needs_reference,
         reads=recipe.reads_vocabulary,
+        teacher=teacher_bytes(recipe),
         packed=is_packed(rollout.packed_weights, shape, config.device),
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
         ranks=config.learner.ranks,

@@ -37,7 +37,7 @@ class Learner:
 
     All random numbers are seeded with (run.seed, update). So a resumed run computes what an uninterrupted one does.
     ``ranks`` are the processes that share the work. Each has a learner of its own with equal weights, and makes the
-    same calls with the same groups.
+    same calls with the same groups. ``teacher`` is a frozen scorer of the same tokens, where a part needs one.
     """
 
     def __init__(
@@ -47,8 +47,11 @@ class Learner:
         config: OptimizerConfig,
         run: RunInfo,
         ranks: Ranks | None = None,
+        teacher: Scorer | None = None,
     ) -> None:
         self.recipe, self.scorer, self.config, self.run = recipe.checked(), scorer, config, run
+        self.teacher = teacher
+        assert teacher is not None or not recipe.needs_teacher, f"{recipe.name} needs a teacher"
         self.ranks: Ranks = ranks or Alone()
         self.parts = recipe.parts()
         self.clock = Clock()
@@ -149,6 +152,8 @@ class Learner:
         columns: dict[str, Any] = {}
         if "reference" in recipe.needs:
             columns["reference_logprobs"], *_ = self._scored(batch, reference=True)
+        if "teacher" in recipe.needs:
+            columns["teacher_logprobs"], *_ = self._scored(batch, scorer=self.teacher)
         if recipe.needs & {"proximal", "values"} or recipe.opening:
             proximal, values, *read = self._scored(batch, critic=recipe.critic, readings=recipe.opening)
             columns |= {"proximal_logprobs": proximal} if "proximal" in recipe.needs else {}
@@ -161,18 +166,22 @@ class Learner:
         self,
         batch: TokenBatch,
         *,
+        scorer: Scorer | None = None,
         reference: bool = False,
         critic: Critic | None = None,
         readings: Sequence[Reading] = (),
     ) -> tuple[Tensor, ...]:
-        """Log-probs (nats), values (0 without a critic) and readings of the whole batch, [B, T] each, on its device."""
+        """Log-probs (nats), values (0 without a critic) and readings of the whole batch, [B, T] each, on its device.
+
+        ``scorer`` is the policy, where none is given.
+        """
         found = torch.zeros_like(batch.behaviour_logprobs).repeat(2 + len(readings), 1, 1)
         logprobs, values, *read = found
         asked = {"reference": reference, "hidden": critic is not None}
         for rows, counts in self._dealt(batch):
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("score", int(micro.lengths.sum())):
-                scores = self.scorer.score(micro, entropy=False, **asked, readings=readings)
+                scores = (scorer or self.scorer).score(micro, entropy=False, **asked, readings=readings)
             if not counts:
                 continue
             width = micro.tokens.shape[1]

@@ -35,7 +35,7 @@ from turnwise.replay.batch import TokenBatch
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
 
-Need = Literal["entropy", "hidden", "reference", "proximal", "values", "observed", "vocabulary"]
+Need = Literal["entropy", "hidden", "reference", "proximal", "values", "observed", "vocabulary", "teacher"]
 Unit = Literal["reward", "deviation"]
 """The unit of advantages: that of the shaped rewards, or standard deviations of these."""
 

@@ -154,7 +154,8 @@ class Recipe:
 
     ``phases``: with ``joint`` each optimizer step trains on all streams, with ``sequential`` the streams are trained
     one after another. ``keep_updates`` is the age (in updates) up to which the buffer keeps trajectories. ``planner``
-    None stands for groups of independent attempts (``GroupPlanner``).
+    None stands for groups of independent attempts (``GroupPlanner``). ``teacher`` names a second scorer, for parts that
+    need one.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Recipe:
     planner: Planner | None = None
     phases: Literal["joint", "sequential"] = "joint"
     keep_updates: int = 0
+    teacher: str = ""
 
     def __getitem__(self, stream: str) -> StreamRecipe:
         return next(found for found in self.streams if found.name == stream)
@@ -177,6 +179,11 @@ class Recipe:
     def needs_reference(self) -> bool:
         """Whether a part compares with the policy at its start."""
         return any("reference" in stream.needs for stream in self.streams)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a part compares with a second scorer."""
+        return any("teacher" in stream.needs for stream in self.streams)
 
     @property
     def reads_vocabulary(self) -> bool:

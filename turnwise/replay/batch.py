@@ -54,6 +54,7 @@ class TokenBatch:
     stream: str = "fresh"
     proximal_logprobs: Tensor | None = None  # [B, T] nats, of the policy at the start of the update
     reference_logprobs: Tensor | None = None  # [B, T] nats, of the frozen policy
+    teacher_logprobs: Tensor | None = None  # [B, T] nats, of a second scorer
     values: Tensor | None = None  # [B, T] reward units
     rewards: Tensor | None = None  # [B, T], each turn's reward on its last action token
     advantages: Tensor | None = None  # [B, T], 0 outside the mask

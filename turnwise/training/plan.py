@@ -53,6 +53,7 @@ class Demand:
     gradient_checkpointing: bool = False
     reference: bool = False  # something compares with the policy at its start
     reads: bool = False  # something looks at whole distributions over the vocabulary
+    teacher: int = 0  # bytes of the weights of a second scorer
     packed: bool = False  # the sampler has packed weights
     shards: int = 0  # processes of this machine that have weights of their own, beside this one
     ranks: int = 1  # processes that learn together, the first of which samples
@@ -139,6 +140,7 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
         frozen = shape.parameters * demand.reference if not shape.lora else 0
         parts += [
             Part("reference weights", frozen * shape.itemsize, "the policy at its start"),
+            Part("teacher's weights", demand.teacher, "a second scorer, frozen"),
             Part("master weights", count * FLOAT if half and not shape.lora else 0, f"{count:,} of 4 bytes"),
             Part("optimizer", 2 * count * FLOAT, "two moments of 4 bytes"),
             Part(
@@ -282,6 +284,7 @@ _SMALLER = "take a smaller model, or model.dtype=bfloat16"
 _ADVICE: Mapping[str, str] = {
     "shards": "lower rollout.shards",
     "reference weights": "train adapters (lora={}) in place of all weights",
+    "teacher's weights": "take a smaller teacher",
     "master weights": "train adapters (lora={}) in place of all weights",
     "gradients": "train adapters (lora={}) in place of all weights",
     "optimizer": "train adapters (lora={}) in place of all weights",
