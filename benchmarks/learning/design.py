@@ -64,6 +64,7 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
     "drbot": ("algorithm.group_share=1.0",),
     "spear": ("algorithm.bonus_coef=0.03",),
     "aepo": ("algorithm.entropy_advantage=0.05",),
+    "aepo_arbitrary": ("algorithm.mix=append",),
 }
 """What a method's last trial changes; for those that are not here, the number of optimizer steps."""
 

@@ -371,7 +371,7 @@ class FakeRollouts:
     def __init__(self) -> None:
         self.started: list[tuple[Task, int]] = []
 
-    def start(self, task: Task, sample: int) -> int:
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
         self.started.append((task, sample))
         return len(self.started) - 1
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from turnwise.algorithms.aepo import AEPOConfig
+from turnwise.algorithms.aepo_arbitrary import ArbitraryAEPOConfig
 from turnwise.algorithms.bapo import BAPOConfig
 from turnwise.algorithms.bnpo import BNPOConfig
 from turnwise.algorithms.canon import CANONConfig
@@ -139,6 +140,7 @@ MORE: dict[str, Settings] = {
     "ear-bounded": EARConfig(base=DAPOConfig(), form="clip", bound=0.5),
     "sac-on-gigpo": SACConfig(base=GiGPOConfig(), target=1.0, initial_coef=0.1, max_coef=0.2),
     "tea-with-gradients": TEAConfig(base=GRPOConfig(), entropy_coef=0.5, gradient="kept"),
+    "aepo-arbitrary-beside": ArbitraryAEPOConfig(base=GiGPOConfig(), mix="append", coef=0.5),
     "epo-on-distill": EPOConfig(base=DistillConfig(drop_below=0.05, square_coef=0.1), entropy_coef=0.1),
     "lp-reg-on-ppo": LpRegConfig(base=PPOConfig(), share=0.9, min_p=0.3, estimator="k2"),
     "siren-by-turn": SIRENConfig(base=GRPOConfig(), within="turn", coef=0.5, average="tokens", quantile=0.3),

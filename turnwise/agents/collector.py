@@ -190,9 +190,9 @@ class Rollouts:
         self._grading: WorldWork[tuple[int, list[Trajectory]]] = WorldWork(grading_threads, collector.clock, "grade")
         self._stopped: set[int] = set()
 
-    def start(self, task: Task, sample: int) -> int:
-        """Queue attempt number ``sample`` at a task."""
-        return self.add(Job(task, sample, self._key, task.index))
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
+        """Queue attempt number ``sample`` at a task, at its own ``temperature`` or the run's."""
+        return self.add(Job(task, sample, self._key, task.index, temperature))
 
     def add(self, job: Job, number: int | None = None) -> int:
         """Queue a job under a new ``number``, by default the count of those before it. Returns the number."""
@@ -398,7 +398,7 @@ class Rollouts:
             return
         place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
         key = mix("reply", self._collector.seed, *place)
-        wishes = Wishes.of(episode.info)
+        wishes = Wishes.of(episode.info, job.temperature)
         self._collector.count_ignored(episode.info.get("ignored", ()))
         processor = seat.model.guides.processor(listed_actions(episode.info), self._sampling.max_tokens)
         sampling = wishes.sampling(self._sampling)
@@ -414,7 +414,7 @@ class Rollouts:
         assert episode is not None
         seat = episode.to_move
         assert seat.model is not None
-        wishes = Wishes.of(episode.info)
+        wishes = Wishes.of(episode.info, rollout.job.temperature)
         reply = wishes.recorded(reply, self._sampling)
         kept, text = wishes.cut(reply, seat.model.chat.decode)
         seat.was_cut, reply = kept is not reply, kept

@@ -29,10 +29,10 @@ class Wishes:
     stop: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, info: Info) -> Wishes:
-        """Those that the world passes on."""
+    def of(cls, info: Info, temperature: float | None = None) -> Wishes:
+        """Those that the world passes on; ``temperature`` is the attempt's own, where the world wishes none."""
         given: Mapping[str, Any] = info.get("sampling") or {}
-        return cls(given.get("temperature"), given.get("max_tokens"), tuple(given.get("stop", ())))
+        return cls(given.get("temperature", temperature), given.get("max_tokens"), tuple(given.get("stop", ())))
 
     def sampling(self, usual: Sampling) -> Sampling:
         """How the reply is sampled: ``usual`` is the run's, whose limit of tokens holds too; where it is greedy (an

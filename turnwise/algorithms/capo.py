@@ -2,7 +2,7 @@
 
 A token's step is modelled by the output head alone, as one of plain gradient descent of size lr:
 
-    v    = e_y - p,   x the last hidden state,   g = A v x^T                       A in successes
+    v    = e_y - p,   x the last hidden state,   g = A v x^T                       A in its unit
     m_F  = 1/2 lr^2 A^2 |v|^4 |x|^4                                                what the policy changes (Fisher)
     m_H  = lr A^2 |v|^2 |x|^2 + 1/2 lr^2 A^3 |x|^4 (|v|^4 - Var_p v)               what the objective changes (Hessian)
     keep = m_F < fisher  and  -hessian < m_H < hessian                             two_sided; else 0 <= m_H
@@ -35,7 +35,7 @@ ABOUT = About(
         "The step is one of gradient descent; released also: of Adam, with moments of the head.",
         "p is over the whole vocabulary; released: over the likeliest tokens.",
         "With adapters the head itself is not trained: the model tells which tokens are extreme, no more.",
-        "A is counted in successes; released: in the reward's unit.",
+        "A is counted in successes, or in deviations where the base divides by them; released: in the reward's unit.",
     ),
     kind="token weights",
     sources={

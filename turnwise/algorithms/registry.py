@@ -25,7 +25,7 @@ ALGORITHMS = (
     *("grpo", "drgrpo", "dapo", "gspo", "rloo", "opo", "reinforce_pp", "ppo", "gigpo", "hapo", "distill"),
     *("maxrl", "bnpo", "canon", "riskpo", "rae", "dpo", "cpl", "hgpo", "g2po", "graphgpo"),
     *("copo", "d3s", "pear", "funrl"),
-    *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo"),
+    *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo", "aepo_arbitrary"),
     *("cispo", "dppo", "bapo", "forking", "steer", "entropy_advantage", "ear", "sac", "tea", "echo"),
     *("lp_reg", "siren", "capo"),
 )

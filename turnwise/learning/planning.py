@@ -86,8 +86,11 @@ class Scorer(Protocol):
 class Rollouts(Protocol):
     """Running episodes. Each has the number that ``start`` or ``fork`` returned."""
 
-    def start(self, task: Task, sample: int) -> int:
-        """Queue attempt number ``sample`` at a task; returns the rollout's number."""
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
+        """Queue attempt number ``sample`` at a task; returns the rollout's number.
+
+        ``temperature`` > 0 is that of all its replies, and is recorded with their tokens; None: the run's.
+        """
         ...
 
     def fork(self, rollout: int, turn: int) -> int:

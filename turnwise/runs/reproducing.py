@@ -122,7 +122,7 @@ class Reproducer:
         if not any(t.turns for t in trajectories.values()) and first.end == "error":
             raise NotReproducibleError("the world had failed before the first turn")
         seating, learner_seat = self._seating(trajectories)
-        job = _StoredJob(first.task, first.sample, stored[0].update, learner_seat, first.seed)
+        job = _StoredJob(first.task, first.sample, stored[0].update, learner_seat, stored_seed=first.seed)
         played = self._played(job, seating)
         difference = _first_difference(trajectories, played) if isinstance(played, dict) else played
         num_turns = sum(len(t.turns) for t in trajectories.values())

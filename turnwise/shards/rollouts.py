@@ -175,9 +175,12 @@ class ShardedRollouts:
         self._grading: WorldWork[list[RolloutFinished]] = WorldWork(threads, collector.clock, "grade")
         self._stopped: set[int] = set()
 
-    def start(self, task: Task, sample: int) -> int:
-        """Queue attempt number ``sample`` at a task. Returns the rollout's number, counted from 0."""
-        return self.add(Job(task, sample, self._key, task.index))
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
+        """Queue attempt number ``sample`` at a task, at its own ``temperature`` or the run's.
+
+        Returns the rollout's number, counted from 0.
+        """
+        return self.add(Job(task, sample, self._key, task.index, temperature))
 
     def add(self, job: Job) -> int:
         """Queue a job. Returns the rollout's number."""
