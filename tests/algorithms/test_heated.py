@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,17 @@ import torch
 from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, learner, task
 from tests.faults.runs import config, trainer
 from tests.learning.test_learner import RUN
+from turnwise.agents.wishes import Wishes
 from turnwise.algorithms.aepo_arbitrary import ArbitraryAEPOConfig
 from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.heated import STREAM, HeatedAttempts, Thermostat
 from turnwise.algorithms.registry import build
+from turnwise.clock import Clock
 from turnwise.replay.batch import layout
+from turnwise.shards.messages import Start
+from turnwise.shards.rollouts import ShardedRollouts
 from turnwise.trajectory import Group, RolloutFinished, Task, Trajectory
 
 PLAIN = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
@@ -141,3 +146,19 @@ def test_heated_tokens_are_scored_under_their_temperature(model: Path, tmp_path:
     made.step()
     assert seen[0].num_tokens
     assert seen[0].max_abs < 1e-4
+
+
+def test_a_shard_is_told_the_temperature() -> None:
+    shards = SimpleNamespace(connections=[object()])
+    collector = SimpleNamespace(shards=shards, clock=Clock(), grader=None)
+    rollouts = ShardedRollouts(collector, 3, None)  # type: ignore[arg-type]
+    rollouts.start(task(0), 4, 1.5)
+    rollouts.start(task(0), 5)
+    told = [command.job for command in rollouts._commands[0] if isinstance(command, Start)]
+    assert [(job.sample, job.key, job.temperature) for job in told] == [(4, 3, 1.5), (5, 3, None)]
+
+
+def test_a_worlds_own_wish_comes_first() -> None:
+    assert Wishes.of({"sampling": {"temperature": 0.3}}, 1.2).temperature == 0.3
+    assert Wishes.of({"sampling": {"max_tokens": 3}}, 1.2) == Wishes(1.2, 3)
+    assert Wishes.of({}).temperature is None

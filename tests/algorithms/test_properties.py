@@ -162,7 +162,7 @@ BY_ROWS = {
     *("capo", "capo-one-sided"),
     "tea",
     "tea-with-gradients",
-    *("echo", "echo-on-ppo", "epo-on-echo"),
+    *("echo", "echo-on-ppo", "epo-on-echo", "siren-on-echo"),
 }
 
 

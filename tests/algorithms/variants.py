@@ -144,6 +144,7 @@ MORE: dict[str, Settings] = {
     "epo-on-distill": EPOConfig(base=DistillConfig(drop_below=0.05, square_coef=0.1), entropy_coef=0.1),
     "lp-reg-on-ppo": LpRegConfig(base=PPOConfig(), share=0.9, min_p=0.3, estimator="k2"),
     "siren-by-turn": SIRENConfig(base=GRPOConfig(), within="turn", coef=0.5, average="tokens", quantile=0.3),
+    "siren-on-echo": SIRENConfig(base=ECHOConfig(base=GRPOConfig(), coef=0.5), coef=0.5, quantile=0.3, anchor=0.3),
     "capo-one-sided": CAPOConfig(base=GiGPOConfig(), lr=0.1, fisher=1.0, hessian=0.05, two_sided=False),
     "kl-cov-on-gigpo": KLCovConfig(base=GiGPOConfig(kl_coef=0.0), share=0.3),
 }

@@ -7,7 +7,7 @@ says how, and a ``Scorer`` stands for the model: this file names no algorithm an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from turnwise.learning.primitives import Counts, clipped_surrogate, kl_estimate,
 from turnwise.learning.ranks import Alone, Ranks, deal, divided, sum_gradients
 from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.learning.rewards import RewardTable, raw_rewards, shapers_of
+from turnwise.learning.scored import Scored
 from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.replay.batch import TokenBatch, layout, microbatches, minibatches
 from turnwise.replay.buffer import TrajectoryBuffer
@@ -269,7 +270,7 @@ class Learner:
             rows = learning[part_of]
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("train", int(micro.lengths.sum())):
-                scores = _Scored.of(self.scorer, micro, recipe)
+                scores = Scored.of(self.scorer, micro, recipe)
                 if not is_counted:  # the other ranks need this one's part of the weights, there and back
                     (0.0 * scores.logprobs.sum()).backward()  # type: ignore[no-untyped-call]
                     continue
@@ -293,34 +294,6 @@ class Learner:
                 if loss.requires_grad:  # not so for rows without a single action token
                     loss.backward()  # type: ignore[no-untyped-call]
         return bool(batch.action_mask[learning].any())
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """A microbatch's scores of its action tokens, as of ``Scores``, and the log-probs of observed ones, if needed."""
-
-    logprobs: Tensor
-    entropies: Tensor | None
-    hidden: Tensor | None
-    observed: Tensor | None
-    readings: Mapping[Reading, Tensor]
-
-    @classmethod
-    def of(cls, scorer: Scorer, batch: TokenBatch, recipe: StreamRecipe) -> _Scored:
-        asked = {"entropy": "entropy" in recipe.needs, "hidden": "hidden" in recipe.needs}
-        if "observed" not in recipe.needs:
-            found = scorer.score(batch, **asked, readings=recipe.reads)
-            read = dict(zip(recipe.reads, found.readings, strict=True))
-            return cls(found.logprobs, found.entropies, found.hidden, None, read)
-        both, mask = batch.with_observed(), batch.action_mask
-        found = scorer.score(both, **asked, readings=recipe.reads)
-        return cls(
-            found.logprobs.masked_fill(~mask, 0.0),
-            None if found.entropies is None else found.entropies.masked_fill(~mask, 0.0),
-            None if found.hidden is None else found.hidden[mask[both.action_mask]],
-            found.logprobs.masked_fill(mask, 0.0),
-            {r: each.masked_fill(~mask, 0.0) for r, each in zip(recipe.reads, found.readings, strict=True)},
-        )
 
 
 def shaped_rewards(recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory, ...], scorer: Scorer) -> RewardTable:
