@@ -54,6 +54,9 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
     "bapo": ("algorithm.target=0.5",),
     "forking": ("algorithm.within=turn",),
     "steer": ("algorithm.weight_min=0.5",),
+    "capo": ("algorithm.fisher=1e-3", "algorithm.hessian=0.1"),
+    "lp_reg": ("algorithm.share=0.1",),
+    "siren": ("algorithm.within=turn",),
     "entropy_advantage": ("algorithm.alpha=0.1",),
     "ear": ("algorithm.form=clip",),
     "sac": ("algorithm.target_share=1.0",),
@@ -61,8 +64,12 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
     "drbot": ("algorithm.group_share=1.0",),
     "spear": ("algorithm.bonus_coef=0.03",),
     "aepo": ("algorithm.entropy_advantage=0.05",),
+    "aepo_arbitrary": ("algorithm.mix=append",),
 }
 """What a method's last trial changes; for those that are not here, the number of optimizer steps."""
+
+TAUGHT = ("distill",)
+"""Methods that learn from a teacher: no reward, and no budget, makes them comparable."""
 
 _ANY = ("optimizer.num_minibatches=2",)
 NUM_TRIALS = len(RATES) + 1
@@ -92,8 +99,8 @@ class Setting:
     """What every method runs with where there are no trials."""
 
     def names(self) -> list[str]:
-        """The methods, the baseline first; None: every algorithm there is."""
-        found = self.methods or tuple(ALGORITHMS)
+        """The methods, the baseline first; None: every algorithm there is that learns from reward."""
+        found = self.methods or tuple(name for name in ALGORITHMS if name not in TAUGHT)
         return sorted(found, key=lambda name: name != BASELINE)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from turnwise.learning.learner import Learner
+from turnwise.learning.planning import Reading
 from turnwise.learning.recipe import Recipe
 from turnwise.learning.settings import OptimizerConfig, RewardSettings, RunInfo
 from turnwise.replay.batch import TokenBatch
@@ -43,6 +44,7 @@ class FakeScores:
     logprobs: Tensor
     entropies: Tensor | None = None
     hidden: Tensor | None = None
+    readings: tuple[Tensor, ...] = ()
 
 
 class BigramPolicy:
@@ -60,7 +62,15 @@ class BigramPolicy:
 
     hidden_size = VOCABULARY
 
-    def score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False, hidden: bool = False) -> FakeScores:
+    def score(
+        self,
+        batch: TokenBatch,
+        *,
+        entropy: bool,
+        reference: bool = False,
+        hidden: bool = False,
+        readings: Sequence[Reading] = (),
+    ) -> FakeScores:
         self.calls.append("reference" if reference else "entropy" if entropy else "logprobs")
         table = self.frozen if reference else self.table
         previous = torch.cat([batch.tokens[:, :1], batch.tokens[:, :-1]], dim=1)
@@ -68,7 +78,10 @@ class BigramPolicy:
         off = ~batch.action_mask
         logprobs = logprobs_from_logits(logits, batch.tokens).masked_fill(off, 0.0)
         entropies = entropy_from_logits(logits).masked_fill(off, 0.0) if entropy else None
-        return FakeScores(logprobs, entropies, logits[batch.action_mask] if hidden else None)
+        rows, targets = logits[batch.action_mask], batch.tokens[batch.action_mask]
+        states = torch.eye(VOCABULARY)[previous[batch.action_mask]]  # the table is the head's weight
+        read = (torch.zeros_like(logprobs).masked_scatter(~off, each(rows, targets, states)) for each in readings)
+        return FakeScores(logprobs, entropies, rows if hidden else None, tuple(read))
 
 
 def task(index: int = 0) -> Task:
@@ -167,7 +180,8 @@ def groups(
 def learner(recipe: Recipe, policy: BigramPolicy, run: RunInfo | None = None, **optimizer: object) -> Learner:
     settings = {"lr": 0.05, "weight_decay": 0.0, **optimizer}
     config = OptimizerConfig(**settings)  # type: ignore[arg-type]
-    return Learner(recipe, policy, config, run or RunInfo(num_updates=10, group_size=4, rewards=TEN))
+    info = run or RunInfo(num_updates=10, group_size=4, rewards=TEN)
+    return Learner(recipe, policy, config, info, teacher=BigramPolicy(77) if recipe.needs_teacher else None)
 
 
 def buffer_of(made: list[Group], update: int = 0) -> TrajectoryBuffer:

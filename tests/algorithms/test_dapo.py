@@ -38,7 +38,7 @@ class Scripted:
     started: list[tuple[Task, int]] = field(default_factory=list)
     heard: int = 0
 
-    def start(self, task: Task, sample: int) -> int:
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
         self.started.append((task, sample))
         return len(self.started) - 1
 

@@ -16,6 +16,7 @@ from tests.algorithms.variants import NAMED, VARIANTS
 from tests.learning.test_learner import drifted, gradient
 from turnwise.algorithms.bapo import BAPOConfig
 from turnwise.algorithms.canon import CANONConfig
+from turnwise.algorithms.capo import CAPOConfig
 from turnwise.algorithms.cispo import CISPOConfig
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.d3s import D3SConfig
@@ -37,6 +38,7 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.hapo import HAPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
+from turnwise.algorithms.lp_reg import LpRegConfig
 from turnwise.algorithms.opo import OPOConfig
 from turnwise.algorithms.pear import PEARConfig
 from turnwise.algorithms.ppo import PPOConfig
@@ -44,6 +46,7 @@ from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.rloo import RLOOConfig
 from turnwise.algorithms.sac import SACConfig
+from turnwise.algorithms.siren import SIRENConfig
 from turnwise.algorithms.steer import STEERConfig
 from turnwise.algorithms.tea import TEAConfig
 from turnwise.learning.learner import stream_loss
@@ -94,6 +97,9 @@ NEUTRAL: dict[str, tuple[Settings, Settings]] = {
             "funrl": FunRLConfig(base=base, alpha=0.0),
             "pear-without-thoughts": PEARConfig(base=base),
             "echo": ECHOConfig(base=base, coef=0.0),
+            "lp_reg": LpRegConfig(base=base, share=0.0),
+            "siren": SIRENConfig(base=base, coef=0.0),
+            "capo": CAPOConfig(base=base, fisher=1e9, hessian=1e9),
             "tea": TEAConfig(base=base, entropy_coef=0.0),
         }.items()
     },
@@ -152,9 +158,11 @@ BY_ROWS = {
     "copo-zero",
     "d3s-sequences",
     "forking-by-row",
+    "siren",
+    *("capo", "capo-one-sided"),
     "tea",
     "tea-with-gradients",
-    *("echo", "echo-on-ppo", "epo-on-echo"),
+    *("echo", "echo-on-ppo", "epo-on-echo", "siren-on-echo"),
 }
 
 
@@ -213,10 +221,18 @@ def test_advantages_of_one_sign_push_one_way(config: Settings, sign: float) -> N
     batch = batch.with_columns(
         advantages=sign * torch.rand(batch.tokens.shape).clamp(min=0.1) * batch.action_mask,
         proximal_logprobs=batch.behaviour_logprobs,
+        opening=dict.fromkeys(recipe.opening, batch.behaviour_logprobs),
     )
     logprobs = batch.behaviour_logprobs.clone().requires_grad_()
     counts = Counts.of(batch.action_mask, batch.turn_index)
-    view = MinibatchView(0, batch, counts, lambda: batch.behaviour_logprobs, (0,))
+    view = MinibatchView(
+        0,
+        batch,
+        counts,
+        lambda: batch.behaviour_logprobs,
+        (0,),
+        read=lambda each: (logprobs.detach().abs(),) * len(each),
+    )
     for part in recipe.parts():
         part.prepare(view)
     ctx = UpdateContext(0, batch, logprobs, None, counts, recipe.aggregation)

@@ -10,6 +10,7 @@ import torch
 from tests.algorithms.fakes import BigramPolicy, groups, learner
 from tests.algorithms.variants import VARIANTS
 from turnwise.algorithms.bapo import BAPOConfig
+from turnwise.algorithms.capo import CAPOConfig
 from turnwise.algorithms.cispo import CISPOConfig
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.dapo import DAPOConfig, OverlongSettings
@@ -22,9 +23,11 @@ from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.forking import ForkingConfig
 from turnwise.algorithms.gigpo import GiGPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
+from turnwise.algorithms.lp_reg import LpRegConfig
 from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.sac import SACConfig
+from turnwise.algorithms.siren import SIRENConfig
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
 from turnwise.algorithms.steer import STEERConfig
 from turnwise.algorithms.tea import TEAConfig
@@ -45,6 +48,9 @@ IN_SUCCESSES = {
     "ear-bounded": EARConfig(base=PLAIN, form="clip", bound=0.2),
     "sac": SACConfig(base=PLAIN, initial_coef=0.5, max_coef=2.0),
     "tea": TEAConfig(base=PLAIN, entropy_coef=0.5, gradient="kept"),
+    "lp-reg": LpRegConfig(base=PLAIN, share=0.5, min_p=0.3, coef=0.5),
+    "siren": SIRENConfig(base=PLAIN, coef=0.5, top_p=0.9, quantile=0.3),
+    "capo": CAPOConfig(base=PLAIN, lr=0.1, fisher=2e-3, hessian=0.1),
     "bapo": BAPOConfig(base=PLAIN, target=0.6),
     "epo": EPOConfig(base=PLAIN, entropy_coef=0.5, corridor=(0.9, 1.1)),
     "empg": EMPGConfig(base=PLAIN, bonus_coef=0.5),

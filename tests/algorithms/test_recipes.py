@@ -351,7 +351,7 @@ def test_algorithms_by_name_and_from_outside() -> None:
     assert resolve("epo").config is EPOConfig
     with pytest.raises(ValueError, match="Did you mean 'grpo'"):
         resolve("gpro")
-    with pytest.raises(ValueError, match=r"Known: aepo, arpo, .*clip_cov, "):
+    with pytest.raises(ValueError, match=r"Known: aepo, aepo_arbitrary, arpo, .*clip_cov, "):
         resolve("zzzz")
     found = resolve("tests.algorithms.test_recipes:outside")
     assert found.config.__name__ == "OutsideConfig"
@@ -371,7 +371,7 @@ class FakeRollouts:
     def __init__(self) -> None:
         self.started: list[tuple[Task, int]] = []
 
-    def start(self, task: Task, sample: int) -> int:
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
         self.started.append((task, sample))
         return len(self.started) - 1
 

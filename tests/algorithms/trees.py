@@ -51,7 +51,7 @@ class ScriptedRollouts:
     refused: list[tuple[int, int]] = field(default_factory=list)
     sampled: int = 0
 
-    def start(self, task: Task, sample: int) -> int:
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
         return self._add(Played(task, sample, self._length()))
 
     def _length(self) -> int:

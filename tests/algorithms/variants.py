@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 
 from turnwise.algorithms.aepo import AEPOConfig
+from turnwise.algorithms.aepo_arbitrary import ArbitraryAEPOConfig
 from turnwise.algorithms.bapo import BAPOConfig
 from turnwise.algorithms.bnpo import BNPOConfig
 from turnwise.algorithms.canon import CANONConfig
+from turnwise.algorithms.capo import CAPOConfig
 from turnwise.algorithms.cispo import CISPOConfig
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.copo import COPOConfig
 from turnwise.algorithms.cpl import CPLConfig
 from turnwise.algorithms.d3s import D3SConfig
 from turnwise.algorithms.dapo import DAPOConfig, OverlongSettings
+from turnwise.algorithms.distill import DistillConfig
 from turnwise.algorithms.dpo import DPOConfig
 from turnwise.algorithms.dppo import DPPOConfig
 from turnwise.algorithms.drbot import DrBoTConfig
@@ -40,6 +43,7 @@ from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.hapo import HAPOConfig
 from turnwise.algorithms.hgpo import HGPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
+from turnwise.algorithms.lp_reg import LpRegConfig
 from turnwise.algorithms.maxrl import MaxRLConfig
 from turnwise.algorithms.pear import PEARConfig
 from turnwise.algorithms.ppo import PPOConfig
@@ -47,6 +51,7 @@ from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.riskpo import RiskPOConfig
 from turnwise.algorithms.sac import SACConfig
+from turnwise.algorithms.siren import SIRENConfig
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
 from turnwise.algorithms.steer import STEERConfig
 from turnwise.algorithms.tea import TEAConfig
@@ -72,6 +77,9 @@ ACTIVE: dict[str, Settings] = {
     "sac": SACConfig(initial_coef=0.5, max_coef=2.0, coef_lr=0.1),
     "tea": TEAConfig(entropy_coef=0.5, bound=2.0),
     "dppo": DPPOConfig(delta_low=0.02, delta_high=0.02),
+    "lp_reg": LpRegConfig(share=0.5, min_p=0.3),
+    "siren": SIRENConfig(base=DrGRPOConfig(aggregation_constant=8.0), coef=0.5, top_p=0.9, quantile=0.3, anchor=0.3),
+    "capo": CAPOConfig(lr=0.1, fisher=2e-3, hessian=0.1),
 }
 
 MORE: dict[str, Settings] = {
@@ -132,6 +140,12 @@ MORE: dict[str, Settings] = {
     "ear-bounded": EARConfig(base=DAPOConfig(), form="clip", bound=0.5),
     "sac-on-gigpo": SACConfig(base=GiGPOConfig(), target=1.0, initial_coef=0.1, max_coef=0.2),
     "tea-with-gradients": TEAConfig(base=GRPOConfig(), entropy_coef=0.5, gradient="kept"),
+    "aepo-arbitrary-beside": ArbitraryAEPOConfig(base=GiGPOConfig(), mix="append", coef=0.5),
+    "epo-on-distill": EPOConfig(base=DistillConfig(drop_below=0.05, square_coef=0.1), entropy_coef=0.1),
+    "lp-reg-on-ppo": LpRegConfig(base=PPOConfig(), share=0.9, min_p=0.3, estimator="k2"),
+    "siren-by-turn": SIRENConfig(base=GRPOConfig(), within="turn", coef=0.5, average="tokens", quantile=0.3),
+    "siren-on-echo": SIRENConfig(base=ECHOConfig(base=GRPOConfig(), coef=0.5), coef=0.5, quantile=0.3, anchor=0.3),
+    "capo-one-sided": CAPOConfig(base=GiGPOConfig(), lr=0.1, fisher=1.0, hessian=0.05, two_sided=False),
     "kl-cov-on-gigpo": KLCovConfig(base=GiGPOConfig(kl_coef=0.0), share=0.3),
 }
 

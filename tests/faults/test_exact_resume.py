@@ -21,7 +21,7 @@ FORMS = {
     "spear on dapo": "{type: spear, base: {type: dapo}}",
     "all at once": "{type: aepo, base: {type: spear, base: {type: epo, base: {type: gigpo}}}}",
 }
-ALL = {name: name for name in ALGORITHMS} | FORMS
+ALL = {name: name for name in ALGORITHMS} | {"distill": "{type: distill, teacher: MODEL}"} | FORMS
 FAST = ("ppo", "all at once")
 
 
@@ -45,7 +45,7 @@ def broken_and_whole(
     [*(pytest.param(text, id=name, marks=() if name in FAST else pytest.mark.slow) for name, text in ALL.items())],
 )
 def test_every_algorithm_resumes_to_the_bit(model: Path, tmp_path: Path, algorithm: str) -> None:
-    broken, whole = broken_and_whole(config(model, f"algorithm={algorithm}"), tmp_path)
+    broken, whole = broken_and_whole(config(model, f"algorithm={algorithm.replace('MODEL', str(model))}"), tmp_path)
     assert_same(broken, whole)
     state = whole.load("last").state["sides"][""]
     if algorithm == "spear":

@@ -150,10 +150,11 @@ def test_only_rows_with_credit_are_computed_where_nothing_else_trains(kl_coef: f
 class Unmasked(BigramPolicy):
     """A careless scorer: it scores observation tokens and padding as well."""
 
-    def score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False, hidden: bool = False) -> FakeScores:
+    def score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False, **asked: Any) -> FakeScores:
         everything = replace(batch, action_mask=torch.ones_like(batch.action_mask))
         scores = super().score(everything, entropy=entropy, reference=reference)
-        scores = replace(scores, hidden=super().score(batch, entropy=False, hidden=hidden).hidden)
+        masked = super().score(batch, entropy=False, **asked)
+        scores = replace(scores, hidden=masked.hidden, readings=masked.readings)
         for found in (scores.logprobs, scores.entropies):
             if found is not None and found.requires_grad:
                 found.register_hook(lambda grad: self.seen.append((grad, batch.action_mask)))

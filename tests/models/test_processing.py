@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.models import tiny_model
 from tests.models.families import family_policy
 from tests.models.test_policy import made, moved
+from tests.models.test_reading import entropy_read, logprob_read
 from turnwise.models import allowed
-from turnwise.models import allowed as allowed_module
 from turnwise.models.allowed import Drawn
 from turnwise.models.engine import Engine, Reply, Sampling, SlotEngine
 from turnwise.models.policy import Policy
@@ -192,7 +192,7 @@ def test_a_processor_changes_no_other_slot() -> None:
 def test_the_learner_scores_what_the_sampler_drew(
     lora: LoRAConfig | None, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(allowed_module, "MAX_ROWS", most)
+    monkeypatch.setattr(allowed, "MAX_ROWS", most)
     policy = moved(made(lora), 0.1 if lora else 0.02)
     policy.temperature = 0.9
     said = replies(engine(policy.sampler), processors(9), Sampling(0.9, max_tokens=8))
@@ -215,8 +215,10 @@ def test_other_architectures_score_what_they_drew(family: str) -> None:
     policy = family_policy(family)
     said = replies(SlotEngine(policy.sampler, num_slots=4, max_length=128, end_ids=frozenset({END})), processors(5))
     batch = rows(said)
-    scores = policy.score(batch, entropy=True)
+    scores = policy.score(batch, entropy=True, readings=[logprob_read, entropy_read])
     assert scores.entropies is not None
+    for ours, read in zip((scores.logprobs, scores.entropies), scores.readings, strict=True):
+        torch.testing.assert_close(read, ours, atol=1e-5, rtol=1e-4)
     mask = batch.action_mask
     np.testing.assert_allclose(scores.logprobs[mask].detach(), batch.behaviour_logprobs[mask], atol=2e-5)
     np.testing.assert_allclose(scores.entropies[mask].detach(), batch.behaviour_entropies[mask], atol=2e-5)
@@ -245,7 +247,7 @@ def processors(num: int) -> list[Any]:
 def test_gradients_are_those_of_an_explicit_masked_softmax(
     sharing: Any, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(allowed_module, "MAX_ROWS", most)
+    monkeypatch.setattr(allowed, "MAX_ROWS", most)
     policy = moved(made(LoRAConfig(rank=4, target_modules=("q_proj", "down_proj", "lm_head"))))
     policy.sharing = sharing
     said = replies(engine(policy.sampler), processors(9), Sampling(max_tokens=8))
@@ -255,6 +257,8 @@ def test_gradients_are_those_of_an_explicit_masked_softmax(
     def gradients(loss: Tensor) -> list[Tensor]:
         return list(torch.autograd.grad(loss, list(policy.parameters())))
 
+    logprobs_read, entropies_read = policy.score(batch, readings=[logprob_read, entropy_read]).readings
+    read = gradients((logprobs_read * weights + entropies_read * weights.flip(1)).sum())
     scores = policy.score(batch, entropy=True)
     assert scores.entropies is not None
     ours = gradients((scores.logprobs * weights + scores.entropies * weights.flip(1)).sum())
@@ -264,8 +268,9 @@ def test_gradients_are_those_of_an_explicit_masked_softmax(
         here = slice(len(PROMPT), len(PROMPT) + len(reply.ids))
         mask = batch.action_mask[row, here]
         loss = loss + (logprobs * weights[row, here] + entropies * weights.flip(1)[row, here])[mask].sum()
-    for own, theirs in zip(ours, gradients(loss), strict=True):
+    for own, seen, theirs in zip(ours, read, gradients(loss), strict=True):
         torch.testing.assert_close(own, theirs, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(seen, theirs, atol=2e-5, rtol=1e-4)
 
 
 def test_equal_tokens_of_several_rows_keep_their_own_distributions() -> None:

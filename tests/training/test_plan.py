@@ -26,6 +26,7 @@ from turnwise.jobs import train
 from turnwise.models.cache import SlotCache, room
 from turnwise.models.packing import Sharing, pack
 from turnwise.models.policy import Policy
+from turnwise.models.reading import rows_at_once
 from turnwise.models.settings import LoRAConfig
 from turnwise.training.plan import GIB, Demand, Plan, fit, plan
 from turnwise.training.shape import Shape
@@ -127,6 +128,15 @@ def test_packed_weights_are_counted(lora: LoRAConfig | None) -> None:
     found = parts_of(plan(shape, Demand(100, 1, 10, packed=True)))
     assert found["packed weights"] == sum(module.weight.nbytes for module in plain)
     assert "packed weights" not in parts_of(plan(shape, Demand(100, 1, 10)))
+
+
+def test_what_is_read_of_the_vocabulary_is_counted() -> None:
+    """Ten tables of the logits of as many tokens as are read at once."""
+    assert "vocabulary" not in parts_of(plan(*demand_of(run_config(algorithm="grpo"))))
+    for name in ("lp_reg", "siren", "capo"):
+        shape, demand = demand_of(run_config(algorithm=name))
+        rows = min(demand.tokens, rows_at_once(shape.vocab, "cpu"))
+        assert parts_of(plan(shape, demand))["vocabulary"] == 10 * 4 * rows * shape.vocab
 
 
 def test_shards_of_this_machine_have_weights_of_their_own() -> None:

@@ -193,9 +193,9 @@ class Rollouts:
         self._grading: WorldWork[tuple[int, list[Trajectory]]] = WorldWork(grading_threads, collector.clock, "grade")
         self._stopped: set[int] = set()
 
-    def start(self, task: Task, sample: int) -> int:
-        """Queue attempt number ``sample`` at a task."""
-        return self.add(Job(task, sample, self._key, task.index))
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
+        """Queue attempt number ``sample`` at a task, at its own ``temperature`` or the run's."""
+        return self.add(Job(task, sample, self._key, task.index, temperature=temperature))
 
     def add(self, job: Job, number: int | None = None) -> int:
         """Queue a job under a new ``number``, by default the count of those before it. Returns the number."""
@@ -210,7 +210,7 @@ class Rollouts:
         The environment takes the stored actions again, and every observation is compared: one that differs counts as a
         failure of the environment. Raises ValueError for a game of several players, and for a turn that was not played.
         """
-        return self.add(Job(stored.task, self._count, self._key, stored.task.index, Past.of(stored, turn)))
+        return self.add(Job(stored.task, self._count, self._key, stored.task.index, past=Past.of(stored, turn)))
 
     def fork(self, rollout: int, turn: int, number: int | None = None) -> int:
         """Queue a copy of a rollout as it was after ``turn`` turns. Its sample number is its own rollout number.
@@ -412,7 +412,7 @@ class Rollouts:
             return
         place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
         key = mix("reply", self._collector.seed, *place)
-        wishes = Wishes.of(episode.info)
+        wishes = Wishes.of(episode.info, job.temperature)
         self._collector.count_ignored(episode.info.get("ignored", ()))
         self._collector.count_ignored(["form"] if wishes.form is not None and seat.form is None else [])
         processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens)
@@ -429,7 +429,7 @@ class Rollouts:
         assert episode is not None
         seat = episode.to_move
         assert seat.model is not None
-        wishes = Wishes.of(episode.info)
+        wishes = Wishes.of(episode.info, rollout.job.temperature)
         reply = wishes.recorded(reply, self._sampling)
         kept, text = wishes.cut(reply, seat.model.chat.decode)
         seat.was_cut, reply = kept is not reply, kept

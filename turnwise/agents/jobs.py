@@ -49,7 +49,8 @@ class Job:
 
     ``key`` distinguishes repeated visits to a task; a trainer passes the number of the update. ``learner_seat`` is used
     in games with opponents only. It is the number of the seat that the learner fills, modulo the number of seats.
-    ``past`` is the stored episode whose state it starts from; None: the start of the task.
+    ``past`` is the stored episode whose state it starts from; None: the start of the task. ``temperature`` > 0 is that of
+    its replies; None: the run's.
     """
 
     task: Task
@@ -57,6 +58,7 @@ class Job:
     key: int = 0
     learner_seat: int = 0
     past: Past | None = field(default=None, compare=False)
+    temperature: float | None = None
 
     def env_seed(self, seed: int) -> int:
         """The seed of the environment's reset, in [0, 2**31). ``seed`` is the run's.

@@ -32,10 +32,15 @@ class Wishes:
     form: Form | None = None
 
     @classmethod
-    def of(cls, info: Info) -> Wishes:
-        """Those that the world passes on."""
+    def of(cls, info: Info, temperature: float | None = None) -> Wishes:
+        """Those that the world passes on; ``temperature`` is the attempt's own, where the world wishes none."""
         given: Mapping[str, Any] = info.get("sampling") or {}
-        return cls(given.get("temperature"), given.get("max_tokens"), tuple(given.get("stop", ())), Form.of(given))
+        return cls(
+            given.get("temperature", temperature),
+            given.get("max_tokens"),
+            tuple(given.get("stop", ())),
+            Form.of(given),
+        )
 
     def sampling(self, usual: Sampling) -> Sampling:
         """How the reply is sampled: ``usual`` is the run's, whose limit of tokens holds too; where it is greedy (an

@@ -78,13 +78,18 @@ class ForkingTokens(TokenWeighter):
         self.occurred.count("left_out_share", mask & ~self.chosen, mask)
 
     def weight(self, ctx: UpdateContext) -> Tensor:
-        chosen = ctx.own(self.chosen)
-        factor: float | Tensor = 1.0
-        if ctx.aggregation.mode == "token-mean":
-            factor = ctx.counts.action_tokens / max(int(self.chosen.sum()), 1)
-        elif ctx.aggregation.mode == "seq-mean-token-mean":
-            factor = ctx.mask.sum(1, keepdim=True) / chosen.sum(1, keepdim=True).clamp(min=1)
-        return chosen.to(ctx.logprobs.dtype) * factor
+        return mean_over(self.chosen, ctx)
+
+
+def mean_over(chosen: Tensor, ctx: UpdateContext) -> Tensor:
+    """Weights [b, T]: 0 on tokens not ``chosen`` of the minibatch, on the others what makes a mean one over these."""
+    own = ctx.own(chosen)
+    factor: float | Tensor = 1.0
+    if ctx.aggregation.mode == "token-mean":
+        factor = ctx.counts.action_tokens / max(int(chosen.sum()), 1)
+    elif ctx.aggregation.mode == "seq-mean-token-mean":
+        factor = ctx.mask.sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp(min=1)
+    return own.to(ctx.logprobs.dtype) * factor
 
 
 def top_of_all(scores: Tensor, mask: Tensor, share: float) -> Tensor:

@@ -22,12 +22,25 @@ if TYPE_CHECKING:  # so that a name is looked up without torch
     from turnwise.learning.recipe import Recipe
 
 ALGORITHMS = (
-    *("grpo", "drgrpo", "dapo", "gspo", "rloo", "opo", "reinforce_pp", "ppo", "gigpo", "hapo"),
+    *("grpo", "drgrpo", "dapo", "gspo", "rloo", "opo", "reinforce_pp", "ppo", "gigpo", "hapo", "distill"),
     *("maxrl", "bnpo", "canon", "riskpo", "rae", "dpo", "cpl", "hgpo", "g2po", "graphgpo"),
     *("copo", "d3s", "pear", "funrl"),
-    *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo", "counterfactual", "drpo"),
+    *(
+        "epo",
+        "empg",
+        "clip_cov",
+        "kl_cov",
+        "drbot",
+        "spear",
+        "arpo",
+        "aepo",
+        "aepo_arbitrary",
+        "counterfactual",
+        "drpo",
+    ),
     *("oreo", "weighted_cloning"),
     *("cispo", "dppo", "bapo", "forking", "steer", "entropy_advantage", "ear", "sac", "tea", "echo"),
+    *("lp_reg", "siren", "capo"),
 )
 """The names of the algorithms that come with turnwise, bases first: each is a module of this package."""
 

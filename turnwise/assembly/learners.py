@@ -31,6 +31,7 @@ from torch.distributed.rendezvous import rendezvous
 from turnwise.algorithms.registry import build
 from turnwise.assembly.players import load_policies
 from turnwise.assembly.rank_actors import RankActors
+from turnwise.assembly.teachers import teacher_of
 from turnwise.config.sections import LearnerConfig, RayConfig
 from turnwise.learning.learner import Learner
 from turnwise.learning.ranks import Ranks
@@ -47,12 +48,12 @@ _HOST, _WANTED = "127.0.0.1", "turnwise/wanted"
 def learner_of(
     algorithm: Settings, optimizer: OptimizerConfig, run: RunInfo, policy: Policy, ranks: Ranks | None = None
 ) -> Learner:
-    """The learner of a policy, whose parts are fresh."""
+    """The learner of a policy, whose parts are fresh. Raises ValueError as ``teacher_of`` does."""
     info = replace(run, vocabulary=policy.model.config.vocab_size)
     recipe = build(algorithm, info)
     if recipe.needs_reference:
         policy.keep_reference()
-    return Learner(recipe, policy, optimizer, info, ranks)
+    return Learner(recipe, policy, optimizer, info, ranks, teacher_of(recipe, policy))
 
 
 def lead(

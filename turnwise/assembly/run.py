@@ -35,6 +35,7 @@ from turnwise.assembly.learners import lead, learner_of
 from turnwise.assembly.players import is_untrained, load_policies, opponents, sides_of
 from turnwise.assembly.shards import check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
+from turnwise.assembly.teachers import teacher_bytes
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.demonstrations import check_stop_split
 from turnwise.cloning.examples import examples_for
@@ -431,6 +432,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     collected = rollout.num_tasks * rollout.group_size
     validated = measuring.tasks * measuring.samples if measuring.every else 0
     tested = measuring.test_tasks * measuring.samples if measuring.test_split is not None else 0
+    recipe = build(config.algorithm, config.run_info)
     here = config.ray is None or (config.ray.address == "local" and not config.ray.gpus_per_shard)
     demand = Demand(
         max_context_tokens=agent.max_context_tokens,
@@ -440,7 +442,9 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         microbatch_tokens=config.optimizer.microbatch_tokens,
         device=config.device,
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
-        reference=build(config.algorithm, config.run_info).needs_reference,
+        reference=recipe.needs_reference,
+        reads=recipe.reads_vocabulary,
+        teacher=teacher_bytes(recipe),
         packed=is_packed(rollout.packed_weights, shape, config.device),
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
         ranks=config.learner.ranks,

@@ -6,8 +6,8 @@ says how, and a ``Scorer`` stands for the model: this file names no algorithm an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,12 @@ from turnwise.clock import Clock
 from turnwise.learning.metrics import Agreement, Metrics, Tally, deviations
 from turnwise.learning.optimizer import Parameters, flat_state, load_flat_state, make_optimizer, set_learning_rate, step
 from turnwise.learning.parts import Critic, MinibatchView, Samples, Stream, Streams, UpdateContext, required
-from turnwise.learning.planning import Scorer
+from turnwise.learning.planning import Reading, Scorer
 from turnwise.learning.primitives import Counts, clipped_surrogate, kl_estimate, masked_mean
 from turnwise.learning.ranks import Alone, Ranks, deal, divided, sum_gradients
 from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.learning.rewards import RewardTable, raw_rewards, shapers_of
+from turnwise.learning.scored import Scored
 from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.replay.batch import TokenBatch, layout, microbatches, minibatches
 from turnwise.replay.buffer import TrajectoryBuffer
@@ -37,13 +38,21 @@ class Learner:
 
     All random numbers are seeded with (run.seed, update). So a resumed run computes what an uninterrupted one does.
     ``ranks`` are the processes that share the work. Each has a learner of its own with equal weights, and makes the
-    same calls with the same groups.
+    same calls with the same groups. ``teacher`` is a frozen scorer of the same tokens, where a part needs one.
     """
 
     def __init__(
-        self, recipe: Recipe, scorer: Scorer, config: OptimizerConfig, run: RunInfo, ranks: Ranks | None = None
+        self,
+        recipe: Recipe,
+        scorer: Scorer,
+        config: OptimizerConfig,
+        run: RunInfo,
+        ranks: Ranks | None = None,
+        teacher: Scorer | None = None,
     ) -> None:
         self.recipe, self.scorer, self.config, self.run = recipe.checked(), scorer, config, run
+        self.teacher = teacher
+        assert teacher is not None or not recipe.needs_teacher, f"{recipe.name} needs a teacher"
         self.ranks: Ranks = ranks or Alone()
         self.parts = recipe.parts()
         self.clock = Clock()
@@ -139,35 +148,51 @@ class Learner:
             filled.append(stream)
         return Streams(tuple(filled), streams.dropped_groups)
 
-    def _columns(self, batch: TokenBatch, recipe: StreamRecipe) -> dict[str, Tensor]:
+    def _columns(self, batch: TokenBatch, recipe: StreamRecipe) -> dict[str, Any]:
         """The columns that a stream's parts need, [B, T] each, computed before anything is optimized."""
-        columns = {}
+        columns: dict[str, Any] = {}
         if "reference" in recipe.needs:
-            columns["reference_logprobs"], _ = self._scored(batch, reference=True)
-        if recipe.needs & {"proximal", "values"}:
-            proximal, values = self._scored(batch, critic=recipe.critic)
+            columns["reference_logprobs"], *_ = self._scored(batch, reference=True)
+        if "teacher" in recipe.needs:
+            columns["teacher_logprobs"], *_ = self._scored(batch, scorer=self.teacher)
+        if recipe.needs & {"proximal", "values"} or recipe.opening:
+            proximal, values, *read = self._scored(batch, critic=recipe.critic, readings=recipe.opening)
             columns |= {"proximal_logprobs": proximal} if "proximal" in recipe.needs else {}
             columns |= {"values": values} if recipe.critic is not None else {}
+            columns |= {"opening": dict(zip(recipe.opening, read, strict=True))}
         return columns
 
     @torch.no_grad()
     def _scored(
-        self, batch: TokenBatch, *, reference: bool = False, critic: Critic | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probs (nats) and values (0 without a critic) of the whole batch, [B, T] each, on the batch's device."""
-        logprobs, values = found = torch.zeros_like(batch.behaviour_logprobs).repeat(2, 1, 1)
+        self,
+        batch: TokenBatch,
+        *,
+        scorer: Scorer | None = None,
+        reference: bool = False,
+        critic: Critic | None = None,
+        readings: Sequence[Reading] = (),
+    ) -> tuple[Tensor, ...]:
+        """Log-probs (nats), values (0 without a critic) and readings of the whole batch, [B, T] each, on its device.
+
+        ``scorer`` is the policy, where none is given.
+        """
+        found = torch.zeros_like(batch.behaviour_logprobs).repeat(2 + len(readings), 1, 1)
+        logprobs, values, *read = found
+        asked = {"reference": reference, "hidden": critic is not None}
         for rows, counts in self._dealt(batch):
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("score", int(micro.lengths.sum())):
-                scores = self.scorer.score(micro, entropy=False, reference=reference, hidden=critic is not None)
+                scores = (scorer or self.scorer).score(micro, entropy=False, **asked, readings=readings)
             if not counts:
                 continue
             width = micro.tokens.shape[1]
             logprobs[rows, :width] = scores.logprobs.to(logprobs)
+            for column, values_read in zip(read, scores.readings, strict=True):
+                column[rows, :width] = values_read.to(column)
             if critic is not None:
                 values[rows, :width] = critic.values(required(scores.hidden, "hidden"), micro.action_mask).to(values)
         self.ranks.add_up(found.view(-1))  # a row is 0 on all ranks but one
-        return logprobs, values
+        return tuple(found)
 
     def _dealt(self, batch: TokenBatch) -> Iterable[tuple[Tensor, bool]]:
         """Row numbers of this rank's microbatches, and whether each counts (``deal``)."""
@@ -229,7 +254,15 @@ class Learner:
         """
         recipe, update = self.recipe[stream.name], seed[1]
         counts, unit = Counts.of(batch.action_mask, batch.turn_index), recipe.success(self.run.rewards)
-        view = MinibatchView(update, batch, counts, lambda: self._scored(batch)[0], seed, unit)
+        view = MinibatchView(
+            update,
+            batch,
+            counts,
+            lambda: self._scored(batch)[0],
+            seed,
+            unit,
+            lambda readings: self._scored(batch, readings=readings)[2:],
+        )
         for part in recipe.parts():
             part.prepare(view)
         learning = recipe.learning(batch)
@@ -237,7 +270,7 @@ class Learner:
             rows = learning[part_of]
             micro = batch.select(rows).to(self._device)
             with self.clock.stage("train", int(micro.lengths.sum())):
-                scores = _Scored.of(self.scorer, micro, recipe)
+                scores = Scored.of(self.scorer, micro, recipe)
                 if not is_counted:  # the other ranks need this one's part of the weights, there and back
                     (0.0 * scores.logprobs.sum()).backward()  # type: ignore[no-untyped-call]
                     continue
@@ -254,37 +287,13 @@ class Learner:
                     rows,
                     unit,
                     scores.observed,
+                    scores.readings,
                 )
                 loss = stream_loss(recipe, ctx, tally) * stream.coef
                 tally.add(loss=loss.detach())
                 if loss.requires_grad:  # not so for rows without a single action token
                     loss.backward()  # type: ignore[no-untyped-call]
         return bool(batch.action_mask[learning].any())
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """A microbatch's scores of its action tokens, as of ``Scores``, and the log-probs of observed ones, if needed."""
-
-    logprobs: Tensor
-    entropies: Tensor | None
-    hidden: Tensor | None
-    observed: Tensor | None
-
-    @classmethod
-    def of(cls, scorer: Scorer, batch: TokenBatch, recipe: StreamRecipe) -> _Scored:
-        asked = {"entropy": "entropy" in recipe.needs, "hidden": "hidden" in recipe.needs}
-        if "observed" not in recipe.needs:
-            found = scorer.score(batch, **asked)
-            return cls(found.logprobs, found.entropies, found.hidden, None)
-        both, mask = batch.with_observed(), batch.action_mask
-        found = scorer.score(both, **asked)
-        return cls(
-            found.logprobs.masked_fill(~mask, 0.0),
-            None if found.entropies is None else found.entropies.masked_fill(~mask, 0.0),
-            None if found.hidden is None else found.hidden[mask[both.action_mask]],
-            found.logprobs.masked_fill(mask, 0.0),
-        )
 
 
 def shaped_rewards(recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory, ...], scorer: Scorer) -> RewardTable:

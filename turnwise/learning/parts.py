@@ -13,15 +13,15 @@ The loss of a stream is  -Σ mask · weight · surrogate / Z + Σ coef · regula
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from turnwise.learning.metrics import Metrics, Occurrences
-from turnwise.learning.planning import Scorer
+from turnwise.learning.planning import Reading, Scorer
 from turnwise.learning.primitives import (
     AggregationMode,
     Counts,
@@ -35,7 +35,7 @@ from turnwise.replay.batch import TokenBatch
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
 
-Need = Literal["entropy", "hidden", "reference", "proximal", "values", "observed"]
+Need = Literal["entropy", "hidden", "reference", "proximal", "values", "observed", "vocabulary", "teacher"]
 Unit = Literal["reward", "deviation"]
 """The unit of advantages: that of the shaped rewards, or standard deviations of these."""
 
@@ -68,6 +68,7 @@ class UpdateContext:
     rows: Tensor | None = None  # [b] int64
     unit: float = 1.0  # what a success is worth in the advantages' units; 1 where those are deviations
     observed_logprobs: Tensor | None = None  # [b, T] nats, of observed tokens, 0 elsewhere; None unless needed
+    readings: Mapping[Reading, Tensor] = field(default_factory=dict)  # [b, T] each, of those that parts read
 
     @property
     def mask(self) -> Tensor:
@@ -123,8 +124,9 @@ def required(column: Tensor | None, name: str) -> Tensor:
 class MinibatchView:
     """A minibatch before its optimizer step.
 
-    ``logprobs()`` returns the present policy's, [B, T] nats, at the cost of one forward without gradient. A part that
-    draws at random in this step seeds its generator with ``seed``, which differs from step to step.
+    ``logprobs()`` returns the present policy's, [B, T] nats, at the cost of one forward without gradient, and
+    ``read(readings)`` what is read of its distributions, [B, T] each, at the same cost. A part that draws at random in
+    this step seeds its generator with ``seed``, which differs from step to step.
     """
 
     update: int
@@ -133,6 +135,7 @@ class MinibatchView:
     logprobs: Callable[[], Tensor]
     seed: tuple[int, ...] = ()
     unit: float = 1.0  # as of ``UpdateContext``
+    read: Callable[[Sequence[Reading]], tuple[Tensor, ...]] = lambda readings: ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,7 @@ class Stream:
     def name(self) -> str:
         return self.batch.stream
 
-    def with_columns(self, **columns: Tensor) -> Stream:
+    def with_columns(self, **columns: Any) -> Stream:
         return replace(self, batch=self.batch.with_columns(**columns))
 
 
@@ -185,13 +188,18 @@ class Part:
     """What every part may declare, and the state that it may keep (point K).
 
     ``needs`` names columns and scores that the learner must fill in for it, such as ``reference``. ``claims`` names
-    what no second part of its stream may control as well, such as the entropy. ``module`` holds trainable parameters of
-    its own. It is made in ``attach``, and optimized and saved with the policy's parameters. Its gradient is clipped
-    apart from the policy's; ``module_lr`` is its peak learning rate (None: the policy's).
+    what no second part of its stream may control as well, such as the entropy. ``reads`` are readings of the present
+    policy that each step's ``UpdateContext`` gives it, with gradient; ``opening`` are readings of the policy before the
+    first step, which ``batch.opening`` holds. One that reads in ``prepare`` alone needs ``vocabulary``.
+
+    ``module`` holds trainable parameters of its own. It is made in ``attach``, and optimized and saved with the
+    policy's parameters. Its gradient is clipped apart from the policy's; ``module_lr`` is its peak learning rate (None:
+    the policy's).
     """
 
     needs: frozenset[Need] = frozenset()
     claims: frozenset[str] = frozenset()
+    reads: tuple[Reading, ...] = ()
     module: nn.Module | None = None
     module_lr: float | None = None
 
@@ -199,6 +207,11 @@ class Part:
     def occurred(self) -> Occurrences:
         """Counts of how often the part's mechanism acted; each update reports them."""
         return Occurrences()
+
+    @property
+    def opening(self) -> tuple[Reading, ...]:
+        """What is to be read before the update that comes."""
+        return ()
 
     def attach(self, scorer: Scorer) -> None:
         """Called once, before anything else. A ``module`` that must fit the policy is made here."""

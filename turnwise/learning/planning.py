@@ -20,12 +20,29 @@ from turnwise.replay.batch import TokenBatch
 from turnwise.trajectory import RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
 
+class Reading(Protocol):
+    """A number for each token, read from the distribution over the vocabulary that it was drawn from.
+
+    Readings are compared and hashed: equal ones are read once. A frozen dataclass of settings will do.
+    """
+
+    def __call__(self, logits: Tensor, targets: Tensor, states: Tensor, /) -> Tensor:
+        """Logits [R, V], tokens [R] and the states [R, h] that predict them -> [R].
+
+        The logits are over the token's temperature, and far below all others where an id was not allowed.
+        """
+        ...
+
+    def __hash__(self) -> int: ...
+
+
 class Scores(Protocol):
     """A policy's scores of a batch's tokens.
 
     ``logprobs`` and ``entropies`` are [B, T] in nats and 0 outside the action mask. ``hidden`` [M, h] holds the states
-    that predict the M action tokens, in the order of the mask's True positions. All three are differentiable if
-    gradients are enabled, except for the reference policy's.
+    that predict the M action tokens, in the order of the mask's True positions. ``readings`` are those that were asked
+    for, [B, T] each, 0 outside the mask. All are differentiable if gradients are enabled, except for the reference
+    policy's.
     """
 
     @property
@@ -37,11 +54,22 @@ class Scores(Protocol):
     @property
     def hidden(self) -> Tensor | None: ...
 
+    @property
+    def readings(self) -> tuple[Tensor, ...]: ...
+
 
 class Scorer(Protocol):
     """The policy in training. It scores at the rollouts' sampling temperature, so that ratios start at 1."""
 
-    def score(self, batch: TokenBatch, *, entropy: bool, reference: bool = False, hidden: bool = False) -> Scores:
+    def score(
+        self,
+        batch: TokenBatch,
+        *,
+        entropy: bool,
+        reference: bool = False,
+        hidden: bool = False,
+        readings: Sequence[Reading] = (),
+    ) -> Scores:
         """Score the action tokens; with ``reference``, by the frozen policy (adapters off)."""
         ...
 
@@ -58,8 +86,11 @@ class Scorer(Protocol):
 class Rollouts(Protocol):
     """Running episodes. Each has the number that ``start`` or ``fork`` returned."""
 
-    def start(self, task: Task, sample: int) -> int:
-        """Queue attempt number ``sample`` at a task; returns the rollout's number."""
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
+        """Queue attempt number ``sample`` at a task; returns the rollout's number.
+
+        ``temperature`` > 0 is that of all its replies, and is recorded with their tokens; None: the run's.
+        """
         ...
 
     def fork(self, rollout: int, turn: int) -> int:

@@ -27,7 +27,7 @@ from turnwise.learning.parts import (
     TokenWeighter,
     Unit,
 )
-from turnwise.learning.planning import Acting, Planner, PlannerAround
+from turnwise.learning.planning import Acting, Planner, PlannerAround, Reading
 from turnwise.learning.rewards import RewardShaper
 from turnwise.learning.settings import RewardSettings
 from turnwise.replay.batch import TokenBatch
@@ -100,6 +100,16 @@ class StreamRecipe:
     def needs(self) -> frozenset[Need]:
         return frozenset[Need]().union(*(part.needs for part in self.parts()))
 
+    @property
+    def reads(self) -> tuple[Reading, ...]:
+        """What is read of the vocabulary in each step, each reading once."""
+        return tuple(dict.fromkeys(reading for part in self.parts() for reading in part.reads))
+
+    @property
+    def opening(self) -> tuple[Reading, ...]:
+        """What is read of it before the update that comes, each reading once."""
+        return tuple(dict.fromkeys(reading for part in self.parts() for reading in part.opening))
+
     def learning(self, batch: TokenBatch) -> Tensor:
         """Numbers of the rows that need a forward and backward pass, int64.
 
@@ -144,7 +154,8 @@ class Recipe:
 
     ``phases``: with ``joint`` each optimizer step trains on all streams, with ``sequential`` the streams are trained
     one after another. ``keep_updates`` is the age (in updates) up to which the buffer keeps trajectories. ``planner``
-    None stands for groups of independent attempts (``GroupPlanner``).
+    None stands for groups of independent attempts (``GroupPlanner``). ``teacher`` names a second scorer, for parts that
+    need one.
     """
 
     name: str
@@ -154,6 +165,7 @@ class Recipe:
     planner: Planner | None = None
     phases: Literal["joint", "sequential"] = "joint"
     keep_updates: int = 0
+    teacher: str = ""
 
     def __getitem__(self, stream: str) -> StreamRecipe:
         return next(found for found in self.streams if found.name == stream)
@@ -167,6 +179,16 @@ class Recipe:
     def needs_reference(self) -> bool:
         """Whether a part compares with the policy at its start."""
         return any("reference" in stream.needs for stream in self.streams)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a part compares with a second scorer."""
+        return any("teacher" in stream.needs for stream in self.streams)
+
+    @property
+    def reads_vocabulary(self) -> bool:
+        """Whether a part looks at whole distributions over the vocabulary."""
+        return any(stream.reads or stream.opening or "vocabulary" in stream.needs for stream in self.streams)
 
     def acted(self) -> dict[str, float]:
         """How often each mechanism acted since the last call, by ``Class/name``. A shared part counts once."""

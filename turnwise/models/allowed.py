@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from turnwise.models.attention import Ints
 from turnwise.models.head import exactly, logits_logprob_entropy, logprob_entropy, spans
 
-_NEVER = -1e9  # a bias; the probability is 0, and 0 * log p is 0, which of -inf it is not
+NEVER = -1e9  # a bias; the probability is 0, and 0 * log p is 0, which of -inf it is not
 
 MAX_ROWS = 4096
 """Tokens whose logits are held at once. The backward pass computes those of longer batches again, part by part."""
@@ -131,19 +131,36 @@ def scored_logits(
     """As ``scored``, of logits [M, V] that are in memory as a whole."""
     if drawn is None:
         return logits_logprob_entropy(logits, targets, temperature, entropy)
-    heat = drawn.temperatures.masked_fill(drawn.temperatures == 0, temperature)[:, None]
-    inside = torch.ones(logits.shape, dtype=torch.bool, device=logits.device)
-    bound = drawn.which >= 0
-    if bound.any():
-        used, which = torch.unique(drawn.which[bound], return_inverse=True)
-        ids, _ = _padded(drawn.offsets, drawn.ids, used)
-        held = torch.zeros(len(used), logits.shape[1], dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
-        inside[bound] = (held ^ drawn.but[used, None])[which]
-    logp = torch.log_softmax((exactly(logits) / heat).masked_fill(~inside, -torch.inf), dim=-1)
+    inside = _inside(drawn, logits.shape)
+    logp = torch.log_softmax((exactly(logits) / _heat(drawn, temperature)).masked_fill(~inside, -torch.inf), dim=-1)
     logp = logp.masked_fill(~inside, 0.0)  # as in _among
     probabilities = logp.exp().masked_fill(~inside, 0.0)
     chosen = logp.gather(1, targets[:, None])[:, 0]
     return chosen, -(probabilities * logp).sum(1) if entropy else None
+
+
+def restricted(logits: Tensor, drawn: Drawn | None, temperature: float) -> Tensor:
+    """Logits [M, V] of what each token was drawn from: over its temperature, and ``NEVER`` outside its allowed ids."""
+    if drawn is None:
+        return exactly(logits) / temperature
+    return (exactly(logits) / _heat(drawn, temperature)).masked_fill(~_inside(drawn, logits.shape), NEVER)
+
+
+def _heat(drawn: Drawn, temperature: float) -> Tensor:
+    """Each token's temperature, [M, 1]."""
+    return drawn.temperatures.masked_fill(drawn.temperatures == 0, temperature)[:, None]
+
+
+def _inside(drawn: Drawn, shape: torch.Size) -> Tensor:
+    """Which ids each token was drawn from, [M, V] bool."""
+    inside = torch.ones(shape, dtype=torch.bool, device=drawn.which.device)
+    bound = drawn.which >= 0
+    if bound.any():
+        used, which = torch.unique(drawn.which[bound], return_inverse=True)
+        ids, _ = _padded(drawn.offsets, drawn.ids, used)
+        held = torch.zeros(len(used), shape[1], dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+        inside[bound] = (held ^ drawn.but[used, None])[which]
+    return inside
 
 
 def _among(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:
@@ -176,7 +193,7 @@ def _all_but(
 def _without(drawn: Drawn, number: int, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A bias [V] under which the ids of set ``number`` have probability 0."""
     own = weight.new_zeros(len(weight)) if bias is None else bias
-    return own.index_fill(0, drawn.ids[drawn.offsets[number] : drawn.offsets[number + 1]], _NEVER)
+    return own.index_fill(0, drawn.ids[drawn.offsets[number] : drawn.offsets[number + 1]], NEVER)
 
 
 def _padded(offsets: Tensor, ids: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ from turnwise.models.packed_weights import pack as pack_weight
 from turnwise.models.packed_weights import packed_weight
 from turnwise.models.packing import Sharing, pack
 from turnwise.models.paths import Forward, forward_of
+from turnwise.models.reading import Reading, by_head, read
 from turnwise.models.settings import AdapterUse, DType, LoRAConfig
 from turnwise.models.sharding import NOT_DIVIDED, DividedDecoder
 
@@ -72,13 +73,15 @@ class Scores:
     """Log-probabilities and entropies [B, T] in nats, 0 outside the action tokens. Column t belongs to token t.
 
     ``hidden`` [M, h] float32 are the states that predict the M action tokens, row by row. ``best`` [B, T] is True on
-    action tokens that no other token is more probable than.
+    action tokens that no other token is more probable than. ``readings`` [B, T] are what was asked to be read of the
+    vocabulary (``reading.py``), 0 outside the action tokens.
     """
 
     logprobs: Tensor
     entropies: Tensor | None
     hidden: Tensor | None = None
     best: Tensor | None = None
+    readings: tuple[Tensor, ...] = ()
 
 
 class Policy:
@@ -306,6 +309,7 @@ class Policy:
         reference: bool = False,
         hidden: bool = False,
         best: bool = False,
+        readings: Sequence[Reading] = (),
     ) -> Scores:
         """Log-probabilities (and entropies) of a TokenBatch's action tokens, [B, T]. Differentiable under grad mode.
 
@@ -332,16 +336,21 @@ class Policy:
                 head = _head(base, states)
                 values, entropies = scored(*head, packed.targets, own, **wanted)
                 highest = is_best(*head, packed.targets) if best else None
+                logits_of = by_head(*head)
             else:
                 logits = forward.logits(states)
                 values, entropies = scored_logits(logits, packed.targets, own, **wanted)
                 highest = logits.detach().argmax(-1) == packed.targets if best else None
+                logits_of = logits.__getitem__
+            size = {"vocabulary": self._base.config.get_text_config().vocab_size, "temperature": self.temperature}
+            seen = read(states, packed.targets, own, logits_of, readings, **size) if readings else ()
         empty = values.new_zeros(mask.shape)
         return Scores(
             empty.masked_scatter(mask, packed.to_rows(values)),
             None if entropies is None else empty.masked_scatter(mask, packed.to_rows(entropies)),
             packed.to_rows(states).float() if hidden else None,
             None if highest is None else torch.zeros_like(mask).masked_scatter(mask, packed.to_rows(highest)),
+            tuple(empty.masked_scatter(mask, packed.to_rows(each)) for each in seen),
         )
 
     def _on(self, names: list[str]) -> AbstractContextManager[None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -54,6 +54,7 @@ class TokenBatch:
     stream: str = "fresh"
     proximal_logprobs: Tensor | None = None  # [B, T] nats, of the policy at the start of the update
     reference_logprobs: Tensor | None = None  # [B, T] nats, of the frozen policy
+    teacher_logprobs: Tensor | None = None  # [B, T] nats, of a second scorer
     values: Tensor | None = None  # [B, T] reward units
     rewards: Tensor | None = None  # [B, T], each turn's reward on its last action token
     advantages: Tensor | None = None  # [B, T], 0 outside the mask
@@ -63,6 +64,7 @@ class TokenBatch:
     temperatures: Tensor | None = None  # [B, T] float32, of the token's distribution; 0: the run's
     observed: Tensor | None = None  # [B, T] bool, tokens that came from outside after the row's first reply
     thought: Tensor | None = None  # [B, T] bool, action tokens of a reply before its action
+    opening: Mapping[Any, Tensor] = field(default_factory=dict)  # [B, T] each, read before the update by what it reads
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -84,7 +86,7 @@ class TokenBatch:
         sets = None if self.sets is None else self.sets.to(device)
         return replace(self._map(lambda column: column.to(device)), sets=sets)
 
-    def with_columns(self, **columns: Tensor) -> TokenBatch:
+    def with_columns(self, **columns: Any) -> TokenBatch:
         """A copy with optional columns set, such as ``reference_logprobs``."""
         changes: dict[str, Any] = {**columns}
         return replace(self, **changes)
@@ -92,7 +94,7 @@ class TokenBatch:
     def _map(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {n: change(c) for n, c in columns.items() if isinstance(c, Tensor)}
-        return replace(self, **changed)
+        return replace(self, **changed, opening={reading: change(c) for reading, c in self.opening.items()})
 
 
 @dataclass(frozen=True, slots=True)

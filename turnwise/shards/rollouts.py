@@ -175,9 +175,12 @@ class ShardedRollouts:
         self._grading: WorldWork[list[RolloutFinished]] = WorldWork(threads, collector.clock, "grade")
         self._stopped: set[int] = set()
 
-    def start(self, task: Task, sample: int) -> int:
-        """Queue attempt number ``sample`` at a task. Returns the rollout's number, counted from 0."""
-        return self.add(Job(task, sample, self._key, task.index))
+    def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
+        """Queue attempt number ``sample`` at a task, at its own ``temperature`` or the run's.
+
+        Returns the rollout's number, counted from 0.
+        """
+        return self.add(Job(task, sample, self._key, task.index, temperature=temperature))
 
     def add(self, job: Job) -> int:
         """Queue a job. Returns the rollout's number."""
@@ -187,7 +190,7 @@ class ShardedRollouts:
 
     def resume(self, stored: Trajectory, turn: int) -> int:
         """As the collector's ``resume``, in the shard of the episode's task."""
-        return self.add(Job(stored.task, len(self._jobs), self._key, stored.task.index, Past.of(stored, turn)))
+        return self.add(Job(stored.task, len(self._jobs), self._key, stored.task.index, past=Past.of(stored, turn)))
 
     def fork(self, rollout: int, turn: int) -> int:
         """As the collector's ``fork``, to whose shard it goes. Raises ValueError for a turn that was not played yet,

@@ -25,6 +25,7 @@ from turnwise.models.cache import room
 from turnwise.models.head import TILE, TILE_ROWS, WHOLE
 from turnwise.models.loading import check_device
 from turnwise.models.packed_weights import wanted
+from turnwise.models.reading import rows_at_once
 from turnwise.models.settings import PackedWeights
 from turnwise.models.sharding import NOT_DIVIDED
 from turnwise.models.vllm.settings import VllmConfig
@@ -32,6 +33,7 @@ from turnwise.training.shape import FLOAT, Shape
 
 GIB = 1 << 30
 _DRAWING = 4  # tables of logits in float32 while tokens are drawn
+_READING = 10  # the same while whole distributions are read, with gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Demand:
     device: str = "cpu"
     gradient_checkpointing: bool = False
     reference: bool = False  # something compares with the policy at its start
+    reads: bool = False  # something looks at whole distributions over the vocabulary
+    teacher: int = 0  # bytes of the weights of a second scorer
     packed: bool = False  # the sampler has packed weights
     shards: int = 0  # processes of this machine that have weights of their own, beside this one
     ranks: int = 1  # processes that learn together, the first of which samples
@@ -137,6 +141,7 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
         frozen = shape.parameters * demand.reference if not shape.lora else 0
         parts += [
             Part("reference weights", frozen * shape.itemsize, "the policy at its start"),
+            Part("teacher's weights", demand.teacher, "a second scorer, frozen"),
             Part("master weights", count * FLOAT if half and not shape.lora else 0, f"{count:,} of 4 bytes"),
             Part("optimizer", 2 * count * FLOAT, "two moments of 4 bytes"),
             Part(
@@ -188,6 +193,7 @@ def _update(shape: Shape, demand: Demand) -> list[Part]:
         Part("activations", kept, f"{tokens:,} tokens{', checkpointed' if checkpointing else ''}", "update"),
         Part("shared beginnings", gathered, "at most: keys gathered for each row", "update"),
         Part("head", head_bytes(shape, tokens, demand.device), "log-probs and entropies", "update"),
+        Part("vocabulary", read_bytes(shape, tokens, demand.device) * demand.reads, "what is read of it", "update"),
     ]
 
 
@@ -213,6 +219,11 @@ def head_bytes(shape: Shape, tokens: int, device: str) -> int:
     states = tokens * shape.hidden * (2 * shape.itemsize + 2 * FLOAT)
     tile = max(TILE.get(torch.device(device).type, TILE["cpu"]), min(tokens, TILE_ROWS))
     return states + FLOAT * max(5 * min(tokens * shape.vocab, WHOLE), 3 * min(tokens * shape.vocab, tile))
+
+
+def read_bytes(shape: Shape, tokens: int, device: str) -> int:
+    """Bytes of a reading: logits of a few tokens and what becomes of them, sorted with their ids at most."""
+    return _READING * FLOAT * min(tokens, rows_at_once(shape.vocab, torch.device(device).type)) * shape.vocab
 
 
 def fit(shape: Shape, demand: Demand, available: int) -> Plan:
@@ -275,6 +286,7 @@ _SMALLER = "take a smaller model, or model.dtype=bfloat16"
 _ADVICE: Mapping[str, str] = {
     "shards": "lower rollout.shards",
     "reference weights": "train adapters (lora={}) in place of all weights",
+    "teacher's weights": "take a smaller teacher",
     "master weights": "train adapters (lora={}) in place of all weights",
     "gradients": "train adapters (lora={}) in place of all weights",
     "optimizer": "train adapters (lora={}) in place of all weights",

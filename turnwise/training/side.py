@@ -20,6 +20,7 @@ from turnwise.training.leading import Leader, plain_groups, restore
 from turnwise.training.noise import limits_of
 from turnwise.training.proof import DisagreementError as DisagreementError
 from turnwise.training.proof import probed, prove
+from turnwise.training.teacher import Teacher
 from turnwise.trajectory import Group
 
 
@@ -49,6 +50,7 @@ class Side:
                 f"the engine that samples does not have {model}, in the run's precision, as its base model: {differs}"
             )
         self.buffer = TrajectoryBuffer(learner.recipe.keep_updates)
+        self.teacher = learner.teacher if isinstance(learner.teacher, Teacher) else None
 
     def plays(self, group: Group) -> bool:
         """Whether this side played the group's episodes."""
@@ -85,9 +87,14 @@ class Side:
             return self.learner.update(self.buffer, update, verify=self.verify)
 
     def verify(self, agreement: Agreement) -> None:
-        """Check sampler against learner. Raises DisagreementError where they do not have the same policy."""
+        """Check sampler against learner. Raises DisagreementError where they do not have the same policy.
+
+        So does a teacher whose weights are no longer those that it began with.
+        """
         sampled = not isinstance(self.learner.recipe.planner, NoRollouts)
         prove(self.policy, self.agent, agreement, self.limits, sampled)
+        if self.teacher is not None and (changed := self.teacher.changed()) is not None:
+            raise DisagreementError(f"a teacher stays as it is: {changed}")
 
     def numbers(self) -> dict[str, float | None]:
         """Numbers for the record, in half precision: the model's rounding, and what a merge keeps of the adapters."""
@@ -111,11 +118,18 @@ class Side:
         policy = {f"{POLICY}{k}": v for k, v in self.policy.trainable_state().items()}
         named = {f"{side_prefix(self.name)}{k}": v for k, v in {**policy, **tensors}.items()}
         state = {"learner": learner, "buffer": self.buffer.state_dict(), "adapter_hash": self.policy.adapter_hash}
+        if self.teacher is not None:
+            state["teacher"] = self.teacher.weights
         return state, named
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Inverse of ``state``. Raises ValueError where the loaded weights differ from those that were saved."""
+        """Inverse of ``state``. Raises ValueError where weights, its own or a teacher's, are not those of then."""
         state, tensors = checkpoint.state["sides"][self.name], checkpoint.side(self.name)
+        if self.teacher is not None and state.get("teacher") != self.teacher.weights:
+            raise ValueError(
+                f"the run learned from a teacher with weights {state.get('teacher', 'of no name')}, and "
+                f"{self.teacher.name} now has {self.teacher.weights}: put the earlier one back, or begin a new run"
+            )
         self.leader.tell("load", tensors, side=self.name, learner=state["learner"], buffer=state["buffer"])
         restore(self.policy, self.learner, self.buffer, tensors, state)
         self.sync(checkpoint.update)
