@@ -49,8 +49,8 @@ class Job:
 
     ``key`` distinguishes repeated visits to a task; a trainer passes the number of the update. ``learner_seat`` is used
     in games with opponents only. It is the number of the seat that the learner fills, modulo the number of seats.
-    ``past`` is the stored episode whose state it starts from; None: the start of the task. ``temperature`` > 0 is that of
-    its replies; None: the run's.
+    ``past`` is the stored episode whose state it starts from; None: the start of the task. ``temperature`` > 0 is that
+    of its replies; None: the run's.
     """
 
     task: Task
