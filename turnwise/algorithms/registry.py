@@ -58,8 +58,16 @@ def resolve(name: str) -> Algorithm:
 
 
 def build(config: Settings, run: RunInfo) -> Recipe:
-    """The recipe of an algorithm's settings."""
-    return resolve(str(getattr(config, "type", ""))).recipe(config, run)
+    """The recipe of an algorithm's settings, ready for episodes that are played ahead where the run has them.
+
+    Raises ValueError for an algorithm that cannot be played ahead.
+    """
+    made = resolve(str(getattr(config, "type", ""))).recipe(config, run)
+    if not run.ahead:
+        return made
+    from turnwise.algorithms.stale import ready_for_stale
+
+    return ready_for_stale(made, run)
 
 
 def base_chain(config: Settings) -> str:

@@ -187,13 +187,15 @@ class Part:
     ``needs`` names columns and scores that the learner must fill in for it, such as ``reference``. ``claims`` names
     what no second part of its stream may control as well, such as the entropy. ``module`` holds trainable parameters of
     its own. It is made in ``attach``, and optimized and saved with the policy's parameters. Its gradient is clipped
-    apart from the policy's; ``module_lr`` is its peak learning rate (None: the policy's).
+    apart from the policy's; ``module_lr`` is its peak learning rate (None: the policy's). ``from_sampler``: it compares
+    the policy with the one that sampled, whatever the ratio starts from.
     """
 
     needs: frozenset[Need] = frozenset()
     claims: frozenset[str] = frozenset()
     module: nn.Module | None = None
     module_lr: float | None = None
+    from_sampler: bool = False
 
     @cached_property
     def occurred(self) -> Occurrences:
