@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.algorithms.fakes import BigramPolicy
+from turnwise.algorithms.common import TruncatedImportance
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.registry import build
@@ -130,6 +131,8 @@ def test_without_a_run_ahead_nothing_is_added() -> None:
         ready = build(config, info())
         assert [type(part).__name__ for part in ready["fresh"].weighters].count("TruncatedImportance") == 1
         assert all("proximal" not in stream.needs for stream in ready.streams if stream.name != "fresh")
+    capped = build(SPEARConfig(), info(cap=3.0))["fresh"].weighters
+    assert [part.cap for part in capped if isinstance(part, TruncatedImportance)] == [3.0], "once, on the whole"
     assert "proximal" not in build(GRPOConfig(), info(correction="none"))["fresh"].needs
 
 

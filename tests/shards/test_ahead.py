@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import warnings
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +17,14 @@ from tests.faults.runs import assert_same
 from tests.shards.hosts import Here, Mortal
 from tests.shards.plays import TREE, config
 from turnwise.assembly.run import Assembly
+from turnwise.commands.display import ahead_text
 from turnwise.config.schema import RunConfig
 from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.shards import rollouts
 from turnwise.shards.connection import Host, Place
+from turnwise.training import ahead
 from turnwise.training.proof import DisagreementError
 from turnwise.training.trainer import Trainer
 
@@ -82,12 +85,14 @@ def test_which_weights_play_an_update_follows_from_its_number(model: Path, tmp_p
         assert line["agreement/num_tokens"] > 0
         assert line["agreement/max_abs"] < 1e-4
         assert line["seconds"]["play"] > 0
+        assert f"updates behind: {min(update, 2)} (" in ahead_text(line)
         assert line["episodes"] == size
 
 
 def test_nothing_depends_on_time(model: Path, tmp_path: Path) -> None:
-    """Two hosts that are late at different times, one of which loses a shard too."""
-    made = config(model, TREE, TWO, "rollout.shards=2", "eval.every=2", "eval.tasks=3")
+    """Two hosts that are late at different times, one of which loses a shard too; episodes are graded in threads."""
+    graded = "rewards={functions: ['tests.grading.rewards:length'], threads: 2, world: 0.5}"
+    made = config(model, TREE, TWO, graded, "rollout.shards=2", "eval.every=2", "eval.tasks=3")
     whole = run(made, tmp_path / "whole", Late(7))
     killed: list[int] = []
 
@@ -182,6 +187,54 @@ def test_weights_that_are_not_the_learners_are_found(
         patch.setattr(Policy, "as_of", lambda policy, version: nullcontext())
         with pytest.raises(DisagreementError, match="disagree on the log-probs of the same tokens"):
             run(made, tmp_path / "numbers", Here())
+
+
+def test_two_policies_play_ahead_with_weights_of_their_own(model: Path, tmp_path: Path) -> None:
+    nim = ("env.id=tests.worlds:tests/Nim-v0", "env.success_threshold=null", "game={policies: per_role}")
+    found = run(config(model, GRPO, "rollout.ahead=1", *nim), tmp_path / "run", Here(), 3)
+    pairs = [line["adapter_hash"].split(",") for line in found.metrics()]
+    last = [t for t in TrajectoryReader(found.trajectories_path) if t.policy_version == 1]
+    assert {t.adapter_hash for t in last} == set(pairs[0])
+    assert len({(t.role, t.adapter_hash) for t in last}) == 2
+
+
+def test_a_run_ends_in_the_middle_of_a_session_too(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a shard does not answer, it is ended: no thread is left that waits for it."""
+    monkeypatch.setattr(ahead, "_LEAVING_S", 2.0)
+    made, free, waiting = config(model, GRPO, TWO, "rollout.num_tasks=2"), threading.Event(), threading.Event()
+    free.set()
+
+    class Stuck(Here):
+        def place(self, number: int, seconds: float) -> Place:
+            place: Any = super().place(number, seconds)
+            told, end = place.told, place.end
+
+            def stuck(seconds: float) -> Any:
+                if not free.is_set():
+                    waiting.set()
+                free.wait(60)
+                return told(seconds)
+
+            place.told, place.end = stuck, lambda: (end(), free.set())
+            return place  # type: ignore[no-any-return]
+
+    found = RunDirectory.create(tmp_path / "run", made, {})
+    with closing(Assembly(made, host=Stuck())) as assembly, closing(assembly.trainer(found)) as trainer:
+        learn = trainer.learn
+
+        def learning(update: int) -> Any:
+            free.clear()
+            assert waiting.wait(30), "the next session has begun"
+            return learn(update)
+
+        monkeypatch.setattr(trainer, "learn", learning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the lost shard
+            trainer.step()
+            trainer.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "turnwise-ahead"]
 
 
 def test_an_error_of_a_session_ends_the_update_that_it_is_of(model: Path, tmp_path: Path) -> None:

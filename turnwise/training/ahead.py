@@ -45,6 +45,10 @@ class PlayingWeights(Playing, Protocol):
         weights: Mapping[str, Weights] | None = None,
     ) -> SteeredRollouts: ...
 
+    def end(self) -> None:
+        """End the other processes at once."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Played:
@@ -136,14 +140,16 @@ class Ahead:
         with self._playing:
             self._stopping.clear()
 
-    def close(self) -> bool:
-        """End the thread. False where its shards do not answer, so that it goes on waiting for them."""
+    def close(self) -> None:
+        """End the thread. Where its shards do not answer for a while, they are ended at once."""
         self._stop()
         if self._thread is None:
-            return True
+            return
         self._asked.put(None)
         self._thread.join(_LEAVING_S)
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            self._collector.end()
+            self._thread.join(_LEAVING_S)
 
     def _stop(self) -> None:
         self._stopping.set()
