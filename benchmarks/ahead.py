@@ -4,9 +4,10 @@
     python benchmarks/ahead.py overlap --runs RUNS --out benchmarks/results/ahead.json
 
 ``learning`` trains the household from one clone for each seed: by turns, 1 and 4 updates ahead, and 4 updates ahead
-without a correction. All have the same updates, tasks and number of episodes. Success is sampled on the 256 tasks of
-the test panel; differences to ``ahead=0`` are paired by task, with a bootstrap over seeds and tasks. CPU seconds are of
-the training alone, of the main process and of its shards (Linux: from /proc).
+without a correction. All have the same 15 updates, tasks and number of episodes. Success is sampled on the 256 tasks of
+the test panel, before training (once for a seed) and after it. Differences to ``ahead=0`` are paired by task, with a
+bootstrap over seeds and tasks. CPU seconds are of the training alone, of the main process and of its shards (Linux:
+from /proc).
 
 ``overlap`` trains in two shards whose world sleeps in every step, by turns and one update ahead, and compares the wall
 time of an update. The first two updates of each are left out.
@@ -48,6 +49,7 @@ ARMS: dict[str, list[str]] = {
     "ahead 4": ["rollout.ahead=4"],
     "ahead 4, no correction": ["rollout.ahead=4", "stale.correction=none"],
 }
+UPDATES = 15
 SLOW = "benchmarks.slow_world:benchmarks/SlowHousehold-v0"
 
 
@@ -66,8 +68,8 @@ def spent(trainer: Trainer) -> dict[str, float]:
     return found
 
 
-def trained(config: RunConfig, path: Path, *, measured: bool) -> dict[str, Any]:
-    """A run from its start to its end, in this process. Its folder is removed first."""
+def trained(config: RunConfig, path: Path, *, before: bool = False, after: bool = False) -> dict[str, Any]:
+    """A run from its start to its end, in this process, measured where it is asked. Its folder is removed first."""
     shutil.rmtree(path, ignore_errors=True)
     torch.set_num_threads(config.threads)
     with closing(Assembly(config)) as assembly:
@@ -75,7 +77,7 @@ def trained(config: RunConfig, path: Path, *, measured: bool) -> dict[str, Any]:
         if config.warmstart is not None:
             shutil.copytree(warmstart(config), run.model_path)
         with closing(assembly.trainer(run)) as trainer:
-            before = trainer.final() if measured else {}
+            measured = {"before": trainer.final() if before else {}}
             began, cpu, walls = time.perf_counter(), spent(trainer), list[float]()
             while not trainer.is_over:
                 update = time.perf_counter()
@@ -88,7 +90,7 @@ def trained(config: RunConfig, path: Path, *, measured: bool) -> dict[str, Any]:
                 "cpu_s": {name: round(now - cpu[name], 2) for name, now in spent(trainer).items()},
                 "walls_s": walls,
             }
-            after = trainer.final() if measured else {}
+            measured["after"] = trainer.final() if after else {}
             trainer.save()
     lines = run.metrics()
     names = ("collect", "update", "play", "shards_idle")
@@ -100,17 +102,15 @@ def trained(config: RunConfig, path: Path, *, measured: bool) -> dict[str, Any]:
     capped = [line[name] for line in lines if (name := "mechanisms/TruncatedImportance/capped_share") in line]
     found |= {"capped_share": round(float(np.mean(capped)), 5)} if capped else {}
     found["kl_behaviour"] = round(float(np.mean([line["kl_behaviour"] for line in lines])), 6)
-    for name, reports in (("before", before), ("after", after)):
-        if reports:
-            found[name] = cells(reports["sampled"])
-    return found
+    return found | {name: cells(reports["sampled"]) for name, reports in measured.items() if reports}
 
 
 def learning(seed: int, arm: str, runs: Path) -> dict[str, Any]:
-    """One arm of the household, 27 updates of 128 episodes."""
-    settings = [f"seed={seed}", "max_sampled_tokens=null", "checkpoint_every=27", *ARMS[arm]]
+    """One arm of the household: updates of 128 episodes."""
+    settings = [f"seed={seed}", "max_sampled_tokens=null", f"num_updates={UPDATES}", "checkpoint_every=100", *ARMS[arm]]
     config = load_config("learning/household", settings, algorithm="grpo")
-    return trained(config, runs / f"household-{seed}-{arm.replace(' ', '-').replace(',', '')}", measured=True)
+    path = runs / f"household-{seed}-{arm.replace(' ', '-').replace(',', '')}"
+    return trained(config, path, before=arm == "ahead 0", after=True)
 
 
 def overlap(ahead: int, runs: Path, pause_s: float, updates: int) -> dict[str, Any]:
@@ -121,9 +121,7 @@ def overlap(ahead: int, runs: Path, pause_s: float, updates: int) -> dict[str, A
         *("rollout.shards=2", f"rollout.ahead={ahead}", f"num_updates={updates}", "max_sampled_tokens=null"),
         *("eval.test_split=null", "checkpoint_every=100"),
     ]
-    return trained(
-        load_config("learning/household", settings, algorithm="grpo"), runs / f"slow-{ahead}", measured=False
-    )
+    return trained(load_config("learning/household", settings, algorithm="grpo"), runs / f"slow-{ahead}")
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -137,11 +135,12 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             continue
         rate = crossed_bootstrap([row["after"] for row in own])
         found[arm] = {
-            "before": round(float(np.mean([row["before"] for row in own])), 4),
             "after": [round(value, 4) for value in (rate.value, rate.low, rate.high)],
             "cpu_s": round(float(np.mean([sum(row["cpu_s"].values()) for row in own])), 1),
             "sampled_tokens": round(float(np.mean([row["sampled_tokens"] for row in own]))),
         }
+        if arm == "ahead 0":
+            found["before training"] = round(float(np.mean([row["before"] for row in own])), 4)
         if arm != "ahead 0" and all(("ahead 0", seed) in after for seed in seeds):
             pairs = [np.subtract(after[arm, seed], after["ahead 0", seed]).tolist() for seed in seeds]
             gap = crossed_bootstrap(pairs)
