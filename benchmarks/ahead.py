@@ -177,11 +177,11 @@ def main() -> int:
         given.out.write_text(json.dumps(found, indent=1) + "\n")
         told = {name: value for name, value in row.items() if name not in ("before", "after")}
         print(json.dumps({**cell, **told}), flush=True)
-    rows = {row["ahead"]: row["walls_s"][2:] for row in found["overlap"]}
-    if {0, 1} <= rows.keys():
-        found["wall_ratio"] = round(float(np.mean(rows[0]) / np.mean(rows[1])), 3)
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
-        print("wall time by turns / one update ahead:", found["wall_ratio"])
+    walls = {(row["pause_s"], row["ahead"]): np.mean(row["walls_s"][2:]) for row in found["overlap"]}
+    pauses = [pause for pause, ahead in walls if ahead == 0 and (pause, 1) in walls]
+    found["wall_ratio"] = {str(pause): round(float(walls[pause, 0] / walls[pause, 1]), 3) for pause in pauses}
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
+    print("wall time of an update, by turns / one update ahead, by pause:", found["wall_ratio"])
     return 0
 
 
