@@ -61,10 +61,11 @@ class Clock:
 def time_line(records: Sequence[Mapping[str, Any]]) -> str:
     """One line over the records of some updates: each stage's share of their time and its tokens/s, then what is left.
 
-    Empty where no record tells stages apart.
+    Of updates that were played ahead it is the time of playing and of learning, which pass side by side. Empty where no
+    record tells stages apart.
     """
     spent = [record["seconds"] for record in records if STAGES[-1] in record["seconds"]]
-    total = sum(seconds["collect"] + seconds["update"] for seconds in spent)
+    total = sum(seconds.get("play", seconds["collect"]) + seconds["update"] for seconds in spent)
     if not total:
         return ""
     parts, rest = [], total

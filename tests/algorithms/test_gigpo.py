@@ -87,7 +87,7 @@ def test_the_recipe_adds_both_levels() -> None:
     groups = [Group(task(), (walk(0, "ab"), walk(1, "a")))]
     made = learner(build(GiGPOConfig(kl_coef=0.0), RUN), BigramPolicy())
     metrics = made.update(buffer_of(groups), 0)
-    table = made.shape(groups[0].trajectories)
+    table = made.shape(groups[0].trajectories, 0)
     (stream,) = made.recipe.composer.compose(0, Samples(tuple(groups), table), buffer_of(groups))
     recipe = made.recipe["fresh"]
     assert recipe.estimator is not None

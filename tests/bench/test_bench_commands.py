@@ -67,6 +67,8 @@ def test_the_time_line_shares_out_all_of_the_time() -> None:
     line = time_line([record, record])
     assert line == ("environment 10 % (50 steps/s)  decode 40 % (100 tokens/s)  train 30 % (300 tokens/s)  other 20 %")
     assert time_line([{"seconds": {"collect": 1.0, "update": 1.0}}]) == "", "runs of before"
+    ahead = {**record, "seconds": {**seconds, "collect": 0.5, "play": 6.0}}  # the learner waited half a second
+    assert time_line([ahead]) == line
 
 
 def test_floors_are_the_arithmetic_of_the_model() -> None:

@@ -319,9 +319,10 @@ def test_shards_and_where_they_are_fit_each_other() -> None:
             load_config("household", ["rollout.env_order=free", shards])
     load_config("household", ["rollout.env_order=free"])
     for unused in ("rollout.shard_timeout_s=5", "rollout.shard_losses=1"):
-        with pytest.raises(ValueError, match=r"is for rollout\.shards of 2 or more, or ray"):
+        with pytest.raises(ValueError, match=r"is for rollout\.shards of 2 or more, rollout\.ahead, or ray"):
             load_config("household", [unused])
         load_config("household", [unused, "ray.address=local"])
+        load_config("household", [unused, "rollout.ahead=1"])
     with pytest.raises(ValueError, match=r"rollout\.packed_weights=true .* device=cuda: leave it at auto"):
         load_config("household", ["rollout.packed_weights=true", "device=cuda"])
     for asked in ("auto", "true", "false"):

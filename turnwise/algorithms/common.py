@@ -196,16 +196,24 @@ def replaced_clip(base: Recipe) -> PPOClip:
 
 
 class TruncatedImportance(TokenWeighter):
-    """min(π_proximal / π_behaviour, cap): repairs an inexact sampler when the ratio starts from proximal."""
+    """min(π_proximal / π_behaviour, cap): repairs an inexact or older sampler when the ratio starts from proximal.
+
+    With ``drop`` a token above the cap has the weight 0. Without a cap every token has its own weight.
+    """
 
     needs: frozenset[Need] = frozenset({"proximal"})
 
-    def __init__(self, cap: float) -> None:
-        self.cap = cap
+    def __init__(self, cap: float | None, *, drop: bool = False) -> None:
+        self.cap, self.drop = cap, drop
 
     def weight(self, ctx: UpdateContext) -> Tensor:
         proximal = required(ctx.batch.proximal_logprobs, "proximal_logprobs")
-        return importance_ratio(proximal, ctx.batch.behaviour_logprobs).clamp(max=self.cap)
+        ratio = importance_ratio(proximal, ctx.batch.behaviour_logprobs)
+        if self.cap is None:
+            return ratio
+        above = ratio > self.cap
+        self.occurred.count("dropped_share" if self.drop else "capped_share", above & ctx.mask, ctx.mask)
+        return ratio.masked_fill(above, 0.0) if self.drop else ratio.clamp(max=self.cap)
 
 
 class ReferenceKL(Regularizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
@@ -52,5 +53,5 @@ def _changed(base: Settings, usual: Any, settings: tuple[str, ...], prefix: str)
 
 
 def base_recipe(base: Settings, run: RunInfo) -> Recipe:
-    """The recipe that a modifier adds to."""
-    return build(base, run)
+    """The recipe that a modifier adds to. What older weights need is added to the whole (stale.py)."""
+    return build(base, replace(run, ahead=0))

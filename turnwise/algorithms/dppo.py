@@ -84,6 +84,7 @@ class TrustRegion(TokenWeighter):
     """1 on the tokens that are kept, 0 on those whose probability has moved too far; the surrogate has no clip."""
 
     claims: frozenset[str] = CLIP
+    from_sampler = True
 
     def __init__(self, divergence: Literal["tv", "kl"], low: float, high: float) -> None:
         self.divergence, self.low, self.high = divergence, low, high

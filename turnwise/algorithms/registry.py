@@ -25,20 +25,8 @@ ALGORITHMS = (
     *("grpo", "drgrpo", "dapo", "gspo", "rloo", "opo", "reinforce_pp", "ppo", "gigpo", "hapo", "distill"),
     *("maxrl", "bnpo", "canon", "riskpo", "rae", "dpo", "cpl", "hgpo", "g2po", "graphgpo"),
     *("copo", "d3s", "pear", "funrl"),
-    *(
-        "epo",
-        "empg",
-        "clip_cov",
-        "kl_cov",
-        "drbot",
-        "spear",
-        "arpo",
-        "aepo",
-        "aepo_arbitrary",
-        "counterfactual",
-        "drpo",
-    ),
-    *("oreo", "weighted_cloning"),
+    *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo", "aepo_arbitrary"),
+    *("counterfactual", "drpo", "oreo", "weighted_cloning"),
     *("cispo", "dppo", "bapo", "forking", "steer", "entropy_advantage", "ear", "sac", "tea", "echo"),
     *("lp_reg", "siren", "capo"),
 )
@@ -72,8 +60,16 @@ def resolve(name: str) -> Algorithm:
 
 
 def build(config: Settings, run: RunInfo) -> Recipe:
-    """The recipe of an algorithm's settings."""
-    return resolve(str(getattr(config, "type", ""))).recipe(config, run)
+    """The recipe of an algorithm's settings, ready for episodes that are played ahead where the run has them.
+
+    Raises ValueError for an algorithm that cannot be played ahead.
+    """
+    made = resolve(str(getattr(config, "type", ""))).recipe(config, run)
+    if not run.ahead:
+        return made
+    from turnwise.algorithms.stale import ready_for_stale
+
+    return ready_for_stale(made, run)
 
 
 def base_chain(config: Settings) -> str:

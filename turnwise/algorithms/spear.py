@@ -164,15 +164,21 @@ class StepBonus:
     """min(1, per_turn * turns) * coef * course, added to the return of every episode as a whole, won or lost.
 
     ``coef`` is in reward units. No turn earned it: step returns, as GiGPO compares them, are without it.
-    The course is a function of the policy's version, so that an episode keeps the bonus of its own time.
+    The course is a function of the update, by default the policy's version: an episode keeps the bonus of its own time.
     """
 
     coef: float
     per_turn: float
     course: Schedule
+    update: int | None = None
+
+    def at(self, update: int) -> StepBonus:
+        return replace(self, update=update)
 
     def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable:
-        return rewards.with_extra([self.bonus(len(t.turns), t.policy_version) for t in trajectories])
+        updates = [t.policy_version if self.update is None else self.update for t in trajectories]
+        bonuses = [self.bonus(len(t.turns), update) for t, update in zip(trajectories, updates, strict=True)]
+        return rewards.with_extra(bonuses)
 
     def bonus(self, num_turns: int, update: int) -> float:
         return self.coef * min(1.0, self.per_turn * num_turns) * self.course(update)

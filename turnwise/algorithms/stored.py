@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -107,6 +107,7 @@ class StoredStarts:
     won: WonEpisodes
     seed: int
     occurred: Occurrences = field(default_factory=Occurrences, compare=False)
+    remembers: ClassVar[bool] = True  # what an update's episodes show decides what later ones play
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
         digest = zlib.crc32("\n".join(task.key for task in tasks).encode())

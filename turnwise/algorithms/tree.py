@@ -129,6 +129,11 @@ class TreePlanner:
         return self.occurred.take()
 
     @property
+    def remembers(self) -> bool:
+        """Whether what one update shows decides what a later one plays."""
+        return self.first.remembered
+
+    @property
     def resamples(self) -> bool:
         """Whether a branch draws anew the turn that made its parent branch; else it starts after that turn."""
         return self.settings.form == "paper"

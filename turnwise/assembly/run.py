@@ -33,7 +33,7 @@ from turnwise.algorithms.registry import build
 from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
 from turnwise.assembly.learners import lead, learner_of
 from turnwise.assembly.players import is_untrained, load_policies, opponents, sides_of
-from turnwise.assembly.shards import check_shards, is_sharded, shards_of
+from turnwise.assembly.shards import ahead_of, check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
 from turnwise.assembly.teachers import teacher_bytes
 from turnwise.cloning.cloner import OnProgress
@@ -297,6 +297,8 @@ class Assembly:
             )
         self.leader.wait_for("ready", config.learner.ranks)
         collector, measurer = self._playing_episodes(run, sides, grader)
+        order = TaskOrder(panels.train, config.rollout.num_tasks, config.seed)
+        settings = self._loop()
         return kind(
             run=run,
             sides=sides,
@@ -304,25 +306,30 @@ class Assembly:
             measurer=measurer,
             grader=grader,
             ranker=self.ranker(run, planner),
+            ahead=ahead_of(config.rollout.ahead, collector, sides, planner, order, settings),
             panels=panels,
-            order=TaskOrder(panels.train, config.rollout.num_tasks, config.seed),
+            order=order,
             planner=planner,
             writer=TrajectoryWriter(run.trajectories_path),
             watchdog=Watchdog(config.watchdog, run.metrics()),
             mirrors=Mirrors(config.mirrors, run.path, config.model_dump(mode="json")),
             measuring=config.eval,
-            settings=LoopSettings(
-                seed=config.seed,
-                num_updates=config.num_updates,
-                max_sampled_tokens=config.max_sampled_tokens,
-                checkpoint_every=config.checkpoint_every,
-                max_skipped_updates=config.max_skipped_updates,
-                keep_checkpoint=config.keep_checkpoint,
-                temperature=config.rollout.temperature,
-                max_error_share=config.rollout.max_error_share,
-                max_reply_tokens=config.agent.max_reply_tokens,
-            ),
+            settings=settings,
             observer=observer or Callback(),
+        )
+
+    def _loop(self) -> LoopSettings:
+        config = self.config
+        return LoopSettings(
+            seed=config.seed,
+            num_updates=config.num_updates,
+            max_sampled_tokens=config.max_sampled_tokens,
+            checkpoint_every=config.checkpoint_every,
+            max_skipped_updates=config.max_skipped_updates,
+            keep_checkpoint=config.keep_checkpoint,
+            temperature=config.rollout.temperature,
+            max_error_share=config.rollout.max_error_share,
+            max_reply_tokens=config.agent.max_reply_tokens,
         )
 
     def _keep_examples(self, run: RunDirectory) -> None:
@@ -338,7 +345,8 @@ class Assembly:
         policy.temperature = config.rollout.temperature
         agent = self._cast.agent(name, policy, backend_of(config)[0])
         learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, self.leader.ranks)
-        side = Side(name, policy, agent, learner, str(getattr(config.model, "path", "the model")), self.leader)
+        called = str(getattr(config.model, "path", "the model"))
+        side = Side(name, policy, agent, learner, called, self.leader, config.rollout.ahead)
         if is_sharded(config.rollout, config.ray):
             policy.frozen_hash()  # while its weights are whole
         if isinstance(self.leader.ranks, ProcessRanks) and self.leader.ranks.lockstep:

@@ -12,21 +12,27 @@ import torch
 from turnwise import __version__
 from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.opening import Example
+from turnwise.agents.playing import Playing
 from turnwise.assembly.collecting import Cast
 from turnwise.assembly.players import new_policies, sides_of
 from turnwise.config.files import parse_config
-from turnwise.config.sections import GameConfig, RayConfig, RolloutConfig
+from turnwise.config.sections import GameConfig, RayConfig, RolloutConfig, in_shards
 from turnwise.envs.given import is_given
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import TextEnv, closed_after
+from turnwise.learning.planning import Planner
 from turnwise.models.policy import Policy
 from turnwise.shards.children import Children
 from turnwise.shards.connection import Host, Patience
 from turnwise.shards.messages import Described
 from turnwise.shards.ray_actors import RayActors, check_installed
-from turnwise.shards.rollouts import Shards
+from turnwise.shards.rollouts import ShardedCollector, Shards
 from turnwise.shards.shard import Player, Shard
+from turnwise.training.ahead import Ahead
+from turnwise.training.side import Side
+from turnwise.training.tasksets import TaskOrder
+from turnwise.training.trainer import LoopSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ def _described(policies: Mapping[str, Policy]) -> Described:
 
 def is_sharded(rollout: RolloutConfig, ray: RayConfig | None) -> bool:
     """Whether episodes are played outside this process."""
-    return rollout.shards > 1 or ray is not None
+    return in_shards(rollout, ray)
 
 
 def check_shards(
@@ -90,7 +96,7 @@ def check_shards(
     if is_given(env.id):
         raise ValueError(
             f"rollout.shards: another process does not know {env.id}, which was given as an object. Register it in a "
-            'module (env="your_module:Your/Env-v0"), or leave rollout.shards at 1 and ray out'
+            'module (env="your_module:Your/Env-v0"), or leave rollout.shards at 1, rollout.ahead at 0 and ray out'
         )
     if (played := capability(world, HasPlayers)) is None:
         return
@@ -142,10 +148,33 @@ def _divided(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each shard's settings: those of a run by itself, with its share of the slots."""
     rollout, ray, default = settings["rollout"], settings["ray"], RolloutConfig()
     device = settings["device"] if ray is None else "cuda" if ray["gpus_per_shard"] else "cpu"
-    alone = {name: getattr(default, name) for name in rollout if name.startswith("shard")}
+    alone = {name: getattr(default, name) for name in rollout if name.startswith("shard")} | {"ahead": 0}
     for number in range(rollout["shards"]):
         slots = len(range(number, rollout["num_slots"], rollout["shards"]))
-        yield {**settings, "rollout": {**rollout, **alone, "num_slots": slots}, "ray": None, "device": device}
+        own = {**settings, "rollout": {**rollout, **alone, "num_slots": slots}, "ray": None, "device": device}
+        yield {name: section for name, section in own.items() if name != "stale"}
+
+
+def ahead_of(
+    num: int, collector: Playing, sides: Sequence[Side], planner: Planner, order: TaskOrder, settings: LoopSettings
+) -> Ahead | None:
+    """Who plays updates ``num`` updates ahead, in the collector's shards; None where num is 0."""
+    if not num:
+        return None
+    assert isinstance(collector, ShardedCollector)
+    for side in sides:  # the planner's counts are of the session that is played, not of the update that learns
+        side.learner.recipe = replace(side.learner.recipe, planner=None)
+    grader = collector.grader
+    return Ahead(
+        num,
+        collector=ShardedCollector(collector.shards, collector.use, grader),
+        planner=planner,
+        order=order,
+        sampling=settings.sampling,
+        weights=lambda version: {side.name: side.policy.past.of(version) for side in sides},
+        last=settings.num_updates - 1 if settings.max_sampled_tokens is None else None,
+        spent=dict if grader is None else grader.take_spent,
+    )
 
 
 def host_of(ray: RayConfig | None, needed: Iterable[str] = ()) -> Host:

@@ -148,7 +148,7 @@ class LiveDisplay:
         if not self.latest:
             return self._panel(Text(f"{_STAGES.get(self.stage_name, 'Starting')} …  {self.episodes} episodes"))
         record, seconds = self.latest, self.latest["seconds"]
-        rate = record["sampled_tokens"] / max(seconds["collect"], 1e-9)
+        rate = record["sampled_tokens"] / max(seconds.get("play", seconds["collect"]), 1e-9)
         table = Table.grid(padding=(0, 3))
         for _ in range(4):
             table.add_column(justify="left")
@@ -172,6 +172,8 @@ class LiveDisplay:
             Text("success  " + sparkline(self.curve), style="green"),
             Text(f"time  {time_line([record])}", style="dim"),
         ]
+        if ahead := ahead_text(record):
+            parts.append(Text(ahead, style="dim"))
         if graded := grades_text(record):
             parts.append(Text(graded, style="magenta"))
         if evaluations:
@@ -230,6 +232,18 @@ def grades_text(record: Mapping[str, Any]) -> str:
     if took:
         parts.append(f"{took['requests']:,.0f} requests" + (f", cost {took['cost']:.4f}" if "cost" in took else ""))
     return "  ".join(parts)
+
+
+def ahead_text(record: Mapping[str, Any]) -> str:
+    """How far behind the weights are that played an update, and who waited; "" where nothing is played ahead."""
+    seconds, rows = record["seconds"], {k: v for k, v in record.items() if k.startswith("staleness/")}
+    if "play" not in seconds:
+        return ""
+    behind = ", ".join(f"{name.removeprefix('staleness/')} ({count:,.0f} rows)" for name, count in rows.items())
+    return (
+        f"played ahead  updates behind: {behind or UNKNOWN}  waited: learner {seconds['collect']:.1f} s, shards "
+        f"{seconds['shards_idle']:.1f} s"
+    )
 
 
 def kinds_text(progress: Cloning) -> str:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
-from turnwise.config.sections import EvalConfig, LearnerConfig, RayConfig, RolloutConfig
+from turnwise.config.sections import EvalConfig, LearnerConfig, RayConfig, RolloutConfig, in_shards
 from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
-from turnwise.learning.settings import RunInfo, Settings
+from turnwise.learning.settings import RunInfo, Settings, StaleSettings
 from turnwise.models.settings import LoRAConfig, ModelConfig, PackedWeights, ScratchModelConfig
 from turnwise.models.vllm.settings import VllmConfig
 
@@ -61,23 +61,25 @@ def check_shards(rollout: RolloutConfig, ray: RayConfig | None, device: str) -> 
             f"rollout.num_slots={rollout.num_slots} leaves a shard of rollout.shards={rollout.shards} without a slot: "
             "raise the one or lower the other"
         )
-    if ray is None and rollout.shards == 1:
+    if not in_shards(rollout, ray):
         for name in ("shard_timeout_s", "shard_losses"):
             if getattr(rollout, name) != RolloutConfig.model_fields[name].default:
                 raise UnusedSettingError(
-                    f"rollout.{name}", f"rollout.{name} is for rollout.shards of 2 or more, or ray"
+                    f"rollout.{name}", f"rollout.{name} is for rollout.shards of 2 or more, rollout.ahead, or ray"
                 )
     check_places(rollout.shards, ray, device)
+    if ray is None:
+        check_ahead(rollout.ahead, device)
     if rollout.env_waiting_share < 0.5 and (not rollout.env_threads or rollout.env_order == "free"):
         raise UnusedSettingError(
             "rollout.env_waiting_share",
             f"rollout.env_waiting_share={rollout.env_waiting_share:g} is for worlds in threads "
             "(rollout.env_threads=16) whose answers are taken in a fixed order (rollout.env_order=fixed)",
         )
-    if rollout.env_order == "free" and (rollout.shards > 1 or ray is not None):
+    if rollout.env_order == "free" and in_shards(rollout, ray):
         raise ValueError(
             "rollout.env_order=free never repeats, and a shard that is lost has its episodes played again by another: "
-            "leave rollout.env_order at fixed, or rollout.shards at 1 and ray out"
+            "leave rollout.env_order at fixed, or rollout.shards at 1, rollout.ahead at 0 and ray out"
         )
 
 
@@ -90,6 +92,22 @@ def check_places(shards: int, ray: RayConfig | None, device: str) -> None:
             f"rollout.shards={shards} without ray are processes that share a CPU; on device={device} leave it at 1, or "
             "have Ray place shards: ray.address=local and ray.gpus_per_shard=1"
         )
+
+
+def check_ahead(ahead: int, device: str) -> None:
+    """Updates are played ahead in processes beside the learner's; on GPUs Ray places them."""
+    if ahead and device != "cpu":
+        raise ValueError(
+            f"rollout.ahead={ahead} plays in a process beside this one, which without ray is for a CPU; on "
+            f"device={device} leave it at 0, or set ray.address=local and ray.gpus_per_shard=1 (a share, as .5)"
+        )
+
+
+def check_stale(rollout: RolloutConfig, stale: StaleSettings) -> None:
+    """A correction is for episodes that earlier weights played."""
+    unused = tuple(f"stale.{name}" for name in type(stale).model_fields if stale.changed(name))
+    if unused and not rollout.ahead:
+        raise UnusedSettingError(unused, f"{', '.join(unused)}: for rollout.ahead of 1 or more, and it is 0")
 
 
 def check_backend(
@@ -109,10 +127,16 @@ def check_backend(
             "rollout.packed_weights",
             "rollout.packed_weights is for our own engine, and rollout.backend=vllm samples: leave it out",
         )
-    elif (rollout.shards > 1 or ray is not None) and not served:
+    elif in_shards(rollout, ray) and not served:
         raise ValueError(
             "rollout.backend=vllm samples in one process, and each shard would start a vLLM of its own: give a server, "
-            "which all of them ask (rollout.vllm.url), leave rollout.shards and ray out, or set rollout.backend=own"
+            "which all of them ask (rollout.vllm.url), leave rollout.shards, rollout.ahead and ray out, or set "
+            "rollout.backend=own"
+        )
+    elif rollout.ahead:
+        raise ValueError(
+            f"rollout.ahead={rollout.ahead} plays with earlier weights, which a vLLM server is not given: set "
+            "rollout.ahead=0, or rollout.backend=own"
         )
     elif ray is not None and ray.address != "local":
         raise ValueError(

@@ -24,7 +24,7 @@ from turnwise.config.sections import (
     Section,
 )
 from turnwise.envs.settings import EnvConfig
-from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings
+from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings, StaleSettings
 from turnwise.models.settings import (
     LoRAConfig,
     ModelConfig,
@@ -47,6 +47,7 @@ class RunConfig(Section):
     algorithm: SerializeAsAny[Settings] = Field(validate_default=True, default=DEFAULT_ALGORITHM)
     rewards: RewardsConfig = RewardsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    stale: StaleSettings = StaleSettings()
     learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     ray: RayConfig | None = None
@@ -119,7 +120,8 @@ class RunConfig(Section):
     @property
     def run_info(self) -> RunInfo:
         """What the algorithm's recipe may know about the run."""
-        return RunInfo(self.span, self.rollout.group_size, self.seed, self.rewards)
+        rollout = self.rollout
+        return RunInfo(self.span, rollout.group_size, self.seed, self.rewards, ahead=rollout.ahead, stale=self.stale)
 
     @property
     def span(self) -> int:
@@ -132,6 +134,7 @@ class RunConfig(Section):
         checks.check_start(self.model, self.warmstart)
         checks.check_adapters(self.model, self.warmstart, self.lora)
         checks.check_shards(self.rollout, self.ray, self.device)
+        checks.check_stale(self.rollout, self.stale)
         checks.check_backend(self.rollout, self.ray, self.agent, self.lora, self.learner)
         checks.check_packed_weights(self.rollout.packed_weights, self.device)
         checks.check_ranks(self.learner, self.lora, self.device, self.ray)

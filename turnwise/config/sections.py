@@ -35,7 +35,16 @@ class RolloutConfig(Section):
     )
     vllm: VllmConfig = VllmConfig()
     shards: int = Field(
-        1, ge=1, description="processes that share the slots and play at the same time; 1: the main process"
+        1,
+        ge=1,
+        description="processes that share the slots and play at the same time; 1: the main process, or with ahead one "
+        "beside it",
+    )
+    ahead: int = Field(
+        0,
+        ge=0,
+        description="updates that are played ahead while the learner learns, each with the weights of so many updates "
+        "before; 0: played and learned from in turn (docs/scale.md)",
     )
     shard_timeout_s: float = Field(
         1800.0, gt=0, description="seconds that a shard may take to be made or to answer; then it counts as lost"
@@ -84,6 +93,11 @@ class RayConfig(Section):
     cpus_per_rank: float = Field(
         1.0, ge=0, description="CPUs of a node that a rank of the learner takes, beside the first; on GPUs one GPU too"
     )
+
+
+def in_shards(rollout: RolloutConfig, ray: RayConfig | None) -> bool:
+    """Whether episodes are played outside the main process."""
+    return rollout.shards > 1 or rollout.ahead > 0 or ray is not None
 
 
 class LearnerConfig(Section):

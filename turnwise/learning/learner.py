@@ -6,7 +6,9 @@ says how, and a ``Scorer`` stands for the model: this file names no algorithm an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +25,7 @@ from turnwise.learning.planning import Reading, Scorer
 from turnwise.learning.primitives import Counts, clipped_surrogate, kl_estimate, masked_mean
 from turnwise.learning.ranks import Alone, Ranks, deal, divided, sum_gradients
 from turnwise.learning.recipe import Recipe, StreamRecipe
-from turnwise.learning.rewards import RewardTable, raw_rewards, shapers_of
+from turnwise.learning.rewards import RewardTable, ShaperOfUpdate, raw_rewards, shapers_of
 from turnwise.learning.scored import Scored
 from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.replay.batch import TokenBatch, layout, microbatches, minibatches
@@ -64,9 +66,12 @@ class Learner:
             raise ValueError("The scorer has no parameters: there is nothing to train")
         self.optimizer = make_optimizer([self.policy, *own], config)
 
-    def shape(self, trajectories: tuple[Trajectory, ...]) -> RewardTable:
-        """The shaped rewards of trajectories: by the run's settings, then by the recipe. Raw rewards do not change."""
-        return shaped_rewards(self.recipe, self.run, trajectories, self.scorer)
+    def shape(self, trajectories: tuple[Trajectory, ...], update: int) -> RewardTable:
+        """The shaped rewards of an update's trajectories: by the run's settings, then by the recipe.
+
+        Raw rewards do not change.
+        """
+        return shaped_rewards(self.recipe, self.run, trajectories, self.scorer, update)
 
     def update(self, buffer: TrajectoryBuffer, update: int, verify: Verify | None = None) -> Metrics:
         """Train on the buffer's groups of ``update`` and on what the composer adds, then prune the buffer.
@@ -77,7 +82,7 @@ class Learner:
         compared, and the metrics are finite all the same.
         """
         groups = buffer.fresh(update)
-        samples = Samples(groups, self.shape(tuple(t for g in groups for t in g.trajectories)))
+        samples = Samples(groups, self.shape(tuple(t for g in groups for t in g.trajectories), update))
         streams = self._credit(self.recipe.composer.compose(update, samples, buffer))
         for part in self.parts:
             part.before_update(update, streams)
@@ -90,7 +95,7 @@ class Learner:
             for epoch in range(self.config.epochs):
                 self._epoch(phase, update, epoch, tally, prove)
         tally.join(self.ranks)
-        metrics = _metrics(tally, samples, streams, rate)
+        metrics = _metrics(tally, samples, streams, rate, self.run.ahead)
         for part in self.parts:
             part.after_update(update, streams, metrics)
             part.occurred.join(self.ranks)
@@ -215,14 +220,21 @@ class Learner:
 
     @torch.no_grad()
     def _fresh_deviations(self, fresh: tuple[Group, ...], update: int) -> Tensor:
-        """Deviations [n] (nats) on one microbatch of what was sampled for ``update``, trained on or not; n may be 0."""
-        batch = layout(fresh, version=update)
-        for rows in microbatches(batch, self.config.microbatch_tokens):
-            micro = batch.select(rows).to(self._device)
-            with self.clock.stage("score", int(micro.lengths.sum())):
-                found = deviations(self.scorer.score(micro, entropy=False).logprobs, micro)
-            if len(found):
-                return found
+        """Deviations [n] (nats) on one microbatch of what was sampled for ``update``, trained on or not; n may be 0.
+
+        What was played ahead is scored with the weights that played it.
+        """
+        version = update
+        if self.run.ahead:
+            version = max((t.policy_version for group in fresh for t in group.trajectories), default=update)
+        batch = layout(fresh, version=version)
+        with nullcontext() if version == update else self.scorer.as_of(version):
+            for rows in microbatches(batch, self.config.microbatch_tokens):
+                micro = batch.select(rows).to(self._device)
+                with self.clock.stage("score", int(micro.lengths.sum())):
+                    found = deviations(self.scorer.score(micro, entropy=False).logprobs, micro)
+                if len(found):
+                    return found
         return torch.empty(0)
 
     def _epoch(self, phase: list[Stream], update: int, epoch: int, tally: Tally, prove: Callable[[], None]) -> None:
@@ -296,11 +308,14 @@ class Learner:
         return bool(batch.action_mask[learning].any())
 
 
-def shaped_rewards(recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory, ...], scorer: Scorer) -> RewardTable:
-    """The raw rewards, changed by the run's shapers (scale, penalty) and then by the recipe's."""
+def shaped_rewards(
+    recipe: Recipe, run: RunInfo, trajectories: tuple[Trajectory, ...], scorer: Scorer, update: int
+) -> RewardTable:
+    """The raw rewards of an update's episodes, changed by the run's shapers (scale, penalty), then by the recipe's."""
     rewards = raw_rewards(trajectories)
     for shaper in (*shapers_of(run.rewards), *recipe.shapers):
-        rewards = shaper.shape(trajectories, rewards, scorer)
+        own = shaper.at(update) if isinstance(shaper, ShaperOfUpdate) else shaper
+        rewards = own.shape(trajectories, rewards, scorer)
     return rewards
 
 
@@ -351,7 +366,7 @@ def _tally_policy(
     tally.ratio_max = max(tally.ratio_max, float(ratio.masked_fill(~ctx.mask, 0.0).max()) if ratio.numel() else 0.0)
 
 
-def _metrics(tally: Tally, samples: Samples, streams: Streams, rate: float) -> Metrics:
+def _metrics(tally: Tally, samples: Samples, streams: Streams, rate: float, ahead: int) -> Metrics:
     turns = [turn for t in samples.trajectories for turn in t.turns]
     tokens = np.concatenate([np.empty(0), *(turn.entropies[turn.action_mask] for turn in turns)])
     returns = [samples.rewards.total(i) for i in range(len(samples.trajectories))]
@@ -385,7 +400,14 @@ def _metrics(tally: Tally, samples: Samples, streams: Streams, rate: float) -> M
             name.removeprefix("term/"): tally.per_step(name) for name in tally.sums if name.startswith("term/")
         },
         stream_rows={s.name: len(s.batch) for s in streams} if len(streams.streams) > 1 else {},
+        staleness=_staleness(streams) if ahead else {},
     )
+
+
+def _staleness(streams: Streams) -> dict[str, int]:
+    """How many rows are so many updates behind."""
+    ages = Counter(age for stream in streams for age in stream.batch.staleness.tolist())
+    return {str(age): ages[age] for age in sorted(ages)}
 
 
 def _mean(values: np.ndarray[Any, Any]) -> float:

@@ -15,7 +15,7 @@ from turnwise.replay.batch import TokenBatch
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """|log-prob of the learner - behaviour log-prob| over action tokens sampled by the learner's own version.
+    """|log-prob of the learner - behaviour log-prob| over action tokens, with the weights that sampled them.
 
     In nats. ``num_tokens`` 0 leaves nothing to compare (no row had a gradient); the other fields are 0 then, and not
     logged.
@@ -55,7 +55,8 @@ class Metrics:
 
     ``entropy`` is that of the sampling policy on all fresh trajectories, before any filter;
     ``policy_entropy`` that of the trained policy during the update. KL values are k3 estimates. All entropies
-    and KL in nats. ``stream_rows`` are the rows of each stream where there are several.
+    and KL in nats. ``stream_rows`` are the rows of each stream where there are several. ``staleness`` counts rows by
+    how many updates the weights that played them are behind, where episodes are played ahead.
     """
 
     loss: float
@@ -83,6 +84,7 @@ class Metrics:
     regularizers: Mapping[str, float] = field(default_factory=dict)
     stream_rows: Mapping[str, int] = field(default_factory=dict)
     mechanisms: Mapping[str, float] = field(default_factory=dict)
+    staleness: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
         """Flat, for a log: ``agreement/max_abs``, ``regularizers/ReferenceKL``; what is None is left out."""

@@ -191,6 +191,7 @@ class Part:
     what no second part of its stream may control as well, such as the entropy. ``reads`` are readings of the present
     policy that each step's ``UpdateContext`` gives it, with gradient; ``opening`` are readings of the policy before the
     first step, which ``batch.opening`` holds. One that reads in ``prepare`` alone needs ``vocabulary``.
+    ``from_sampler``: it compares the policy with the one that sampled, whatever the ratio starts from.
 
     ``module`` holds trainable parameters of its own. It is made in ``attach``, and optimized and saved with the
     policy's parameters. Its gradient is clipped apart from the policy's; ``module_lr`` is its peak learning rate (None:
@@ -202,6 +203,7 @@ class Part:
     reads: tuple[Reading, ...] = ()
     module: nn.Module | None = None
     module_lr: float | None = None
+    from_sampler: bool = False
 
     @cached_property
     def occurred(self) -> Occurrences:

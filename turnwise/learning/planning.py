@@ -10,6 +10,7 @@ So algorithms import neither models nor agents, and these do not import algorith
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -80,6 +81,10 @@ class Scorer(Protocol):
     @property
     def hidden_size(self) -> int:
         """Width h of the hidden states, for parts that build on them."""
+        ...
+
+    def as_of(self, version: int) -> AbstractContextManager[None]:
+        """A context in which it scores with the weights of an earlier version, which played ahead of the learner."""
         ...
 
 

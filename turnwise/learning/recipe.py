@@ -197,7 +197,7 @@ class Recipe:
         ]
         found = {}
         for prefix, part in [
-            *(("", part) for part in (*_layers(self.planner), *_layers(self.composer), *self.shapers)),
+            *(("", part) for part in (*layers(self.planner), *layers(self.composer), *self.shapers)),
             *streams,
         ]:
             if isinstance(part, Acting):
@@ -256,7 +256,7 @@ class Recipe:
         return self
 
 
-def _layers(outer: object) -> Iterator[object]:
+def layers(outer: object) -> Iterator[object]:
     """A planner or composer, its ``inner`` one, that one's inner one, and so on."""
     while outer is not None:
         yield outer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from turnwise.learning.planning import Scorer
 from turnwise.learning.settings import RewardSettings
@@ -73,6 +73,15 @@ class RewardShaper(Protocol):
     """Point W: a new table from the old one; may ask the scorer about tokens."""
 
     def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable: ...
+
+
+@runtime_checkable
+class ShaperOfUpdate(RewardShaper, Protocol):
+    """A shaper that has a course over the run's updates."""
+
+    def at(self, update: int) -> RewardShaper:
+        """The shaper of one update: the one that learns, whichever weights played."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

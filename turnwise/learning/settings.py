@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from turnwise.errors import UnusedSettingError
+
 
 class Settings(BaseModel):
     """Base class of an algorithm's settings. Unknown names are errors, and values cannot be changed."""
@@ -103,12 +105,38 @@ class OptimizerConfig(Settings):
     )
 
 
+class StaleSettings(Settings):
+    """What an update does about episodes that earlier weights played (``rollout.ahead``; algorithms/stale.py)."""
+
+    correction: Literal["decoupled", "none"] = Field(
+        default="decoupled",
+        description="decoupled: clip around the policy at the start of the update, and weigh each token by how much "
+        "more probable it is there than where it was sampled; none: clip around the policy that sampled.",
+    )
+    cap: float | None = Field(
+        default=2.0, gt=0, description="Largest of these weights; null: none. (w = π_proximal / π_behaviour.)"
+    )
+    beyond: Literal["truncate", "drop"] = Field(
+        default="truncate", description="A token above the cap: truncate counts it with the cap, drop leaves it out."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StaleSettings:
+        unused = [name for name in ("cap", "beyond") if self.changed(name)]
+        if self.correction == "none" and unused:
+            raise UnusedSettingError(tuple(unused), f"{', '.join(unused)}: for correction=decoupled")
+        if self.cap is None and self.beyond == "drop":
+            raise UnusedSettingError("beyond", "beyond=drop is for tokens above cap, which is null")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """What a recipe may know about the run.
 
     ``num_updates`` is the span of schedules, ``group_size`` the number of attempts at a task. ``vocabulary`` is how
     many tokens the model chooses from; it is None where there is no model, as when a configuration is only checked.
+    ``ahead`` is by how many updates episodes are played before they are learned from, ``stale`` what is done about it.
     """
 
     num_updates: int
@@ -116,3 +144,5 @@ class RunInfo:
     seed: int = 0
     rewards: RewardSettings = field(default_factory=RewardSettings)
     vocabulary: int | None = None
+    ahead: int = 0
+    stale: StaleSettings = field(default_factory=StaleSettings)

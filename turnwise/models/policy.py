@@ -20,8 +20,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ from turnwise.models.merging import (
 from turnwise.models.packed_weights import pack as pack_weight
 from turnwise.models.packed_weights import packed_weight
 from turnwise.models.packing import Sharing, pack
+from turnwise.models.past import PastWeights, Weights
 from turnwise.models.paths import Forward, forward_of
 from turnwise.models.reading import Reading, by_head, read
 from turnwise.models.settings import AdapterUse, DType, LoRAConfig
@@ -138,6 +139,7 @@ class Policy:
         self._frozen_hash: str | None = None
         self._meter = SurvivalMeter([layer for layer, own in self._adapted.values() if own is not None])
         self.survival: Survival | None = None  # how much of the adapters a merge would keep; None in float32
+        self.past = PastWeights()
         self.sync(version=0)
 
     @classmethod
@@ -206,7 +208,7 @@ class Policy:
             self._frozen_hash = weights_hash(frozen)
         return self._frozen_hash
 
-    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """Set the trainable tensors. Raises ValueError where names or shapes differ from the model's."""
         own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if own.keys() != state.keys():
@@ -221,6 +223,30 @@ class Policy:
                     )
                 parameter.copy_(state[name])
 
+    def remember(self, num: int) -> None:
+        """Hold the weights of the last ``num`` versions from now on, beside the present ones."""
+        self.past = PastWeights(num)
+        if num:
+            self.past.add(self.weights())
+
+    def weights(self) -> Weights:
+        """A copy of the trainable tensors, under the hash and the version of the last ``sync``."""
+        tensors = {name: tensor.clone() for name, tensor in self.trainable_state().items()}
+        return Weights(self.version, self.adapter_hash, tensors)
+
+    @contextmanager
+    def as_of(self, version: int) -> Iterator[None]:
+        """A context in which the learner has the weights of an earlier version. Sampler and gradients do not change.
+
+        Raises ValueError where they are not held.
+        """
+        earlier, present = self.past.of(version), self.weights()
+        self.load_trainable_state(earlier.tensors)
+        try:
+            yield
+        finally:
+            self.load_trainable_state(present.tensors)
+
     @torch.no_grad()
     def sync(self, version: int) -> None:
         """Copy the learner's present weights to the sampler, and update ``version``, ``adapter_hash``, ``survival``.
@@ -233,6 +259,8 @@ class Policy:
         if self.sampler is not None:
             self.sampler.weights_hash = self.adapter_hash
         self.version = version
+        if self.past.num:
+            self.past.add(self.weights())
 
     def _copy(self) -> None:
         for layer, target in self._adapted.values():
@@ -443,7 +471,7 @@ def _with_lora(model: Any, lora: LoRAConfig, seed: int) -> Any:
         return get_peft_model(model, config)
 
 
-def weights_hash(state: dict[str, Tensor]) -> str:
+def weights_hash(state: Mapping[str, Tensor]) -> str:
     """A hash of tensors and their names: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):

@@ -28,6 +28,9 @@ CheckpointName = Literal["last", "best"]
 POLICY = "policy."
 """Prefix of the policy's own tensors in a checkpoint."""
 
+PAST = "past."
+"""Prefix of the policy's tensors of earlier versions, which play what is in flight (``rollout.ahead``)."""
+
 FORMAT = 1
 """Increase it whenever the version before could not read the checkpoints of this one."""
 
@@ -55,6 +58,11 @@ class Checkpoint:
     def policy_tensors(self, side: str = "") -> dict[str, Tensor]:
         """The policy's trainable tensors (the others are the learner's)."""
         return {k.removeprefix(POLICY): v for k, v in self.side(side).items() if k.startswith(POLICY)}
+
+
+def past_prefix(version: int) -> str:
+    """What the names of a policy's tensors after ``version`` updates begin with in a later checkpoint."""
+    return f"{PAST}{version}."
 
 
 def side_prefix(name: str) -> str:

@@ -25,6 +25,7 @@ from turnwise.agents.playing import Event, Grader, OnEpisode, play_all
 from turnwise.agents.worldwork import WorldThreads, WorldWork
 from turnwise.clock import Clock
 from turnwise.models.drawing import Sampling
+from turnwise.models.past import Weights
 from turnwise.models.policy import Policy
 from turnwise.shards.connection import Connection, Host, Make, Patience, ShardError
 from turnwise.shards.messages import Batch, Command, Described, ForkFrom, Link, Session, Start, Stop
@@ -63,40 +64,46 @@ class Shards:
             self.close()
             raise
 
-    def begin(self, session: Session, clock: Clock) -> None:
-        """Begin a session in every shard, with the policies' present weights.
+    def begin(self, session: Session, clock: Clock, weights: Mapping[str, Weights] | None = None) -> None:
+        """Begin a session in every shard, with these weights by side; None: with the policies' present ones.
 
         Raises DisagreementError where a shard does not play with them.
         """
+        weights = self._present() if weights is None else weights
         for connection in self.connections:
             connection.clock = clock
         with clock.stage("hold", 0):
-            self._hold()
+            self._hold(weights)
         for connection in self.connections:
             connection.tell("begin", session)
         for connection in self.connections:
-            self._check_links(connection.number, connection.told())
+            self._check_links(connection.number, connection.told(), weights)
 
-    def _hold(self) -> None:
-        present = {side: (policy.version, policy.adapter_hash) for side, policy in self._policies.items()}
-        for side, (version, _) in present.items():
-            if self._held.get(side) == present[side]:
+    def _present(self) -> dict[str, Weights]:
+        """The policies' weights of now; of those that the shards hold already, the names alone."""
+        found = {}
+        for side, policy in self._policies.items():
+            name = policy.version, policy.adapter_hash
+            found[side] = Weights(*name, {} if self._held.get(side) == name else policy.trainable_state())
+        return found
+
+    def _hold(self, weights: Mapping[str, Weights]) -> None:
+        wanted = {side: (held.version, held.hash) for side, held in weights.items()}
+        for side, held in weights.items():
+            if self._held.get(side) == wanted[side]:
                 continue
-            state = self._policies[side].trainable_state()
-            tensors = self._host.shared(save({name: tensor.contiguous() for name, tensor in state.items()}))
+            tensors = self._host.shared(save({name: tensor.contiguous() for name, tensor in held.tensors.items()}))
             for connection in self.connections:
-                connection.hold(side, version, tensors)
+                connection.hold(side, held.version, tensors)
             for connection in self.connections:
                 connection.told()  # its hash is compared when the session begins
-        self._held = present
+        self._held = wanted
 
-    def _check_links(self, number: int, links: Mapping[str, Link]) -> None:
-        for side, policy in self._policies.items():
+    def _check_links(self, number: int, links: Mapping[str, Link], weights: Mapping[str, Weights]) -> None:
+        for side, wanted in weights.items():
             link, name = links[side], f"{side} in shard {number}" if side else f"shard {number}"
-            if link.hash != policy.adapter_hash:
-                raise DisagreementError(
-                    f"{name} plays with weights {link.hash}, the learner holds {policy.adapter_hash}"
-                )
+            if link.hash != wanted.hash:
+                raise DisagreementError(f"{name} plays with weights {link.hash}, the learner holds {wanted.hash}")
             if link.broken is not None:
                 raise DisagreementError(f"{name} does not hold one policy: {link.broken}")
 
@@ -143,14 +150,25 @@ class ShardedCollector:
     def collect(self, jobs: Sequence[Job], sampling: Sampling, on_episode: OnEpisode | None = None) -> list[Trajectory]:
         return play_all(jobs, self.rollouts(sampling, jobs[0].key if jobs else 0, on_episode))
 
-    def rollouts(self, sampling: Sampling, key: int, on_episode: OnEpisode | None = None) -> ShardedRollouts:
-        """Begin a session. The one before is over."""
-        self.shards.begin(Session(self.use, key, sampling), self.clock)
+    def rollouts(
+        self,
+        sampling: Sampling,
+        key: int,
+        on_episode: OnEpisode | None = None,
+        weights: Mapping[str, Weights] | None = None,
+    ) -> ShardedRollouts:
+        """Begin a session, with these weights by side; None: with the present ones. The one before is over."""
+        self.shards.begin(Session(self.use, key, sampling), self.clock, weights)
         return ShardedRollouts(self, key, on_episode)
 
     def numbers(self) -> dict[str, int]:
         told, self.counted = dict(self.counted), Counter()
         return {**told, **self.shards.numbers()}
+
+    def end(self) -> None:
+        """End every shard at once, also where another thread waits for its answer."""
+        for connection in self.shards.connections:
+            connection.end()
 
     def close(self) -> None:
         if self.grader is not None:

@@ -15,7 +15,7 @@ from turnwise.learning.planning import NoRollouts
 from turnwise.models.loading import check_trainable
 from turnwise.models.policy import Policy
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.runs.checkpoints import POLICY, Checkpoint, side_prefix
+from turnwise.runs.checkpoints import POLICY, Checkpoint, past_prefix, side_prefix
 from turnwise.training.leading import Leader, plain_groups, restore
 from turnwise.training.noise import limits_of
 from turnwise.training.proof import DisagreementError as DisagreementError
@@ -28,7 +28,8 @@ class Side:
     """One policy in training, with its sampler (``agent``), learner and buffer.
 
     ``name`` is the role or player that it plays, or ``""`` for all of them. Errors call its model ``model``. ``leader``
-    has the other ranks do what the learner does here. Raises DisagreementError where the agent's engine holds another
+    has the other ranks do what the learner does here. ``ahead`` is by how many updates its episodes are played before
+    they are learned from. Raises DisagreementError where the agent's engine holds another
     model: nothing is to be measured with that.
     """
 
@@ -40,9 +41,11 @@ class Side:
         learner: Learner,
         model: str = "the model",
         leader: Leader | None = None,
+        ahead: int = 0,
     ) -> None:
         self.name, self.policy, self.agent, self.learner = name, policy, agent, learner
-        self.leader = leader or Leader()
+        self.leader, self.ahead = leader or Leader(), ahead
+        policy.remember(ahead)
         check_trainable(policy.model, model)
         self.limits = limits_of(policy, agent)  # measured with the weights at the start, at a resume too
         if (differs := probed(policy, agent, self.limits)) is not None:
@@ -69,14 +72,19 @@ class Side:
         self.agent.version, self.agent.adapter_hash = self.policy.version, self.policy.adapter_hash
 
     def take(self, groups: Sequence[Group], update: int) -> None:
-        """Put its own groups into its buffer. Raises DisagreementError where other weights sampled them."""
+        """Put its own groups into its buffer.
+
+        Raises DisagreementError where they were not sampled with the weights that the learner holds, or held ``ahead``
+        updates before.
+        """
         own = [group for group in groups if self.plays(group)]
         self.buffer.add(own, update)
+        expected = self.policy.past.of(max(0, update - self.ahead)).hash if self.ahead else self.policy.adapter_hash
         for trajectory in (t for group in own for t in group.trajectories):
-            if trajectory.turns and trajectory.adapter_hash != self.policy.adapter_hash:
+            if trajectory.turns and trajectory.adapter_hash != expected:
                 raise DisagreementError(
                     f"episode {trajectory.episode} was sampled with weights {trajectory.adapter_hash}, "
-                    f"the learner holds {self.policy.adapter_hash}: the sampler was not synchronised"
+                    f"the learner {'held' if self.ahead else 'holds'} {expected}: the sampler was not synchronised"
                 )
 
     def learn(self, update: int) -> Metrics:
@@ -116,10 +124,14 @@ class Side:
         """Everything that a checkpoint needs, as (JSON values, tensors)."""
         learner, tensors = self.learner.state_dict()
         policy = {f"{POLICY}{k}": v for k, v in self.policy.trainable_state().items()}
-        named = {f"{side_prefix(self.name)}{k}": v for k, v in {**policy, **tensors}.items()}
+        past = self.policy.past.before(self.policy.version)
+        earlier = {f"{past_prefix(held.version)}{k}": v for held in past for k, v in held.tensors.items()}
+        named = {f"{side_prefix(self.name)}{k}": v for k, v in {**policy, **earlier, **tensors}.items()}
         state = {"learner": learner, "buffer": self.buffer.state_dict(), "adapter_hash": self.policy.adapter_hash}
         if self.teacher is not None:
             state["teacher"] = self.teacher.weights
+        if self.ahead:
+            state["past"] = {str(held.version): held.hash for held in past}
         return state, named
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -132,6 +144,7 @@ class Side:
             )
         self.leader.tell("load", tensors, side=self.name, learner=state["learner"], buffer=state["buffer"])
         restore(self.policy, self.learner, self.buffer, tensors, state)
+        past = {str(held.version): held.hash for held in self.policy.past.before(checkpoint.update)}
         self.sync(checkpoint.update)
-        if self.policy.adapter_hash != state["adapter_hash"]:
+        if self.policy.adapter_hash != state["adapter_hash"] or past != state.get("past", {}):
             raise ValueError("the checkpoint does not restore the weights it was saved from")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +37,10 @@ class Teacher:
         """As of ``Policy``, without gradient."""
         with torch.no_grad():
             return self.policy.score(batch, **asked)
+
+    def as_of(self, version: int) -> AbstractContextManager[None]:
+        """As of ``Policy``; every version of it is the same."""
+        return nullcontext()
 
     def changed(self) -> str | None:
         """What has become of its weights since it was made; None: nothing."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ from turnwise.monitoring.watchdog import Watchdog, signs, stop_where_asked
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.checkpoints import Checkpoint, CheckpointName
 from turnwise.runs.directory import RunDirectory
+from turnwise.training.ahead import Ahead, Played
 from turnwise.training.faults import DivergedError, UpdateMemoryError, is_out_of_memory
 from turnwise.training.observing import Observer
 from turnwise.training.side import Side
@@ -72,13 +75,18 @@ class LoopSettings:
     max_error_share: float
     max_reply_tokens: int
 
+    @property
+    def sampling(self) -> Sampling:
+        """How training episodes are sampled."""
+        return Sampling(self.temperature, max_tokens=self.max_reply_tokens)
+
 
 class Trainer:
     """One run in progress. ``turnwise.assembly.run.Assembly`` builds it; ``step`` does one update.
 
     ``planner`` decides which episodes are played of the tasks that ``order`` gives, and ``collector`` plays them;
     ``measurer`` plays the episodes of measurements. ``sides`` are the policies in training. ``grader`` pays
-    episodes beside their world.
+    episodes beside their world. With ``ahead`` the episodes of updates are played by that, before they are asked for.
     """
 
     def __init__(
@@ -99,8 +107,12 @@ class Trainer:
         observer: Observer,
         grader: Grader | None = None,
         ranker: Ranker | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self.run, self.sides, self.observer, self.grader, self.ranker = run, sides, observer, grader, ranker
+        self.ahead = ahead
+        self._played: Played | None = None  # ahead, of the present update
+        self._judged: Counter[str] = Counter()  # what the judge took in measurements, where episodes are played ahead
         self.collector, self.measurer = collector, measurer
         self.panels, self.order, self.planner = panels, order, planner
         self.writer, self.watchdog, self.mirrors = writer, watchdog, mirrors
@@ -124,6 +136,8 @@ class Trainer:
 
     def close(self) -> None:
         """Close the environments, some of which are processes, and the mirrors."""
+        if self.ahead is not None:
+            self.ahead.close()
         self.collector.close()
         self.measurer.close()
         self.mirrors.close()
@@ -157,6 +171,9 @@ class Trainer:
             record["eval_success"] = self.validate()
         times.evaluate = time.perf_counter() - began
         record["seconds"], record["tokens"] = {**asdict(times), **work.seconds}, dict(work.tokens)
+        if (played := self._played) is not None:
+            record["seconds"] |= {**played.work.seconds, "play": played.playing_s, "shards_idle": played.idle_s}
+            record["tokens"] |= played.work.tokens
         events = self.watchdog.watch(record)
         if events:
             record["events"] = events
@@ -190,10 +207,7 @@ class Trainer:
         """
         if isinstance(self.planner, NoRollouts):
             return []
-        seed_globals(self.settings.seed, update)
-        sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_reply_tokens)
-        rollouts = self.collector.rollouts(sampling, update, self._on_episode)
-        played = self.planner.plan(self.order.tasks(update), rollouts, self.order.spare(update))
+        played = self._play(update) if self.ahead is None else self._played_ahead(self.ahead, update)
         if self.ranker is not None:
             played = [t for group in self.ranker.rank(group_by_task(played)) for t in group.trajectories]
         failed = [t for t in played if t.end == "error"]
@@ -206,6 +220,20 @@ class Trainer:
             raise CollectionError(f"no episode of update {update} has a turn to learn from ({_reasons(played)})")
         self._first_replies.finish()
         return group_by_task(played)
+
+    def _play(self, update: int) -> list[Trajectory]:
+        """The episodes of an update, played now."""
+        seed_globals(self.settings.seed, update)
+        rollouts = self.collector.rollouts(self.settings.sampling, update, self._on_episode)
+        return self.planner.plan(self.order.tasks(update), rollouts, self.order.spare(update))
+
+    def _played_ahead(self, ahead: Ahead, update: int) -> list[Trajectory]:
+        """The episodes of an update, played ahead. Observers hear of them now."""
+        self._played = played = ahead.take(update)
+        self.collector.failures += played.failures
+        for trajectory in played.trajectories:
+            self._on_episode(trajectory)
+        return played.trajectories
 
     @property
     def _where(self) -> str:
@@ -271,16 +299,19 @@ class Trainer:
         """
         seed_globals(self.settings.seed, key)
         samples = 1 if temperature == 0 else self.measuring.samples
-        report, _ = evaluate_policy(
-            self.measurer,
-            tasks,
-            name=name,
-            temperature=temperature,
-            samples=samples,
-            max_tokens=self.settings.max_reply_tokens,
-            key=key,
-            on_episode=self._on_episode,
-        )
+        with nullcontext() if self.ahead is None else self.ahead.paused():
+            report, _ = evaluate_policy(
+                self.measurer,
+                tasks,
+                name=name,
+                temperature=temperature,
+                samples=samples,
+                max_tokens=self.settings.max_reply_tokens,
+                key=key,
+                on_episode=self._on_episode,
+            )
+            if self.ahead is not None and self.grader is not None:
+                self._judged.update(self.grader.take_spent())
         if why := report.too_many_errors(self.measuring.max_error_share):
             raise CollectionError(why)
         return report
@@ -325,6 +356,8 @@ class Trainer:
 
     def load(self, name: CheckpointName) -> None:
         """Load the state of a checkpoint."""
+        if self.ahead is not None:
+            self.ahead.restart()  # what is in flight is played again, with the weights that the checkpoint holds for it
         checkpoint = self.run.load(name)
         for side in self.sides:
             side.load(checkpoint)
@@ -344,17 +377,33 @@ class Trainer:
             {
                 "update": update,
                 **played,
-                **grading_numbers(groups, self.grader.take_spent() if self.grader is not None else {}),
+                **grading_numbers(groups, self._spent()),
                 **({} if self.ranker is None else {"ranking": self.ranker.spending.take()}),
                 "total_sampled_tokens": self.sampled_tokens,
                 "failures": self.collector.failures,
                 **self.collector.numbers(),
+                **(self._played.numbers if self._played is not None else {}),
                 "adapter_hash": ",".join(side.policy.adapter_hash for side in self.sides),
                 **signs(groups, self.settings.max_reply_tokens),
                 "entropy": None,  # as_dict leaves out what was not measured
                 **joined({side.name: {**metrics[side.name].as_dict(), **side.numbers()} for side in self.sides}),
+                **{f"mechanisms/{name}": acted for name, acted in self._planned().items()},
             }
         )
+
+    def _planned(self) -> Mapping[str, float]:
+        """How often the planner's mechanisms acted in a session that was played ahead; else the learner tells of it."""
+        return {} if self._played is None else self._played.mechanisms
+
+    def _spent(self) -> Mapping[str, float]:
+        """What the judge took since the last record; of what is played ahead, for the update's own episodes."""
+        if self.grader is None:
+            return {}
+        if self._played is None:
+            return self.grader.take_spent()
+        spent, self._judged = self._judged, Counter()
+        spent.update(self._played.spent)
+        return spent
 
 
 def _reasons(trajectories: Sequence[Trajectory]) -> str:

@@ -129,7 +129,7 @@ class Recipes:
         buffer.add(group_by_task(trajectories), update)
         groups = buffer.fresh(update)
         trajectories = tuple(t for group in groups for t in group.trajectories)
-        rewards = shaped_rewards(recipe, self.info, trajectories, cast(Scorer, _NotStored()))
+        rewards = shaped_rewards(recipe, self.info, trajectories, cast(Scorer, _NotStored()), update)
         composed = recipe.composer.compose(update, Samples(groups, rewards), buffer)
         streams = replace(composed, streams=tuple(_with_advantages(recipe[s.name], s) for s in composed))
         recipe.composer.after_update(update, streams, cast(Metrics, _NotStored()))

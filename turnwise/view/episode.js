@@ -51,12 +51,18 @@ function advantageScale(run, update) {
   return found > 0 ? 2 * found : 1;
 }
 
+/** How far behind the update's own policy the one was that played; empty where it is the same. */
+function behind(table, row) {
+  const updates = table.update[row] - table.version[row];
+  return updates > 0 ? `, ${updates} behind` : "";
+}
+
 function heading(browser, row) {
   const { table, index } = browser;
   const task = index.tasks[table.task[row]];
   const facts = [
     [`update ${table.update[row]}`, "played for this update, counted from 0"],
-    [`policy after ${plural(table.version[row], "update")}`, "how much the policy had been trained when it played"],
+    [`policy after ${plural(table.version[row], "update")}${behind(table, row)}`, "how much the policy had been trained when it played"],
     table.player[row] && [`player ${table.player[row]}`],
     [`task ${task.split} ${task.index} (${task.key.slice(0, 12)})`, "split, place in it, and the hash of its content"],
     [attemptName(table, row), "which attempt at this task"],
