@@ -86,7 +86,7 @@ def test_every_algorithm_is_in_one_list() -> None:
     assert sorted(found.name for each in lists.values() for found in each) == sorted(ALGORITHMS)
     assert not any(found.is_modifier for found in lists["bases"])
     whole = {kind for kind, each in lists.items() if not all(found.is_modifier for found in each)}
-    assert whole == {"bases", "credit"}
+    assert whole == {"bases", "credit", "replay"}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -58,7 +58,7 @@ def by_hand(rewards: Sequence[Sequence[float]], invalid: Sequence[int], windowed
 
 
 def shaped(group: Group, config: GRPOConfig) -> RewardTable:
-    return learner(build(config, RUN), BigramPolicy()).shape(group.trajectories)
+    return learner(build(config, RUN), BigramPolicy()).shape(group.trajectories, 0)
 
 
 def test_shapers_make_new_tables_and_leave_the_trajectories_alone() -> None:
@@ -71,7 +71,7 @@ def test_shapers_make_new_tables_and_leave_the_trajectories_alone() -> None:
     assert table.select([1]).earned == (table.earned[1],)
     assert [t.rewards for t in group.trajectories] == [[0.0, 1.0], [0.0, 0.0, 0.5]]
     bare = replace(RUN, rewards=RewardSettings(invalid_action_penalty=0.0))
-    plain = learner(build(GRPOConfig(), bare), BigramPolicy(), bare).shape(group.trajectories)
+    plain = learner(build(GRPOConfig(), bare), BigramPolicy(), bare).shape(group.trajectories, 0)
     assert plain == raw_rewards(group.trajectories)
     late = RewardScale(2.0).shape(group.trajectories, table, BigramPolicy())
     assert late.own[0] == (-0.2, 0.0)

@@ -143,7 +143,7 @@ def tree(windowed: bool = False) -> Group:
 def credited(config: CounterfactualConfig, group: Group) -> Stream:
     recipe = build(config, RUN)
     policy: Any = BigramPolicy()
-    samples = Samples((group,), shaped_rewards(recipe, RUN, group.trajectories, policy))
+    samples = Samples((group,), shaped_rewards(recipe, RUN, group.trajectories, policy, 0))
     (stream,) = recipe.composer.compose(0, samples, buffer_of([group])).streams
     plan = recipe["fresh"]
     assert plan.estimator is not None

@@ -65,10 +65,11 @@ def test_commands_parse(words: list[str]) -> None:
 
 
 def test_the_settings_on_the_page_are_settings() -> None:
-    (section,) = re.findall(r"```yaml\n(rewards:.*?)```", PAGE, re.DOTALL)
-    made = RewardsConfig.model_validate(yaml.safe_load(section)["rewards"])
-    assert made.judge is not None
-    assert made.judge.rubric == read_rubric("rubric.yaml")
+    sections = re.findall(r"```yaml\n(rewards:.*?)```", PAGE, re.DOTALL)
+    judged, ranked = (RewardsConfig.model_validate(yaml.safe_load(section)["rewards"]) for section in sections)
+    assert judged.judge is not None
+    assert judged.judge.rubric == read_rubric("rubric.yaml")
+    assert ranked.ranking is not None
 
 
 def test_the_pages_run_is_paid_by_functions_and_a_judge_and_graded_again(
