@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from turnwise.assembly.run import Assembly, sampling_of
 from turnwise.config.files import load_config
 from turnwise.models import precision
 from turnwise.models.loading import load_model, save_model
-from turnwise.models.precision import chosen_dtype, multiplies_bfloat16
+from turnwise.models.precision import chosen_dtype
 from turnwise.models.settings import DType, PretrainedModelConfig
-from turnwise.training.shape import shape_of
+from turnwise.training.shape import settled_dtype, shape_of
 
 
 @pytest.fixture(params=[True, False], ids=["bfloat16 here", "no bfloat16 here"])
@@ -60,8 +61,34 @@ def test_a_run_says_it_and_keeps_it(stored_half: Path, able: bool) -> None:
     assert ("no instructions for bfloat16" in sampling_of(config)[1]) == (not able)
     settled = Assembly(config).settled().model
     assert isinstance(settled, PretrainedModelConfig)
-    assert settled.dtype == ("auto" if able else "float32")
+    assert settled.dtype == ("bfloat16" if able else "float32")
 
 
-def test_this_processor_is_known() -> None:
-    assert multiplies_bfloat16() in (True, False)
+def test_a_clone_is_of_one_precision(stored_half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    for able in (True, False):
+        monkeypatch.setattr(precision, "multiplies_bfloat16", lambda able=able: able)
+        keys.append(Assembly(load_config("smoke", [f"model={{path: {stored_half}}}", "warmstart={}"])).cloning.key)
+    assert keys[0] != keys[1]
+
+
+def test_a_type_that_no_setting_names_stays_open(stored_half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
+    model, _ = load_model(stored_half)
+    save_model(model.half(), tokenizer(), stored_half.parent / "float16")
+    folders = {"float16": "auto", "half": "bfloat16", "nowhere": "auto"}
+    for name, expected in folders.items():
+        assert settled_dtype(PretrainedModelConfig(path=str(stored_half.parent / name)), "cpu") == expected
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "arm64", "x86_64"])
+def test_every_processor_has_an_answer(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch without oneDNN lacks the operation that tells it."""
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    precision.multiplies_bfloat16.cache_clear()
+    try:
+        assert precision.multiplies_bfloat16() == (machine == "x86_64")
+    finally:
+        precision.multiplies_bfloat16.cache_clear()

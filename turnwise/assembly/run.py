@@ -69,7 +69,7 @@ from turnwise.training.leading import Leader
 from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, fitting, is_packed, num_contexts, prompt_tokens
 from turnwise.training.ranks import ProcessRanks
-from turnwise.training.shape import FLOAT, Shape, shape_of
+from turnwise.training.shape import FLOAT, Shape, settled_dtype, shape_of
 from turnwise.training.side import Side
 from turnwise.training.tasksets import Panels, TaskOrder, open_panels, prove_disjoint
 from turnwise.training.trainer import LoopSettings, Trainer
@@ -149,7 +149,7 @@ class Assembly:
         rollout = self.config.rollout.model_copy(update={"backend": backend_of(self.config)[0]})
         model = self.config.model
         if isinstance(model, PretrainedModelConfig):
-            model = model.model_copy(update={"dtype": chosen_dtype(model.dtype, self.config.device)})
+            model = model.model_copy(update={"dtype": settled_dtype(model, self.config.device)})
         return RunConfig(**{**dict(self.config), "agent": self.agent, "rollout": rollout, "model": model})
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:

@@ -35,6 +35,7 @@ from turnwise.models.drawing import DRAW
 from turnwise.models.kinds import check_length
 from turnwise.models.loading import adapter_place, check_trainable, save_model
 from turnwise.models.policy import Policy
+from turnwise.models.precision import chosen_dtype
 from turnwise.models.scratch import new_model, train_tokenizer
 from turnwise.models.settings import (
     ORIGIN_FILE,
@@ -108,7 +109,8 @@ class Cloning:
         if isinstance(self.model, ScratchModelConfig):
             return _without(_ADDED_TO_SCRATCH, self.model.model_dump())
         goes_on = {} if adapter_place(self.model.path) is None else {"adapter": self.model.adapter}
-        return {**self.model.model_dump(exclude={"adapter", "gradient_checkpointing"}), **goes_on}
+        computed = {"dtype": chosen_dtype(self.model.dtype, self.device)}
+        return {**self.model.model_dump(exclude={"adapter", "gradient_checkpointing"}), **computed, **goes_on}
 
     def _shown(self) -> dict[str, Any]:
         """The agent's settings, without those that are newer than the format, where they say what was so before."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
+
+from turnwise.models.settings import DType
 
 
 def serve_vllm(
@@ -17,7 +19,9 @@ def serve_vllm(
     rank: Annotated[int, typer.Option(min=1, max=512, help="The highest rank of the adapters: lora.rank.")] = 16,
     num_slots: Annotated[int, typer.Option(min=1, help="Replies at once: rollout.num_slots.")] = 64,
     shards: Annotated[int, typer.Option(min=1, help="rollout.shards: each has an adapter of its own.")] = 1,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32 or bfloat16: model.dtype.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto (as a run here takes it), float32 or bfloat16: model.dtype.")
+    ] = "auto",
     cache_gib: Annotated[float, typer.Option(min=0.01, help="GiB of keys and values.")] = 1.0,
     compiled: Annotated[bool, typer.Option(help="Compile the model: on a GPU, CUDA graphs.")] = False,
 ) -> None:
@@ -27,6 +31,8 @@ def serve_vllm(
 
     [dim]turnwise serve-vllm runs/clone --max-length 1024[/dim]
     """
+    if dtype not in get_args(DType):
+        raise ValueError(f"--dtype {dtype!r}: expected auto, float32 or bfloat16")
     command, environment = server_command(
         model,
         port=port,
@@ -34,7 +40,7 @@ def serve_vllm(
         rank=rank,
         num_slots=num_slots,
         shards=shards,
-        dtype=dtype,
+        dtype=cast(DType, dtype),
         cache_gib=cache_gib,
         compiled=compiled,
     )
@@ -48,12 +54,15 @@ def server_command(
     max_length: int,
     rank: int,
     num_slots: int,
-    dtype: str,
+    dtype: DType,
     cache_gib: float,
     shards: int = 1,
     compiled: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
     """The command and the environment of the server. Raises ValueError where no vLLM that fits is installed."""
+    import torch
+
+    from turnwise.models.precision import chosen_dtype
     from turnwise.models.vllm.install import check_installed
     from turnwise.models.vllm.settings import room_for_rank
 
@@ -62,7 +71,7 @@ def server_command(
         "model": model,
         "host": "127.0.0.1",
         "port": port,
-        "dtype": dtype,
+        "dtype": chosen_dtype(dtype, "cuda" if torch.cuda.is_available() else "cpu"),
         "max-model-len": max_length,
         "max-num-seqs": num_slots,
         "block-size": 32,

@@ -21,7 +21,10 @@ def multiplies_bfloat16() -> bool:
     """Whether this processor has instructions for products in bfloat16."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except AttributeError:  # a torch without oneDNN, which has no such products
+        return False
 
 
 def lacks_bfloat16(device: str) -> bool:

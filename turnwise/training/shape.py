@@ -17,7 +17,7 @@ from turnwise.models.lora_layers import targets_of
 from turnwise.models.merging import num_measured
 from turnwise.models.precision import chosen_dtype
 from turnwise.models.scratch import new_model
-from turnwise.models.settings import LoRAConfig, ModelConfig, ScratchModelConfig
+from turnwise.models.settings import DType, LoRAConfig, ModelConfig, PretrainedModelConfig, ScratchModelConfig
 from turnwise.replay.batch import MAX_GATHERED
 
 FLOAT = 4  # bytes of float32, which optimizers and adapters are kept in
@@ -120,7 +120,34 @@ def shape_of(model: ModelConfig, lora: LoRAConfig | None, device: str = "cpu") -
     """
     if isinstance(model, ScratchModelConfig):
         return scratch_shape(model, lora)
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    read, dtype = _read(model, device)
+    try:
+        with torch.device("meta"):
+            return Shape.of(AutoModelForCausalLM.from_config(read), lora, dtype.itemsize)
+    except (AttributeError, TypeError, RuntimeError) as error:  # a family that describes itself in other words
+        raise ValueError(f"the memory of a {read.model_type} cannot be planned ({error})") from error
+
+
+def settled_dtype(model: PretrainedModelConfig, device: str) -> DType:
+    """The precision of a model in words, "auto" settled by the rule of precision.py and by what is stored.
+
+    It stays "auto" for a model without a configuration here, and for one that is stored in another type (float16).
+    """
+    if model.dtype != "auto":
+        return model.dtype
+    try:
+        dtype = _read(model, device)[1]
+    except ValueError:
+        return "auto"  # whoever loads it says what is wrong
+    known: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    return known.get(dtype, "auto")
+
+
+def _read(model: PretrainedModelConfig, device: str) -> tuple[Any, torch.dtype]:
+    """A model's configuration, and the type that it is computed in."""
+    from transformers import AutoConfig
 
     asked = chosen_dtype(model.dtype, device)
     adapter = adapter_place(model.path)
@@ -135,12 +162,7 @@ def shape_of(model: ModelConfig, lora: LoRAConfig | None, device: str = "cpu") -
             "such a file, or a hub name"
         ) from error
     stored = getattr(read, "dtype", None) or torch.float32
-    dtype = stored if asked == "auto" else getattr(torch, asked)
-    try:
-        with torch.device("meta"):
-            return Shape.of(AutoModelForCausalLM.from_config(read), lora, dtype.itemsize)
-    except (AttributeError, TypeError, RuntimeError) as error:  # a family that describes itself in other words
-        raise ValueError(f"the memory of a {read.model_type} cannot be planned ({error})") from error
+    return read, stored if asked == "auto" else getattr(torch, asked)
 
 
 def scratch_shape(model: ScratchModelConfig, lora: LoRAConfig | None) -> Shape:

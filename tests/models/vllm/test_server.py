@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.agents.test_wishes import played
 from tests.faults.runs import config as faults_config
@@ -27,6 +28,7 @@ from turnwise.commands.serve_vllm import server_command
 from turnwise.config.files import load_config
 from turnwise.errors import AgentError
 from turnwise.jobs import train
+from turnwise.models import precision
 from turnwise.models.drawing import Sampling
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import save_model
@@ -142,6 +144,14 @@ def test_each_shard_has_room_for_an_adapter_of_its_own(monkeypatch: pytest.Monke
     for more, room in (({}, "2"), ({"shards": 3}, "4")):
         words, _ = server_command("m", **given, **more)
         assert words[words.index("--max-loras") + 1] == room
+
+
+def test_the_server_computes_in_the_precision_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "installed", lambda: "0.32.0")
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words, _ = server_command("m", port=1, max_length=1, rank=1, num_slots=1, dtype="auto", cache_gib=1.0)
+    assert words[words.index("--dtype") + 1] == "float32"
 
 
 @pytest.mark.parametrize(
