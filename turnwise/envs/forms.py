@@ -25,13 +25,14 @@ class Form:
     """What a reply must be: JSON that fits ``schema``, or calls of the tools named in ``calls``; with both, either.
 
     ``one_call``: one call alone. ``must``: it is wrong to answer where calls cannot be held to a form; else they are
-    then left free.
+    then left free. ``strict`` is what the request said of its schema: here every schema is kept, another server is told.
     """
 
     schema: Mapping[str, Any] | None = None
     calls: tuple[str, ...] = ()
     one_call: bool = False
     must: bool = True
+    strict: bool = False
 
     @classmethod
     def of(cls, sampling: Mapping[str, Any]) -> Form | None:
@@ -49,7 +50,7 @@ class Form:
         return made | {key: getattr(self, key) for key, usual in _FLAGS.items() if getattr(self, key) != usual}
 
 
-_FLAGS = {"one_call": False, "must": True}
+_FLAGS = {"one_call": False, "must": True, "strict": False}
 
 
 _NAMED, _LISTED = {"properties", "$defs", "definitions", "patternProperties"}, {"anyOf", "oneOf", "prefixItems"}

@@ -240,6 +240,14 @@ WISHED: list[tuple[dict[str, Any], Form]] = [
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}, Form(SCHEMA)),
     ({"response_format": {"type": "json_object"}, "tools": [FIND]}, Form({"type": "object"}, ("find",))),
     (
+        {
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}},
+            "tools": [FIND],
+            "parallel_tool_calls": False,
+        },
+        Form(SCHEMA, ("find",), one_call=True, strict=True),
+    ),
+    (
         {"response_format": {"type": "json_object"}, "tools": [FIND], "tool_choice": "none"},
         Form({"type": "object"}),
     ),

@@ -46,7 +46,8 @@ def wished_form(asked: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) ->
     for name in calls:
         _check("tools", f"the parameters of {name}", call_schema(functions[name], "arguments"))
     one_call = bool(named) or bool(calls and asked.get("parallel_tool_calls") is False)
-    return Form(schema, calls, one_call=one_call, must=not required)
+    strict = schema is not None and _is_strict(asked.get("response_format"))
+    return Form(schema, calls, one_call=one_call, must=not required, strict=strict)
 
 
 def _schema(given: Any) -> Mapping[str, Any] | None:
@@ -61,6 +62,11 @@ def _schema(given: Any) -> Mapping[str, Any] | None:
         raise _refused("response_format", f"expected {_FORMATS}")
     found: Mapping[str, Any] = about["schema"]
     return found
+
+
+def _is_strict(given: Any) -> bool:
+    about = given.get("json_schema")
+    return isinstance(about, dict) and about.get("strict") is True
 
 
 def _named(choice: Mapping[str, Any], functions: Mapping[str, Any]) -> str:
