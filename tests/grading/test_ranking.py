@@ -136,7 +136,7 @@ def test_an_error_does_not_wait_for_other_requests() -> None:
         try:
             with pytest.raises(EndpointError, match="refuses the key"):
                 made.rank([group(episode("refused"), episode("a")), group(episode("b"), episode("c"))])
-            assert time.monotonic() - before < 15
+            assert time.monotonic() - before < 4.5
         finally:
             late.set()
         time.sleep(0.5)
