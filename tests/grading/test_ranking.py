@@ -120,6 +120,14 @@ def test_no_text_has_a_place_of_its_own() -> None:
     assert {place: 60 < places.count(place) < 140 for place in range(4)} == dict.fromkeys(range(4), True)
 
 
+def test_a_model_sees_the_attempts_in_no_order() -> None:
+    with serving(scoring(by_length)) as server:
+        ranker(server.url).rank([group(*map(episode, ("abc", "b", "cd", "d", "ef", "f")))])
+    shown = records(server.asked[0].body)
+    assert len(shown) == 6
+    assert shown != sorted(shown)
+
+
 def test_an_error_does_not_wait_for_other_requests() -> None:
     """One group is refused; the answers for the other come late, or would have to be asked for again."""
     late = threading.Event()
