@@ -130,6 +130,16 @@ FORMS: list[tuple[Form, dict[str, Any]]] = [
         Form({"type": "string"}, ("find",)),
         {"response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": {"type": "string"}}}},
     ),
+    (
+        Form({"type": "string"}, ("find",), one_call=True, strict=True),
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "reply", "schema": {"type": "string"}, "strict": True},
+            },
+            "parallel_tool_calls": False,
+        },
+    ),
     (Form(None, ("find",), one_call=True), {"tool_choice": {"type": "function", "function": {"name": "find"}}}),
     (Form(None, ("find",), must=False), {"tool_choice": "required"}),
     (Form(None, ("find",), True, must=False), {"tool_choice": "required", "parallel_tool_calls": False}),

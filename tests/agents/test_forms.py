@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -19,21 +20,29 @@ from tests.agents.test_rendering import FAMILIES
 from tests.agents.test_templates import bytes_of, pieces
 from tests.models import TINY
 from tests.worlds import Echo
+from turnwise.agents.acting import Acting
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.collector import Collector
 from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent
 from turnwise.agents.wishes import shortened
+from turnwise.cloning.rows import episode_rows
+from turnwise.cloning.settings import WarmstartConfig
+from turnwise.config.files import load_config
 from turnwise.envs.forms import Form, call_schema, closed
 from turnwise.envs.said import heard
+from turnwise.envs.tasks import panel
 from turnwise.models import processing
 from turnwise.models.engine import Reply, Sampling, SlotEngine
+from turnwise.models.loading import save_model
 from turnwise.models.policy import Policy
 from turnwise.models.scratch import new_model
 from turnwise.models.settings import LoRAConfig
 from turnwise.replay.batch import layout
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
+from turnwise.runs.directory import RunDirectory
+from turnwise.runs.reproducing import reproduce
 from turnwise.trajectory import RolloutFinished, Task, Trajectory, TurnFinished, group_by_task
 
 pytest.importorskip("llguidance")
@@ -350,3 +359,58 @@ def test_objects_have_the_properties_that_they_declare() -> None:
     }
     for kept in ({"type": "object"}, {**named, "additionalProperties": {"type": "null"}}, {"allOf": [named, named]}):
         assert closed(kept) == kept
+
+
+SELF = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"$ref": "#/$defs/a"}}}
+
+
+@pytest.mark.parametrize("header", [FAMILIES["hermes"], OPENED])
+def test_a_grammar_that_allows_nothing_fails_the_episode_and_not_the_policy(header: str) -> None:
+    """A world of the user's may give such a schema; after the bracket nothing can come."""
+    of = made(own=bytes_of(header), thought_tokens=0 if header == OPENED else None)
+    assert of[1].opens_thought == (header == OPENED)
+    engine = SlotEngine(of[0], num_slots=1, max_length=4096, end_ids=of[1].end_ids)
+    agent = ModelAgent(engine, of[1], of[2])
+    collector = Collector(lambda: Asking(Form(SELF), []), agent)
+    (found,) = collector.collect([Job(Task("Asking", "train", 0, "0"), 0, 0, 0)], Sampling(max_tokens=400))
+    assert (found.end, found.turns) == ("error", ())
+    assert found.end_reason.startswith("ValueError: the reply cannot be held to its form: ")
+    acting = Acting(agent)
+    acting.reset()
+    with pytest.raises(ValueError, match="cannot be held to its form"):
+        acting.act("", {"messages": [{"role": "user", "content": "Well?"}], "sampling": {"form": {"schema": SELF}}})
+
+
+NOTES = {"properties": {name: {"const": "<think>"} for name in "abc"}, "required": ["a", "b", "c"]}
+
+
+class Held(Asking):
+    """Wants a call whose texts spell a tag."""
+
+    def __init__(self) -> None:
+        note = {"type": "function", "function": {"name": "note", "description": "", "parameters": NOTES}}
+        super().__init__(Form(None, ("note",), one_call=True), [note])
+
+
+gymnasium.register("tests/Held-v0", Held)
+
+
+def test_stored_replies_are_read_in_their_form(tmp_path: Path) -> None:
+    """Played again they are the same, and cloned they are not written anew."""
+    named = "tests.agents.test_forms:tests/Held-v0"
+    config = load_config(None, ["agent.context=roles", "agent.action_format=calls"], env=named)
+    model, chat, settings = made()
+    engine = SlotEngine(model, num_slots=1, max_length=4096, end_ids=chat.end_ids)
+    job = Job(panel(config.env.make(), "train")[0], 0, 0, 0)
+    (played_,) = Collector(config.env.make, ModelAgent(engine, chat, settings)).collect([job], Sampling(max_tokens=400))
+    assert [turn.valid for turn in played_.turns] == [True] * 3
+    run = RunDirectory.create(tmp_path / "run", config, {})
+    save_model(model, chat.tokenizer, run.model_path)
+    TrajectoryWriter(run.trajectories_path).append(0, [played_])
+    found = reproduce(run.path, played_.episode)
+    assert (found.difference, found.num_turns) == (None, 3)
+    rows = episode_rows(played_, chat, settings, "", WarmstartConfig(), as_is=False)
+    for row, turn in zip(rows, played_.turns, strict=True):
+        assert turn.reply in chat.decode(row.ids)
+    spaced = [chat.dialect.write(heard(turn.action)) for turn in played_.turns]
+    assert spaced != [turn.reply for turn in played_.turns], "written anew they have other spaces"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -257,3 +258,34 @@ def test_dialects_have_names() -> None:
         dialect_of("tests.nowhere:Dialect")
     with pytest.raises(ValueError, match="needs the methods read"):
         dialect_of("builtins:dict")
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        ("<tool_call>f\n", "<arg_key>k</arg_key><arg_value>"),
+        ("<tool_call>f\n<arg_key>", "</arg_key> <arg_value>"),
+        ("<tool_call><function=f>", "<parameter=k>\n"),
+        ("<tool_call><function=f>", "<parameter="),
+        ("", "<tool_call>"),
+        ("", "<|tool_call_start|>[f(a="),
+        ("<|tool_call_start|>[f(a='", "' "),
+        ("", '{"name": "f", "parameters": '),
+    ],
+)
+def test_what_a_policy_repeats_is_read_in_a_moment(name: str, begin: str, again: str) -> None:
+    """Tags that nothing closes: a reader that looks from each of them to the end takes minutes."""
+    text = begin + again * (150_000 // len(again))
+    before = time.process_time()
+    assert DIALECTS[name].read(text).calls == ()
+    assert time.process_time() - before < 5
+
+
+def test_values_may_hold_tags() -> None:
+    tags = "<arg_key>k</arg_key> <parameter=a>\n\n"
+    for name in ("glm4", "qwen_xml"):
+        (call,) = (
+            DIALECTS[name].read(DIALECTS[name].write(Said("", (Call("f", {"x": tags, "y": "<arg_value>"}),)))).calls
+        )
+        assert call.arguments == {"x": tags, "y": "<arg_value>"}

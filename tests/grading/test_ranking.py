@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from tests.chat_server import Response, completion, refusal, serving
 from tests.faults.runs import config, trainer
 from tests.grading.episodes import episode
 from turnwise.agents.chat_client import EndpointError
-from turnwise.grading.ranking import Ranker, read_scores
+from turnwise.grading.ranking import Ranker, in_no_order, read_scores
 from turnwise.grading.settings import GradingConfig
 from turnwise.grading.transcript import transcript
 from turnwise.replay.store import TrajectoryReader
@@ -106,6 +108,47 @@ def test_equal_attempts_get_one_score_and_the_order_says_nothing() -> None:
         "prompt_tokens": 100,
         "completion_tokens": 20,
     }
+
+
+def test_no_text_has_a_place_of_its_own() -> None:
+    """A text that comes first by its letters is first in about half of the groups, not in all."""
+    orders = [in_no_order(["a", f"b{number}"]) for number in range(400)]
+    assert 150 < sum(order[0] == "a" for order in orders) < 250
+    assert {len(order) for order in orders} == {2}
+    assert in_no_order(["c", "a", "b", "a"]) == in_no_order(["b", "c", "a"])
+    places = [in_no_order(["a", "b", "c", str(number)]).index("a") for number in range(400)]
+    assert {place: 60 < places.count(place) < 140 for place in range(4)} == dict.fromkeys(range(4), True)
+
+
+def test_a_model_sees_the_attempts_in_no_order() -> None:
+    with serving(scoring(by_length)) as server:
+        ranker(server.url).rank([group(*map(episode, ("abc", "b", "cd", "d", "ef", "f")))])
+    shown = records(server.asked[0].body)
+    assert len(shown) == 6
+    assert shown != sorted(shown)
+
+
+def test_an_error_does_not_wait_for_other_requests() -> None:
+    """One group is refused; the answers for the other come late, or would have to be asked for again."""
+    late = threading.Event()
+
+    def answer(body: dict[str, Any]) -> Response:
+        if "refused" in str(body):
+            return refusal(401, "bad key")
+        late.wait(20)
+        return refusal(503, "later")
+
+    with serving(answer) as server:
+        made = ranker(server.url)
+        before = time.monotonic()
+        try:
+            with pytest.raises(EndpointError, match="refuses the key"):
+                made.rank([group(episode("refused"), episode("a")), group(episode("b"), episode("c"))])
+            assert time.monotonic() - before < 4.5
+        finally:
+            late.set()
+        time.sleep(0.5)
+        assert sum("refused" not in str(each.body) for each in server.asked) <= 1, "it was not tried again"
 
 
 def test_scores_are_kept_in_the_file(tmp_path: Path) -> None:

@@ -363,3 +363,39 @@ def test_many_sets_of_excluded_tokens_are_scored_as_each_is_alone(monkeypatch: p
 
     for one, other in zip(found(few=4), found(few=100), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_large_sets_are_scored_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more logits at once than ``MAX_LOGITS``, whether one set is large or many hold other ids; the same values."""
+    draws = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=draws) for shape in ((12, 6), (50, 6)))
+    sets = [list(range(40)), [0, 1], [2, 45]]
+    drawn = Drawn(
+        torch.tensor([0, 1, 2, 0, 1, 2, 1, 1, 1, 1, -1, 2]),
+        torch.tensor(np.cumsum([0, *map(len, sets)])),
+        torch.tensor([token for each in sets for token in each]),
+        torch.zeros(3, dtype=torch.bool),
+        torch.ones(12),
+    )
+    targets = torch.tensor([5, 0, 45, 39, 1, 2, 0, 1, 0, 1, 49, 2])
+    rows, among = list[int](), allowed._among
+
+    def seen(*given: Any) -> Any:
+        rows.append(len(given[0]))
+        return among(*given)
+
+    monkeypatch.setattr(allowed, "_among", seen)
+
+    def found(size: int) -> list[Tensor]:
+        monkeypatch.setattr(allowed, "MAX_LOGITS", size)
+        leaves = [each.clone().requires_grad_() for each in (hidden, weight)]
+        made = allowed.scored(leaves[0], leaves[1], None, targets, drawn, temperature=1.0, entropy=True)
+        assert made[1] is not None
+        return [made[0], made[1], *torch.autograd.grad((made[0] + 0.3 * made[1]).sum(), leaves)]
+
+    whole = found(2**24)
+    assert rows == [11]
+    rows.clear()
+    for one, other in zip(whole, found(3 * 41), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert max(rows) == 3, "41 ids are in some set"

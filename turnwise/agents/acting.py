@@ -80,6 +80,8 @@ class Acting:
         processor = seat.processor(listed_actions(info or {}), self._sampling.max_tokens)
         engine.submit(self._slot, ids, fresh=fresh, key=key, sampling=self._sampling, processor=processor)
         (reply,) = _finished(engine)
+        if seat.fault:
+            raise ValueError(seat.fault)
         text = self._model.chat.decode(reply.ids)
         parsed = seat.read(text)
         seat.add_turn(

@@ -429,6 +429,9 @@ class Rollouts:
         assert episode is not None
         seat = episode.to_move
         assert seat.model is not None
+        if seat.fault:  # of the request: nothing is learned from the episode
+            self._stepping.begin(_EnvCall(rollout), partial(_raise, ValueError(seat.fault)))
+            return
         wishes = Wishes.of(episode.info, rollout.job.temperature)
         reply = wishes.recorded(reply, self._sampling)
         kept, text = wishes.cut(reply, seat.model.chat.decode)

@@ -14,7 +14,10 @@ Messages = list[dict[str, Any]]
 
 
 def asked(turn: Turn) -> dict[str, Any]:
-    """What a turn was asked: "messages", "after" and "tools" as the world gave them; {} without roles."""
+    """What a turn was asked: "messages", "after", "tools", and a form in "sampling", as the world gave them.
+
+    {} without roles.
+    """
     found: dict[str, Any] = json.loads(turn.request) if turn.request else {}
     return found
 

@@ -189,7 +189,7 @@ def wished(fields: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
     if wishes.stop:
         made["stop"] = list(wishes.stop)
     if form is not None and form.schema is not None:
-        named = {"name": "reply", "schema": dict(form.schema)}
+        named = {"name": "reply", "schema": dict(form.schema), **({"strict": True} if form.strict else {})}
         any_object = form.schema == ANY_OBJECT
         made["response_format"] = (
             {"type": "json_object"} if any_object else {"type": "json_schema", "json_schema": named}
@@ -198,7 +198,7 @@ def wished(fields: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
         made["tool_choice"] = {"type": "function", "function": {"name": form.calls[0]}}
     elif form is not None:
         made["tool_choice"] = "required"
-    if form is not None and form.one_call and not form.must:
+    if form is not None and form.one_call and made.get("tool_choice") in (None, "required"):
         made["parallel_tool_calls"] = False
     return made
 

@@ -36,6 +36,18 @@ class Reader(Protocol):
     def read(self, token: int) -> tuple[str, str] | None: ...
 
 
+def can_follow(form: Form, dialect: Dialect) -> bool:
+    """Whether replies in a dialect can be held to a form."""
+    spelled = call_form(dialect)
+    return not form.calls or (spelled is not None and (form.schema is None or bool(spelled.before)))
+
+
+def stored_form(request: Mapping[str, Any], dialect: Dialect) -> Form | None:
+    """The form that the reply to a stored request was held to, in a run of this dialect."""
+    form = Form.of(request.get("sampling") or {})
+    return form if form is not None and can_follow(form, dialect) else None
+
+
 class Forms:
     """Makes the processors that hold replies to forms. Its work on the vocabulary is done once."""
 
@@ -51,14 +63,11 @@ class Forms:
 
         Where calls may be left free and no dialect forces them, they are.
         """
-        if not form.calls:
-            return True
-        spelled = call_form(self._chat.dialect)
-        if spelled is not None and (form.schema is None or spelled.before):
+        if can_follow(form, self._chat.dialect):
             return True
         if not form.must:
             return False
-        name = name_of(self._chat.dialect)
+        spelled, name = call_form(self._chat.dialect), name_of(self._chat.dialect)
         if spelled is None:
             raise ValueError(
                 f"calls in the dialect {name} (agent.tool_calls) cannot be forced: leave tool_choice out, and "
@@ -79,7 +88,7 @@ class Forms:
 
         made = LLMatcher(self._tokenizer, grammar, log_level=0)
         if made.is_error():
-            raise ValueError(f"the reply cannot be held to this form: {made.get_error().splitlines()[0]}")
+            raise ValueError(f"the reply cannot be held to this form: {_first(made)}")
         return made
 
     @cached_property
@@ -110,6 +119,11 @@ class Forms:
         return Step(excluded=(~inside).nonzero()[0].astype(np.int32))
 
 
+def _first(matcher: Any) -> str:
+    """The first line of what went wrong."""
+    return str(matcher.get_error()).partition("\n")[0]
+
+
 class InForm:
     """Holds a reply to a grammar. The reply ends where the grammar does, and where it can go on no further."""
 
@@ -120,6 +134,11 @@ class InForm:
     def needs_logits(self) -> bool:
         """Once: to see how many ids the model has."""
         return self._forms.num_ids is None
+
+    @property
+    def fault(self) -> str:
+        """Why the grammar allowed nothing any more, which is not the policy's fault; "" where it did not come to it."""
+        return f"the reply cannot be held to its form: {_first(self._matcher)}" if self._matcher.is_error() else ""
 
     def before(self, logits: Tensor | None) -> Step:
         if logits is not None:
@@ -144,6 +163,11 @@ class AfterThought:
         self._tags, self._then, self._left, self._close = tags, then, tokens, close
         self._free = Step(excluded=np.array(sorted(ends), np.int32))
         self._thinks, self._due = True, deque(close if tokens == 0 else ())
+
+    @property
+    def fault(self) -> str:
+        """As that of the other processor."""
+        return str(getattr(self._then, "fault", ""))
 
     @property
     def needs_logits(self) -> bool:

@@ -130,6 +130,7 @@ class Seat:
     begun: bool = False
     num_shown: int = 0
     form: Form | None = None  # what the next reply is held to
+    held: Processor | None = None  # what restricts the last reply that was asked for
     early_reward: float = 0.0  # what the player earned before its first turn
 
     def observe(self, observation: str, info: Info, instructions: str) -> None:
@@ -169,8 +170,15 @@ class Seat:
         """What restricts the next reply; None: nothing."""
         assert self.model is not None
         if self.form is not None:
-            return self.model.guides.formed(self.form, self.tools or ())
-        return self.model.guides.processor(admissible, max_tokens)
+            self.held = self.model.guides.formed(self.form, self.tools or ())
+        else:
+            self.held = self.model.guides.processor(admissible, max_tokens)
+        return self.held
+
+    @property
+    def fault(self) -> str:
+        """Why the last reply could not have what was asked of it, whatever the model said; "" where it could."""
+        return str(getattr(self.held, "fault", ""))
 
     def read(self, reply: str) -> ParsedAction:
         """The action in a reply of the model that has this seat. Raises AgentError where its dialect cannot read it."""

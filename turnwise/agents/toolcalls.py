@@ -88,7 +88,7 @@ class QwenXML:
 
     _TAGGED = Hermes._TAGGED
     _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?\Z", re.DOTALL)
-    _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+    _PARAMETER = re.compile(r"<parameter=([^>\n]+)>")
 
     def read(self, text: str, tools: Tools = ()) -> Said:
         return _read(self._TAGGED, text, self._call, tools)
@@ -107,12 +107,21 @@ class QwenXML:
         found = self._FUNCTION.fullmatch(inner)
         if found is None:
             raise _CallError("a call is written as <function=NAME> <parameter=KEY>value</parameter> </function>")
-        name, body = found.group(1).strip(), found.group(2)
-        if left := self._PARAMETER.sub("", body).strip():
-            raise _CallError(f"a parameter is written as <parameter=KEY>value</parameter>; this is not: {left[:60]!r}")
+        name = found.group(1).strip()
         known = _parameters(name, tools)
-        arguments = {key: _typed(value, _schema(known.get(key))) for key, value in self._PARAMETER.findall(body)}
-        return Call(name, arguments)
+        return Call(name, {key: _typed(value, _schema(known.get(key))) for key, value in self._pairs(found.group(2))})
+
+    def _pairs(self, body: str) -> Iterator[tuple[str, str]]:
+        """Each parameter and its text, read once from the beginning to the end. Raises CallError for other text."""
+        at = _past_space(body, 0)
+        while at < len(body):
+            begin = self._PARAMETER.match(body, at)
+            end = body.find("</parameter>", begin.end()) if begin else -1
+            if begin is None or end < 0:
+                left = body[at : at + 60].strip()
+                raise _CallError(f"a parameter is written as <parameter=KEY>value</parameter>; this is not: {left!r}")
+            yield begin.group(1), body[begin.end() : end].removeprefix("\n").removesuffix("\n")
+            at = _past_space(body, end + len("</parameter>"))
 
 
 class Llama3:
@@ -163,7 +172,6 @@ class GLM4:
 
     tags = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
     _TAGGED = Hermes._TAGGED
-    _ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 
     def read(self, text: str, tools: Tools = ()) -> Said:
         return _read(self._TAGGED, text, self._call, tools)
@@ -180,15 +188,33 @@ class GLM4:
         return f"<tool_call>{call.name}\n{''.join(pairs)}</tool_call>"
 
     def _call(self, inner: str, tools: Tools) -> Call:
-        name, begun, rest = inner.partition("<arg_key>")
-        left = self._ARGUMENT.sub("", begun + rest).strip()
-        if left or not re.fullmatch(r"[^\s<>{}]+", name.strip()):
-            raise _CallError(
-                "a call is written as NAME, then <arg_key>KEY</arg_key> <arg_value>value</arg_value> for each argument"
-            )
+        name = inner.partition("<arg_key>")[0]
+        if not re.fullmatch(r"[^\s<>{}]+", name.strip()):
+            raise self._fault()
         known = _parameters(name.strip(), tools)
-        pairs = self._ARGUMENT.findall(begun + rest)
-        return Call(name.strip(), {key.strip(): _typed(value, _schema(known.get(key.strip()))) for key, value in pairs})
+        pairs = self._pairs(inner, len(name))
+        return Call(name.strip(), {key: _typed(value, _schema(known.get(key))) for key, value in pairs})
+
+    def _pairs(self, inner: str, at: int) -> Iterator[tuple[str, str]]:
+        """Each key and the text of its value, read once from ``at`` to the end. Raises CallError for other text."""
+        at = _past_space(inner, at)
+        while at < len(inner):
+            key, at = self._between(inner, at, "<arg_key>", "</arg_key>")
+            value, at = self._between(inner, at, "<arg_value>", "</arg_value>")
+            yield key.strip(), value
+
+    def _between(self, text: str, at: int, begin: str, end: str) -> tuple[str, int]:
+        """What stands at ``at`` between two tags, and where the text goes on after them and white space."""
+        found = text.find(end, at) if text.startswith(begin, at) else -1
+        if found < 0:
+            raise self._fault()
+        return text[at + len(begin) : found], _past_space(text, found + len(end))
+
+    @staticmethod
+    def _fault() -> _CallError:
+        return _CallError(
+            "a call is written as NAME, then <arg_key>KEY</arg_key> <arg_value>value</arg_value> for each argument"
+        )
 
 
 class OneCall:
@@ -263,6 +289,13 @@ def _read(tagged: re.Pattern[str], text: str, call: Any, tools: Tools) -> Said:
 
     content = tagged.sub(left, text)
     return Said(content.strip(), tuple(calls), "; ".join(faults) or None)
+
+
+def _past_space(text: str, at: int) -> int:
+    """The first place from ``at`` that has no white space."""
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
 
 
 def _loaded(text: str) -> Any:

@@ -15,12 +15,14 @@ import numpy as np
 
 from turnwise.agents.actions import parse_action, written
 from turnwise.agents.chat import ChatFormat
-from turnwise.agents.dialogue import asked
+from turnwise.agents.dialogue import asked, offered
 from turnwise.agents.episode import SuccessRule
+from turnwise.agents.forms import stored_form
 from turnwise.agents.opening import Example, example_turns, new_context
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.roles import Roles
 from turnwise.agents.seating import TextEnv
+from turnwise.agents.toolcalls import Tools
 from turnwise.cloning.chats import Chat
 from turnwise.cloning.demonstrations import Demonstration, demonstrations
 from turnwise.cloning.losses import END, FIRST, OBSERVATION, REST, CloningRow
@@ -122,20 +124,23 @@ def episode_rows(
         return made.fitting(agent)
     context = new_context(chat, agent, instructions, examples)
     infos = list(map(asked, episode.turns))
+    tools = offered(episode.turns) if first else [None] * len(infos)
     prompt, continues = context.begin(episode.turns[0].observation, infos[0]), False
     for n, turn in enumerate(episode.turns):
-        reply = chat.reply(_said_again(turn, chat, agent))
+        reply = chat.reply(_said_again(turn, tools[n], chat, agent))
         made.add(prompt, continues, reply, turn.valid)
         if n + 1 < len(episode.turns):
             prompt, continues = context.extend(reply, turn.action, episode.turns[n + 1].observation, infos[n + 1])
     return made.fitting(agent)
 
 
-def _said_again(turn: Turn, chat: ChatFormat, agent: AgentConfig) -> str:
-    """A stored reply; where it calls tools in another dialect, it is written in the agent's."""
-    style, tools = agent.action_format, asked(turn).get("tools")
-    same = style != "calls" or parse_action(turn.reply, style, chat.dialect, tools).text == turn.action
-    return turn.reply if same else written(turn.action, style, chat.dialect)
+def _said_again(turn: Turn, tools: Tools | None, chat: ChatFormat, agent: AgentConfig) -> str:
+    """A stored reply; where it calls ``tools`` in another dialect, it is written in the agent's."""
+    style = agent.action_format
+    if style != "calls":
+        return turn.reply
+    read = parse_action(turn.reply, style, chat.dialect, tools, stored_form(asked(turn), chat.dialect))
+    return turn.reply if read.text == turn.action else written(turn.action, style, chat.dialect)
 
 
 def takeover_rows(

@@ -10,6 +10,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 INSTALL = 'pip install "turnwise-rl[grammar]"'
@@ -25,13 +26,14 @@ class Form:
     """What a reply must be: JSON that fits ``schema``, or calls of the tools named in ``calls``; with both, either.
 
     ``one_call``: one call alone. ``must``: it is wrong to answer where calls cannot be held to a form; else they are
-    then left free.
+    then left free. ``strict`` is what the request said of its schema: another server is told; here every one is kept.
     """
 
     schema: Mapping[str, Any] | None = None
     calls: tuple[str, ...] = ()
     one_call: bool = False
     must: bool = True
+    strict: bool = False
 
     @classmethod
     def of(cls, sampling: Mapping[str, Any]) -> Form | None:
@@ -49,7 +51,7 @@ class Form:
         return made | {key: getattr(self, key) for key, usual in _FLAGS.items() if getattr(self, key) != usual}
 
 
-_FLAGS = {"one_call": False, "must": True}
+_FLAGS = {"one_call": False, "must": True, "strict": False}
 
 
 _NAMED, _LISTED = {"properties", "$defs", "definitions", "patternProperties"}, {"anyOf", "oneOf", "prefixItems"}
@@ -107,8 +109,50 @@ def call_schema(function: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def fault(schema: Mapping[str, Any]) -> str:
-    """Why replies cannot be held to a schema; "" where they can. llguidance must be installed."""
+    """Why replies cannot be held to a schema; "" where they can. llguidance must be installed.
+
+    The answer is kept: a program asks with the same schema again and again.
+    """
+    try:
+        return _fault(f"start: {json_rule(schema)}")
+    except RecursionError:
+        return "it is nested too deeply"
+
+
+@lru_cache(maxsize=256)
+def _fault(grammar: str) -> str:
     from llguidance import LLMatcher
 
-    failed, told = LLMatcher.validate_grammar_with_warnings(f"start: {json_rule(schema)}")
-    return str(told[0]).split("\n")[0].partition("JSON schema: ")[2] or str(told[0]) if failed else ""
+    matcher = LLMatcher(_bytes(), grammar, log_level=0)
+    if matcher.is_error():
+        told = str(matcher.get_error())
+        return told.split("\n")[0].partition("JSON schema: ")[2] or told
+    return _ENDLESS if _is_stuck(matcher) else ""
+
+
+_ENDLESS = "a part of it that must come refers to itself alone, so that no JSON fits"
+_WALK, _CLOSING = 64, b']}"'
+
+
+@lru_cache(maxsize=1)
+def _bytes() -> Any:
+    """A vocabulary of bytes: whether a grammar goes on does not depend on how texts are cut into tokens."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")
+
+
+def _is_stuck(matcher: Any) -> bool:
+    """Whether nothing is allowed at the beginning, or soon after it on the way that closes whatever it can.
+
+    The library compiles a schema that refers to itself alone, and fails where that part would begin.
+    """
+    for _ in range(_WALK):
+        mask = matcher.compute_bitmask()
+        if matcher.is_error():
+            return True
+        if matcher.is_accepting():
+            return False
+        allowed = [8 * at + bit for at, byte in enumerate(mask) for bit in range(8) if byte >> bit & 1]
+        matcher.consume_token(next((sign for sign in _CLOSING if sign in allowed), allowed[-1]))
+    return False

@@ -268,10 +268,15 @@ def shown_info(info: Info) -> Info:
 
 
 def request_of(info: Info) -> str:
-    """What is asked in roles, as JSON: "messages", "after" and "tools"; "" where the world speaks in observations."""
+    """What is asked in roles, as JSON: "messages", "after", "tools", and the form in "sampling" where there is one.
+
+    "" where the world speaks in observations.
+    """
     if info.get("messages") is None:
         return ""
     asked = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
+    if form := (info.get("sampling") or {}).get("form"):
+        asked["sampling"] = {"form": form}
     return json.dumps(asked, ensure_ascii=False, default=str)
 
 

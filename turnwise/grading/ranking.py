@@ -4,7 +4,8 @@ The idea is RULER's (Relative Universal LLM-Elicited Rewards, of OpenPipe's ART)
 better needs no rubric for the task and no scale that holds between tasks, and advantages within a group need no more.
 
 Scores are in [0, 1]. Attempts whose records are equal get one score, and where all are equal nobody is asked. The
-records are shown in an order that says nothing of the attempts. They are quoted as those that a judge reads.
+records are shown in an order that is drawn for each group (``in_no_order``). They are quoted as those that a judge
+reads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from turnwise.agents.chat_client import ChatClient, Usage, addressed
@@ -63,8 +65,15 @@ class Ranker:
         Where the model gives no scores, all attempts of that group end as errors. Raises EndpointError where nobody
         answers.
         """
-        with ThreadPoolExecutor(max(1, self._threads)) as pool:
-            return list(pool.map(self._ranked, groups))
+        pool = ThreadPoolExecutor(max(1, self._threads))
+        try:
+            found = list(pool.map(self._ranked, groups))
+        except BaseException:  # also Ctrl-C: nobody waits for the other requests, and none is tried again
+            self._client.close()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+        return found
 
     def _ranked(self, group: Group) -> Group:
         sound = [each for each in group.trajectories if each.end != "error" and each.turns]
@@ -80,7 +89,7 @@ class Ranker:
 
     def _scores(self, records: Sequence[str], task: str) -> dict[str, tuple[float, str]]:
         """A score and a reason for each record."""
-        shown = sorted(set(records))
+        shown = in_no_order(records)
         if len(shown) < 2:
             return dict.fromkeys(shown, (ALIKE, "nothing to compare it with"))
         rules, record = self.config.instructions, json.dumps(shown)
@@ -113,6 +122,17 @@ class Ranker:
 
     def close(self) -> None:
         self._client.close()
+
+
+def in_no_order(records: Sequence[str]) -> list[str]:
+    """Each record once, in an order that depends on all of them, and is the same whenever they are shown again.
+
+    A model may prefer an attempt for its place. In the order of their texts an attempt that begins with one word would
+    have the first place in most groups, and the policy would learn to begin so.
+    """
+    texts = sorted(set(records))
+    group = sha256(json.dumps(texts).encode()).digest()
+    return sorted(texts, key=lambda text: sha256(group + json.dumps(text).encode()).digest())
 
 
 def _messages(rules: str, records: Sequence[str]) -> list[dict[str, str]]:

@@ -31,8 +31,8 @@ FEW_SETS = 4
 """Sets of all tokens but some that take the head one after the other."""
 
 MAX_LOGITS = 2**24
-"""Logits of the whole vocabulary that are held at once, where there are more sets. The backward pass computes them
-again."""
+"""Logits that are held at once where sets are large: of the whole vocabulary, or of the ids that some set holds. The
+backward pass computes them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,9 @@ def scored(
         parts.append(logprob_entropy(hidden[rows], weight, own, targets[rows], temperature=heat, entropy=entropy))
         order.append(rows)
     bound = ((drawn.which >= 0) & ~but).nonzero()[:, 0]
-    again = len(bound) > MAX_ROWS and torch.is_grad_enabled()
-    for span in spans(len(bound), MAX_ROWS):
+    most = min(MAX_ROWS, max(1, MAX_LOGITS // _num_columns(drawn, bound)))
+    again = len(bound) > most and torch.is_grad_enabled()
+    for span in spans(len(bound), most):
         rows = bound[span]
         given = (hidden[rows], weight, bias, targets[rows], drawn.at(rows))
         parts.append(checkpoint(_among, *given, use_reentrant=False) if again else _among(*given))
@@ -161,6 +162,14 @@ def _inside(drawn: Drawn, shape: torch.Size) -> Tensor:
         held = torch.zeros(len(used), shape[1], dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
         inside[bound] = (held ^ drawn.but[used, None])[which]
     return inside
+
+
+def _num_columns(drawn: Drawn, rows: Tensor) -> int:
+    """How many ids the sets of some tokens hold together; 1 at least. No set of theirs is larger."""
+    used = torch.zeros(len(drawn.offsets) - 1, dtype=torch.bool, device=rows.device)
+    used[drawn.which[rows]] = True
+    ids = drawn.ids[: int(drawn.offsets[-1])][used.repeat_interleave(drawn.offsets.diff())]
+    return max(1, int(torch.bincount(ids).count_nonzero()))
 
 
 def _among(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, drawn: Drawn) -> tuple[Tensor, Tensor]:

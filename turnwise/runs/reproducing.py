@@ -11,23 +11,24 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from turnwise.agents.actions import ParsedAction, parse_action
+from turnwise.agents.dialogue import asked, offered
 from turnwise.agents.episode import Episode, SuccessRule
+from turnwise.agents.forms import stored_form
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_out, scripted
 from turnwise.agents.seating import AgentReply, CutShortError, Scripted, Seating
-from turnwise.agents.toolcalls import DIALECTS
+from turnwise.agents.toolcalls import DIALECTS, Tools
 from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import close
 from turnwise.runs.directory import RunDirectory
 from turnwise.runs.exporting import chat_of
 from turnwise.runs.trajectories import Selection, Stored, episode_of, find, run_of, select
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import Trajectory, Turn
 
 _TURN = ("observation", "request", "action", "valid", "reward", "anchor")
 _EPISODE = ("end", "end_reason", "success", "score")
@@ -81,8 +82,10 @@ class _StoredPlayer:
     player cuts this one after its last action, for the same reason.
     """
 
-    def __init__(self, trajectory: Trajectory, read: Callable[[str], ParsedAction]) -> None:
-        self._turns, self._read = iter(trajectory.turns), read
+    def __init__(self, trajectory: Trajectory, read: Callable[[Turn, Tools | None], ParsedAction]) -> None:
+        in_roles = any(turn.request for turn in trajectory.turns)
+        tools: list[Any] = offered(trajectory.turns) if in_roles else [None] * len(trajectory.turns)
+        self._turns, self._read = iter(zip(trajectory.turns, tools, strict=True)), read
         by_world = trajectory.end == "terminated" or trajectory.end_reason == "turns"
         self._reason = "it goes on" if by_world else trajectory.end_reason
 
@@ -90,10 +93,10 @@ class _StoredPlayer:
         pass
 
     def act(self, observation: str, info: Info) -> AgentReply:
-        turn = next(self._turns, None)
+        turn, tools = next(self._turns, (None, None))
         if turn is None:
             raise CutShortError(self._reason)
-        return AgentReply(turn.reply, turn.action, self._read(turn.reply).valid)
+        return AgentReply(turn.reply, turn.action, self._read(turn, tools).valid)
 
 
 class Reproducer:
@@ -101,9 +104,8 @@ class Reproducer:
 
     def __init__(self, run: RunDirectory) -> None:
         self.config = run.config()
-        style = self.config.agent.action_format
-        dialect = chat_of(run.path)[0].dialect if style == "calls" else DIALECTS["hermes"]
-        self._read = partial(parse_action, style=style, dialect=dialect)
+        self._style = self.config.agent.action_format
+        self._dialect = chat_of(run.path)[0].dialect if self._style == "calls" else DIALECTS["hermes"]
         self._env = self.config.env.make()
 
     def __enter__(self) -> Reproducer:
@@ -146,6 +148,10 @@ class Reproducer:
             return Difference("", None, "reset", "an observation", reason)
         rule = SuccessRule(self.config.env.success_threshold)
         return {t.player: t for t in episode.trajectories(end, reason, rule)}
+
+    def _read(self, turn: Turn, tools: Tools | None) -> ParsedAction:
+        """A stored reply, read as it was when it came: with the tools and in the form of its request."""
+        return parse_action(turn.reply, self._style, self._dialect, tools, stored_form(asked(turn), self._dialect))
 
     def _seating(self, trajectories: dict[str, Trajectory]) -> tuple[Seating, int]:
         """Stored players at their seats and the run's opponents at the others; and the number of a stored seat."""

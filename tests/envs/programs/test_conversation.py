@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnwise.envs.forms import Form
+from turnwise.envs.forms import Form, fault
 from turnwise.envs.programs import formed
 from turnwise.envs.programs.asked import MAX_TEMPERATURE, Request, Terms, read_request
 from turnwise.envs.programs.conversation import Conversation, readable
@@ -234,11 +234,28 @@ def test_what_the_run_decides_is_named_and_refused_where_it_is_strict() -> None:
     assert asked(user("hi"), terms=Terms(greedy=True), temperature=0).sampling == {"temperature": 0.0}
 
 
+_SELF = {"$defs": {"a": {"$ref": "#/$defs/a"}}}
+ENDLESS: list[dict[str, Any]] = [
+    {"$ref": "#"},
+    {"anyOf": [{"$ref": "#"}]},
+    {"$ref": "#/$defs/a", **_SELF},
+    {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/a"}, **_SELF},
+    {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"], **_SELF},
+]
+HUGE = {"const": "x" * 70_000}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WISHED: list[tuple[dict[str, Any], Form]] = [
     ({"response_format": {"type": "json_object"}}, Form({"type": "object"})),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}}, Form(SCHEMA)),
     ({"response_format": {"type": "json_object"}, "tools": [FIND]}, Form({"type": "object"}, ("find",))),
+    (
+        {
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}},
+            "tools": [FIND],
+            "parallel_tool_calls": False,
+        },
+        Form(SCHEMA, ("find",), one_call=True, strict=True),
+    ),
     (
         {"response_format": {"type": "json_object"}, "tools": [FIND], "tool_choice": "none"},
         Form({"type": "object"}),
@@ -268,6 +285,24 @@ def test_a_form_of_the_reply_is_passed_on(body: dict[str, Any], form: Form) -> N
     [
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, r"the schema .*\"not\""),
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "bad"}}}}, "Invalid type: bad"),
+        *(
+            ({"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}, "refers to itself alone")
+            for schema in ENDLESS
+        ),
+        (
+            {
+                "tools": [
+                    {"type": "function", "function": {"name": "find", "parameters": {"properties": {"a": ENDLESS[2]}}}},
+                    {"type": "function", "function": {"name": "all", "parameters": {"properties": {"a": HUGE}}}},
+                ],
+                "tool_choice": "required",
+            },
+            r"tools: schemas of 70,\d\d\d characters: a reply can be held to 65,536 at most",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": HUGE}}},
+            r"response_format: schemas of 70,\d\d\d characters",
+        ),
         (
             {
                 "tools": [{"type": "function", "function": {"name": "find", "parameters": {"uniqueItems": True}}}],
@@ -281,6 +316,41 @@ def test_a_schema_that_cannot_be_kept_is_refused(body: dict[str, Any], why: str)
     pytest.importorskip("llguidance")
     with pytest.raises(RefusedError, match=why):
         asked(user("hi"), **body)
+
+
+def test_a_schema_that_refers_to_itself_and_ends_is_kept() -> None:
+    pytest.importorskip("llguidance")
+    tree = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "below": {"type": "array", "items": {"$ref": "#"}}},
+    }
+    for schema in (
+        {**tree, "required": ["name", "below"]},
+        {"anyOf": [{"type": "null"}, tree]},
+        {"const": "x" * 99},
+        {},
+    ):
+        assert fault(schema) == ""
+
+
+def test_a_schema_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    llguidance = pytest.importorskip("llguidance")
+    made, compiled = list[str](), llguidance.LLMatcher
+    monkeypatch.setattr(
+        llguidance, "LLMatcher", lambda *given, **more: made.append(given[1]) or compiled(*given, **more)
+    )
+    body = {"type": "json_schema", "json_schema": {"schema": {"const": "asked again and again"}}}
+    for _ in range(3):
+        asked(user("hi"), response_format=body)
+    assert len(made) == 1
+
+
+def test_a_schema_that_is_nested_too_deeply_is_refused() -> None:
+    pytest.importorskip("llguidance")
+    deep: dict[str, Any] = {}
+    for _ in range(3000):
+        deep = {"items": deep}
+    assert fault(deep) == "it is nested too deeply"
 
 
 def test_without_the_library_forms_are_refused_or_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:

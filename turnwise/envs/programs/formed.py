@@ -11,11 +11,16 @@ refused there.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turnwise.envs.forms import ANY_OBJECT, INSTALL, Form, call_schema, fault, is_installed
 from turnwise.envs.programs.refused import RefusedError
+
+MAX_SCHEMA = 65_536
+"""Characters of JSON, of all schemas of a request together. Compiling more of them takes seconds, in which no episode
+goes on."""
 
 _MISSING = f"the library llguidance is needed for it, and is not installed here: {INSTALL}"
 _WAYS_OUT = {
@@ -40,13 +45,16 @@ def wished_form(asked: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) ->
         return None
     if named or required:
         schema = None  # a call is what must come
-    else:
-        _check("response_format", "the schema", schema or {})
     calls = (named,) if named else tuple(functions)
-    for name in calls:
-        _check("tools", f"the parameters of {name}", call_schema(functions[name], "arguments"))
+    asked_of = [call_schema(functions[name], "arguments") for name in calls]
+    _check_size("response_format" if schema is not None else "tools", [schema, *asked_of])
+    if schema is not None:
+        _check("response_format", "the schema", schema)
+    for name, each in zip(calls, asked_of, strict=True):
+        _check("tools", f"the parameters of {name}", each)
     one_call = bool(named) or bool(calls and asked.get("parallel_tool_calls") is False)
-    return Form(schema, calls, one_call=one_call, must=not required)
+    strict = schema is not None and _is_strict(asked.get("response_format"))
+    return Form(schema, calls, one_call=one_call, must=not required, strict=strict)
 
 
 def _schema(given: Any) -> Mapping[str, Any] | None:
@@ -63,12 +71,26 @@ def _schema(given: Any) -> Mapping[str, Any] | None:
     return found
 
 
+def _is_strict(given: Any) -> bool:
+    about = given.get("json_schema")
+    return isinstance(about, dict) and about.get("strict") is True
+
+
 def _named(choice: Mapping[str, Any], functions: Mapping[str, Any]) -> str:
     about = choice.get("function")
     name = about.get("name") if isinstance(about, dict) and choice.get("type") == "function" else None
     if not isinstance(name, str) or name not in functions:
         raise _refused("tool_choice", f"expected {_CHOICES} one of the tools ({', '.join(functions) or 'none'})")
     return name
+
+
+def _check_size(field: str, schemas: Sequence[Any]) -> None:
+    size = sum(len(json.dumps(each)) for each in schemas if each is not None)
+    if size > MAX_SCHEMA:
+        raise _refused(
+            field,
+            f"schemas of {size:,} characters: a reply can be held to {MAX_SCHEMA:,} at most; ask for less at once",
+        )
 
 
 def _check(field: str, what: str, schema: Mapping[str, Any]) -> None:
