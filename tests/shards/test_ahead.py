@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import warnings
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -201,23 +200,24 @@ def test_two_policies_play_ahead_with_weights_of_their_own(model: Path, tmp_path
 def test_a_run_ends_in_the_middle_of_a_session_too(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a shard does not answer, it is ended: no thread is left that waits for it."""
+    """Where a shard does not answer, it is ended: no thread is left that waits for it, and no new one is made."""
     monkeypatch.setattr(ahead, "_LEAVING_S", 2.0)
-    made, free, waiting = config(model, GRPO, TWO, "rollout.num_tasks=2"), threading.Event(), threading.Event()
-    free.set()
+    made, hangs, waiting = config(model, GRPO, TWO, "rollout.num_tasks=2"), threading.Event(), threading.Event()
+    placed: list[int] = []
 
     class Stuck(Here):
         def place(self, number: int, seconds: float) -> Place:
             place: Any = super().place(number, seconds)
-            told, end = place.told, place.end
+            told, end, ended = place.told, place.end, threading.Event()
+            placed.append(number)
 
             def stuck(seconds: float) -> Any:
-                if not free.is_set():
+                if hangs.is_set():
                     waiting.set()
-                free.wait(60)
+                    ended.wait(60)
                 return told(seconds)
 
-            place.told, place.end = stuck, lambda: (end(), free.set())
+            place.told, place.end = stuck, lambda: (end(), ended.set())
             return place  # type: ignore[no-any-return]
 
     found = RunDirectory.create(tmp_path / "run", made, {})
@@ -225,16 +225,15 @@ def test_a_run_ends_in_the_middle_of_a_session_too(
         learn = trainer.learn
 
         def learning(update: int) -> Any:
-            free.clear()
+            hangs.set()
             assert waiting.wait(30), "the next session has begun"
             return learn(update)
 
         monkeypatch.setattr(trainer, "learn", learning)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the lost shard
-            trainer.step()
-            trainer.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "turnwise-ahead"]
+        trainer.step()
+        trainer.close()
+        assert not [thread for thread in threading.enumerate() if thread.name == "turnwise-ahead"]
+    assert placed == [0], "nobody plays the session again"
 
 
 def test_an_error_of_a_session_ends_the_update_that_it_is_of(model: Path, tmp_path: Path) -> None:
