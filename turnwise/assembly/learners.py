@@ -78,19 +78,23 @@ def lead(
         "timeout_s": settings.timeout_s,
     }
     others = range(1, settings.ranks)
-    if torchrun is not None:
-        leader = Leader(store=_their_store(), run=run)
-    elif ray is not None:
-        actors, store = RankActors(ray, device), _own_store(settings.ranks)
-        at = actors.host, store.port, settings.ranks
-        leader = Leader(store=store, run=run, after=actors.close)
-        leader.started = [actors.start(rank, partial(_follow_in_actor, *at, rank)) for rank in others]
-    else:
-        _check_devices(device, settings.ranks)
-        store = _own_store(settings.ranks)
-        leader = Leader(store=store, run=run)
-        leader.started = [_start(rank, settings.ranks, store.port) for rank in others]
+    leader = Leader(run=run)
     with _closed_on_error(leader):
+        if torchrun is not None:
+            leader.store = _their_store()
+        elif ray is not None:
+            actors = RankActors(ray, device)
+            leader.after = actors.close
+            actors.check_room(len(others))
+            leader.store = _own_store(settings.ranks)
+            at = actors.host, leader.store.port, settings.ranks
+            for rank in others:
+                leader.started = [*leader.started, actors.start(rank, partial(_follow_in_actor, *at, rank))]
+        else:
+            _check_devices(device, settings.ranks)
+            leader.store = _own_store(settings.ranks)
+            for rank in others:
+                leader.started = [*leader.started, _start(rank, settings.ranks, leader.store.port)]
         with leader.watched():
             leader.store.set(_WANTED, json.dumps(wanted))
             leader.wait_for("started", settings.ranks)
