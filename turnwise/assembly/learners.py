@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -92,7 +93,7 @@ def lead(
                 leader.started = [*leader.started, actors.start(rank, partial(_follow_in_actor, *at, rank))]
         else:
             _check_devices(device, settings.ranks)
-            leader.store = _own_store(settings.ranks)
+            leader.store = _store_of_this_machine(settings.ranks)
             for rank in others:
                 leader.started = [*leader.started, _start(rank, settings.ranks, leader.store.port)]
         with leader.watched():
@@ -139,6 +140,14 @@ def _their_store() -> Any:
 def _own_store(world: int, port: int | None = None, host: str = _HOST) -> Any:
     """Where ranks that the first one starts find each other: a new one of the first rank, or at its host and port."""
     return TCPStore(host, port or 0, world, is_master=port is None, timeout=MEETING, wait_for_workers=False)
+
+
+def _store_of_this_machine(world: int) -> Any:
+    """The same, for ranks of this machine alone: other machines cannot reach it."""
+    with socket.create_server((_HOST, 0)) as listening:
+        port = listening.getsockname()[1]
+        given = {"is_master": True, "timeout": MEETING, "wait_for_workers": False}
+        return TCPStore(_HOST, port, world, master_listen_fd=listening.detach(), **given)
 
 
 def _check_devices(device: str, ranks: int) -> None:
