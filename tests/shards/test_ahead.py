@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,10 @@ from tests.faults.runs import assert_same
 from tests.shards.hosts import Here, Mortal
 from tests.shards.plays import TREE, config
 from turnwise.assembly.run import Assembly
+from turnwise.clock import Clock
 from turnwise.commands.display import ahead_text
 from turnwise.config.schema import RunConfig
+from turnwise.models.drawing import Sampling
 from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
@@ -289,3 +292,63 @@ def test_several_learners_prove_what_was_played_ahead(model: Path, tmp_path: Pat
     run(made, tmp_path / "broken", None, 2)
     assert_same(run(made, tmp_path / "broken", None), whole)
     assert all(line["agreement/max_abs"] < 1e-4 and line["agreement/num_tokens"] > 0 for line in whole.metrics())
+
+
+class Turns:
+    """Plays turns in the second update's session until it may end; counts one failure of a world for each session."""
+
+    def __init__(self) -> None:
+        self.clock, self.failures, self.counted, self.ends, self.second = Clock(), 0, 0, True, threading.Event()
+
+    def rollouts(self, sampling: Sampling, key: int, weights: Any) -> Any:
+        if key == 1 and not self.second.is_set():
+            self.ends = False
+        return self
+
+    def events(self) -> Iterator[Any]:
+        self.counted += 1
+        self.failures += 1
+        while not self.ends:
+            self.second.set()
+            time.sleep(0.01)
+            yield None
+
+    def numbers(self) -> dict[str, int]:
+        found, self.counted = {"sessions": self.counted}, 0
+        return found
+
+
+class Counts:
+    """Plans nothing, and counts for each session one act, and one request to the judge."""
+
+    def __init__(self) -> None:
+        self.acts, self.asked = 0, 0
+
+    def plan(self, tasks: Any, rollouts: Any, spare: Any) -> list[Any]:
+        self.acts, self.asked = self.acts + 1, self.asked + 1
+        assert all(event is None for event in rollouts.events())
+        return []
+
+    def acted(self) -> dict[str, float]:
+        found, self.acts = {"acts": self.acts}, 0
+        return found
+
+    def spent(self) -> dict[str, float]:
+        found, self.asked = {"requests": self.asked}, 0
+        return found
+
+
+def test_what_a_session_counted_that_was_broken_off_is_of_no_update() -> None:
+    """As where an update did not fit into memory, and is begun again."""
+    turns, counts = Turns(), Counts()
+    order = type("Order", (), {"tasks": lambda self, update: [], "spare": lambda self, update: []})()
+    given: dict[str, Any] = {"collector": turns, "planner": counts, "order": order, "spent": counts.spent}
+    made = ahead.Ahead(1, sampling=Sampling(), weights=lambda version: {}, last=1, **given)
+    with closing(made):
+        made.take(0)
+        assert turns.second.wait(30)
+        made.restart()
+        turns.ends = True
+        played = made.take(1)
+    assert (played.numbers, played.failures) == ({"sessions": 1}, 1)
+    assert (played.mechanisms, played.spent) == ({"Counts/acts": 1}, {"requests": 1})
