@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-import warnings
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +17,10 @@ from tests.faults.runs import assert_same
 from tests.shards.hosts import Here, Mortal
 from tests.shards.plays import TREE, config
 from turnwise.assembly.run import Assembly
+from turnwise.clock import Clock
 from turnwise.commands.display import ahead_text
 from turnwise.config.schema import RunConfig
+from turnwise.models.drawing import Sampling
 from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
@@ -201,23 +203,24 @@ def test_two_policies_play_ahead_with_weights_of_their_own(model: Path, tmp_path
 def test_a_run_ends_in_the_middle_of_a_session_too(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a shard does not answer, it is ended: no thread is left that waits for it."""
+    """Where a shard does not answer, it is ended: no thread is left that waits for it, and no new one is made."""
     monkeypatch.setattr(ahead, "_LEAVING_S", 2.0)
-    made, free, waiting = config(model, GRPO, TWO, "rollout.num_tasks=2"), threading.Event(), threading.Event()
-    free.set()
+    made, hangs, waiting = config(model, GRPO, TWO, "rollout.num_tasks=2"), threading.Event(), threading.Event()
+    placed: list[int] = []
 
     class Stuck(Here):
         def place(self, number: int, seconds: float) -> Place:
             place: Any = super().place(number, seconds)
-            told, end = place.told, place.end
+            told, end, ended = place.told, place.end, threading.Event()
+            placed.append(number)
 
             def stuck(seconds: float) -> Any:
-                if not free.is_set():
+                if hangs.is_set():
                     waiting.set()
-                free.wait(60)
+                    ended.wait(60)
                 return told(seconds)
 
-            place.told, place.end = stuck, lambda: (end(), free.set())
+            place.told, place.end = stuck, lambda: (end(), ended.set())
             return place  # type: ignore[no-any-return]
 
     found = RunDirectory.create(tmp_path / "run", made, {})
@@ -225,16 +228,15 @@ def test_a_run_ends_in_the_middle_of_a_session_too(
         learn = trainer.learn
 
         def learning(update: int) -> Any:
-            free.clear()
+            hangs.set()
             assert waiting.wait(30), "the next session has begun"
             return learn(update)
 
         monkeypatch.setattr(trainer, "learn", learning)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the lost shard
-            trainer.step()
-            trainer.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "turnwise-ahead"]
+        trainer.step()
+        trainer.close()
+        assert not [thread for thread in threading.enumerate() if thread.name == "turnwise-ahead"]
+    assert placed == [0], "nobody plays the session again"
 
 
 def test_an_error_of_a_session_ends_the_update_that_it_is_of(model: Path, tmp_path: Path) -> None:
@@ -290,3 +292,63 @@ def test_several_learners_prove_what_was_played_ahead(model: Path, tmp_path: Pat
     run(made, tmp_path / "broken", None, 2)
     assert_same(run(made, tmp_path / "broken", None), whole)
     assert all(line["agreement/max_abs"] < 1e-4 and line["agreement/num_tokens"] > 0 for line in whole.metrics())
+
+
+class Turns:
+    """Plays turns in the second update's session until it may end; counts one failure of a world for each session."""
+
+    def __init__(self) -> None:
+        self.clock, self.failures, self.counted, self.ends, self.second = Clock(), 0, 0, True, threading.Event()
+
+    def rollouts(self, sampling: Sampling, key: int, weights: Any) -> Any:
+        if key == 1 and not self.second.is_set():
+            self.ends = False
+        return self
+
+    def events(self) -> Iterator[Any]:
+        self.counted += 1
+        self.failures += 1
+        while not self.ends:
+            self.second.set()
+            time.sleep(0.01)
+            yield None
+
+    def numbers(self) -> dict[str, int]:
+        found, self.counted = {"sessions": self.counted}, 0
+        return found
+
+
+class Counts:
+    """Plans nothing, and counts for each session one act, and one request to the judge."""
+
+    def __init__(self) -> None:
+        self.acts, self.asked = 0, 0
+
+    def plan(self, tasks: Any, rollouts: Any, spare: Any) -> list[Any]:
+        self.acts, self.asked = self.acts + 1, self.asked + 1
+        assert all(event is None for event in rollouts.events())
+        return []
+
+    def acted(self) -> dict[str, float]:
+        found, self.acts = {"acts": self.acts}, 0
+        return found
+
+    def spent(self) -> dict[str, float]:
+        found, self.asked = {"requests": self.asked}, 0
+        return found
+
+
+def test_what_a_session_counted_that_was_broken_off_is_of_no_update() -> None:
+    """As where an update did not fit into memory, and is begun again."""
+    turns, counts = Turns(), Counts()
+    order = type("Order", (), {"tasks": lambda self, update: [], "spare": lambda self, update: []})()
+    given: dict[str, Any] = {"collector": turns, "planner": counts, "order": order, "spent": counts.spent}
+    made = ahead.Ahead(1, sampling=Sampling(), weights=lambda version: {}, last=1, **given)
+    with closing(made):
+        made.take(0)
+        assert turns.second.wait(30)
+        made.restart()
+        turns.ends = True
+        played = made.take(1)
+    assert (played.numbers, played.failures) == ({"sessions": 1}, 1)
+    assert (played.mechanisms, played.spent) == ({"Counts/acts": 1}, {"requests": 1})

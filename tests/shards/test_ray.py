@@ -96,7 +96,8 @@ def test_an_evaluation_by_actors_has_the_report_of_one_process(
 @pytest.mark.slow
 def test_no_room_on_the_cluster_is_said(model: Path, cluster: Any) -> None:
     made = config(model, TWO, "rollout.shard_timeout_s=3", "rollout.shard_losses=1")
-    host = host_of(RayConfig(address=cluster.address, cpus_per_shard=64))
+    with pytest.warns(UserWarning, match=r"shards \(1\) ask for 64 CPUs, and the cluster has 2 CPUs"):
+        host = host_of(RayConfig(address=cluster.address, cpus_per_shard=64))
     with (
         pytest.warns(UserWarning, match="no node of the cluster may have room for it"),
         pytest.raises(ShardError, match=r"lost 2 times .* rollout\.shard_timeout_s = 3 s; .* no node"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -256,3 +257,14 @@ def test_what_became_of_an_actor_is_said(end: Callable[[], Any] | None, told: st
 def test_what_cannot_work_is_refused(settings: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load_config("smoke", settings)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of Linux's loopback")
+def test_ranks_of_this_machine_meet_where_no_other_machine_reaches_them() -> None:
+    """A port that listens on every interface is reached at 127.0.0.2 as well."""
+    meeting = learners._store_of_this_machine(2)
+    other = learners._own_store(2, meeting.port)
+    other.set("name", "value")
+    assert meeting.get("name") == b"value"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", meeting.port), 5)

@@ -151,6 +151,21 @@ def test_shards_of_this_machine_have_weights_of_their_own() -> None:
     assert (elsewhere.shards, elsewhere.num_slots) == (0, 1)
 
 
+def test_playing_ahead_holds_earlier_weights() -> None:
+    """Those of the present version, of ``ahead`` before it, and one copy more; a GPU holds none of them."""
+    shape, now = demand_of(run_config())
+    demand = demand_of(run_config(rollout={"ahead": 2}))[1]
+    assert demand.ahead == 2
+    earlier = "earlier weights"
+    assert earlier not in parts_of(plan(shape, now))
+    assert parts_of(plan(shape, demand))[earlier] == 4 * shape.lora * 4
+    whole = Shape.of(tiny_model(), None, 2)
+    assert parts_of(plan(whole, demand))[earlier] == 4 * whole.parameters * 2
+    assert earlier not in parts_of(plan(shape, replace(demand, device="cuda")))
+    alone, two = (parts_of(plan(shape, replace(now, ranks=2, ahead=ahead))) for ahead in (0, 2))
+    assert two["other ranks"] - alone["other ranks"] == two[earlier], "each rank has its own"
+
+
 def test_shards_for_whose_slots_there_is_no_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_config(
         rollout={"shards": 40, "num_slots": 64, "num_tasks": 8, "group_size": 8}, optimizer={"microbatch_tokens": 64}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -78,19 +79,23 @@ def lead(
         "timeout_s": settings.timeout_s,
     }
     others = range(1, settings.ranks)
-    if torchrun is not None:
-        leader = Leader(store=_their_store(), run=run)
-    elif ray is not None:
-        actors, store = RankActors(ray, device), _own_store(settings.ranks)
-        at = actors.host, store.port, settings.ranks
-        leader = Leader(store=store, run=run, after=actors.close)
-        leader.started = [actors.start(rank, partial(_follow_in_actor, *at, rank)) for rank in others]
-    else:
-        _check_devices(device, settings.ranks)
-        store = _own_store(settings.ranks)
-        leader = Leader(store=store, run=run)
-        leader.started = [_start(rank, settings.ranks, store.port) for rank in others]
+    leader = Leader(run=run)
     with _closed_on_error(leader):
+        if torchrun is not None:
+            leader.store = _their_store()
+        elif ray is not None:
+            actors = RankActors(ray, device)
+            leader.after = actors.close
+            actors.check_room(len(others))
+            leader.store = _own_store(settings.ranks)
+            at = actors.host, leader.store.port, settings.ranks
+            for rank in others:
+                leader.started = [*leader.started, actors.start(rank, partial(_follow_in_actor, *at, rank))]
+        else:
+            _check_devices(device, settings.ranks)
+            leader.store = _store_of_this_machine(settings.ranks)
+            for rank in others:
+                leader.started = [*leader.started, _start(rank, settings.ranks, leader.store.port)]
         with leader.watched():
             leader.store.set(_WANTED, json.dumps(wanted))
             leader.wait_for("started", settings.ranks)
@@ -135,6 +140,14 @@ def _their_store() -> Any:
 def _own_store(world: int, port: int | None = None, host: str = _HOST) -> Any:
     """Where ranks that the first one starts find each other: a new one of the first rank, or at its host and port."""
     return TCPStore(host, port or 0, world, is_master=port is None, timeout=MEETING, wait_for_workers=False)
+
+
+def _store_of_this_machine(world: int) -> Any:
+    """The same, for ranks of this machine alone: other machines cannot reach it."""
+    with socket.create_server((_HOST, 0)) as listening:
+        port = listening.getsockname()[1]
+        given = {"is_master": True, "timeout": MEETING, "wait_for_workers": False}
+        return TCPStore(_HOST, port, world, master_listen_fd=listening.detach(), **given)
 
 
 def _check_devices(device: str, ranks: int) -> None:

@@ -12,11 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from turnwise.config.sections import RayConfig
-from turnwise.shards.ray_actors import Cluster, in_words, node_and_process
+from turnwise.shards.ray_actors import SAID_AFTER_S, Cluster, in_words, node_and_process
 from turnwise.training.leading import MEETING
-
-_SAID_AFTER_S = 20.0
-"""After which it is said that a rank waits for room."""
 
 
 class RankActors:
@@ -29,6 +26,11 @@ class RankActors:
         self._cluster, self._cpus = Cluster(ray.address), ray.cpus_per_rank
         self.host: str = self._cluster.ray.util.get_node_ip_address()
         self._gpus = int(device != "cpu")
+
+    def check_room(self, num: int) -> None:
+        """See whether the cluster has room for ``num`` ranks. Raises ValueError as ``Cluster.check_room`` does."""
+        who, advice = f"ranks beside the first ({num})", "lower learner.ranks or ray.cpus_per_rank"
+        self._cluster.check_room(num * self._cpus, num * self._gpus, who, advice)
 
     def start(self, rank: int, follow: Callable[[], None]) -> ActorRank:
         """Have a new actor work as a rank, by ``follow``, to the end of the run."""
@@ -85,7 +87,7 @@ class ActorRank:
     def _waiting(self) -> str | None:
         """What is wrong with an actor that no node has room for: said early, and an end where it is late."""
         waited = time.monotonic() - self._began
-        if waited < _SAID_AFTER_S or self._is_over(self._placed, 0):
+        if waited < SAID_AFTER_S or self._is_over(self._placed, 0):
             return None
         told = f"rank {self.rank} waits for a node of the cluster with room for {self._wanted}"
         if waited > MEETING.total_seconds():

@@ -455,6 +455,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         teacher=teacher_bytes(recipe),
         packed=is_packed(rollout.packed_weights, shape, config.device),
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
+        ahead=rollout.ahead,
         ranks=config.learner.ranks,
         divided=config.learner.parallel == "fsdp2",
         ranks_elsewhere=config.ray is not None and config.ray.address != "local",

@@ -14,6 +14,7 @@ from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.opening import Example
 from turnwise.agents.playing import Playing
 from turnwise.assembly.collecting import Cast
+from turnwise.assembly.learners import launched
 from turnwise.assembly.players import new_policies, sides_of
 from turnwise.config.files import parse_config
 from turnwise.config.sections import GameConfig, RayConfig, RolloutConfig, in_shards
@@ -133,9 +134,10 @@ def shards_of(
     config = parse_config(settings)
     path = str(Path(model).resolve()) if Path(model).exists() else model
     drawn = [Blueprint(number, own, path, examples) for number, own in enumerate(_divided(settings))]
-    rollout = config.rollout
+    rollout, needed = config.rollout, {type(policy.sampler).__module__ for policy in policies.values()}
+    ranks = config.learner.ranks - 1 if launched() is None else 0  # torchrun's are not the cluster's
     return Shards(
-        host or host_of(config.ray, {type(policy.sampler).__module__ for policy in policies.values()}),
+        host or host_of(config.ray, needed, rollout.shards, ranks, config.device),
         [(made, made.apart()) for made in drawn],
         _described(policies),
         policies,
@@ -177,8 +179,15 @@ def ahead_of(
     )
 
 
-def host_of(ray: RayConfig | None, needed: Iterable[str] = ()) -> Host:
-    """Where shards are placed: in child processes, or on a Ray cluster. ``needed`` are modules of their models."""
+def host_of(
+    ray: RayConfig | None, needed: Iterable[str] = (), shards: int = 1, ranks: int = 0, device: str = "cpu"
+) -> Host:
+    """Where ``shards`` are placed: in child processes, or on a Ray cluster. ``needed`` are modules of their models.
+
+    The cluster also has ``ranks`` of a learner on ``device``. Raises ValueError where it is too small, or not there.
+    """
     if ray is None:
         return Children(__name__, "peft", *needed)
-    return RayActors(ray.address, ray.cpus_per_shard, ray.gpus_per_shard)
+    actors = RayActors(ray.address, ray.cpus_per_shard, ray.gpus_per_shard)
+    actors.check_room(shards, ranks, ray.cpus_per_rank, int(device != "cpu"))
+    return actors

@@ -135,8 +135,8 @@ def check_backend(
         )
     elif rollout.ahead:
         raise ValueError(
-            f"rollout.ahead={rollout.ahead} plays with earlier weights, which a vLLM server is not given: set "
-            "rollout.ahead=0, or rollout.backend=own"
+            f"rollout.ahead={rollout.ahead} was not tried with a vLLM server: set rollout.ahead=0, or "
+            "rollout.backend=own"
         )
     elif ray is not None and ray.address != "local":
         raise ValueError(

@@ -12,8 +12,10 @@ import torch
 from turnwise import __version__
 from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.collector import Collector
+from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.playing import Grader, Playing
+from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import WhichCheckpoint, opponents, players
@@ -91,7 +93,7 @@ class Seated:
         drawn = [_SeatedShard(number, replace(there, num_slots=share)) for number, share in enumerate(shares)]
         usual = RolloutConfig()
         shards = Shards(
-            Children(__name__) if ray is None else host_of(ray),
+            Children(__name__) if ray is None else host_of(ray, shards=num_shards),
             [(made, made.apart()) for made in drawn],
             _described(seating),
             {},
@@ -105,8 +107,8 @@ class Seated:
         return replace(
             self,
             target=_absolute(self.target),
-            opponent=None if self.opponent is None else _absolute(self.opponent),
-            usual_opponent=_absolute(self.usual_opponent),
+            opponent=self.opponent if self.opponent in (None, "self") else _absolute(str(self.opponent)),
+            usual_opponent="self" if self.usual_opponent == "self" else _absolute(self.usual_opponent),
             device="cuda" if ray.gpus_per_shard else "cpu",
         )
 
@@ -130,8 +132,9 @@ class _SeatedShard:
 
 
 def _absolute(name: str) -> str:
-    """The whole path of a folder; a name of another kind as it is."""
-    return str(Path(name).resolve()) if Path(name).exists() else name
+    """The whole path of a folder; a name of another kind as it is, also where a folder has the same name."""
+    is_folder = scripted(name) is None and not is_endpoint(name) and Path(name).exists()
+    return str(Path(name).resolve()) if is_folder else name
 
 
 def _described(seating: Seating) -> Described:

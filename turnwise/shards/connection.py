@@ -112,6 +112,7 @@ class Connection:
         self._heard: dict[tuple[int, int, str], Event] = {}  # of this session
         self._fresh: list[Event] = []  # heard from a new shard for the first time, and not passed on yet
         self._losses = 0  # in this session
+        self._given_up = False
 
     def build(self) -> None:
         """Begin to make the shard; ``told`` returns how it describes itself."""
@@ -141,10 +142,10 @@ class Connection:
         answer = None
         while not said.answered:
             try:
-                if self._place is None:
+                if (place := self._place) is None:
                     answer = self._say_again()
                 else:
-                    answer = self._answer(said)
+                    answer = self._answer(place, said)
                     if isinstance(answer, Batch):
                         self._heard |= {_key(event): event for event in answer.events}
             except ShardLostError as error:
@@ -154,22 +155,28 @@ class Connection:
     def abandon(self, seconds: float | None = None) -> None:
         """Wait for an answer that nobody needs any more, so that other messages can follow."""
         said = (self._session or self._base)[-1]
-        if self._place is None or said.answered:
+        if (place := self._place) is None or said.answered:
             return
         try:
-            self._answer(said, seconds)
+            self._answer(place, said, seconds)
         except (ShardLostError, ShardError, ValueError):
             self.end()
 
     def end(self) -> None:
         """End the shard. What is said next makes a new one."""
-        if self._place is not None:
-            self._place.end()
-            self._place = None
+        place, self._place = self._place, None
+        if place is not None:
+            place.end()
+
+    def give_up(self) -> None:
+        """End the shard for good, also while another thread waits for its answer: that one gets a ShardError."""
+        self._given_up = True
+        self.end()
 
     def close(self) -> None:
         """Have the shard close its worlds, and end it."""
-        self.abandon(_CLOSING_S)
+        if not self._given_up:
+            self.abandon(_CLOSING_S)
         if self._place is not None:
             with suppress(ShardLostError, ShardError, ValueError):
                 self._place.tell("close")
@@ -180,17 +187,21 @@ class Connection:
     def _send(self, said: _Said) -> None:
         """Send a message; where the shard is lost, ``told`` makes another one."""
         try:
-            if self._place is None and said.name == "build":
-                self._place = self._host.place(self.number, self.patience.seconds)
-            if self._place is not None:
-                self._place.tell(said.name, *said.arguments)
+            place = self._new_place() if self._place is None and said.name == "build" else self._place
+            if place is not None:
+                place.tell(said.name, *said.arguments)
         except ShardLostError as error:
             self._lose(error)
 
-    def _answer(self, said: _Said, seconds: float | None = None) -> Any:
-        assert self._place is not None
+    def _new_place(self) -> Place:
+        self._place = place = self._host.place(self.number, self.patience.seconds)
+        if self._given_up:  # meanwhile: whoever gave it up saw no place to end
+            raise ShardLostError("it was given up")
+        return place
+
+    def _answer(self, place: Place, said: _Said, seconds: float | None = None) -> Any:
         try:
-            said.answer = self._place.told(self.patience.seconds if seconds is None else seconds)
+            said.answer = place.told(self.patience.seconds if seconds is None else seconds)
         except ShardLostError:
             raise
         except Exception:
@@ -202,12 +213,14 @@ class Connection:
     def _say_again(self) -> Any:
         """Make a new shard and say everything to it. Returns the last answer, with all events that are new."""
         began = self.clock.now()
-        self._place = self._host.place(self.number, self.patience.seconds)
+        if self._given_up:
+            raise ShardLostError("it was given up")
+        place = self._new_place()
         answer: Any = None
         for said in (*self._base, *self._session):
-            self._place.tell(said.name, *said.arguments)
+            place.tell(said.name, *said.arguments)
             before = said.answer if said.answered else None
-            answer = self._answer(said)
+            answer = self._answer(place, said)
             self.repeated += 1
             if isinstance(answer, Batch):
                 self._compare(answer)
@@ -234,8 +247,10 @@ class Connection:
                 )
 
     def _lose(self, error: ShardLostError) -> None:
-        """Count a loss, so that a new shard is made. Raises ShardError where there were too many."""
+        """Count a loss, so that a new shard is made. Raises ShardError where there were too many, or none is wanted."""
         self.end()
+        if self._given_up:
+            raise ShardError(f"shard {self.number} was given up, because the run ends") from None
         self.lost += 1
         self._losses += 1
         if self._losses > self.patience.losses:

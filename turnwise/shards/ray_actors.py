@@ -9,11 +9,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import time
+import warnings
 from typing import Any
 
 from turnwise.childprocess import answered
 from turnwise.shards.connection import Place, ShardError, ShardLostError, reported
 from turnwise.shards.shard import Served
+
+SAID_AFTER_S = 20.0
+"""After which it is said that an actor waits for room."""
 
 
 def check_installed() -> None:
@@ -36,7 +41,7 @@ class Cluster:
         os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster that is started here: its own is 15
         import ray
 
-        self.ray, self._ours = ray, not ray.is_initialized()
+        self.ray, self._ours, self._address = ray, not ray.is_initialized(), address
         if self._ours:
             local = {"include_dashboard": False} if address == "local" else {}
             try:
@@ -48,6 +53,24 @@ class Cluster:
                 raise ValueError(
                     f"ray.address={address}: no cluster can be reached there ({in_words(error)}). {advice}"
                 ) from None
+
+    def check_room(self, cpus: float, gpus: float, who: str, advice: str) -> None:
+        """Compare what ``who`` ask for, all together, with what the whole cluster has.
+
+        Raises ValueError where ``local`` has less. Any other cluster may grow, so that it is a warning there.
+        """
+        has = self.ray.cluster_resources()
+        lacks = [name for name, wanted in (("CPU", cpus), ("GPU", gpus)) if wanted > has.get(name, 0)]
+        if not lacks:
+            return
+        wanted, there = (
+            " and ".join(f"{found.get(name, 0):g} {name}s" for name in lacks)
+            for found in ({"CPU": cpus, "GPU": gpus}, has)
+        )
+        told = f"ray.address={self._address}: {who} ask for {wanted}, and the cluster has {there}: {advice}"
+        if self._address == "local":
+            raise ValueError(told)
+        warnings.warn(f"{told}, or add nodes: until then some of them wait for room", stacklevel=2)
 
     def spread(self, kind: type, cpus: float, gpus: float) -> Any:
         """``kind`` as a class of actors that ask for so many CPUs and GPUs each, spread over the cluster's nodes."""
@@ -66,12 +89,30 @@ class RayActors:
     """Places shards in actors that ask for so many CPUs and GPUs each. ``address`` as of ``Cluster``."""
 
     def __init__(self, address: str, cpus: float, gpus: float) -> None:
-        self._cluster = Cluster(address)
+        self._cluster, self._cpus, self._gpus = Cluster(address), cpus, gpus
         self._actor = self._cluster.spread(_Actor, cpus, gpus)
+
+    def check_room(self, shards: int, ranks: int = 0, cpus_per_rank: float = 0, gpus_per_rank: float = 0) -> None:
+        """See whether the cluster has room for so many shards, and for ``ranks`` of a learner beside them.
+
+        Raises ValueError as ``Cluster.check_room`` does, and leaves the cluster then.
+        """
+        cpus, gpus = shards * self._cpus + ranks * cpus_per_rank, shards * self._gpus + ranks * gpus_per_rank
+        who = f"shards ({shards}) and the other ranks ({ranks})" if ranks else f"shards ({shards})"
+        which = "the number of shards, or ray.cpus_per_shard"
+        if ranks:
+            which = "rollout.shards, learner.ranks, ray.cpus_per_shard or ray.cpus_per_rank"
+        try:
+            self._cluster.check_room(cpus, gpus, who, f"lower {which}")
+        except ValueError:
+            self.close()
+            raise
 
     def place(self, number: int, seconds: float) -> Place:
         """A new actor. It may still wait for a node with room: then its first answer comes late."""
-        return _ActorPlace(self._cluster.ray, self._actor.remote())
+        wanted = f"{self._cpus:g} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
+        told = f"shard {number} waits for a node of the cluster with room for {wanted}"
+        return _ActorPlace(self._cluster.ray, self._actor.remote(), told)
 
     def shared(self, tensors: bytes) -> Any:
         """A reference to the bytes, which every node fetches once."""
@@ -106,9 +147,12 @@ def in_words(error: Exception) -> str:
 
 
 class _ActorPlace:
-    def __init__(self, ray: Any, actor: Any) -> None:
-        self._ray, self.actor = ray, actor
+    """``waits`` says that no node has room for it yet."""
+
+    def __init__(self, ray: Any, actor: Any, waits: str) -> None:
+        self._ray, self.actor, self._waits = ray, actor, waits
         self._reference: Any = None
+        self._placed: Any = actor.where.remote()  # None once it is known, or was said
 
     def where(self, seconds: float) -> tuple[str, int]:
         """The id of the actor's node, and of its process there. To be asked between calls."""
@@ -130,7 +174,7 @@ class _ActorPlace:
         """The answer to a call. Raises ShardLostError where the actor or its node has ended, or does not answer."""
         errors = self._ray.exceptions
         try:
-            return self._ray.get(reference, timeout=seconds)
+            return self._ray.get(reference, timeout=self._left(seconds))
         except errors.GetTimeoutError:
             raise ShardLostError(
                 f"it gave no answer within rollout.shard_timeout_s = {seconds:g} s; if it was not made yet, no node of "
@@ -142,6 +186,17 @@ class _ActorPlace:
             raise ShardError(f"a shard's actor failed: {error}") from None
         except errors.RayError as error:
             raise ShardLostError(in_words(error)) from None
+
+    def _left(self, seconds: float) -> float:
+        """What is left of the seconds after it was seen that a node has the actor, or said that it waits for one."""
+        if self._placed is None:
+            return seconds
+        began = time.monotonic()
+        placed, _ = self._ray.wait([self._placed], timeout=min(SAID_AFTER_S, seconds))
+        self._placed = None
+        if not placed:
+            warnings.warn(self._waits, stacklevel=2)
+        return max(0.0, seconds - (time.monotonic() - began))
 
     def leave(self) -> None:
         self.end()

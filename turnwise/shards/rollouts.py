@@ -166,9 +166,9 @@ class ShardedCollector:
         return {**told, **self.shards.numbers()}
 
     def end(self) -> None:
-        """End every shard at once, also where another thread waits for its answer."""
+        """End every shard at once and for good, also where another thread waits for its answer."""
         for connection in self.shards.connections:
-            connection.end()
+            connection.give_up()
 
     def close(self) -> None:
         if self.grader is not None:

@@ -177,7 +177,12 @@ class Ahead:
         collector = self._collector
         collector.clock, collector.failures = clock, _ = Clock(), 0
         rollouts = _Stoppable(collector.rollouts(self._sampling, update, weights=weights), self._stopping)
-        found = self._planner.plan(self._order.tasks(update), rollouts, self._order.spare(update))
+        try:
+            found = self._planner.plan(self._order.tasks(update), rollouts, self._order.spare(update))
+        except BaseException:  # also where the session is broken off: what it counted is of no update
+            for take in (collector.numbers, self._spent, lambda: _acted(self._planner)):
+                take()
+            raise
         return Played(
             found,
             collector.failures,

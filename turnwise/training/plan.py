@@ -56,6 +56,7 @@ class Demand:
     teacher: int = 0  # bytes of the weights of a second scorer
     packed: bool = False  # the sampler has packed weights
     shards: int = 0  # processes of this machine that have weights of their own, beside this one
+    ahead: int = 0  # updates by which episodes are played before they are learned from
     ranks: int = 1  # processes that learn together, the first of which samples
     divided: bool = False  # among them the frozen weights
     ranks_elsewhere: bool = False  # but for the first
@@ -144,6 +145,7 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
             Part("teacher's weights", demand.teacher, "a second scorer, frozen"),
             Part("master weights", count * FLOAT if half and not shape.lora else 0, f"{count:,} of 4 bytes"),
             Part("optimizer", 2 * count * FLOAT, "two moments of 4 bytes"),
+            _earlier(shape, demand),
             Part(
                 "rows for merge shares",
                 shape.watched * (FLOAT + shape.itemsize * demand.divided) if half else 0,
@@ -151,6 +153,16 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
             ),
         ]
     return parts
+
+
+def _earlier(shape: Shape, demand: Demand) -> Part:
+    """Copies of what is trained: of the present version, of ``ahead`` before it, and one while an earlier is taken up.
+
+    They are in main memory: on a GPU they are not counted.
+    """
+    copies = (demand.ahead + 2) * (demand.ahead > 0) * demand.on_cpu
+    each = shape.lora * FLOAT or shape.parameters * shape.itemsize
+    return Part("earlier weights", copies * each, f"{copies} copies of what is trained, for rollout.ahead")
 
 
 def _sampling(shape: Shape, demand: Demand) -> list[Part]:
@@ -285,6 +297,7 @@ def fitting(shape: Shape, demand: Demand) -> Demand:
 _SMALLER = "take a smaller model, or model.dtype=bfloat16"
 _ADVICE: Mapping[str, str] = {
     "shards": "lower rollout.shards",
+    "earlier weights": "lower rollout.ahead, or train adapters (lora={}) in place of all weights",
     "reference weights": "train adapters (lora={}) in place of all weights",
     "teacher's weights": "take a smaller teacher",
     "master weights": "train adapters (lora={}) in place of all weights",
