@@ -30,7 +30,7 @@ class Reading(Protocol):
     def __call__(self, logits: Tensor, targets: Tensor, states: Tensor, /) -> Tensor:
         """Logits [R, V], tokens [R] and the states [R, h] that predict them -> [R].
 
-        The logits are over the token's temperature, and far below all others where an id was not allowed.
+        Logits and states are over the token's temperature, the logits far below all others where an id was not allowed.
         """
         ...
 
