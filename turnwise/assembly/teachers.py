@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from turnwise.assembly.players import load_policies, open_run
 from turnwise.learning.recipe import Recipe
+from turnwise.learning.settings import Settings
+from turnwise.models.loading import from_anywhere
 from turnwise.models.policy import Policy
 from turnwise.models.settings import PretrainedModelConfig
 from turnwise.runs.directory import RunDirectory
@@ -45,6 +47,18 @@ def teacher_bytes(recipe: Recipe) -> int:
     else:
         shape = shape_of(run.config().model, run.config().lora)
     return shape.parameters * shape.itemsize + shape.lora * FLOAT
+
+
+def with_teacher_from_anywhere(algorithm: Settings) -> Settings:
+    """An algorithm's settings whose teacher, or that of a base, has a name for any working directory."""
+    changed: dict[str, object] = {}
+    for name, value in algorithm:
+        if name == "teacher" and isinstance(value, str):
+            changed[name] = from_anywhere(value)
+        elif isinstance(value, Settings):
+            changed[name] = with_teacher_from_anywhere(value)
+    changed = {name: value for name, value in changed.items() if value != getattr(algorithm, name)}
+    return algorithm.model_copy(update=changed) if changed else algorithm
 
 
 def _run(recipe: Recipe) -> RunDirectory | None:
