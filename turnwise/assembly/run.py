@@ -458,7 +458,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
         reference=recipe.needs_reference,
         reads=recipe.reads_vocabulary,
-        teacher=teacher_bytes(recipe),
+        teacher=teacher_bytes(recipe, config.device),
         packed=is_packed(rollout.packed_weights, shape, config.device),
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
         ranks=config.learner.ranks,

@@ -37,15 +37,18 @@ def teacher_of(recipe: Recipe, student: Policy) -> Teacher | None:
     return Teacher(recipe.teacher, policy)
 
 
-def teacher_bytes(recipe: Recipe) -> int:
-    """Memory of the weights of the teacher that a recipe names; 0 where it needs none. Raises ValueError as above."""
+def teacher_bytes(recipe: Recipe, device: str) -> int:
+    """Memory of the weights of the teacher that a recipe names, on a device; 0 where it needs none.
+
+    Raises ValueError as above.
+    """
     if not recipe.needs_teacher:
         return 0
     run = _run(recipe)
     if run is None:
-        shape = shape_of(PretrainedModelConfig(path=recipe.teacher), None)
+        shape = shape_of(PretrainedModelConfig(path=recipe.teacher), None, device)
     else:
-        shape = shape_of(run.config().model, run.config().lora)
+        shape = shape_of(run.config().model, run.config().lora, device)
     return shape.parameters * shape.itemsize + shape.lora * FLOAT
 
 
