@@ -93,12 +93,31 @@ def test_the_best_of_the_heated_are_learned_from(mix: Any) -> None:
     part = made.recipe.composer
     assert isinstance(part, HeatedAttempts)
     first = layout([Group(group.task, group.trajectories[:4]) for group in groups])
-    usual = first.behaviour_entropies[first.action_mask][2 * (mix == "replace") :]
-    assert part.entropy == pytest.approx(float(usual.mean()), rel=1e-5), "of attempts at the run's temperature"
+    usual = first.behaviour_entropies[first.action_mask]
+    assert part.entropy == pytest.approx(float(usual.mean()), rel=1e-5), "of all attempts at the run's temperature"
     state, tensors = made.state_dict()
     again = learner(build(ArbitraryAEPOConfig(base=PLAIN, mix=mix), RUN), BigramPolicy())
     again.load_state_dict(state, tensors)
     assert again.recipe.composer.entropy == part.entropy  # type: ignore[attr-defined]
+
+
+def test_the_thermostat_turns_where_nothing_is_learned_from() -> None:
+    """Every group is uniform and left out. The update itself is still at the entropy of the one before."""
+    policy = BigramPolicy()
+    made = learner(build(ArbitraryAEPOConfig(base=GRPOConfig(kl_coef=0.0), target=0.01), RUN), policy)
+    groups = played([[0, 0, 0, 0], [1, 1, 1, 1]], [[0, 0, 0, 0]])
+    failed = replace(groups[1].trajectories[0], end="error")
+    groups[1] = replace(groups[1], trajectories=(failed, *groups[1].trajectories[1:]))
+    metrics = made.update(buffer_of(groups), 0)
+    assert metrics.mechanisms["HeatedAttempts/temperature"] == 1.2
+    part = made.recipe.composer
+    assert isinstance(part, HeatedAttempts)
+    sound = [t for group in groups for t in group.trajectories[:4] if t is not failed]
+    entropies = np.concatenate([turn.entropies for t in sound for turn in t.turns])
+    assert part.entropy == pytest.approx(float(entropies.mean()), rel=1e-5)
+    assert made.update(buffer_of(groups), 1).mechanisms["HeatedAttempts/temperature"] == 0.8
+    assert made.update(buffer_of([]), 2).mechanisms["HeatedAttempts/temperature"] == 0.8
+    assert part.entropy == pytest.approx(float(entropies.mean()), rel=1e-5), "nothing was played"
 
 
 def test_above_the_target_half_as_many_are_kept() -> None:

@@ -10,14 +10,20 @@ import torch
 from torch import Tensor
 
 from tests.algorithms.fakes import BigramPolicy
+from turnwise.algorithms.aepo_arbitrary import ArbitraryAEPOConfig
+from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.common import TruncatedImportance
+from turnwise.algorithms.counterfactual import CounterfactualConfig
+from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.spear import SPEARConfig
+from turnwise.algorithms.stale import ready_for_stale
 from turnwise.learning.learner import shaped_rewards, stream_loss
 from turnwise.learning.metrics import Tally
 from turnwise.learning.parts import UpdateContext
+from turnwise.learning.planning import GroupPlanner
 from turnwise.learning.primitives import Counts
 from turnwise.learning.recipe import Recipe
 from turnwise.learning.settings import RunInfo, StaleSettings
@@ -134,6 +140,35 @@ def test_without_a_run_ahead_nothing_is_added() -> None:
     capped = build(SPEARConfig(), info(cap=3.0))["fresh"].weighters
     assert [part.cap for part in capped if isinstance(part, TruncatedImportance)] == [3.0], "once, on the whole"
     assert "proximal" not in build(GRPOConfig(), info(correction="none"))["fresh"].needs
+
+
+class Own:
+    """A planner from elsewhere."""
+
+    inner: Any = None
+
+    def plan(self, tasks: Any, rollouts: Any, spare: Any = ()) -> list[Trajectory]:
+        return []
+
+
+def test_only_planners_that_say_so_play_ahead() -> None:
+    """Also inside or around another one; a part always keeps something."""
+    made = build(GRPOConfig(), replace(info(), ahead=0))
+    for remembers, error in ((None, r"\(Own\) does not say .*remembers = False"), (True, r"\(Own\) keeps something")):
+        planner, around = Own(), Own()
+        around.inner, around.remembers = planner, False  # type: ignore[attr-defined]
+        if remembers is not None:
+            planner.remembers = remembers  # type: ignore[attr-defined]
+        for each in (planner, around, DynamicSampling(planner, 2)):
+            with pytest.raises(ValueError, match=error):
+                ready_for_stale(replace(made, planner=each), info())
+        planner.remembers = False  # type: ignore[attr-defined]
+        ready_for_stale(replace(made, planner=DynamicSampling(around, 2)), info())
+    ready_for_stale(replace(made, planner=DynamicSampling(GroupPlanner(4), 2)), info())
+    for config in (CounterfactualConfig(), ARPOConfig()):
+        build(config, replace(info(), group_size=8))
+    with pytest.raises(ValueError, match="HeatedAttempts"):
+        build(ArbitraryAEPOConfig(), info())
 
 
 def test_capped_and_dropped_tokens_are_counted() -> None:

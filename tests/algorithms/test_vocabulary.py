@@ -16,8 +16,10 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.lp_reg import FreedClip, LpRegConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.siren import AnchoredNucleus, SIRENConfig
-from turnwise.algorithms.vocabulary import NucleusEntropy, ProxyLogprob, above_quantile
+from turnwise.algorithms.vocabulary import NucleusEntropy, ProxyLogprob, StepCurvature, StepNorm, above_quantile
 from turnwise.learning.parts import MinibatchView, UpdateContext
+from turnwise.models.allowed import Drawn
+from turnwise.models.reading import by_head, read
 
 BARE = GRPOConfig(kl_coef=0.0, dual_clip=None)
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
@@ -138,6 +140,37 @@ def test_sirens_term_is_the_square_whatever_the_microbatches(average: Any) -> No
     metrics = learner(build(config, RUN), policy, microbatch_tokens=8).update(buffer_of(made), 0)
     level = metrics.mechanisms["AnchoredNucleus/peak_entropy"]
     assert metrics.regularizers["AnchoredNucleus"] == pytest.approx((level - 0.2) ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_steps_norm_and_curvature_are_autograds_at_every_temperature(own: bool) -> None:
+    """d = the gradient of ln p(y) by the head's weight: |d|^2, and the second derivative of p(y) / p(y) along d."""
+    generator = torch.Generator().manual_seed(0)
+    states, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 4), (7, 4), (7,))
+    )
+    targets, heats, inside = torch.tensor([0, 3, 6]), [0.5] * 3, torch.ones(3, 7, dtype=torch.bool)
+    drawn = None
+    if own:  # the run's, 2 with four ids allowed, 0.8
+        heats, inside[1] = [0.5, 2.0, 0.8], torch.tensor([True, False, True, True, False, True, False])
+        which, offsets, but = torch.tensor([-1, 0, -1]), torch.tensor([0, 4]), torch.tensor([False])
+        drawn = Drawn(which, offsets, torch.tensor([0, 2, 3, 5]), but, torch.tensor([0.0, 2.0, 0.8]))
+    head = by_head(states, weight, bias)
+    norm, curvature = read(states, targets, drawn, head, (StepNorm(), StepCurvature()), vocabulary=7, temperature=0.5)
+    for n, heat in enumerate(heats):
+
+        def logprob(along: torch.Tensor, n: int = n, heat: float = heat) -> torch.Tensor:
+            logits = ((along @ states[n] + bias) / heat).masked_fill(~inside[n], -torch.inf)
+            return logits.log_softmax(-1)[targets[n]]
+
+        d = torch.autograd.functional.jacobian(logprob, weight)
+
+        def share(size: torch.Tensor, n: int = n, d: torch.Tensor = d) -> torch.Tensor:
+            return (logprob(weight + size * d) - logprob(weight)).exp()
+
+        second = torch.autograd.functional.hessian(share, torch.zeros((), dtype=torch.float64))
+        torch.testing.assert_close(norm[n], d.square().sum(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(curvature[n], second, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

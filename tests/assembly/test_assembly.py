@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from tests.faults.runs import config
+from turnwise.algorithms.registry import build
+from turnwise.assembly.players import load_policies
 from turnwise.assembly.run import Assembly
+from turnwise.assembly.teachers import teacher_of
 from turnwise.envs import tasks
 from turnwise.envs.settings import EnvConfig
 from turnwise.runs.directory import RunDirectory
@@ -39,6 +42,35 @@ def test_one_environment_is_made_before_the_first_episode_and_closed(
             assert len(made) == 1
             assert sorted(panels) == ["test", "train", "validation"], "each panel is opened once"
     assert closed == made
+
+
+def test_a_runs_models_are_named_for_any_working_directory(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "models").symlink_to(model.parent)
+    monkeypatch.chdir(tmp_path)
+    name, mine = f"models/{model.name}", "{type: distill, teacher: mine}"
+    taught = f"algorithm={{type: siren, base: {{type: distill, teacher: {name}}}}}"
+    for given, (path, teacher) in {
+        (name, taught): (str(tmp_path / name), str(tmp_path / name)),
+        ("smollm2", f"algorithm={mine}"): ("smollm2", "mine"),
+    }.items():
+        (tmp_path / given[0]).mkdir(exist_ok=True)  # a short name is no folder, also where there is one
+        assembly = Assembly(config(Path(given[0]), given[1]))
+        monkeypatch.setattr(assembly, "agent", assembly.config.agent, raising=False)
+        settled = assembly.settled()
+        assert settled.model.path == path  # type: ignore[union-attr]
+        algorithm = settled.algorithm.model_dump()
+        assert algorithm.get("base", algorithm)["teacher"] == teacher
+        run = RunDirectory.create(tmp_path / f"run-{Path(path).name}", settled, {})
+        assert RunDirectory.open(run.path).config() == settled
+    monkeypatch.chdir(elsewhere)
+    run = RunDirectory.open(tmp_path / f"run-{model.name}")
+    policies = load_policies(run, [""], samples=False)
+    recipe = build(run.config().algorithm, run.config().run_info)
+    assert teacher_of(recipe, policies[""]) is not None
 
 
 def test_nothing_is_opened_before_it_is_needed(model: Path) -> None:

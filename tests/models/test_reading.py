@@ -45,7 +45,7 @@ def test_values_and_gradients_are_those_of_whole_logits(least: int, monkeypatch:
     wrt, weights = (states, weight, bias), torch.arange(15.0, dtype=torch.float64).reshape(3, 5)
     found = read(states, targets, None, by_head(*wrt), READINGS, vocabulary=11, temperature=0.7)
     logits = (states @ weight.T + bias) / 0.7
-    expected = tuple(each(logits, targets, states) for each in READINGS)
+    expected = tuple(each(logits, targets, states / 0.7) for each in READINGS)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
     for ours, theirs in zip(

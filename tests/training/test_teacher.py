@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,9 @@ from turnwise.assembly import teachers
 from turnwise.assembly.run import demand_of
 from turnwise.assembly.teachers import teacher_bytes, teacher_of
 from turnwise.learning.recipe import Recipe
+from turnwise.models import precision
 from turnwise.models.policy import Policy
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.plan import plan
 from turnwise.training.proof import DisagreementError
 from turnwise.training.teacher import Teacher, check_tokens
@@ -75,7 +78,7 @@ def test_a_run_teaches_with_its_checkpoint(model: Path, tmp_path: Path) -> None:
     assert not list(teacher.parameters())
     assert not any(p.requires_grad for p in teacher.policy.model.parameters())
     held = sum(p.nbytes for p in teacher.policy.model.parameters())
-    assert teacher_bytes(named(str(tmp_path / "run"))) == held
+    assert teacher_bytes(named(str(tmp_path / "run")), "cpu") == held
     assert teacher.changed() is None
 
 
@@ -86,13 +89,31 @@ def test_what_a_teacher_takes_is_planned(model: Path, other: Path) -> None:
     assert "teacher's weights" not in {part.name for part in plan(*demand_of(config(model))).parts}
 
 
+def test_a_teachers_numbers_are_counted_as_the_device_has_them(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In half the bytes where the device multiplies what is stored in bfloat16."""
+    half = tmp_path / "half"
+    shutil.copytree(model, half)
+    about = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps({**about, "dtype": "bfloat16", "torch_dtype": "bfloat16"}))
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
+    on_cpu, on_gpu = (teacher_bytes(named(str(half)), device) for device in ("cpu", "cuda"))
+    assert on_cpu == 2 * on_gpu > 0
+    RunDirectory.create(tmp_path / "run", config(half, "lora=null"), {})
+    on_cpu, on_gpu = (teacher_bytes(named(str(tmp_path / "run")), device) for device in ("cpu", "cuda"))
+    assert on_cpu == 2 * on_gpu > 0
+    asked = config(model, f"algorithm={{type: distill, teacher: {half}}}").model_copy(update={"device": "cuda"})
+    assert demand_of(asked)[1].teacher == on_gpu
+
+
 def test_a_teacher_must_be_named_and_have_one_policy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"learns from a teacher: name one with algorithm\.teacher"):
         demand_of(config(model, "algorithm=distill"))
     game = SimpleNamespace(config=lambda: SimpleNamespace(game=object()))
     monkeypatch.setattr(teachers, "open_run", lambda target: game)
     with pytest.raises(ValueError, match="teacher runs/duel is a run of a game"):
-        teacher_bytes(named("runs/duel"))
+        teacher_bytes(named("runs/duel"), "cpu")
 
 
 def test_other_tokens_are_refused_by_name() -> None:

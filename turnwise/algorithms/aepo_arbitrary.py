@@ -29,7 +29,8 @@ ABOUT = About(
     code="597358816/AEPO b353a054",
     differences=(
         "Heated tokens are scored at the temperature that drew them, as every token; released: at 1.",
-        "The entropy is that of the sampling policy's distributions; released: the mean surprise of sampled tokens.",
+        "The entropy is that of the sampling policy's distributions, over all attempts that are not heated; released: "
+        "the mean surprise of trained tokens.",
         "The paper adds the term with a weight (mix=append); released: attempts are replaced, and the weight is their "
         "share (mix=replace).",
         "Without a heated attempt that is better than its like nothing is mixed in; released: an error.",

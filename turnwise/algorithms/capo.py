@@ -2,7 +2,7 @@
 
 A token's step is modelled by the output head alone, as one of plain gradient descent of size lr:
 
-    v    = e_y - p,   x the last hidden state,   g = A v x^T                       A in its unit
+    v    = e_y - p,   x the last hidden state over the temperature,   g = A v x^T  A in its unit
     m_F  = 1/2 lr^2 A^2 |v|^4 |x|^4                                                what the policy changes (Fisher)
     m_H  = lr A^2 |v|^2 |x|^2 + 1/2 lr^2 A^3 |x|^4 (|v|^4 - Var_p v)               what the objective changes (Hessian)
     keep = m_F < fisher  and  -hessian < m_H < hessian                             two_sided; else 0 <= m_H

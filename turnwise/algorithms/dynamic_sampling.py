@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import ClassVar
 
 from turnwise.algorithms.common import is_uniform
 from turnwise.learning.metrics import Occurrences
@@ -26,6 +27,7 @@ class DynamicSampling:
     inner: Planner
     max_tries: int
     occurred: Occurrences = field(default_factory=Occurrences, compare=False)
+    remembers: ClassVar[bool] = False
 
     def around(self, inner: Planner) -> DynamicSampling:
         return replace(self, inner=inner)

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from turnwise.algorithms.composing import ComposerAround
 from turnwise.learning.credit import group_advantages
-from turnwise.learning.metrics import Metrics
 from turnwise.learning.parts import AdvantageEstimator, Composer, Samples, Stream, Streams, Unit
 from turnwise.learning.planning import Rollouts
-from turnwise.learning.primitives import masked_mean
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import RolloutFinished, Task, Trajectory
@@ -41,7 +40,8 @@ class HeatedAttempts(ComposerAround):
     the first tasks. As a composer it gives the former to the inner one, and makes a stream of the latter: those whose
     advantage among their like is above ``threshold`` deviations, ``most`` at most, half of that above the target.
     With ``coef`` None they take the place of as many of the first attempts, in one mean; else the stream has that
-    factor. Keeps the last update's entropy.
+    factor. Keeps the last update's entropy: the mean over the tokens of all sound attempts that were not heated,
+    whether they are trained on or not. So the thermostat also turns where every group is uniform.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class HeatedAttempts(ComposerAround):
             fresh, stream = replaced(fresh, stream, len(chosen.trajectories))
         else:
             stream = replace(stream, coef=self.coef)
+        self.entropy = mean_entropy(usual.trajectories, self.entropy)  # last: what is above is by the last update's
         others = (fresh if each.name == "fresh" else each for each in streams)
         return replace(streams, streams=(*others, stream))
 
@@ -118,17 +119,18 @@ class HeatedAttempts(ComposerAround):
             place += len(group.trajectories)
         return Samples(tuple(groups), heated.rewards.select(kept))
 
-    def after_update(self, update: int, streams: Streams, metrics: Metrics) -> None:
-        super().after_update(update, streams, metrics)
-        batch = streams["fresh"].batch
-        if batch.action_mask.any():
-            self.entropy = float(masked_mean(batch.behaviour_entropies.double(), batch.action_mask))
-
     def own_state(self) -> dict[str, Any]:
         return {"entropy": self.entropy}
 
     def load_own_state(self, state: Mapping[str, Any]) -> None:
         self.entropy = float(state["entropy"])
+
+
+def mean_entropy(attempts: Iterable[Trajectory], otherwise: float) -> float:
+    """Mean entropy, in nats, of the action tokens of attempts that did not fail; ``otherwise`` where there is none."""
+    turns = [turn for attempt in attempts if attempt.end != "error" for turn in attempt.turns]
+    found = np.concatenate([np.zeros(0), *(turn.entropies[turn.action_mask] for turn in turns)])
+    return float(found.mean()) if len(found) else otherwise
 
 
 def replaced(fresh: Stream, heated: Stream, count: int) -> tuple[Stream, Stream]:

@@ -29,13 +29,20 @@ _FRESH = "fresh"
 def ready_for_stale(made: Recipe, run: RunInfo) -> Recipe:
     """The recipe, for episodes that are played ``run.ahead`` updates before they are learned from.
 
-    Raises ValueError where its planner keeps something of one update for the next, and for a correction that does not
-    fit the recipe.
+    Raises ValueError where its planner keeps something of one update for the next, or does not say that it keeps
+    nothing, and for a correction that does not fit the recipe.
     """
     if isinstance(made.planner, NoRollouts):
         raise ValueError(f"rollout.ahead={run.ahead}: {made.name} plays nothing here: set rollout.ahead=0")
     for layer in layers(made.planner):
-        if isinstance(layer, Part) or getattr(layer, "remembers", False):
+        remembers = isinstance(layer, Part) or getattr(layer, "remembers", None)
+        if remembers is None:
+            raise ValueError(
+                f"rollout.ahead={run.ahead}: the planner of {made.name} ({type(layer).__name__}) does not say whether "
+                "it keeps something of one update for the next: give it `remembers = False` where it keeps nothing, or "
+                "set rollout.ahead=0"
+            )
+        if remembers:
             raise ValueError(
                 f"rollout.ahead={run.ahead}: the planner of {made.name} ({type(layer).__name__}) keeps something of "
                 "one update for the next, which is played before that update is over: set rollout.ahead=0"

@@ -12,7 +12,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -123,6 +123,7 @@ class CounterfactualPlanner:
     where: Where
     seed: int
     occurred: Occurrences = field(default_factory=Occurrences, compare=False)
+    remembers: ClassVar[bool] = False
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
         roots = {rollouts.start(task, n): (place, n) for place, task in enumerate(tasks) for n in range(self.roots)}

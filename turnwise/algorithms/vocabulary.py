@@ -1,6 +1,7 @@
 """What recipes read of the distributions over the vocabulary, token by token (``Reading``).
 
-``p`` is the distribution that a token was drawn from, ``y`` the token, ``x`` the state that predicts it.
+``p`` is the distribution that a token was drawn from, ``y`` the token, ``x`` the state that predicts it, over its
+temperature.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from turnwise.assembly.learners import lead, learner_of
 from turnwise.assembly.players import is_untrained, load_policies, opponents, sides_of
 from turnwise.assembly.shards import ahead_of, check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
-from turnwise.assembly.teachers import teacher_bytes
+from turnwise.assembly.teachers import teacher_bytes, with_teacher_from_anywhere
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.demonstrations import check_stop_split
 from turnwise.cloning.examples import examples_for
@@ -53,7 +53,7 @@ from turnwise.grading.ranking import Ranker
 from turnwise.grading.verdicts import FILE as VERDICTS
 from turnwise.learning.planning import GroupPlanner, NoRollouts, Planner
 from turnwise.models.engine import SlotEngine
-from turnwise.models.loading import end_ids, save_model
+from turnwise.models.loading import end_ids, from_anywhere, save_model
 from turnwise.models.policy import Policy
 from turnwise.models.precision import chosen_dtype
 from turnwise.models.settings import PretrainedModelConfig, ScratchModelConfig
@@ -145,12 +145,18 @@ class Assembly:
         return self.config.agent.model_copy(update={"examples": len(self.examples)})
 
     def settled(self) -> RunConfig:
-        """The configuration with everything that it leaves open: what a run's folder keeps, and can read again."""
+        """The configuration with everything that it leaves open: what a run's folder keeps, and can read again.
+
+        Models and teachers in folders are named so that processes in other working directories find them, too.
+        """
         rollout = self.config.rollout.model_copy(update={"backend": backend_of(self.config)[0]})
         model = self.config.model
         if isinstance(model, PretrainedModelConfig):
-            model = model.model_copy(update={"dtype": settled_dtype(model, self.config.device)})
-        return RunConfig(**{**dict(self.config), "agent": self.agent, "rollout": rollout, "model": model})
+            dtype, path = settled_dtype(model, self.config.device), from_anywhere(model.path)
+            model = model.model_copy(update={"dtype": dtype, "path": path})
+        algorithm = with_teacher_from_anywhere(self.config.algorithm)
+        changed = {"agent": self.agent, "rollout": rollout, "model": model, "algorithm": algorithm}
+        return RunConfig(**{**dict(self.config), **changed})
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
@@ -452,7 +458,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         gradient_checkpointing=bool(getattr(config.model, "gradient_checkpointing", False)),
         reference=recipe.needs_reference,
         reads=recipe.reads_vocabulary,
-        teacher=teacher_bytes(recipe),
+        teacher=teacher_bytes(recipe, config.device),
         packed=is_packed(rollout.packed_weights, shape, config.device),
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
         ahead=rollout.ahead,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from turnwise.assembly.players import load_policies, open_run
 from turnwise.learning.recipe import Recipe
+from turnwise.learning.settings import Settings
+from turnwise.models.loading import from_anywhere
 from turnwise.models.policy import Policy
 from turnwise.models.settings import PretrainedModelConfig
 from turnwise.runs.directory import RunDirectory
@@ -35,16 +37,31 @@ def teacher_of(recipe: Recipe, student: Policy) -> Teacher | None:
     return Teacher(recipe.teacher, policy)
 
 
-def teacher_bytes(recipe: Recipe) -> int:
-    """Memory of the weights of the teacher that a recipe names; 0 where it needs none. Raises ValueError as above."""
+def teacher_bytes(recipe: Recipe, device: str) -> int:
+    """Memory of the weights of the teacher that a recipe names, on a device; 0 where it needs none.
+
+    Raises ValueError as above.
+    """
     if not recipe.needs_teacher:
         return 0
     run = _run(recipe)
     if run is None:
-        shape = shape_of(PretrainedModelConfig(path=recipe.teacher), None)
+        shape = shape_of(PretrainedModelConfig(path=recipe.teacher), None, device)
     else:
-        shape = shape_of(run.config().model, run.config().lora)
+        shape = shape_of(run.config().model, run.config().lora, device)
     return shape.parameters * shape.itemsize + shape.lora * FLOAT
+
+
+def with_teacher_from_anywhere(algorithm: Settings) -> Settings:
+    """An algorithm's settings whose teacher, or that of a base, has a name for any working directory."""
+    changed: dict[str, object] = {}
+    for name, value in algorithm:
+        if name == "teacher" and isinstance(value, str):
+            changed[name] = from_anywhere(value)
+        elif isinstance(value, Settings):
+            changed[name] = with_teacher_from_anywhere(value)
+    changed = {name: value for name, value in changed.items() if value != getattr(algorithm, name)}
+    return algorithm.model_copy(update=changed) if changed else algorithm
 
 
 def _run(recipe: Recipe) -> RunDirectory | None:

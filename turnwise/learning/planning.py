@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -30,7 +30,7 @@ class Reading(Protocol):
     def __call__(self, logits: Tensor, targets: Tensor, states: Tensor, /) -> Tensor:
         """Logits [R, V], tokens [R] and the states [R, h] that predict them -> [R].
 
-        The logits are over the token's temperature, and far below all others where an id was not allowed.
+        Logits and states are over the token's temperature, the logits far below all others where an id was not allowed.
         """
         ...
 
@@ -125,7 +125,11 @@ class Rollouts(Protocol):
 
 
 class Planner(Protocol):
-    """Decides which episodes are played for an update. It does so while they run, by reacting to their events."""
+    """Decides which episodes are played for an update. It does so while they run, by reacting to their events.
+
+    An attribute ``remembers`` says whether something of one update decides what a later one plays. Only planners with
+    ``remembers = False`` can play ahead of the learner (``rollout.ahead``).
+    """
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
         """Play, and return every trajectory that was played. The composer decides which of them are trained on.
@@ -164,6 +168,7 @@ class GroupPlanner:
     """
 
     group_size: int
+    remembers: ClassVar[bool] = False
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
         order = [rollouts.start(task, sample) for task in tasks for sample in range(self.group_size)]

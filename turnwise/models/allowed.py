@@ -133,7 +133,7 @@ def scored_logits(
     if drawn is None:
         return logits_logprob_entropy(logits, targets, temperature, entropy)
     inside = _inside(drawn, logits.shape)
-    logp = torch.log_softmax((exactly(logits) / _heat(drawn, temperature)).masked_fill(~inside, -torch.inf), dim=-1)
+    logp = torch.log_softmax((exactly(logits) / heat_of(drawn, temperature)).masked_fill(~inside, -torch.inf), dim=-1)
     logp = logp.masked_fill(~inside, 0.0)  # as in _among
     probabilities = logp.exp().masked_fill(~inside, 0.0)
     chosen = logp.gather(1, targets[:, None])[:, 0]
@@ -142,13 +142,14 @@ def scored_logits(
 
 def restricted(logits: Tensor, drawn: Drawn | None, temperature: float) -> Tensor:
     """Logits [M, V] of what each token was drawn from: over its temperature, and ``NEVER`` outside its allowed ids."""
+    hot = exactly(logits) / heat_of(drawn, temperature)
+    return hot if drawn is None else hot.masked_fill(~_inside(drawn, logits.shape), NEVER)
+
+
+def heat_of(drawn: Drawn | None, temperature: float) -> Tensor | float:
+    """Each token's temperature, [M, 1]; one number where all have the run's."""
     if drawn is None:
-        return exactly(logits) / temperature
-    return (exactly(logits) / _heat(drawn, temperature)).masked_fill(~_inside(drawn, logits.shape), NEVER)
-
-
-def _heat(drawn: Drawn, temperature: float) -> Tensor:
-    """Each token's temperature, [M, 1]."""
+        return temperature
     return drawn.temperatures.masked_fill(drawn.temperatures == 0, temperature)[:, None]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from turnwise.models.convert import converted, gguf_of
+from turnwise.models.convert import NAMED, converted, gguf_of
 from turnwise.models.kinds import check_general, check_kind, is_fast
 from turnwise.models.precision import chosen_dtype, warn_if_slow
 from turnwise.models.settings import ADAPTER_FILE, DType
@@ -167,6 +167,16 @@ def place(path: str | Path, dtype: DType = "auto") -> str:
             raise ValueError(f"no model at {name!r}: expected a Hugging Face folder with config.json")
         return str(folder)
     return name
+
+
+def from_anywhere(name: str) -> str:
+    """The name of a model or run, for processes in any working directory: absolute where it is a folder or GGUF file.
+
+    Names of ``convert.NAMED``, hub names and places that are not there stay as they are.
+    """
+    path = Path(name).expanduser()
+    is_local = path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file())
+    return str(path.absolute()) if is_local and name not in NAMED else name
 
 
 def _base_name(folder: Path) -> str:

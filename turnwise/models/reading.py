@@ -9,7 +9,9 @@ of the largest probability needs the whole row. So these logits are computed for
 backward pass computes them again.
 
 The logits are those of the distribution that a token was drawn from: divided by its temperature, and ``NEVER`` outside
-its allowed tokens. They are finite, so that a probability of 0 times its logarithm is 0, as is its gradient.
+its allowed tokens. They are finite, so that a probability of 0 times its logarithm is 0, as is its gradient. The states
+are over the temperature as well: the product of the head's weight and such a state is such a logit, so that gradients
+by the head's weight, which a reading may compute from both, are right at every temperature.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from turnwise.models.allowed import Drawn, restricted
+from turnwise.models.allowed import Drawn, heat_of, restricted
 from turnwise.models.head import TILE, exactly, spans
 
 Reading = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -52,7 +54,8 @@ def read(
 
         def part(rows: slice = rows, own: Drawn | None = own) -> tuple[Tensor, ...]:
             logits = restricted(logits_of(rows), own, temperature)
-            return tuple(reading(logits, targets[rows], states[rows]) for reading in readings)
+            own_states = exactly(states[rows]) / heat_of(own, temperature)
+            return tuple(reading(logits, targets[rows], own_states) for reading in readings)
 
         parts.append(checkpoint(part, use_reentrant=False) if again else part())
     if not parts:
