@@ -14,6 +14,7 @@ import torch
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
 from tests.learning.test_learner import gradient
 from turnwise.algorithms.bellman import SoftBellman
+from turnwise.algorithms.composing import ComposerAround
 from turnwise.algorithms.offline import StoredGroups
 from turnwise.algorithms.oreo import OREOConfig
 from turnwise.algorithms.registry import build
@@ -95,8 +96,11 @@ def test_what_an_episode_was_given_to_start_from_is_not_learned(tmp_path: Path) 
 
 
 def test_files_that_teach_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is not there; expected the folder of a run, or its trajectories.jsonl.gz"):
-        build(OREOConfig(episodes=str(tmp_path / "nowhere")), RUN)
+    nowhere = build(OREOConfig(episodes=str(tmp_path / "nowhere")), RUN).composer
+    assert isinstance(nowhere, StoredGroups)
+    for asked in (ComposerAround(nowhere).check_sources, lambda: nowhere.chosen(0)):
+        with pytest.raises(ValueError, match=r"is not there; expected the folder of a run, or its trajectories.jsonl"):
+            asked()
     sampler = Sampler.of(BigramPolicy(), np.random.default_rng(0))
     TrajectoryWriter(tmp_path / FILE).append(0, [episode(sampler, num_actions=0)])
     empty = build(OREOConfig(episodes=str(tmp_path)), RUN).composer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ import pytest
 from tests.faults.runs import assert_same, config, trainer
 from tests.faults.test_exact_resume import broken_and_whole
 from turnwise.assembly.run import Assembly
+from turnwise.config.files import load_config
+from turnwise.jobs import train
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
+from turnwise.training.observing import Callback
 from turnwise.training.proof import DisagreementError
 
 
@@ -51,3 +55,32 @@ def test_weights_that_are_not_the_samplers_stop_an_offline_run_too(model: Path, 
     made.sides[0].agent.adapter_hash = "another"
     with pytest.raises(DisagreementError, match="name: the agent plays as another"):
         made.step()
+
+
+def test_a_run_is_read_from_anywhere_when_its_source_is_gone(
+    model: Path, tmp_path: Path, played: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = config(model, "algorithm={type: oreo, episodes: played}", "num_updates=1")
+    monkeypatch.chdir(model)
+    made = trainer(asked, tmp_path / "run")
+    made.step()
+    made.close()
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.config().algorithm.model_dump()["episodes"] == str(played)
+    shutil.rmtree(played)
+    resumed = Assembly(run.config()).trainer(run)
+    resumed.rewind()
+    assert resumed.is_over
+    resumed.close()
+    missing = RunDirectory.create(tmp_path / "new", run.config(), {})
+    with pytest.raises(ValueError, match=r"is not there; expected the folder of a run"):
+        Assembly(run.config()).trainer(missing)
+
+
+def test_a_missing_source_is_told_before_a_model_is_cloned(tmp_path: Path) -> None:
+    made = load_config("smoke", [f"algorithm={{type: oreo, episodes: '{tmp_path}/nowhere'}}"])
+    assert made.warmstart is not None
+    with pytest.raises(ValueError, match=r"nowhere is not there"):
+        train(made, tmp_path / "run", Callback())
+    assert not (tmp_path / "run").exists()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from turnwise.algorithms.common import FreshGroups
 from turnwise.errors import UnusedSettingError
@@ -29,6 +30,12 @@ class OfflineSettings(Settings):
     )
     batch: int = Field(default=128, ge=1, description="Stored episodes of an update, as far as there are so many.")
 
+    @field_validator("episodes")
+    @classmethod
+    def _from_anywhere(cls, given: str | None) -> str | None:
+        """A run's configuration names the same file whatever folder it is read in."""
+        return None if given is None else str(Path(given).expanduser().absolute())
+
     @model_validator(mode="after")
     def _source_is_consistent(self) -> OfflineSettings:
         if self.episodes is None and self.changed("batch"):
@@ -36,7 +43,7 @@ class OfflineSettings(Settings):
         return self
 
     def source(self, run: RunInfo) -> tuple[Composer, Planner | None]:
-        """Who makes the stream ``fresh``, and who plays. Raises ValueError where the file is not there."""
+        """Who makes the stream ``fresh``, and who plays."""
         if self.episodes is None:
             return FreshGroups(), None
         return StoredGroups(StoredEpisodes(self.episodes, run.vocabulary), self.batch, run), NoRollouts()
@@ -51,6 +58,9 @@ class StoredGroups(Composer):
 
     def __init__(self, stored: StoredEpisodes, batch: int, run: RunInfo) -> None:
         self.stored, self.batch, self.run = stored, batch, run
+
+    def check_sources(self) -> None:
+        self.stored.check()
 
     def chosen(self, update: int) -> list[Trajectory]:
         """The episodes of an update."""

@@ -152,6 +152,10 @@ class Assembly:
             model = model.model_copy(update={"dtype": chosen_dtype(model.dtype, self.config.device)})
         return RunConfig(**{**dict(self.config), "agent": self.agent, "rollout": rollout, "model": model})
 
+    def check_sources(self) -> None:
+        """Raise ValueError where the algorithm learns from a file that is not there."""
+        build(self.config.algorithm, self.config.run_info).composer.check_sources()
+
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
         if self.model is not None:
@@ -284,6 +288,8 @@ class Assembly:
     ) -> AnyTrainer:
         """A trainer of another class, or of other ``policies`` by side than the run begins with."""
         config = self.config
+        if not run.has_checkpoint:  # a finished run needs its sources no more
+            self.check_sources()
         panels, grader = self.panels, self.grader(run)  # first: what is refused is refused before a model is loaded
         self._keep_examples(run)
         self.leader = lead(config.learner, config.device, run, self.side_names, config.ray)

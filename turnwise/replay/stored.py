@@ -15,21 +15,31 @@ class StoredEpisodes:
     """What a file, or that of a run's folder, holds to learn from; read when it is first asked for.
 
     ``vocabulary`` is how many tokens the model knows (None: unknown). Episodes that failed, those that were only looked
-    at, and those without an action token are left out. Raises ValueError where the file is not there.
+    at, and those without an action token are left out. The file may be gone for whoever only reads a configuration.
     """
 
     def __init__(self, place: str, vocabulary: int | None) -> None:
-        path = Path(place)
-        self.path, self.vocabulary = path / FILE if path.is_dir() else path, vocabulary
+        self.place, self.vocabulary = Path(place), vocabulary
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.place / FILE if self.place.is_dir() else self.place
+
+    def check(self) -> None:
+        """Raise ValueError where the file is not there."""
         if not self.path.is_file():
-            raise ValueError(f"episodes={place}: {self.path} is not there; expected the folder of a run, or its {FILE}")
+            raise ValueError(
+                f"episodes={self.place}: {self.path} is not there; expected the folder of a run, or its {FILE}"
+            )
 
     @cached_property
     def episodes(self) -> list[Trajectory]:
         """The episodes, from the states on that they started from.
 
-        Raises ValueError where there are none, or where they are of another tokenizer.
+        Raises ValueError where the file is not there, where it has none, or where they are of another tokenizer.
         """
+        self.check()
         whole = [t for t in TrajectoryReader(self.path) if t.end != "error" and not t.only_looked_at]
         found = [own for own in (t.own_part() for t in whole) if own.num_action_tokens]
         if not found:
