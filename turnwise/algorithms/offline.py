@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -61,6 +62,12 @@ class StoredGroups(Composer):
 
     def check_sources(self) -> None:
         self.stored.check()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.stored.state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stored.load(state)
 
     def chosen(self, update: int) -> list[Trajectory]:
         """The episodes of an update."""
