@@ -84,3 +84,22 @@ def test_a_missing_source_is_told_before_a_model_is_cloned(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"nowhere is not there"):
         train(made, tmp_path / "run", Callback())
     assert not (tmp_path / "run").exists()
+
+
+def test_graders_would_pay_nobody_and_are_refused() -> None:
+    for given, named in (
+        (["rewards.functions=[my_rewards:exact]"], "rewards.functions"),
+        (["rewards.functions=[my_rewards:exact]", "rewards.world=0.5"], "rewards.world, rewards.functions"),
+        (["rewards.ranking={model: some}"], "rewards.ranking"),
+    ):
+        with pytest.raises(ValueError, match=rf"{named}: graders pay episodes that are played.*`turnwise rejudge`"):
+            load_config("smoke", ["algorithm={type: oreo, episodes: played}", *given])
+        load_config("smoke", ["algorithm=oreo", *given])
+
+
+@pytest.mark.parametrize("policies", ["per_role", "per_player"])
+def test_several_policies_would_learn_from_each_others_replies(policies: str) -> None:
+    with pytest.raises(ValueError, match=f"game.policies={policies} trains several policies"):
+        load_config("smoke", ["algorithm={type: oreo, episodes: played}", f"game.policies={policies}"])
+    load_config("smoke", ["algorithm={type: oreo, episodes: played}", "game.policies=shared"])
+    load_config("smoke", ["algorithm=oreo", f"game.policies={policies}"])
