@@ -90,7 +90,7 @@ def test_graders_would_pay_nobody_and_are_refused() -> None:
     for given, named in (
         (["rewards.functions=[my_rewards:exact]"], "rewards.functions"),
         (["rewards.functions=[my_rewards:exact]", "rewards.world=0.5"], "rewards.world, rewards.functions"),
-        (["rewards.ranking={model: some}"], "rewards.ranking"),
+        (["rewards.ranking={model: openai:some}"], "rewards.ranking"),
     ):
         with pytest.raises(ValueError, match=rf"{named}: graders pay episodes that are played.*`turnwise rejudge`"):
             load_config("smoke", ["algorithm={type: oreo, episodes: played}", *given])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +17,7 @@ from turnwise.learning.rewards import raw_rewards, shapers_of
 from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.replay.stored import StoredEpisodes
+from turnwise.replay.stored import StoredEpisodes, whole_path
 from turnwise.trajectory import Trajectory, group_by_task
 
 
@@ -35,7 +34,7 @@ class OfflineSettings(Settings):
     @classmethod
     def _from_anywhere(cls, given: str | None) -> str | None:
         """A run's configuration names the same file whatever folder it is read in."""
-        return None if given is None else str(Path(given).expanduser().absolute())
+        return None if given is None else whole_path(given)
 
     @model_validator(mode="after")
     def _source_is_consistent(self) -> OfflineSettings:

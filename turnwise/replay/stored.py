@@ -19,6 +19,11 @@ from turnwise.trajectory import Trajectory
 FILE = "trajectories.jsonl.gz"
 
 
+def whole_path(place: str) -> str:
+    """The same place from any folder: ``~`` and what is relative to the present folder written out."""
+    return str(Path(place).expanduser().absolute())
+
+
 class StoredEpisodes:
     """What a file, or that of a run's folder, holds to learn from; read when it is first asked for.
 
