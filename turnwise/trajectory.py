@@ -159,7 +159,8 @@ class Trajectory:
     weights. A forked trajectory is complete without its parent. ``last_anchor`` is the anchor after the last action, or
     the observation's text; "" where nobody acted, where several players take turns, and in old records. ``given`` is
     what the world told of the task and the agent did not see (``info["task"]`` of the reset), as JSON; "" for nothing.
-    ``grading`` says what functions and a judge paid; None where the rewards are the world's.
+    ``grading`` says what functions and a judge paid; None where the rewards are the world's. ``num_refused`` counts the
+    requests of its client that did not fit into the context: they are no turns.
     """
 
     episode: str
@@ -180,6 +181,7 @@ class Trajectory:
     last_anchor: str = ""
     given: str = ""
     grading: Grading | None = None
+    num_refused: int = 0
 
     def told(self) -> dict[str, Any]:
         """What the world told of the task, read from ``given``; {} for nothing."""

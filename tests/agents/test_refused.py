@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from turnwise.envs.programs.world import ProgramEnv
 from turnwise.envs.tasks import panel
 from turnwise.models.engine import Sampling
 from turnwise.models.policy import Policy
+from turnwise.replay.codec import from_record, to_record
 from turnwise.trajectory import RolloutFinished, TurnFinished
 
 
@@ -33,6 +35,8 @@ def test_the_conversation_goes_on_with_what_fits(twice: bool, tmp_path: Path) ->
     collector.close()
     assert agents.SEEN == [400]
     assert (played.end, played.total_reward) == (("truncated", 0.0) if twice else ("terminated", 1.0))
+    assert played.num_refused == (2 if twice else 1)
+    assert from_record(json.loads(json.dumps(to_record(played)))).num_refused == played.num_refused
     assert [turn.continues for turn in played.turns] == ([False] if twice else [False, True])
     assert deviation([played], policy.sampler) < 1e-4
 

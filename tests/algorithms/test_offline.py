@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
 from tests.learning.test_learner import gradient
 from turnwise.algorithms.bellman import SoftBellman
+from turnwise.algorithms.composing import ComposerAround
 from turnwise.algorithms.offline import StoredGroups
 from turnwise.algorithms.oreo import OREOConfig
 from turnwise.algorithms.registry import build
@@ -72,6 +74,32 @@ def test_every_stored_episode_comes_once_before_any_comes_again(tmp_path: Path) 
     assert [len(set(names)) for names in anew(100)] == [12, 12]
 
 
+def test_a_file_that_has_grown_gives_a_resumed_run_the_same_episodes(tmp_path: Path) -> None:
+    composer, whole = offline(tmp_path, batch=5)
+    assert composer.state_dict() == {}, "nothing was learned yet"
+    before = [[t.episode for t in composer.chosen(update)] for update in range(6)]
+    state = json.loads(json.dumps(composer.state_dict()))
+    sampler = Sampler.of(BigramPolicy(), np.random.default_rng(1))
+    TrajectoryWriter(tmp_path / FILE).append(3, [episode(sampler, index=n, num_turns=2) for n in range(20, 25)])
+
+    def anew(state: dict[str, Any]) -> StoredGroups:
+        made = build(WeightedCloningConfig(episodes=str(tmp_path), batch=5), RUN).composer
+        assert isinstance(made, StoredGroups)
+        made.load_state_dict(state)
+        return made
+
+    resumed = anew(state)
+    assert [[t.episode for t in resumed.chosen(update)] for update in range(6)] == before
+    assert resumed.state_dict() == state
+    assert {t.episode for update in range(4) for t in anew({}).chosen(update)} > {t.episode for t in whole}
+    composer.load_state_dict(state)
+    assert [[t.episode for t in composer.chosen(update)] for update in range(6)] == before
+    (tmp_path / FILE).unlink()
+    TrajectoryWriter(tmp_path / FILE).append(0, [episode(sampler, index=n, num_turns=2) for n in range(30)])
+    with pytest.raises(ValueError, match="no longer begins with the 12 episodes that this run learns from"):
+        anew(state).chosen(6)
+
+
 def test_the_stream_has_shaped_rewards_and_is_old(tmp_path: Path) -> None:
     composer, whole = offline(tmp_path)
     (stream,) = composer.compose(2, NOTHING, TrajectoryBuffer()).streams
@@ -95,8 +123,11 @@ def test_what_an_episode_was_given_to_start_from_is_not_learned(tmp_path: Path) 
 
 
 def test_files_that_teach_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is not there; expected the folder of a run, or its trajectories.jsonl.gz"):
-        build(OREOConfig(episodes=str(tmp_path / "nowhere")), RUN)
+    nowhere = build(OREOConfig(episodes=str(tmp_path / "nowhere")), RUN).composer
+    assert isinstance(nowhere, StoredGroups)
+    for asked in (ComposerAround(nowhere).check_sources, lambda: nowhere.chosen(0)):
+        with pytest.raises(ValueError, match=r"is not there; expected the folder of a run, or its trajectories.jsonl"):
+            asked()
     sampler = Sampler.of(BigramPolicy(), np.random.default_rng(0))
     TrajectoryWriter(tmp_path / FILE).append(0, [episode(sampler, num_actions=0)])
     empty = build(OREOConfig(episodes=str(tmp_path)), RUN).composer
@@ -110,6 +141,16 @@ def test_files_that_teach_nothing_are_refused(tmp_path: Path) -> None:
     assert isinstance(composer, StoredGroups)
     with pytest.raises(ValueError, match=r"and the model knows 2 tokens: these episodes are of another tokenizer"):
         composer.chosen(0)
+    for wrong in ({"prompt_ids": np.array([1, 9], np.int32)}, {"action_ids": np.array([-1], np.int32)}):
+        place = tmp_path / next(iter(wrong))
+        place.mkdir()
+        sound = episode(sampler)
+        odd = replace(sound, turns=(*sound.turns[:-1], replace(sound.turns[-1], **wrong)))
+        TrajectoryWriter(place / FILE).append(0, [sound, odd])
+        made = build(OREOConfig(episodes=str(place)), RUN).composer
+        assert isinstance(made, StoredGroups)
+        with pytest.raises(ValueError, match=r"holds token (9|-1), and the model knows 9 tokens"):
+            made.chosen(0)
     with pytest.raises(ValueError, match="batch counts stored episodes"):
         OREOConfig(batch=3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
-from tests.algorithms.trees import ScriptedRollouts
+from tests.algorithms.trees import Played, ScriptedRollouts
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.counterfactual import CounterfactualConfig
 from turnwise.algorithms.dapo import DAPOConfig
@@ -24,7 +24,8 @@ from turnwise.algorithms.registry import build
 from turnwise.algorithms.starts import CounterfactualPlanner, starts_of
 from turnwise.algorithms.stored import RememberedWins, StoredStarts, WonEpisodes
 from turnwise.learning.learner import shaped_rewards
-from turnwise.learning.parts import Samples, Stream
+from turnwise.learning.metrics import Metrics
+from turnwise.learning.parts import Samples, Stream, Streams
 from turnwise.learning.planning import PlannerAround
 from turnwise.learning.settings import RewardSettings, RunInfo
 from turnwise.trajectory import Fork, Group, Task, Trajectory
@@ -143,7 +144,7 @@ def tree(windowed: bool = False) -> Group:
 def credited(config: CounterfactualConfig, group: Group) -> Stream:
     recipe = build(config, RUN)
     policy: Any = BigramPolicy()
-    samples = Samples((group,), shaped_rewards(recipe, RUN, group.trajectories, policy, 0))
+    samples = Samples((group,), shaped_rewards(recipe, RUN, group.trajectories, policy, update=0))
     (stream,) = recipe.composer.compose(0, samples, buffer_of([group])).streams
     plan = recipe["fresh"]
     assert plan.estimator is not None
@@ -238,13 +239,15 @@ def test_won_episodes_are_kept_the_shortest_of_each_task() -> None:
     memory = WonEpisodes(capacity=2)
     memory.add([won(0, 4), won(0, 3, version=1), won(0, 3, version=2), won(1, 5, False), won(2, 5, None)])
     assert {key: (len(t.turns), t.policy_version) for key, t in memory.by_task.items()} == {"task-0": (3, 1)}
-    memory.add([replace(won(3, 2), end="error"), replace(won(4, 2), sample=-1)])
+    memory.add([replace(won(3, 2), end="error"), replace(won(4, 2), sample=-1), replace(won(3, 2), num_refused=1)])
     assert list(memory.by_task) == ["task-0"]
     memory.add([won(5, 2), won(6, 6)])
     assert list(memory.by_task) == ["task-5", "task-6"]
     other = WonEpisodes(capacity=2)
-    other.load({**memory.state(), "depth": 3})
-    assert (list(other.by_task), other.depth) == (["task-5", "task-6"], 3)
+    other.count(3, 4)
+    other.load({**memory.state(), "depth": 3, "lost": 2})
+    assert (list(other.by_task), other.depth, other.lost) == (["task-5", "task-6"], 3, 2)
+    assert other.take() == (0, 0), "an update that is begun again counts anew"
     assert other.by_task["task-6"].turns[0].action_ids.tolist() == memory.by_task["task-6"].turns[0].action_ids.tolist()
 
 
@@ -266,6 +269,10 @@ def stored_starts(**settings: Any) -> tuple[StoredStarts, RememberedWins]:
     return made.planner, made.composer
 
 
+def end_update(composer: RememberedWins) -> None:
+    composer.after_update(0, Streams(()), cast(Metrics, None))
+
+
 @pytest.mark.parametrize(("wins", "depth"), [(0, 1), (1, 1), (2, 2), (8, 2)])
 def test_tasks_give_their_places_to_stored_states(wins: int, depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 tasks 2: 8 attempts, of which 2 must be won, a fifth being 1.6."""
@@ -285,6 +292,8 @@ def test_tasks_give_their_places_to_stored_states(wins: int, depth: int, monkeyp
     assert len({(t.task.key, t.sample) for t in found}) == 16
     counted = made.acted()
     assert (counted["stored_share"], counted["won_share"], counted["depth"]) == (0.5, wins / 8, 1)
+    assert made.won.depth == 1, "the update is not over"
+    end_update(composer)
     assert made.won.depth == composer.own_state()["depth"] == depth
 
 
@@ -297,6 +306,89 @@ def test_nothing_is_reset_while_nothing_is_won_and_any_state_goes_nowhere_back()
     found = made.plan([scripted(0)], ScriptedRollouts(lengths=(6,)))
     assert {t.task.key for t in found} == {"task-10"}
     assert made.won.depth == 1
+
+
+def failing(rollouts: ScriptedRollouts, monkeypatch: pytest.MonkeyPatch, *episodes: str) -> None:
+    """Attempts from the stored states of these episodes end in an error; other stored starts are won."""
+    finish = rollouts._trajectory
+
+    def ended(played: Played) -> Trajectory:
+        if played.fork is None:
+            return finish(played)
+        lost = played.fork.parent in episodes
+        return replace(finish(played), success=not lost or None, end="error" if lost else "terminated")
+
+    monkeypatch.setattr(rollouts, "_trajectory", ended)
+
+
+def test_an_episode_that_cannot_be_repeated_is_forgotten_and_its_task_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, composer = stored_starts()
+    made.won.add([won(10, 5), won(11, 3)])
+    rollouts = ScriptedRollouts(lengths=(6,))
+    failing(rollouts, monkeypatch, "10-0-0")
+    found = made.plan([scripted(n) for n in range(4)], rollouts)
+    places = Counter((t.task.index, t.stored_start is not None, t.end) for t in found)
+    sound = {(t.task.index, t.stored_start is not None) for t in found if t.end != "error"}
+    assert list(places.values()) == [4] * 5
+    assert sound == {(0, False), (1, False), (11, True), *(sound & {(2, False), (3, False)})}
+    assert len(sound) == 4, "the update has as many groups as it has tasks"
+    assert "task-10" not in made.won.by_task
+    assert "task-11" in made.won.by_task
+    assert (made.acted()["lost_share"], made.won.lost) in ((0.5, 0), (0.5, 1))
+    end_update(composer)
+    assert made.won.depth == 2, "the four that ended soundly were won"
+
+
+def test_a_world_that_never_repeats_itself_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = stored_starts(share=1.0)
+    with pytest.raises(ValueError, match=r"none of the last 16 stored states could be started from"):  # noqa: PT012
+        for update in range(4):
+            made.won.add([won(n, 5) for n in range(8 * update, 8 * update + 8)])
+            rollouts = ScriptedRollouts(lengths=(6,))
+            failing(rollouts, monkeypatch, *(t.episode for t in made.won.by_task.values()))
+            assert update < 2
+            made.plan([scripted(n) for n in range(100, 108)], rollouts)
+            assert made.won.lost == 8
+
+
+def test_several_waves_are_one_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamic sampling plays wave after wave. The depth grows by the wins of all of them, once."""
+    made = build(DRPOConfig(base=DAPOConfig()), replace(RUN, group_size=4))
+    assert isinstance(made.planner, DynamicSampling)
+    stored, composer = made.planner.inner, made.composer
+    assert isinstance(stored, StoredStarts)
+    assert isinstance(composer, RememberedWins)
+    stored.won.add([won(n, 6) for n in range(10, 20)])
+    rollouts = ScriptedRollouts(lengths=(7,))
+    finish = rollouts._trajectory
+    monkeypatch.setattr(  # every group is uniform, so that further tasks are played
+        rollouts,
+        "_trajectory",
+        lambda played: replace(
+            finish(played),
+            success=played.fork is not None,
+            turns=tuple(replace(turn, reward=0.0) for turn in played.turns),
+        ),
+    )
+    found = made.planner.plan([scripted(n) for n in range(4)], rollouts, (scripted(n) for n in range(4, 60)))
+    begun_at = {len(won(t.task.index, 6).turns) - t.stored_start[1] for t in found if t.stored_start is not None}
+    assert begun_at == {1}
+    assert len(found) > 4 * 4, "there were several waves"
+    end_update(composer)
+    assert stored.won.depth == 2
+
+
+@pytest.mark.parametrize(("share", "num_tasks"), [(0.05, 8), (0.5, 1), (0.3, 5), (1.0, 3)])
+def test_a_small_share_is_a_group_in_some_updates(share: float, num_tasks: int) -> None:
+    made, _ = stored_starts(share=share, order="any")
+    made.won.add([won(n, 5) for n in range(100, 110)])
+    kept, shares = dict(made.won.by_task), []
+    for update in range(100):
+        found = made.plan([scripted(update * num_tasks + n) for n in range(num_tasks)], ScriptedRollouts())
+        shares.append(sum(t.stored_start is not None for t in found) / 4 / num_tasks)
+        made.won.by_task = dict(kept)
+    assert np.mean(shares) == pytest.approx(share, abs=0.12 / num_tasks)
+    assert max(shares) - min(shares) <= 1 / num_tasks + 1e-9
 
 
 def test_settings_of_the_way_back_are_unused_without_one() -> None:

@@ -237,7 +237,7 @@ class Episode:
             return episode
         episode = cls.__new__(cls)
         episode._set_up(env, job, seed, [seat])
-        episode.task, episode.given = point.task, point.given
+        episode.task, episode.given, episode.num_refused = point.task, point.given, point.num_refused
         with episode._timed():
             world.restore(point.world)
         seat.turns, seat.observation, seat.begun = list(point.turns), point.observation, True
@@ -309,6 +309,7 @@ class Episode:
                 fork=fork,
                 last_anchor=self._anchor() if seat.turns and not seat.player else "",
                 given=self.given,
+                num_refused=self.num_refused,
             )
             for seat in self.seats.values()
             if seat.recorded

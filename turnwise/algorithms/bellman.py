@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SoftBellman(Objective):
-    """Value loss plus policy loss; ``success`` is what a success is worth in the rewards, values are in successes."""
+    """Value loss plus policy loss; ``success`` is what a success is worth in the rewards; values are in units of r."""
 
     needs: frozenset[Need] = frozenset({"hidden", "reference", "proximal"})
 

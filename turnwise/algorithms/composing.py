@@ -27,6 +27,9 @@ class ComposerAround(Composer):
     def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
         return self.inner.compose(update, samples, buffer)
 
+    def check_sources(self) -> None:
+        self.inner.check_sources()
+
     def attach(self, scorer: Scorer) -> None:
         self.inner.attach(scorer)
 

@@ -85,4 +85,4 @@ def recipe(config: DRPOConfig, run: RunInfo) -> Recipe:
     base, won = plain_base(base_recipe(config.base, run), "drpo"), WonEpisodes(config.capacity)
     planner = StoredStarts(run.group_size, config.share, config.order, config.advance, config.stride, won, run.seed)
     made = base.with_planner(planner)
-    return replace(made, composer=RememberedWins(made.composer, won))
+    return replace(made, composer=RememberedWins(made.composer, planner))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from turnwise.algorithms.common import FreshGroups
 from turnwise.errors import UnusedSettingError
@@ -16,7 +17,7 @@ from turnwise.learning.rewards import raw_rewards, shapers_of
 from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.replay.stored import StoredEpisodes
+from turnwise.replay.stored import StoredEpisodes, whole_path
 from turnwise.trajectory import Trajectory, group_by_task
 
 
@@ -29,6 +30,12 @@ class OfflineSettings(Settings):
     )
     batch: int = Field(default=128, ge=1, description="Stored episodes of an update, as far as there are so many.")
 
+    @field_validator("episodes")
+    @classmethod
+    def _from_anywhere(cls, given: str | None) -> str | None:
+        """A run's configuration names the same file whatever folder it is read in."""
+        return None if given is None else whole_path(given)
+
     @model_validator(mode="after")
     def _source_is_consistent(self) -> OfflineSettings:
         if self.episodes is None and self.changed("batch"):
@@ -36,7 +43,7 @@ class OfflineSettings(Settings):
         return self
 
     def source(self, run: RunInfo) -> tuple[Composer, Planner | None]:
-        """Who makes the stream ``fresh``, and who plays. Raises ValueError where the file is not there."""
+        """Who makes the stream ``fresh``, and who plays."""
         if self.episodes is None:
             return FreshGroups(), None
         return StoredGroups(StoredEpisodes(self.episodes, run.vocabulary), self.batch, run), NoRollouts()
@@ -51,6 +58,15 @@ class StoredGroups(Composer):
 
     def __init__(self, stored: StoredEpisodes, batch: int, run: RunInfo) -> None:
         self.stored, self.batch, self.run = stored, batch, run
+
+    def check_sources(self) -> None:
+        self.stored.check()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.stored.state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.stored.load(state)
 
     def chosen(self, update: int) -> list[Trajectory]:
         """The episodes of an update."""

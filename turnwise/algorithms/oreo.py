@@ -65,7 +65,7 @@ class OREOConfig(OfflineSettings):
 
 
 def recipe(config: OREOConfig, run: RunInfo) -> Recipe:
-    """Compose OREO. Raises ValueError where the file of episodes is not there."""
+    """Compose OREO."""
     composer, planner = config.source(run)
     stream = StreamRecipe(objectives=((SoftBellman(config, run.seed, run.rewards.success), 1.0),))
     made = Recipe("oreo", composer, (stream,), planner=planner)

@@ -64,7 +64,7 @@ class WeightedLikelihood(Objective):
 
 
 def recipe(config: WeightedCloningConfig, run: RunInfo) -> Recipe:
-    """Compose it. Raises ValueError where the file of episodes is not there."""
+    """Compose it."""
     composer, planner = config.source(run)
     part = WeightedLikelihood(config.temperature, config.cap, run.rewards.success)
     stream = StreamRecipe(objectives=((part, 1.0),))

@@ -146,8 +146,15 @@ def _store_of_this_machine(world: int) -> Any:
     """The same, for ranks of this machine alone: other machines cannot reach it."""
     with socket.create_server((_HOST, 0)) as listening:
         port = listening.getsockname()[1]
-        given = {"is_master": True, "timeout": MEETING, "wait_for_workers": False}
-        return TCPStore(_HOST, port, world, master_listen_fd=listening.detach(), **given)
+        return TCPStore(
+            _HOST,
+            port,
+            world,
+            is_master=True,
+            timeout=MEETING,
+            wait_for_workers=False,
+            master_listen_fd=listening.detach(),
+        )
 
 
 def _check_devices(device: str, ranks: int) -> None:

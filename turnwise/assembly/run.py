@@ -158,6 +158,10 @@ class Assembly:
         changed = {"agent": self.agent, "rollout": rollout, "model": model, "algorithm": algorithm}
         return RunConfig(**{**dict(self.config), **changed})
 
+    def check_sources(self) -> None:
+        """Raise ValueError where the algorithm learns from a file that is not there."""
+        build(self.config.algorithm, self.config.run_info).composer.check_sources()
+
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
         if self.model is not None:
@@ -290,6 +294,8 @@ class Assembly:
     ) -> AnyTrainer:
         """A trainer of another class, or of other ``policies`` by side than the run begins with."""
         config = self.config
+        if not run.has_checkpoint:  # a finished run needs its sources no more
+            self.check_sources()
         panels, grader = self.panels, self.grader(run)  # first: what is refused is refused before a model is loaded
         self._keep_examples(run)
         self.leader = lead(config.learner, config.device, run, self.side_names, config.ray)

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
-from turnwise.config.sections import EvalConfig, LearnerConfig, RayConfig, RolloutConfig, in_shards
+from turnwise.config.sections import (
+    EvalConfig,
+    GameConfig,
+    LearnerConfig,
+    RayConfig,
+    RewardsConfig,
+    RolloutConfig,
+    in_shards,
+)
 from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
 from turnwise.learning.settings import RunInfo, Settings, StaleSettings
@@ -202,11 +210,27 @@ def check_splits(env: EnvConfig, measured: EvalConfig) -> None:
         raise ValueError(f"env.split and eval.split are both {env.split!r}: choose two")
 
 
-def check_algorithm(algorithm: Settings, run: RunInfo) -> None:
-    """The algorithm fits the rollouts."""
+def check_algorithm(algorithm: Settings, run: RunInfo, rewards: RewardsConfig, game: GameConfig | None) -> None:
+    """The algorithm fits the rollouts. One that plays nothing has no use for graders, and trains one policy."""
     from turnwise.algorithms.registry import build  # here: an algorithm brings torch
+    from turnwise.learning.planning import NoRollouts
 
-    build(algorithm, run)
+    if not isinstance(build(algorithm, run).planner, NoRollouts):
+        return
+    default = RewardsConfig()
+    paying = ("world", "functions", "judge", "ranking")
+    given = [f"rewards.{name}" for name in paying if getattr(rewards, name) != getattr(default, name)]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: graders pay episodes that are played, and with algorithm.episodes nothing is. Leave "
+            "them out, and learn from episodes that were paid so when they were played; `turnwise rejudge` shows what "
+            "graders would pay stored ones"
+        )
+    if game is not None and game.policies != "shared":
+        raise ValueError(
+            f"game.policies={game.policies} trains several policies, and with algorithm.episodes each would learn from "
+            "the replies of all of them: set game.policies=shared, or learn from episodes that the run plays"
+        )
 
 
 def check_context(agent: AgentConfig) -> None:

@@ -244,6 +244,9 @@ class Composer(Part, ABC):
 
     streams: tuple[str, ...] = ("fresh",)
 
+    def check_sources(self) -> None:
+        """Called before a run begins. Raises ValueError where a file that it learns from is not there."""
+
     @abstractmethod
     def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams: ...
 

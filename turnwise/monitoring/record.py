@@ -15,7 +15,8 @@ from turnwise.trajectory import Group
 def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
     """Means and counts over an update's episodes. ``success`` is None in worlds that do not say what success is.
 
-    The means are over episodes from the start of their tasks, as far as there are any.
+    The means leave out episodes that start in stored states, as far as there are others. Copies of an update's own
+    attempts count.
     """
     played = [t for group in groups for t in group.trajectories]
     sound = [t for t in played if t.end != "error" and t.sample >= 0]  # a negative sample is not trained on

@@ -24,7 +24,7 @@ _PROCESSING = {"counts": "<i4", "ids": "<i4", "forced": "|b1", "temperatures": "
 def to_record(trajectory: Trajectory) -> dict[str, Any]:
     """Every field of the trajectory, nested as it is; later ones only where there is something in them."""
     record: dict[str, Any] = _plain(trajectory)
-    for later in ("last_anchor", "given", "grading"):
+    for later in ("last_anchor", "given", "grading", "num_refused"):
         if not record[later]:
             del record[later]  # as before there was one
     if record["fork"] and not record["fork"]["stored"]:

@@ -32,8 +32,8 @@ ASKED = 4
 GRADED = 5
 """The version of a member in which some trajectory has ``given`` or ``grading``."""
 STORED = 6
-"""The version of a member in which some trajectory starts in a stored state, or some turn keeps equal sets of tokens
-once (``Processing.like``)."""
+"""The version of a member in which some trajectory starts in a stored state or had a request refused, or some turn
+keeps equal sets of tokens once (``Processing.like``)."""
 _CHUNK = 1 << 16
 
 # RFC 1952: magic, deflate, flags (extra field, header checksum), no time, level unknown, system unknown; then the extra
@@ -249,7 +249,7 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
 
 def _version(trajectory: Trajectory) -> int:
     """The oldest version that holds all of a trajectory."""
-    if trajectory.stored_start is not None:
+    if trajectory.stored_start is not None or trajectory.num_refused:
         return STORED
     if any(turn.processing is not None and len(turn.processing.like) for turn in trajectory.turns):
         return STORED

@@ -210,10 +210,11 @@ class Trainer:
         played = self._play(update) if self.ahead is None else self._played_ahead(self.ahead, update)
         if self.ranker is not None:
             played = [t for group in self.ranker.rank(group_by_task(played)) for t in group.trajectories]
-        failed = [t for t in played if t.end == "error"]
-        if len(failed) > self.settings.max_error_share * len(played):
+        counted = [t for group in group_by_task(played) if not _is_lost(group) for t in group.trajectories]
+        failed = [t for t in counted if t.end == "error"]
+        if len(failed) > self.settings.max_error_share * len(counted):
             raise CollectionError(
-                f"{len(failed)} of {len(played)} episodes of update {update} failed {self._where} "
+                f"{len(failed)} of {len(counted)} episodes of update {update} failed {self._where} "
                 f"({_reasons(failed)}): more than rollout.max_error_share={self.settings.max_error_share}"
             )
         if not any(t.turns for t in played if t.end != "error"):
@@ -404,6 +405,11 @@ class Trainer:
         spent, self._judged = self._judged, Counter()
         spent.update(self._played.spent)
         return spent
+
+
+def _is_lost(group: Group) -> bool:
+    """Whether it starts in a stored state that its world does not come to again; the planner has forgotten that."""
+    return group.trajectories[0].stored_start is not None and all(t.end == "error" for t in group.trajectories)
 
 
 def _reasons(trajectories: Sequence[Trajectory]) -> str:
