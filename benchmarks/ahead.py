@@ -45,9 +45,10 @@ from turnwise.training.trainer import Trainer
 ROOT = Path(__file__).resolve().parent.parent
 ARMS: dict[str, list[str]] = {
     "ahead 0": [],
-    "ahead 1": ["rollout.ahead=1"],
-    "ahead 4": ["rollout.ahead=4"],
-    "ahead 4, no correction": ["rollout.ahead=4", "stale.correction=none"],
+    "ahead 1": ["rollout.ahead=1", "stale.correction=decoupled"],
+    "ahead 4": ["rollout.ahead=4", "stale.correction=decoupled"],
+    "ahead 1, no correction": ["rollout.ahead=1"],
+    "ahead 4, no correction": ["rollout.ahead=4"],
 }
 UPDATES = 15
 SLOW = "benchmarks.slow_world:benchmarks/SlowHousehold-v0"

@@ -38,7 +38,7 @@ ADVANTAGES = torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.0, -0.5, -0.5, -0.
 
 
 def info(**stale: Any) -> RunInfo:
-    return RunInfo(10, 4, ahead=1, stale=StaleSettings(**stale))
+    return RunInfo(10, 4, ahead=1, stale=StaleSettings(**{"correction": "decoupled", **stale}))
 
 
 def batch(sampled: Tensor = SAMPLED, start: Tensor | None = START) -> TokenBatch:

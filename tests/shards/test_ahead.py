@@ -30,7 +30,7 @@ from turnwise.training import ahead
 from turnwise.training.proof import DisagreementError
 from turnwise.training.trainer import Trainer
 
-GRPO, TWO = "algorithm=grpo", "rollout.ahead=2"
+GRPO, TWO, DECOUPLED = "algorithm=grpo", "rollout.ahead=2", "stale.correction=decoupled"
 
 
 class Late(Here):
@@ -73,7 +73,7 @@ def hashes(found: RunDirectory) -> list[str]:
 
 @pytest.mark.parametrize("algorithm", [GRPO, TREE, "algorithm={type: spear, warmup_updates: 1}"])
 def test_which_weights_play_an_update_follows_from_its_number(model: Path, tmp_path: Path, algorithm: str) -> None:
-    found = run(config(model, algorithm, TWO), tmp_path / "run", Here())
+    found = run(config(model, algorithm, TWO, DECOUPLED), tmp_path / "run", Here())
     versions = hashes(found)
     assert len(set(versions)) == 5, "every update changes the weights"
     episodes = list(TrajectoryReader(found.trajectories_path))
@@ -94,7 +94,7 @@ def test_which_weights_play_an_update_follows_from_its_number(model: Path, tmp_p
 def test_nothing_depends_on_time(model: Path, tmp_path: Path) -> None:
     """Two hosts that are late at different times, one of which loses a shard too; episodes are graded in threads."""
     graded = "rewards={functions: ['tests.grading.rewards:length'], threads: 2, world: 0.5}"
-    made = config(model, TREE, TWO, graded, "rollout.shards=2", "eval.every=2", "eval.tasks=3")
+    made = config(model, TREE, TWO, DECOUPLED, graded, "rollout.shards=2", "eval.every=2", "eval.tasks=3")
     whole = run(made, tmp_path / "whole", Late(7))
     killed: list[int] = []
 
@@ -174,7 +174,7 @@ def test_weights_that_are_not_the_learners_are_found(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other weights in the shards, by their hash; another policy than the one that played, by its log-probs."""
-    made = config(model, GRPO, "rollout.ahead=1", "stale.correction=none", "optimizer.lr=1e-1")
+    made = config(model, GRPO, "rollout.ahead=1", "optimizer.lr=1e-1")
     save, calls = rollouts.save, list[int]()
 
     def swapped(tensors: dict[str, torch.Tensor]) -> bytes:
@@ -252,16 +252,16 @@ def test_an_error_of_a_session_ends_the_update_that_it_is_of(model: Path, tmp_pa
             ["algorithm={type: aepo, forget: false, pace: lockstep, origin: own}"],
             r"rollout\.ahead=2: the planner of aepo \(TreePlanner\) keeps",
         ),
-        (["algorithm=dppo"], r"dppo compares with the policy that sampled \(TrustRegion\).*stale\.correction=none"),
-        (["algorithm=copo"], r"one of copo's two losses only: set algorithm\.base\.ratio_denominator=proximal"),
-        (["algorithm={type: grpo, ratio_denominator: proximal}", "stale.cap=3"], "grpo corrects by itself"),
+        (["algorithm=dppo", DECOUPLED], r"dppo compares with the policy that sampled \(TrustRegion\).*stale\.correction=none"),
+        (["algorithm=copo", DECOUPLED], r"one of copo's two losses only: set algorithm\.base\.ratio_denominator=proximal"),
+        (["algorithm={type: grpo, ratio_denominator: proximal}", DECOUPLED], "grpo corrects by itself"),
         (["rollout.env_order=free", "rollout.env_threads=2"], r"rollout\.ahead at 0"),
         (["device=cuda"], r"rollout\.ahead=2 plays in a process beside this one"),
         (["rollout.backend=vllm"], r"leave rollout\.shards, rollout\.ahead and ray out"),
         (["rollout.ahead=-1"], "greater than or equal to 0"),
-        (["rollout.ahead=0", "stale.cap=3"], r"stale\.cap: for rollout\.ahead of 1 or more"),
-        (["stale.correction=none", "stale.cap=3"], "cap: for correction=decoupled"),
-        (["stale.cap=null", "stale.beyond=drop"], "beyond=drop is for tokens above cap"),
+        (["rollout.ahead=0", DECOUPLED, "stale.cap=3"], r"stale\.correction, stale\.cap: for rollout\.ahead of 1 or more"),
+        (["stale.cap=3"], "cap: for correction=decoupled"),
+        ([DECOUPLED, "stale.cap=null", "stale.beyond=drop"], "beyond=drop is for tokens above cap"),
         (["stale.correction=decopled"], "decoupled"),
     ],
 )
@@ -274,7 +274,7 @@ def test_what_cannot_be_played_ahead_is_refused(model: Path, settings: list[str]
     "settings", [["algorithm=dppo"], ["algorithm=copo", "rollout.group_size=4"], ["algorithm=dpo"]]
 )
 def test_those_that_are_refused_a_correction_play_ahead_without_it(model: Path, settings: list[str]) -> None:
-    assert config(model, TWO, "stale.correction=none", *settings).rollout.ahead == 2
+    assert config(model, TWO, *settings).rollout.ahead == 2
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_child_processes_play_ahead_as_shards_of_this_process_do(model: Path, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_several_learners_prove_what_was_played_ahead(model: Path, tmp_path: Path, parallel: str) -> None:
-    made = config(model, GRPO, TWO, "learner.ranks=2", f"learner.parallel={parallel}", "rollout.shards=2")
+    made = config(model, GRPO, TWO, DECOUPLED, "learner.ranks=2", f"learner.parallel={parallel}", "rollout.shards=2")
     whole = run(made, tmp_path / "whole", None)
     run(made, tmp_path / "broken", None, 2)
     assert_same(run(made, tmp_path / "broken", None), whole)

@@ -109,9 +109,10 @@ class StaleSettings(Settings):
     """What an update does about episodes that earlier weights played (``rollout.ahead``; algorithms/stale.py)."""
 
     correction: Literal["decoupled", "none"] = Field(
-        default="decoupled",
-        description="decoupled: clip around the policy at the start of the update, and weigh each token by how much "
-        "more probable it is there than where it was sampled; none: clip around the policy that sampled.",
+        default="none",
+        description="none: clip around the policy that sampled, as the algorithm says; decoupled: clip around the "
+        "policy at the start of the update, and weigh each token by how much more probable it is there than where it "
+        "was sampled.",
     )
     cap: float | None = Field(
         default=2.0, gt=0, description="Largest of these weights; null: none. (w = π_proximal / π_behaviour.)"
