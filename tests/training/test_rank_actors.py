@@ -106,7 +106,7 @@ def test_an_actor_that_cannot_begin_says_why(model: Path, cluster: Any, tmp_path
 def test_a_rank_without_room_is_told_of(
     model: Path, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rank_actors, "_SAID_AFTER_S", 0.5)
+    monkeypatch.setattr(rank_actors, "SAID_AFTER_S", 0.5)
     monkeypatch.setattr(rank_actors, "MEETING", rank_actors.MEETING / 600)
     made = config(model, *TWO, f"ray={{address: '{cluster.address}', cpus_per_rank: 64}}")
     run = RunDirectory.create(tmp_path / "run", made, {})
