@@ -1,9 +1,9 @@
 """What is added to a recipe whose episodes are played ahead: by the weights of some updates before (``rollout.ahead``).
 
 PPO's ratio has two tasks: it says how the policy differs from the one that sampled, and its clip limits how far an
-update moves. Where the sampler is older these are two policies. By default the recipe keeps its clip around the sampler;
-with ``stale.correction=decoupled`` the objective is decoupled (Hilton et al. 2022,
-arXiv 2110.00641; for language models AReaL, Fu et al. 2025, arXiv 2505.24298, equation 5):
+update moves. Where the sampler is older these are two policies. By default the recipe keeps its clip around the
+sampler; with ``stale.correction=decoupled`` the objective is decoupled (Hilton et al. 2022, arXiv 2110.00641; for
+language models AReaL, Fu et al. 2025, arXiv 2505.24298, equation 5):
 
     loss = -mean( w * min(r * A, clip(r, 1 - low, 1 + high) * A) )       over action tokens
     r    = pi_theta / pi_proximal          pi_proximal: the policy at the start of the update
