@@ -27,8 +27,8 @@ class VllmConfig(BaseModel):
 
     url: str | None = Field(
         None,
-        description="a server of `turnwise serve-vllm`, such as http://127.0.0.1:8000; None: in this process, or in that "
-        "of each shard",
+        description="a server of `turnwise serve-vllm`, such as http://127.0.0.1:8000; None: in this process, or in "
+        "that of each shard",
     )
     cache_gib: float | None = Field(
         None, gt=0, description="GiB of keys and values; None: as much as all slots need, 4 at most"
