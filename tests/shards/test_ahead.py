@@ -257,7 +257,10 @@ def test_an_error_of_a_session_ends_the_update_that_it_is_of(model: Path, tmp_pa
         (["algorithm={type: grpo, ratio_denominator: proximal}", DECOUPLED], "grpo corrects by itself"),
         (["rollout.env_order=free", "rollout.env_threads=2"], r"rollout\.ahead at 0"),
         (["device=cuda"], r"rollout\.ahead=2 plays in a process beside this one"),
-        (["rollout.backend=vllm"], r"leave rollout\.shards, rollout\.ahead and ray out"),
+        (
+            ["rollout.backend=vllm", "rollout.vllm.url=http://127.0.0.1:1"],
+            r"rollout\.ahead=2 was not tried with a vLLM",
+        ),
         (["rollout.ahead=-1"], "greater than or equal to 0"),
         (["rollout.ahead=0", DECOUPLED], r"stale\.correction: for rollout\.ahead of 1 or more"),
         (["stale.cap=3"], "cap: for correction=decoupled"),

@@ -415,3 +415,6 @@ def test_vllm_holds_weights_and_a_cache_of_its_own_and_a_server_does_so_elsewher
     assert ours.keys() - served.keys() == {"key/value cache", "prompts"}
     # 3 layers, keys and values of 2 heads of 32 in float32: 1536 bytes a token; 17 blocks of 32 for each of 4 slots
     assert parts(backend="vllm")["key/value cache"] == 1536 * 17 * 32 * 4 * 5 // 4
+    sharded = parts(backend="vllm", shards=2)
+    assert sharded["vLLM's weights"] == 2 * theirs["vLLM's weights"]
+    assert sharded["key/value cache"] == parts(backend="vllm")["key/value cache"], "two slots each"

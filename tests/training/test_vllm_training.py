@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.shards.hosts import Mortal
 from tests.training.test_training import TINY
 from tests.training.tiny import StopAfter, StopError, timeless
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.jobs import resume, train
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
+from turnwise.shards.children import Children
+from turnwise.shards.connection import Host
 from turnwise.training.side import DisagreementError
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: scripts/vllm_env.py makes an environment for it")
@@ -60,6 +65,32 @@ def test_constrained_replies_are_sampled_and_scored_alike(tmp_path: Path) -> Non
     turns = [turn for t in TrajectoryReader(tmp_path / "run/trajectories.jsonl.gz") for turn in t.turns]
     assert all(turn.valid for turn in turns)
     assert all(line["agreement/max_abs"] < 1e-4 for line in timeless(tmp_path / "run"))
+
+
+def played_on(host: Host, made: RunConfig, path: Path) -> None:
+    """Two updates of a run whose shards are on a host."""
+    with closing(Assembly(made, host=host)) as assembly:
+        run = RunDirectory.create(path, assembly.settled(), {})
+        assembly.make_model(run)
+        with closing(assembly.trainer(run)) as trainer:
+            for _ in range(2):
+                trainer.step()
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_shards_have_a_vllm_each(ahead: int, tmp_path: Path) -> None:
+    """Two processes. One of them is lost, and a new vLLM plays its episodes again."""
+    given = ("rollout.shards=2", "rollout.num_slots=6", f"rollout.ahead={ahead}", "num_updates=2")
+    mortal = Mortal(Children("peft"), lambda shard, name, at: "during" if (shard, at) == (1, 5) else None)
+    with pytest.warns(UserWarning, match="shard 1 was lost"):
+        played_on(mortal, config(*given), tmp_path / "theirs")
+    assert [name for _, name, _ in mortal.killed] == ["go"]
+    played_on(Children("peft"), config(*given, engine=()), tmp_path / "own")
+    theirs, ours = tokens(tmp_path / "theirs"), tokens(tmp_path / "own")
+    assert len(theirs) > 30
+    assert theirs == ours
+    lines = RunDirectory.open(tmp_path / "theirs").metrics()
+    assert all(line["agreement/max_abs"] < 1e-4 for line in lines if "agreement/max_abs" in line)
 
 
 def test_a_policy_for_each_role_has_a_vllm_of_its_own(tmp_path: Path) -> None:

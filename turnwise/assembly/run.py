@@ -355,7 +355,7 @@ class Assembly:
         """One policy in training, with its sampler, learner and buffer."""
         config = self.config
         policy.temperature = config.rollout.temperature
-        agent = self._cast.agent(name, policy, backend_of(config)[0])
+        agent = self._cast.agent(name, policy, "vllm" if _has_vllm(config) else "own")
         learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, self.leader.ranks)
         called = str(getattr(config.model, "path", "the model"))
         side = Side(name, policy, agent, learner, called, self.leader, config.rollout.ahead)
@@ -432,6 +432,12 @@ def backend_of(config: RunConfig) -> tuple[Backend, str]:
     return chosen_backend(facts)
 
 
+def _has_vllm(config: RunConfig) -> bool:
+    """Whether this process asks a vLLM, and not the shards alone: each of those has its own, or they share a server."""
+    rollout = config.rollout
+    return backend_of(config)[0] == "vllm" and (rollout.vllm.url is not None or not is_sharded(rollout, config.ray))
+
+
 def sampling_of(config: RunConfig) -> tuple[Backend, str]:
     """The engine that samples, and why in words, with the precision where its rule (models/precision.py) settles it."""
     backend, why = backend_of(config)
@@ -471,7 +477,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         ranks=config.learner.ranks,
         divided=config.learner.parallel == "fsdp2",
         ranks_elsewhere=config.ray is not None and config.ray.address != "local",
-        vllm=rollout.vllm if backend_of(config)[0] == "vllm" else None,
+        vllm=rollout.vllm if backend_of(config)[0] == "vllm" and (here or _has_vllm(config)) else None,
     )
     return shape, demand
 

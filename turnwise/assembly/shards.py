@@ -17,13 +17,14 @@ from turnwise.assembly.collecting import Cast
 from turnwise.assembly.learners import launched
 from turnwise.assembly.players import new_policies, sides_of
 from turnwise.config.files import parse_config
-from turnwise.config.sections import GameConfig, RayConfig, RolloutConfig, in_shards
+from turnwise.config.sections import GameConfig, LearnerConfig, RayConfig, RolloutConfig, in_shards
 from turnwise.envs.given import is_given
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import TextEnv, closed_after
 from turnwise.learning.planning import Planner
 from turnwise.models.policy import Policy
+from turnwise.models.vllm.install import check_installed as check_vllm
 from turnwise.shards.children import Children
 from turnwise.shards.connection import Host, Patience
 from turnwise.shards.messages import Described
@@ -90,10 +91,12 @@ def check_shards(
     """Raise ValueError for what shards cannot play, and where Ray is asked for and not installed.
 
     That is a world that another process cannot make, a game with more players than a shard has slots, and in several
-    shards an endpoint as an opponent.
+    shards an endpoint as an opponent. Shards of this machine that are to sample with vLLM need one that fits.
     """
     if ray is not None:
         check_installed()
+    elif rollout.backend == "vllm" and rollout.vllm.url is None:  # a cluster's nodes have what they have
+        check_vllm()
     if is_given(env.id):
         raise ValueError(
             f"rollout.shards: another process does not know {env.id}, which was given as an object. Register it in a "
@@ -149,11 +152,13 @@ def shards_of(
 def _divided(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Each shard's settings: those of a run by itself, with its share of the slots."""
     rollout, ray, default = settings["rollout"], settings["ray"], RolloutConfig()
+    learner = LearnerConfig().model_dump(mode="json")  # a shard does not learn
     device = settings["device"] if ray is None else "cuda" if ray["gpus_per_shard"] else "cpu"
     alone = {name: getattr(default, name) for name in rollout if name.startswith("shard")} | {"ahead": 0}
     for number in range(rollout["shards"]):
         slots = len(range(number, rollout["num_slots"], rollout["shards"]))
-        own = {**settings, "rollout": {**rollout, **alone, "num_slots": slots}, "ray": None, "device": device}
+        played = {**rollout, **alone, "num_slots": slots}
+        own = {**settings, "rollout": played, "learner": learner, "ray": None, "device": device}
         yield {name: section for name, section in own.items() if name != "stale"}
 
 

@@ -135,26 +135,21 @@ def check_backend(
             "rollout.packed_weights",
             "rollout.packed_weights is for our own engine, and rollout.backend=vllm samples: leave it out",
         )
-    elif in_shards(rollout, ray) and not served:
+    elif rollout.ahead and served:
         raise ValueError(
-            "rollout.backend=vllm samples in one process, and each shard would start a vLLM of its own: give a server, "
-            "which all of them ask (rollout.vllm.url), leave rollout.shards, rollout.ahead and ray out, or set "
-            "rollout.backend=own"
+            f"rollout.ahead={rollout.ahead} was not tried with a vLLM server: set rollout.ahead=0, or leave "
+            "rollout.vllm.url out, so that each shard has a vLLM of its own"
         )
-    elif rollout.ahead:
-        raise ValueError(
-            f"rollout.ahead={rollout.ahead} was not tried with a vLLM server: set rollout.ahead=0, or "
-            "rollout.backend=own"
-        )
-    elif ray is not None and ray.address != "local":
+    elif served and ray is not None and ray.address != "local":
         raise ValueError(
             f"ray.address={ray.address}: a vLLM server reads adapters from folders of its own machine, and shards of a "
-            "cluster may be on others: set ray.address=local, or leave ray out"
+            "cluster may be on others: set ray.address=local, or leave rollout.vllm.url out, so that each shard has a "
+            "vLLM of its own"
         )
-    elif learner.ranks > 1 and not served:
+    elif learner.ranks > 1 and not served and not in_shards(rollout, ray):
         raise ValueError(
-            f"learner.ranks={learner.ranks}, and vLLM in the first rank's process would wait for the others: give a "
-            "server (rollout.vllm.url), or set rollout.backend=own"
+            f"learner.ranks={learner.ranks}, and vLLM in the first rank's process would wait for the others: play in "
+            "shards (rollout.shards), give a server (rollout.vllm.url), or set rollout.backend=own"
         )
     elif served and lora is None:
         raise ValueError(

@@ -135,8 +135,9 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
     whole = (shape.parameters + sampled + packed) * shape.itemsize + shape.lora * FLOAT
     parts.append(Part("shards", demand.shards * whole, f"{demand.shards} processes with all weights each"))
     if demand.vllm is not None and demand.vllm.url is None:
-        copies = shape.parameters + shape.lora
-        parts.append(Part("vLLM's weights", copies * shape.itemsize, "a copy of all, and of the adapters"))
+        copies = max(1, demand.shards) * (shape.parameters + shape.lora)
+        told = f", in each of {demand.shards} shards" if demand.shards else ""
+        parts.append(Part("vLLM's weights", copies * shape.itemsize, f"a copy of all, and of the adapters{told}"))
     if demand.num_rows:
         count = shape.lora or shape.parameters
         frozen = shape.parameters * demand.reference if not shape.lora else 0
@@ -171,7 +172,8 @@ def _sampling(shape: Shape, demand: Demand) -> list[Part]:
     if demand.vllm is not None:
         if demand.vllm.url is not None:
             return []  # the server's
-        held = demand.vllm.cache_bytes(demand.num_slots, demand.max_context_tokens, each)
+        shards = max(1, demand.shards)
+        held = shards * demand.vllm.cache_bytes(-(-demand.num_slots // shards), demand.max_context_tokens, each)
         return [Part("key/value cache", held, "vLLM's, for all slots", "always")]
     slots, capacity = demand.num_slots, room(demand.max_context_tokens, torch.device(demand.device))
     cache = slots * capacity * each

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from turnwise.assembly import run as assembly_run
-from turnwise.assembly.run import Assembly, backend_of
-from turnwise.config.files import load_config
+from turnwise.assembly.run import Assembly, _has_vllm, backend_of
+from turnwise.assembly.shards import _divided
+from turnwise.config.files import load_config, parse_config
 from turnwise.jobs import train
 from turnwise.models.vllm import install
 from turnwise.models.vllm.settings import LARGE, Facts, chosen_backend, room_for_rank
@@ -121,8 +122,10 @@ def test_a_run_from_before_there_was_a_choice_keeps_the_own_engine() -> None:
         (["rollout.backend=vlm"], "vllm"),
         (["rollout.backend=vllm", "learner.ranks=2"], r"learner\.ranks=2, and vLLM in the first rank's process"),
         (["rollout.backend=vllm", "learner={ranks: 2, parallel: fsdp2}"], r"learner\.ranks=2, and vLLM"),
-        (["rollout.backend=vllm", "rollout.shards=2"], r"and each shard would start a vLLM .* \(rollout\.vllm\.url\)"),
-        (["rollout.backend=vllm", "ray={}"], r"and each shard would start a vLLM .* \(rollout\.vllm\.url\)"),
+        (
+            ["rollout.backend=vllm", "rollout.vllm.url=http://127.0.0.1:1", "rollout.ahead=1"],
+            r"rollout\.ahead=1 was not tried with a vLLM server",
+        ),
         (
             ["rollout.backend=vllm", "rollout.vllm.url=http://127.0.0.1:1", "ray.address=auto"],
             r"ray\.address=auto: a vLLM server reads adapters from folders of its own machine",
@@ -138,6 +141,27 @@ def test_settings_of_one_engine_are_for_that_one(settings: list[str], told: str)
 def test_shards_sample_from_a_server(where: str) -> None:
     url = "rollout.vllm.url=http://127.0.0.1:1"
     assert load_config("smoke", ["rollout.backend=vllm", url, where]).rollout.vllm.url is not None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["rollout.shards=2"], ["ray.address=auto"], ["rollout.ahead=1"], ["rollout.shards=2", "learner.ranks=2"]],
+)
+def test_shards_have_a_vllm_each(settings: list[str]) -> None:
+    """The main process has none, and a shard's own settings are those of a run that plays by itself."""
+    made = load_config("smoke", ["rollout.backend=vllm", *settings])
+    assert not _has_vllm(made)
+    for own in _divided(made.model_dump(mode="json")):
+        assert _has_vllm(parse_config(own))
+
+
+def test_a_vllm_that_shards_of_this_machine_lack_is_told_of_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "installed", lambda: None)
+    with pytest.raises(ValueError, match=r"rollout\.backend=vllm needs vLLM 0\.32, which is not installed"):
+        train(load_config("smoke", ["rollout.backend=vllm", "rollout.shards=2"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])

@@ -26,7 +26,9 @@ class VllmConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str | None = Field(
-        None, description="a server of `turnwise serve-vllm`, such as http://127.0.0.1:8000; None: in this process"
+        None,
+        description="a server of `turnwise serve-vllm`, such as http://127.0.0.1:8000; None: in this process, or in "
+        "that of each shard",
     )
     cache_gib: float | None = Field(
         None, gt=0, description="GiB of keys and values; None: as much as all slots need, 4 at most"
@@ -87,7 +89,7 @@ def chosen_backend(facts: Facts) -> tuple[Backend, str]:
     kind, _, number = facts.device.partition(":")
     size = "an unknown number of" if facts.parameters is None else f"{facts.parameters:,}"
     reasons = {
-        "shards sample with our own engine": facts.sharded,
+        "shards sample with our own engine, unless rollout.backend=vllm is given": facts.sharded,
         f"device {facts.device} is no GPU": kind != "cuda",
         f"vLLM takes the first GPU that it sees, and the model is on {facts.device}": number not in ("", "0"),
         f"{facts.ranks} ranks learn, and vLLM would join them": facts.ranks > 1,
