@@ -21,6 +21,7 @@ from turnwise.models.layers import is_half
 
 BLOCK = 64  # queries: the scores of a block, for a thousand keys, fit into the second cache of a core
 LONGEST = 1024  # keys up to which it is faster than the fused kernel
+LEAST = 16  # queries from which a sequence by itself costs less than the padding of several
 
 
 def in_blocks(query: Tensor, keys: int) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from turnwise.models.block_attention import block_attention, in_blocks
+from turnwise.models.block_attention import LEAST, block_attention, in_blocks
 from turnwise.models.layers import is_half
 
 BLOCK = 64  # tokens by which buffers grow on a CPU: a copy for every 64 reads
@@ -134,7 +134,7 @@ class _PrefillGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """One slot with many new tokens, for the attention by blocks (block_attention.py): no padding, and no mask."""
+    """One slot with some new tokens, for the attention by blocks (block_attention.py): no padding, and no mask."""
 
     slot: int
     new: slice  # the places of its new tokens in the flat stream
@@ -168,7 +168,7 @@ class StepPlan:
         self._decode = self._last
         if self._tokens is not None and len(single):
             self._decode = self._singles(np.asarray(slots)[single], ends[single])
-        long = [i for i, n in enumerate(counts) if n >= BLOCK and in_blocks(cache.keys[0], int(ends[i]))]
+        long = [i for i, n in enumerate(counts) if n >= LEAST and in_blocks(cache.keys[0], int(ends[i]))]
         self._prompts = [_Prompt(slots[i], slice(offsets[i], offsets[i + 1]), int(ends[i])) for i in long]
         longer = sorted((i for i, n in enumerate(counts) if n > 1 and i not in long), key=lambda i: (counts[i], i))
         self._groups = [
