@@ -17,13 +17,13 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from turnwise.config.files import read_config, shipped_configs
 from turnwise.runs.directory import provenance
-from turnwise.statistics import paired_difference
+from turnwise.statistics import paired_difference, wilson
 
 MODEL = "smollm2"
 EXAMPLES = (0, 2)
@@ -106,6 +106,7 @@ def collected(work: Path, names: list[str]) -> dict[str, Any]:
             difference = paired_difference(*(report["outcomes"] for report in pair))
             cell["gain"] = [difference.value, difference.low, difference.high]
             cell["updates"] = sum(1 for _ in (work / name / "metrics.jsonl").open())
+            cell |= pooled(work, name, pair)
         elif file.exists():
             found_there = reports(json.loads(file.read_text()))
             cell = {"sampled" if report["temperature"] else "greedy": told(report) for report in found_there}
@@ -113,6 +114,26 @@ def collected(work: Path, names: list[str]) -> dict[str, Any]:
             continue
         found[name] = {**cell, "cpu_seconds": round(spent.get(name, 0.0))}
     return found
+
+
+def pooled(work: Path, name: str, pair: list[dict[str, Any]]) -> dict[str, Any]:
+    """A run's own panel and the further ones of its world together, where all of them were measured twice."""
+    world, _, _ = name.rpartition("-")
+    outcomes = [list(report["outcomes"]) for report in pair]
+    splits = MORE_PANELS.get(world, ())
+    for split in splits:
+        for stage, found in zip(("before", "after"), outcomes, strict=True):
+            file = work / f"{name}-{split}-{stage}.json"
+            if not file.exists():
+                return {}
+            (report,) = reports(json.loads(file.read_text()))
+            found += report["outcomes"]
+    if not splits:
+        return {}
+    rates = [wilson(int(sum(map(sum, found))), sum(map(len, found))) for found in outcomes]
+    difference = paired_difference(*outcomes)
+    shown = {stage: asdict(rate) for stage, rate in zip(("before", "after"), rates, strict=True)}
+    return {"pooled": {**shown, "gain": [difference.value, difference.low, difference.high], "num": difference.num}}
 
 
 def reports(read: Any) -> list[dict[str, Any]]:
