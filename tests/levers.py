@@ -27,7 +27,8 @@ class Levers(gymnasium.Env[str, str]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self.turn, self.sound = 0, True
-        return f"room {int(self.np_random.integers(100))}: three levers.", self.info(True)
+        told = {"answer": "red", "answering": "pull {}"}
+        return f"room {int(self.np_random.integers(100))}: three levers.", {**self.info(True), "task": told}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self.turn += 1

@@ -220,6 +220,12 @@ class Trajectory:
         """The stored episode, and its turn, that this one started from; None for one from the start of its task."""
         return (self.fork.parent, self.fork.turn) if self.fork is not None and self.fork.stored else None
 
+    def context(self, turn: int) -> IntArray:
+        """The tokens [P] that number ``turn`` answers: its prompt, after all that its context held before."""
+        begun = max(n for n in range(turn + 1) if not self.turns[n].continues)
+        before = [ids for each in self.turns[begun:turn] for ids in (each.prompt_ids, each.action_ids)]
+        return np.concatenate([*before, self.turns[turn].prompt_ids])
+
     def own_part(self) -> Trajectory:
         """The episode from the stored state on that it started from: what others played before is its first prompt."""
         start = self.stored_start
@@ -233,10 +239,7 @@ class Trajectory:
         """
         kept, world = self.turns[turn:], self.grading
         if kept and kept[0].continues:
-            begun = max(n for n in range(turn) if not self.turns[n].continues)
-            before = [ids for each in self.turns[begun:turn] for ids in (each.prompt_ids, each.action_ids)]
-            first = replace(kept[0], prompt_ids=np.concatenate([*before, kept[0].prompt_ids]), continues=False)
-            kept = (first, *kept[1:])
+            kept = (replace(kept[0], prompt_ids=self.context(turn), continues=False), *kept[1:])
         graded = None if world is None else replace(world, world=world.world[turn:])
         parent = self.episode if self.fork is None else self.fork.parent
         return replace(self, turns=kept, fork=Fork(parent, 0, stored=True), grading=graded)

@@ -68,8 +68,8 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
 }
 """What a method's last trial changes; for those that are not here, the number of optimizer steps."""
 
-TAUGHT = ("distill",)
-"""Methods that learn from a teacher: no reward, and no budget, makes them comparable."""
+TAUGHT = ("distill", "igpo")
+"""Methods that are told more than rewards: by a teacher, or the right answer, which the worlds here do not have."""
 
 _ANY = ("optimizer.num_minibatches=2",)
 NUM_TRIALS = len(RATES) + 1

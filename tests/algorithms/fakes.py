@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from turnwise.learning.answers import Target
 from turnwise.learning.learner import Learner
 from turnwise.learning.planning import Reading
 from turnwise.learning.recipe import Recipe
@@ -177,11 +178,19 @@ def groups(
     return made
 
 
+class FourIsRight:
+    """References of tasks that tell nothing: in all of them the answer is token 4, after token 8, or 5 and 6."""
+
+    def targets(self, episode: Trajectory) -> list[Target]:
+        return [Target(np.array([8, 4], np.int32), 1), Target(np.array([5, 6], np.int32), 0)]
+
+
 def learner(recipe: Recipe, policy: BigramPolicy, run: RunInfo | None = None, **optimizer: object) -> Learner:
     settings = {"lr": 0.05, "weight_decay": 0.0, **optimizer}
     config = OptimizerConfig(**settings)  # type: ignore[arg-type]
     info = run or RunInfo(num_updates=10, group_size=4, rewards=TEN)
-    return Learner(recipe, policy, config, info, teacher=BigramPolicy(77) if recipe.needs_teacher else None)
+    teacher = BigramPolicy(77) if recipe.needs_teacher else None
+    return Learner(recipe, policy, config, info, teacher=teacher, references=FourIsRight())
 
 
 def buffer_of(made: list[Group], update: int = 0) -> TrajectoryBuffer:

@@ -37,6 +37,7 @@ from turnwise.algorithms.graphgpo import GraphGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.hapo import HAPOConfig
+from turnwise.algorithms.igpo import IGPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.lp_reg import LpRegConfig
 from turnwise.algorithms.opo import OPOConfig
@@ -68,6 +69,7 @@ NEUTRAL: dict[str, tuple[Settings, Settings]] = {
     "hapo": (HAPOConfig(alpha=0.0, beta=0.0, average="attempts", dual_clip=3.0, kl_coef=0.01), PLAIN),
     "canon": (CANONConfig(mu=0.5, clip_high=0.2, aggregation_constant=8.0), DrGRPOConfig(aggregation_constant=8.0)),
     "d3s": (D3SConfig(base=PLAIN, first_attempts=1.0, first_tokens=1.0), PLAIN),
+    "igpo-without-gains": (IGPOConfig(gain_coef=0.0, kl_coef=0.01), PLAIN),
     "dapo": (DAPOConfig(clip_high=0.2, dual_clip=3.0, kl_coef=0.01, drop_uniform_groups=False), PLAIN),
     "drgrpo": (
         DrGRPOConfig(aggregation="token-mean", aggregation_constant=None, dual_clip=3.0, kl_coef=0.01),

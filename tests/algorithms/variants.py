@@ -42,6 +42,7 @@ from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig
 from turnwise.algorithms.hapo import HAPOConfig
 from turnwise.algorithms.hgpo import HGPOConfig
+from turnwise.algorithms.igpo import IGPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.lp_reg import LpRegConfig
 from turnwise.algorithms.maxrl import MaxRLConfig
@@ -146,6 +147,8 @@ MORE: dict[str, Settings] = {
     "siren-by-turn": SIRENConfig(base=GRPOConfig(), within="turn", coef=0.5, average="tokens", quantile=0.3),
     "siren-on-echo": SIRENConfig(base=ECHOConfig(base=GRPOConfig(), coef=0.5), coef=0.5, quantile=0.3, anchor=0.3),
     "capo-one-sided": CAPOConfig(base=GiGPOConfig(), lr=0.1, fisher=1.0, hessian=0.05, two_sided=False),
+    "igpo-by-turn": IGPOConfig(baseline="turn", normalize_std=False, gamma=0.9, gain_coef=2.0),
+    "epo-on-igpo": EPOConfig(base=IGPOConfig(baseline="episode", belief="log"), entropy_coef=0.1),
     "kl-cov-on-gigpo": KLCovConfig(base=GiGPOConfig(kl_coef=0.0), share=0.3),
 }
 

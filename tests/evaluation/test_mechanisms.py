@@ -63,6 +63,13 @@ RUNS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
         {"StateValues/compared_share": (0, 0), "StateValues/gain_share": (0.1, 1)},
     ),
     "graphgpo": ("{type: graphgpo, kl_coef: 0.0}", {"GoalDistance/compared_share": (0, 0)}),  # for the same reason
+    "igpo": (
+        "{type: igpo, kl_coef: 0.0}",
+        {
+            **{"GainCredit/mean_belief": (0.01, 0.99), "GainCredit/mean_gain": (-0.5, 0.5)},
+            "GainCredit/positive_share": (0.01, 1),
+        },
+    ),
     "hapo": (
         "{type: hapo}",
         {"EntropyBounds/mean_widening": (0.05, 1), "EntropyWeight/mean_change": (0.05, 1)},

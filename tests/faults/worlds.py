@@ -13,7 +13,14 @@ from tests.worlds import Echo, Moody
 
 
 class Lottery(Echo):
-    """Pays by what a reply's text hashes to, so that an untrained model earns all sorts of returns."""
+    """Pays by what a reply's text hashes to, so that an untrained model earns all sorts of returns.
+
+    It tells the number of the cabinet as the answer.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, {**info, "task": {"answer": self.word}}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         observation, _, terminated, truncated, info = super().step(action)

@@ -78,7 +78,7 @@ class Run:
     def __init__(self, config: Settings, ranks: Ranks, **optimizer: Any) -> None:
         self.policy = drifted(BigramPolicy())
         plain = learner(build(config, RUN), self.policy, **{"grad_clip": None, "num_minibatches": 2, **optimizer})
-        self.learner = Learner(plain.recipe, self.policy, plain.config, RUN, ranks, plain.teacher)
+        self.learner = Learner(plain.recipe, self.policy, plain.config, RUN, ranks, plain.teacher, plain.references)
         self.buffer = TrajectoryBuffer(self.learner.recipe.keep_updates)
         self.agreements = list[Agreement]()
 

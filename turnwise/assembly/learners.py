@@ -29,6 +29,8 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from turnwise.agents.chat import ChatFormat
+from turnwise.agents.prompts import AgentConfig
 from turnwise.algorithms.registry import build
 from turnwise.assembly.players import load_policies
 from turnwise.assembly.rank_actors import RankActors
@@ -40,6 +42,7 @@ from turnwise.learning.settings import OptimizerConfig, RunInfo, Settings
 from turnwise.models.policy import Policy
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.runs.directory import RunDirectory
+from turnwise.training.answers import ReferenceAnswers
 from turnwise.training.leading import MEETING, FollowingSide, Leader, follow, stage_of
 from turnwise.training.ranks import ProcessRanks
 
@@ -47,14 +50,20 @@ _HOST, _WANTED = "127.0.0.1", "turnwise/wanted"
 
 
 def learner_of(
-    algorithm: Settings, optimizer: OptimizerConfig, run: RunInfo, policy: Policy, ranks: Ranks | None = None
+    algorithm: Settings,
+    optimizer: OptimizerConfig,
+    run: RunInfo,
+    policy: Policy,
+    agent: AgentConfig,
+    ranks: Ranks | None = None,
 ) -> Learner:
-    """The learner of a policy, whose parts are fresh. Raises ValueError as ``teacher_of`` does."""
+    """The learner of a policy that plays as ``agent``, its parts fresh. Raises ValueError as ``teacher_of`` does."""
     info = replace(run, vocabulary=policy.model.config.vocab_size)
     recipe = build(algorithm, info)
     if recipe.needs_reference:
         policy.keep_reference()
-    return Learner(recipe, policy, optimizer, info, ranks, teacher_of(recipe, policy))
+    references = ReferenceAnswers(ChatFormat.of(policy.tokenizer, agent), agent) if recipe.needs_answers else None
+    return Learner(recipe, policy, optimizer, info, ranks, teacher_of(recipe, policy), references)
 
 
 def lead(
@@ -232,7 +241,7 @@ def _follow(store: Any, rank: int, world: int, *, local: int, deaf: bool = True)
             policy.remember(config.rollout.ahead)
             if ranks.lockstep:
                 policy.divide(ranks.mesh)
-            learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, ranks)
+            learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, config.agent, ranks)
             made[name] = FollowingSide(policy, learner, TrajectoryBuffer(learner.recipe.keep_updates))
         store.set(stage_of("ready", rank), "")
         return made

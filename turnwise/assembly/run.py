@@ -65,6 +65,7 @@ from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
 from turnwise.shards.connection import Host
 from turnwise.shards.rollouts import ShardedCollector
+from turnwise.training.answers import check_answers
 from turnwise.training.leading import Leader
 from turnwise.training.observing import Callback, Observer
 from turnwise.training.plan import Demand, fitting, is_packed, num_contexts, prompt_tokens
@@ -107,7 +108,7 @@ class Assembly:
         """The run's tasks, proven apart.
 
         Raises ValueError where they overlap, where there are too few, and where the agent is to choose among actions
-        that the world does not list.
+        that the world does not list, or the algorithm to learn from answers that it does not tell.
         """
         config = self.config
         if is_sharded(config.rollout, config.ray):
@@ -117,6 +118,8 @@ class Assembly:
             _, info = start(self.world, found.train[0], config.seed)
             if not info.get("admissible_actions"):
                 raise ValueError(NOTHING_OFFERED)
+        if (recipe := build(config.algorithm, config.run_info)).needs_answers:
+            check_answers(recipe.name, told_of(self.world, found.train[0], config.seed))
         return found
 
     @cached_property
@@ -356,7 +359,8 @@ class Assembly:
         config = self.config
         policy.temperature = config.rollout.temperature
         agent = self._cast.agent(name, policy, "vllm" if _has_vllm(config) else "own")
-        learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, self.leader.ranks)
+        settings = config.algorithm, config.optimizer, config.run_info
+        learner = learner_of(*settings, policy, self.agent, self.leader.ranks)
         called = str(getattr(config.model, "path", "the model"))
         side = Side(name, policy, agent, learner, called, self.leader, config.rollout.ahead)
         if is_sharded(config.rollout, config.ray):

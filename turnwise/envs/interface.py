@@ -20,7 +20,8 @@ These keys of ``info`` are read where they are present:
     valid                bool: whether the last action was understood
     task_type            str: the task's type, for tables, where the panel does not give it
     task                 dict, of a reset: what reward functions and judges may know of the task and the agent does not
-                         see, such as the right answer
+                         see. "answer" (a text, a number, or a list of these) is what is right, for algorithms that ask
+                         how probable it is (IGPO), "answering" the action that gives it, with {} in its place ("{}")
 
 A world may speak in a chat with roles. Its ``observation`` then stays readable text, an action is what ``said.py``
 writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:

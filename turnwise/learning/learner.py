@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from turnwise.clock import Clock
+from turnwise.learning.answers import References, beliefs
 from turnwise.learning.metrics import Agreement, Metrics, Tally, deviations
 from turnwise.learning.optimizer import Parameters, flat_state, load_flat_state, make_optimizer, set_learning_rate, step
 from turnwise.learning.parts import Critic, MinibatchView, Samples, Stream, Streams, UpdateContext, required
@@ -40,7 +41,8 @@ class Learner:
 
     All random numbers are seeded with (run.seed, update). So a resumed run computes what an uninterrupted one does.
     ``ranks`` are the processes that share the work. Each has a learner of its own with equal weights, and makes the
-    same calls with the same groups. ``teacher`` is a frozen scorer of the same tokens, where a part needs one.
+    same calls with the same groups. ``teacher`` is a frozen scorer of the same tokens, and ``references`` know the
+    tasks' right answers, where a part needs them.
     """
 
     def __init__(
@@ -51,10 +53,12 @@ class Learner:
         run: RunInfo,
         ranks: Ranks | None = None,
         teacher: Scorer | None = None,
+        references: References | None = None,
     ) -> None:
         self.recipe, self.scorer, self.config, self.run = recipe.checked(), scorer, config, run
-        self.teacher = teacher
+        self.teacher, self.references = teacher, references
         assert teacher is not None or not recipe.needs_teacher, f"{recipe.name} needs a teacher"
+        assert references is not None or not recipe.needs_answers, f"{recipe.name} needs answers"
         self.ranks: Ranks = ranks or Alone()
         self.parts = recipe.parts()
         self.clock = Clock()
@@ -143,6 +147,9 @@ class Learner:
         for stream in streams:
             recipe = self.recipe[stream.name]
             stream = stream.with_columns(**self._columns(stream.batch, recipe))
+            if self.references is not None and "answers" in recipe.needs:
+                found = beliefs(stream.samples.groups, self.references, lambda batch: self._scored(batch)[0])
+                stream = replace(stream, beliefs=found)
             if recipe.estimator is not None:
                 advantages = recipe.estimator.estimate(stream)
                 stream = stream.with_columns(advantages=advantages)

@@ -35,7 +35,7 @@ from turnwise.replay.batch import TokenBatch
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, Trajectory
 
-Need = Literal["entropy", "hidden", "reference", "proximal", "values", "observed", "vocabulary", "teacher"]
+Need = Literal["entropy", "hidden", "reference", "proximal", "values", "observed", "vocabulary", "teacher", "answers"]
 Unit = Literal["reward", "deviation"]
 """The unit of advantages: that of the shaped rewards, or standard deviations of these."""
 
@@ -155,12 +155,13 @@ class Stream:
     """Rows that are trained in the same way.
 
     ``batch.trajectory`` and ``batch.group`` are numbers of trajectories and groups of ``samples``. ``coef`` is the
-    factor on the stream's loss.
+    factor on the stream's loss. ``beliefs`` are of the turns of ``samples``, in their order (``learning/answers.py``).
     """
 
     samples: Samples
     batch: TokenBatch
     coef: float = 1.0
+    beliefs: Tensor | None = None  # [N] nats, mean log-prob of the answer's tokens; None unless a part needs answers
 
     @property
     def name(self) -> str:

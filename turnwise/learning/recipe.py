@@ -186,6 +186,11 @@ class Recipe:
         return any("teacher" in stream.needs for stream in self.streams)
 
     @property
+    def needs_answers(self) -> bool:
+        """Whether a part asks how probable the tasks' right answers are, which the world must tell then."""
+        return any("answers" in stream.needs for stream in self.streams)
+
+    @property
     def reads_vocabulary(self) -> bool:
         """Whether a part looks at whole distributions over the vocabulary."""
         return any(stream.reads or stream.opening or "vocabulary" in stream.needs for stream in self.streams)

@@ -61,6 +61,7 @@ class SearchEnv(SnapshotEnv):
     no action), ``task_type``, ``question``, ``documents`` (ids that this turn found), and in the generated world
     ``admissible_actions``: a search for, or an answer with, anything that question and documents have named so far.
     ``listed_actions``, which prompts show: of the answers those alone that a document has told of something else.
+    A reset's ``task`` has the right answers, and the action that gives one.
     """
 
     def __init__(
@@ -111,8 +112,10 @@ class SearchEnv(SnapshotEnv):
         return self.rules.source.panel(split)
 
     def begin(self, split: str, index: int) -> tuple[str, Info]:
-        self._episode = Episode(self.rules, self.rules.source.question(split, index))
-        return self.rules.protocol.opening(self._episode.question.text), self._info()
+        question, protocol = self.rules.source.question(split, index), self.rules.protocol
+        self._episode = Episode(self.rules, question)
+        told = {"answer": list(question.answers), "answering": protocol.answer("{}")}
+        return protocol.opening(question.text), {**self._info(), "task": told}
 
     def act(self, action: str) -> tuple[str, float, bool, Info]:
         episode = self._playing()
