@@ -63,6 +63,8 @@ class SearchEnv(SnapshotEnv):
     ``listed_actions``, which prompts show: of the answers those alone that a document has told of something else.
     """
 
+    ends_with_answer = True
+
     def __init__(
         self,
         corpus: Paths | None = None,
