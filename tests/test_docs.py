@@ -6,6 +6,8 @@ import ast
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,15 @@ def test_the_index_of_algorithms_is_that_of_the_code() -> None:
     pages = runpy.run_path(str(ROOT / "scripts" / "algorithm_pages.py"))
     found = (ROOT / "docs" / "algorithms" / "index.md").read_text()
     assert found == pages["index"](), "python scripts/algorithm_pages.py writes it"
+
+
+def test_the_table_of_methods_is_that_of_code_tests_and_results() -> None:
+    """In a process of its own: the script reads the tests of vectors before anything else does."""
+    code = "import runpy; print(end=runpy.run_path('scripts/method_table.py')['page']())"
+    made = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert (ROOT / "docs" / "methods.md").read_text() == made.stdout, "python scripts/method_table.py writes it"
 
 
 def test_the_layout_page_names_what_is_there() -> None:

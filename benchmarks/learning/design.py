@@ -42,6 +42,8 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
     "riskpo": ("algorithm.credit=uniform",),
     "rae": ("algorithm.decay=0.99",),
     "copo": ("algorithm.answer=actions",),
+    "ares": ("algorithm.window=2",),
+    "seed_grpo": ("algorithm.answer=actions",),
     "d3s": ("algorithm.first_attempts=0.5", "algorithm.first_tokens=0.5"),
     "dpo": ("algorithm.beta=0.03",),
     "cpl": ("algorithm.bias=0.75",),
@@ -68,8 +70,9 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
 }
 """What a method's last trial changes; for those that are not here, the number of optimizer steps."""
 
-TAUGHT = ("distill", "igpo")
-"""Methods that are told more than rewards: by a teacher, or the right answer, which the worlds here do not have."""
+TAUGHT = ("distill", "igpo", "empo")
+"""Methods that learn from something other than rewards: a teacher, the right answer, votes. No budget makes them
+comparable."""
 
 _ANY = ("optimizer.num_minibatches=2",)
 NUM_TRIALS = len(RATES) + 1
@@ -100,7 +103,7 @@ class Setting:
 
     def names(self) -> list[str]:
         """The methods, the baseline first; None: every algorithm there is that learns from reward."""
-        found = self.methods or tuple(name for name in ALGORITHMS if name not in TAUGHT)
+        found = self.methods or tuple(name for name in ALGORITHMS if name not in UNREWARDED)
         return sorted(found, key=lambda name: name != BASELINE)
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, groups, learner, task
 from tests.algorithms.variants import NAMED, VARIANTS
 from tests.learning.test_learner import drifted, gradient
+from turnwise.algorithms.ares import ARESConfig
 from turnwise.algorithms.bapo import BAPOConfig
 from turnwise.algorithms.canon import CANONConfig
 from turnwise.algorithms.capo import CAPOConfig
@@ -47,6 +48,7 @@ from turnwise.algorithms.registry import ALGORITHMS, build, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.rloo import RLOOConfig
 from turnwise.algorithms.sac import SACConfig
+from turnwise.algorithms.seed_grpo import SEEDConfig
 from turnwise.algorithms.siren import SIRENConfig
 from turnwise.algorithms.steer import STEERConfig
 from turnwise.algorithms.tea import TEAConfig
@@ -84,6 +86,10 @@ NEUTRAL: dict[str, tuple[Settings, Settings]] = {
     "dppo-out-of-reach": (DPPOConfig(base=PLAIN, delta_low=2.0, delta_high=2.0), UNCLIPPED),
     "bapo-without-a-target": (BAPOConfig(base=PLAIN, target=0.0, low=(0.8, 0.9), high=(1.2, 3.0)), PLAIN),
     "sac-of-next-to-nothing": (SACConfig(base=PLAIN, initial_coef=1e-12, max_coef=1e-12), PLAIN),
+    "ares-with-one-factor": (
+        ARESConfig(base=PLAIN.model_copy(update={"kl_coef": 0.0}), cap=0.0, kl_factors=(1.0, 1.0, 1.0), kl_relaxed=1.0),
+        PLAIN,
+    ),
     "ppo-without-values": (PPOConfig(), ReinforcePPConfig()),  # the head starts at 0, and lambda is 1
     **{
         f"{name}-{base.type}": (modifier, base)  # type: ignore[attr-defined]
@@ -98,6 +104,8 @@ NEUTRAL: dict[str, tuple[Settings, Settings]] = {
             "ear": EARConfig(base=base, form="clip", bound=1e9),
             "funrl": FunRLConfig(base=base, alpha=0.0),
             "pear-without-thoughts": PEARConfig(base=base),
+            "ares": ARESConfig(base=base, cap=0.0, kl_coef=0.0),
+            "seed_grpo": SEEDConfig(base=base, alpha=0.0),
             "echo": ECHOConfig(base=base, coef=0.0),
             "lp_reg": LpRegConfig(base=base, share=0.0),
             "siren": SIRENConfig(base=base, coef=0.0),
@@ -162,6 +170,7 @@ BY_ROWS = {
     "forking-by-row",
     "siren",
     *("capo", "capo-one-sided"),
+    "seed_grpo",
     "tea",
     "tea-with-gradients",
     *("echo", "echo-on-ppo", "epo-on-echo", "siren-on-echo"),

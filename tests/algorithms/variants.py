@@ -12,6 +12,7 @@ import pytest
 
 from turnwise.algorithms.aepo import AEPOConfig
 from turnwise.algorithms.aepo_arbitrary import ArbitraryAEPOConfig
+from turnwise.algorithms.ares import ARESConfig
 from turnwise.algorithms.bapo import BAPOConfig
 from turnwise.algorithms.bnpo import BNPOConfig
 from turnwise.algorithms.canon import CANONConfig
@@ -30,6 +31,7 @@ from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.ear import EARConfig
 from turnwise.algorithms.echo import ECHOConfig
 from turnwise.algorithms.empg import EMPGConfig
+from turnwise.algorithms.empo import EMPOConfig
 from turnwise.algorithms.entropy_advantage import EntropyAdvantageConfig
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.epo_released import ReleasedSettings
@@ -52,6 +54,7 @@ from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.algorithms.reinforce_pp import ReinforcePPConfig
 from turnwise.algorithms.riskpo import RiskPOConfig
 from turnwise.algorithms.sac import SACConfig
+from turnwise.algorithms.seed_grpo import SEEDConfig
 from turnwise.algorithms.siren import SIRENConfig
 from turnwise.algorithms.spear import CovarianceSettings, SPEARConfig
 from turnwise.algorithms.steer import STEERConfig
@@ -80,6 +83,8 @@ ACTIVE: dict[str, Settings] = {
     "dppo": DPPOConfig(delta_low=0.02, delta_high=0.02),
     "lp_reg": LpRegConfig(share=0.5, min_p=0.3),
     "siren": SIRENConfig(base=DrGRPOConfig(aggregation_constant=8.0), coef=0.5, top_p=0.9, quantile=0.3, anchor=0.3),
+    "ares": ARESConfig(window=2, quantile=0.5, decay=0.5, eps=0.1, kl_coef=0.5),
+    "seed_grpo": SEEDConfig(base=DrGRPOConfig(aggregation_constant=8.0)),
     "capo": CAPOConfig(lr=0.1, fisher=2e-3, hessian=0.1),
 }
 
@@ -122,6 +127,12 @@ MORE: dict[str, Settings] = {
     "riskpo-own": RiskPOConfig(bundle=2, quantiles="own", credit="uniform", baseline=True),
     "riskpo-mixed": RiskPOConfig(bundle=3, quantiles="mixed", credit="std", normalize_std=False),
     "copo-zero": COPOConfig(base=DrGRPOConfig(kl_coef=0.3, aggregation_constant=8.0), blend="soft_zero"),
+    "ares-released": ARESConfig(form="released", window=1, quantile=0.5, kl_coef=0.0),
+    "ares-on-ppo": ARESConfig(
+        base=PPOConfig(kl_coef=0.0), window=2, quantile=0.5, kl_factors=(1.0, 0.5, 0.25), kl_relaxed=0.2
+    ),
+    "seed-exponential": SEEDConfig(base=GRPOConfig(), form="exponential", answer="last"),
+    "epo-on-empo": EPOConfig(base=EMPOConfig(vote="majority"), entropy_coef=0.1),
     "d3s-on-gigpo": D3SConfig(base=GiGPOConfig(), first_attempts=0.5, first_tokens=0.4, batch_share=0.8),
     "d3s-sequences": D3SConfig(base=GRPOConfig(aggregation="seq-mean-token-mean"), first_attempts=0.5),
     "dpo-extremes": DPOConfig(pairs="extremes", smoothing=0.1, margin=0.1),

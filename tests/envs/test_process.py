@@ -28,6 +28,7 @@ from turnwise.envs.interface import (
     HasTasks,
     Panel,
     capability,
+    ends_with_answer,
     speaks_in_roles,
 )
 from turnwise.envs.process import EnvDiedError, EnvRaisedError, EnvTimeoutError, ProcessEnv
@@ -234,6 +235,7 @@ PROTOCOLS = {
         (LAKE, {"tasks", "snapshot", "restore", "expert"}),
         ("tests.worlds:tests/Cue-v0", {"expert"}),
         ("turnwise/SQL-v0", {"tasks", "snapshot", "restore", "expert"}),
+        ("turnwise/Search-v0", {"tasks", "snapshot", "restore", "expert"}),
     ],
 )
 def test_it_offers_what_the_world_offers(source: str, offered: set[str]) -> None:
@@ -248,6 +250,7 @@ def test_it_offers_what_the_world_offers(source: str, offered: set[str]) -> None
     assert env.spec.id == plain.spec.id
     assert env.instructions == getattr(plain.unwrapped, "instructions", "")
     assert speaks_in_roles(env) == speaks_in_roles(plain)
+    assert ends_with_answer(env) == ends_with_answer(plain) == (source == "turnwise/Search-v0")
     assert getattr(env, "splits", None) == getattr(plain.unwrapped, "splits", None)
     env.close()
 

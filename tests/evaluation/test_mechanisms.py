@@ -109,6 +109,18 @@ RUNS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             "LocalShare/rescued_share": (0, 1),
         },
     ),
+    "ares": (
+        f"{{type: ares, {GRPO}, window: 2, quantile: 0.5}}",
+        {
+            **{f"EffortTargets/{kind}_share": (0, 1) for kind in ("easy", "medium", "hard")},
+            **{"EffortTargets/windows": (0.5, 6), "EffortTargets/changed_share": (0, 1)},
+            **{"EffortTargets/mean_change": (0, 0.5), "EffortKL/relaxed_share": (0.1, 1)},
+        },
+    ),
+    "seed_grpo": (
+        f"{{type: seed_grpo, {GRPO}}}",
+        {"AgreementScale/mean_scale": (0.5, 0.99), "AgreementScale/damped_share": (0.1, 1)},
+    ),
     "d3s": (
         f"{{type: d3s, {GRPO}, last_attempts: 0.5, last_tokens: 0.5}}",
         {"KeptAttempts/attempt_share": (0.4, 0.6), "KeptTokens/token_share": (0.1, 0.4)},

@@ -78,6 +78,11 @@ def is_uniform(trajectories: Sequence[Trajectory]) -> bool:
     return len(sound) < 2 or len({t.total_reward for t in sound}) == 1
 
 
+def succeeded(trajectory: Trajectory, earned: Sequence[float], success: float) -> bool:
+    """Whether an episode succeeded: as its world says, else where it ``earned`` as much as a ``success`` is worth."""
+    return sum(earned) >= success * (1 - 1e-9) if trajectory.success is None else trajectory.success
+
+
 class GroupCredit(AdvantageEstimator):
     """Credit by comparison within groups, given to all action tokens of a return alike.
 

@@ -23,10 +23,10 @@ from turnwise.learning.parts import (
     required,
 )
 from turnwise.learning.primitives import clipped_surrogate
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import Group, Trajectory
 
 Blend = Literal["soft", "soft_forced", "soft_zero", "forced", "zero", "global"]
-AnswerKind = Literal["ending", "actions"]
+AnswerKind = Literal["ending", "last", "actions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,7 @@ class LocalShare(AdvantageModifier):
         batch, rewards, groups = stream.batch, stream.samples.rewards, stream.samples.groups
         advantages = required(batch.advantages, "advantages")
         played = stream.samples.trajectories
-        group = torch.tensor([n for n, g in enumerate(groups) for _ in g.trajectories], dtype=torch.int64)
-        bits = answer_entropy([answer_of(t, self.answer) for t in played], group)
+        group, bits = group_entropy(groups, self.answer)
         totals = torch.tensor([rewards.total(n) for n in range(len(played))], dtype=torch.float64)
         types = [g.task.type if self.by_type else "" for g in groups]
         credit = self.compared(totals, bits, group, types)
@@ -119,7 +118,15 @@ def answer_of(trajectory: Trajectory, kind: AnswerKind) -> Hashable:
     turns = trajectory.turns
     if kind == "actions":
         return tuple(turn.action for turn in turns)
+    if kind == "last":
+        return turns[-1].action if turns else ""
     return (turns[-1].anchor or turns[-1].observation, turns[-1].action) if turns else ()
+
+
+def group_entropy(groups: Sequence[Group], kind: AnswerKind) -> tuple[Tensor, Tensor]:
+    """The group of each trajectory, [N] int64, and the entropy of its answers, [N] float64, in bits."""
+    group = torch.tensor([n for n, g in enumerate(groups) for _ in g.trajectories], dtype=torch.int64)
+    return group, answer_entropy([answer_of(t, kind) for g in groups for t in g.trajectories], group)
 
 
 def answer_entropy(answers: Sequence[Hashable], group: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ too, and the more a group's answers agree the more this counts:
     w     = sigmoid(sharpness (H - midpoint))
     loss  = w l(r, A) + (1 - w) l(r, A_g)               A and l: the base's advantage and clipped surrogate
 
-An answer is how an episode ended, its last state and action, or all its actions. COPO goes outermost: what changes
-advantages, token weights or the clip on top of it is refused, as it would act on the first loss alone.
+An answer is how an episode ended, its last state and action; or its last action, or all its actions. COPO goes
+outermost: what changes advantages, token weights or the clip on top of it is refused, as it would act on the first loss
+alone.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class COPOConfig(Settings):
         "else as above; global: w = 0.",
     )
     answer: AnswerKind = Field(
-        default="ending", description="What of an episode is its answer: its last state and action, or all its actions."
+        default="ending",
+        description="What of an episode is its answer: its last state and action, its last action, or all its actions.",
     )
     by_type: bool = Field(default=False, description="Whether groups are compared within their task's type.")
 

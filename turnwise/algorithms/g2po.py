@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from turnwise.algorithms.anchors import anchor_groups, on_tokens, states_of
+from turnwise.algorithms.common import succeeded
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
 from turnwise.learning.credit import group_advantages, group_statistics
 from turnwise.learning.parts import AdvantageModifier, Stream, required
@@ -84,7 +85,7 @@ class StateValues(AdvantageModifier):
         table, ends, visits = stream.samples.rewards, list[float](), list[float]()
         for number, trajectory in enumerate(stream.samples.trajectories):
             total, length = sum(table.earned[number]), len(trajectory.turns)
-            won = total >= self.success * (1 - 1e-9) if trajectory.success is None else trajectory.success
+            won = succeeded(trajectory, table.earned[number], self.success)
             visits += [total * self.config.gamma ** (length - n) for n in range(length)]
             ends += ([math.nan] * (length - 1) + [self.success if won else 0.0])[:length]
         values = group_statistics(torch.tensor(visits, dtype=torch.float64), anchors).mean

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from turnwise.algorithms.anchors import anchor_groups, following_states, goal_distances, on_tokens, states_of
+from turnwise.algorithms.common import succeeded
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
 from turnwise.learning.credit import group_advantages
 from turnwise.learning.parts import AdvantageModifier, Stream, required
@@ -95,9 +96,8 @@ class GoalDistance(AdvantageModifier):
     def _won(self, stream: Stream) -> list[bool]:
         found = []
         for trajectory, earned in zip(stream.samples.trajectories, stream.samples.rewards.earned, strict=True):
-            total = sum(earned)
-            enough = total >= self.success * (1 - 1e-9) if trajectory.success is None else trajectory.success
-            found.append(total > 0 if self.config.goal == "reward" else enough)
+            won = succeeded(trajectory, earned, self.success)
+            found.append(sum(earned) > 0 if self.config.goal == "reward" else won)
         return found
 
 

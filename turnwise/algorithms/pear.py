@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from turnwise.algorithms.common import succeeded
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.learning.metrics import Occurrences
@@ -69,14 +70,13 @@ class ThoughtPenalty:
     def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable:
         worths = []
         for number, trajectory in enumerate(trajectories):
-            worth = self._worth(trajectory, sum(rewards.earned[number]))
+            worth = self._worth(trajectory, succeeded(trajectory, rewards.earned[number], self.success))
             worths.append(self.success * worth)
         return rewards.with_extra(worths)
 
-    def _worth(self, trajectory: Trajectory, earned: float) -> float:
+    def _worth(self, trajectory: Trajectory, won: bool) -> float:
         """What is added to an episode's return, as a share of a success."""
-        enough = earned >= self.success * (1 - 1e-9) if trajectory.success is None else trajectory.success
-        if not enough:
+        if not won:
             return self.config.lost
         turns = trajectory.turns
         penalty = sum(map(self.penalty, turns)) / max(len(turns), 1)

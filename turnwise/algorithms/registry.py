@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # so that a name is looked up without torch
 ALGORITHMS = (
     *("grpo", "drgrpo", "dapo", "gspo", "rloo", "opo", "reinforce_pp", "ppo", "gigpo", "hapo", "distill"),
     *("maxrl", "bnpo", "canon", "riskpo", "rae", "dpo", "cpl", "hgpo", "g2po", "graphgpo"),
-    *("copo", "d3s", "pear", "funrl", "igpo"),
+    *("copo", "d3s", "pear", "funrl", "igpo", "ares", "seed_grpo", "empo"),
     *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo", "aepo_arbitrary"),
     *("counterfactual", "drpo", "oreo", "weighted_cloning"),
     *("cispo", "dppo", "bapo", "forking", "steer", "entropy_advantage", "ear", "sac", "tea", "echo"),

@@ -155,7 +155,7 @@ class Recipe:
     ``phases``: with ``joint`` each optimizer step trains on all streams, with ``sequential`` the streams are trained
     one after another. ``keep_updates`` is the age (in updates) up to which the buffer keeps trajectories. ``planner``
     None stands for groups of independent attempts (``GroupPlanner``). ``teacher`` names a second scorer, for parts that
-    need one.
+    need one. ``compares_answers``: it is for worlds whose episodes end with an answer, and no others.
     """
 
     name: str
@@ -166,6 +166,7 @@ class Recipe:
     phases: Literal["joint", "sequential"] = "joint"
     keep_updates: int = 0
     teacher: str = ""
+    compares_answers: bool = False
 
     def __getitem__(self, stream: str) -> StreamRecipe:
         return next(found for found in self.streams if found.name == stream)

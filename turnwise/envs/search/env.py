@@ -64,6 +64,8 @@ class SearchEnv(SnapshotEnv):
     A reset's ``task`` has the right answers, and the action that gives one.
     """
 
+    ends_with_answer = True
+
     def __init__(
         self,
         corpus: Paths | None = None,

@@ -1,0 +1,147 @@
+"""Methods that compare the answers of a task's attempts: SEED-GRPO's weights, EMPO's votes, where they are refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, task
+from turnwise.algorithms.consistency import AnswerKind, group_entropy
+from turnwise.algorithms.empo import EMPOConfig, Vote, votes
+from turnwise.algorithms.registry import build
+from turnwise.algorithms.seed_grpo import AgreementScale, SEEDConfig
+from turnwise.assembly.run import Assembly
+from turnwise.config.files import load_config
+from turnwise.learning.parts import Samples, Stream
+from turnwise.learning.rewards import RewardTable, raw_rewards
+from turnwise.learning.settings import RunInfo
+from turnwise.replay.batch import layout
+from turnwise.trajectory import Group
+
+RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
+SAMPLER = Sampler.of(BigramPolicy(), np.random.default_rng(0))
+
+
+def answering(*answers: str, index: int = 0) -> Group:
+    """Attempts of two turns that end with these actions, seen in the same state."""
+    made = []
+    for sample, answer in enumerate(answers):
+        played = episode(SAMPLER, index=index, sample=sample, num_turns=2)
+        last = replace(played.turns[-1], action=answer, anchor="asked")
+        made.append(replace(played, turns=(*played.turns[:-1], last)))
+    return Group(task(index), tuple(made))
+
+
+def scaled(config: SEEDConfig, *groups: Group) -> tuple[list[float], dict[str, float]]:
+    """What advantages of 1 become, by trajectory; and what was counted."""
+    members = tuple(t for each in groups for t in each.trajectories)
+    batch = layout(groups)
+    stream = Stream(Samples(groups, raw_rewards(members)), batch.with_columns(advantages=batch.action_mask.float()))
+    part = AgreementScale(config)
+    found = part.modify(stream)
+    assert (found[~batch.action_mask] == 0).all()
+    return [float(found[batch.trajectory == n].max()) for n in range(len(members))], dict(part.acted())
+
+
+AGREE, HALVES, DIFFER = ("a", "a", "a", "a"), ("a", "a", "b", "b"), ("a", "b", "c", "d")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (1.0, 0.75, 0.5)),
+        ({"alpha": 1.0}, (1.0, 0.5, 0.0)),
+        ({"alpha": 3.0}, (1.0, 0.0, 0.0)),
+        ({"form": "exponential", "alpha": 1.0}, (1.0, math.exp(-0.5), math.exp(-1))),
+    ],
+)
+def test_the_more_answers_differ_the_less_an_attempt_counts(settings: dict[str, Any], expected: tuple[float]) -> None:
+    """H / ln 4 of four alike, two and two, all different: 0, 1/2, 1."""
+    groups = [answering(*answers, index=n) for n, answers in enumerate((AGREE, HALVES, DIFFER))]
+    found, acted = scaled(SEEDConfig(**settings), *groups)
+    assert found == pytest.approx([value for value in expected for _ in range(4)])
+    assert acted == pytest.approx({"mean_scale": sum(expected) / 3, "damped_share": 2 / 3})
+
+
+def test_a_lone_attempt_counts_in_full() -> None:
+    assert scaled(SEEDConfig(), answering("a"))[0] == [1.0]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("last", 0.0), ("ending", 1.0), ("actions", 2.0)])
+def test_what_an_answer_is(kind: AnswerKind, bits: float) -> None:
+    """Four attempts that answer alike, in two states, each after another first action."""
+    made = answering(*AGREE)
+    members = []
+    for n, trajectory in enumerate(made.trajectories):
+        first, last = trajectory.turns
+        turns = (replace(first, action=f"search {n}"), replace(last, anchor=f"state {n % 2}"))
+        members.append(replace(trajectory, turns=turns))
+    _, found = group_entropy([replace(made, trajectories=tuple(members))], kind)
+    assert found.tolist() == pytest.approx([bits] * 4)
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind", "paid"),
+    [
+        ("aaab", "share", [0.75, 0.75, 0.75, 0.25]),
+        ("aaab", "majority", [1, 1, 1, 0]),
+        ("baab", "majority", [1, 0, 0, 1]),  # as often: the first
+        ("abcd", "share", [0, 0, 0, 0]),
+        ("abcd", "majority", [0, 0, 0, 0]),
+        ("aa  ", "share", [0.5, 0.5, 0, 0]),
+        ("a   ", "share", [0, 0, 0, 0]),
+        ("    ", "majority", [0, 0, 0, 0]),
+        ("a", "share", [0]),
+    ],
+)
+def test_votes(answers: str, kind: Vote, paid: list[float]) -> None:
+    assert votes([answer.strip() for answer in answers], kind) == paid
+
+
+def paid(groups: tuple[Group, ...], **settings: Any) -> tuple[RewardTable, dict[str, float]]:
+    recipe = build(EMPOConfig(**settings), RUN)
+    members = [t for each in groups for t in each.trajectories]
+    rewards = replace(raw_rewards(members), own=tuple((-0.1, 0.0) for _ in members))
+    (stream,) = recipe.composer.compose(0, Samples(groups, rewards), buffer_of(list(groups)))
+    return stream.samples.rewards, dict(recipe.acted())
+
+
+def test_votes_take_the_place_of_rewards_and_penalties_stay() -> None:
+    """Case and spaces are no matter; one attempt was cut off, and one failed: neither has an answer."""
+    made = answering("Paris", " paris  ", "paris", "Rome", "rome")
+    members = list(made.trajectories)
+    members[2] = replace(members[2], end="truncated")
+    members[4] = replace(members[4], end="error")
+    rewards, acted = paid((replace(made, trajectories=tuple(members)),))
+    shares = [0.4, 0.4, 0.0, 0.2]  # of five; the failed one is trained on by nobody
+    assert [rewards.total(n) for n in range(4)] == pytest.approx([10 * share - 0.1 for share in shares])
+    assert [rewards.along(n)[0] for n in range(4)] == [0.0] * 4, "the whole episode is paid, not its first turn"
+    assert acted == pytest.approx({"Votes/answered_share": 3 / 5, "Votes/mean_vote": 1.0 / 5})
+
+
+def test_groups_that_all_agree_or_all_differ_teach_nothing() -> None:
+    some = (AGREE, DIFFER, HALVES, ("a", "a", "b", "c"))
+    groups = tuple(answering(*answers, index=n) for n, answers in enumerate(some))
+    kept = build(EMPOConfig(), RUN).composer.compose(
+        0, Samples(groups, raw_rewards([t for g in groups for t in g.trajectories])), buffer_of(list(groups))
+    )
+    assert [group.task.index for group in kept["fresh"].samples.groups] == [3]
+
+
+def test_votes_are_refused_by_name_where_episodes_do_not_end_with_an_answer() -> None:
+    for algorithm in ("empo", "epo"):
+        settings = ["algorithm.base=empo"] if algorithm == "epo" else []
+        assembly = Assembly(load_config("household", settings, algorithm=algorithm))
+        with pytest.raises(
+            ValueError, match="same answer, and an episode of turnwise/Household-v0 does not end with one"
+        ):
+            assembly.check_sources()
+        assembly.close()
+    for config, algorithm in (("search", "empo"), ("household", "epo")):
+        assembly = Assembly(load_config(config, algorithm=algorithm))
+        assembly.check_sources()
+        assembly.close()
