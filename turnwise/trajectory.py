@@ -117,12 +117,14 @@ class Fork:
     """Where a trajectory left another one: the parent's episode id, and the turn at which they part.
 
     ``stored``: the parent is an episode of an earlier time, and its state is where this one starts. Nobody learns from
-    the turns before, and it is compared with others that start there.
+    the turns before, and it is compared with others that start there. ``tokens``: the reply of that turn begins with so
+    many of the parent's. They are forced in it (``Processing.forced``), so that nobody learns from them here.
     """
 
     parent: str
     turn: int
     stored: bool = False
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +240,9 @@ class Trajectory:
             first = replace(kept[0], prompt_ids=np.concatenate([*before, kept[0].prompt_ids]), continues=False)
             kept = (first, *kept[1:])
         graded = None if world is None else replace(world, world=world.world[turn:])
-        parent = self.episode if self.fork is None else self.fork.parent
-        return replace(self, turns=kept, fork=Fork(parent, 0, stored=True), grading=graded)
+        left = self.fork or Fork(self.episode, 0)
+        tokens = left.tokens if turn == left.turn else 0
+        return replace(self, turns=kept, fork=Fork(left.parent, 0, stored=True, tokens=tokens), grading=graded)
 
     @property
     def num_action_tokens(self) -> int:
@@ -247,9 +250,10 @@ class Trajectory:
 
     @property
     def num_sampled_tokens(self) -> int:
-        """Action tokens that were drawn for this trajectory: those of a fork's trunk belong to its parent."""
-        own = self.turns[self.fork.turn if self.fork else 0 :]
-        return sum(len(turn.action_ids) for turn in own)
+        """Action tokens that were drawn for this trajectory: those that a fork shares belong to its parent."""
+        fork = self.fork or Fork("", 0)
+        own = self.turns[fork.turn :]
+        return max(sum(len(turn.action_ids) for turn in own) - fork.tokens, 0)
 
     @property
     def num_tokens(self) -> int:

@@ -27,8 +27,9 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
     for later in ("last_anchor", "given", "grading", "num_refused"):
         if not record[later]:
             del record[later]  # as before there was one
-    if record["fork"] and not record["fork"]["stored"]:
-        del record["fork"]["stored"]
+    for later in ("stored", "tokens") if record["fork"] else ():
+        if not record["fork"][later]:
+            del record["fork"][later]
     record["turns"] = [_turn_record(turn) for turn in trajectory.turns]
     return record
 
