@@ -162,7 +162,8 @@ class Trajectory:
     the observation's text; "" where nobody acted, where several players take turns, and in old records. ``given`` is
     what the world told of the task and the agent did not see (``info["task"]`` of the reset), as JSON; "" for nothing.
     ``grading`` says what functions and a judge paid; None where the rewards are the world's. ``num_refused`` counts the
-    requests of its client that did not fit into the context: they are no turns.
+    requests of its client that did not fit into the context: they are no turns. ``answer`` is what the episode
+    answered, in the form in which its world compares answers; "" for none.
     """
 
     episode: str
@@ -184,6 +185,7 @@ class Trajectory:
     given: str = ""
     grading: Grading | None = None
     num_refused: int = 0
+    answer: str = ""
 
     def told(self) -> dict[str, Any]:
         """What the world told of the task, read from ``given``; {} for nothing."""

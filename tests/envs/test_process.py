@@ -28,6 +28,7 @@ from turnwise.envs.interface import (
     HasTasks,
     Panel,
     capability,
+    gives_answers,
     speaks_in_roles,
 )
 from turnwise.envs.process import EnvDiedError, EnvRaisedError, EnvTimeoutError, ProcessEnv
@@ -248,6 +249,7 @@ def test_it_offers_what_the_world_offers(source: str, offered: set[str]) -> None
     assert env.spec.id == plain.spec.id
     assert env.instructions == getattr(plain.unwrapped, "instructions", "")
     assert speaks_in_roles(env) == speaks_in_roles(plain)
+    assert gives_answers(env) == gives_answers(plain)
     assert getattr(env, "splits", None) == getattr(plain.unwrapped, "splits", None)
     env.close()
 

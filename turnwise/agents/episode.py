@@ -22,7 +22,7 @@ from turnwise.agents.jobs import Job, Past
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
 from turnwise.agents.wishes import Wishes
-from turnwise.envs.interface import HasClient, Info, capability, given_of, instructions_of, request_of
+from turnwise.envs.interface import HasClient, Info, capability, given_of, gives_answers, instructions_of, request_of
 from turnwise.envs.tasks import no_exit, refuse, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
@@ -319,6 +319,7 @@ class Episode:
                 last_anchor=self._anchor() if seat.turns and not seat.player else "",
                 given=self.given,
                 num_refused=self.num_refused,
+                answer=self._answer() if not seat.player else "",
             )
             for seat in self.seats.values()
             if seat.recorded
@@ -326,6 +327,9 @@ class Episode:
 
     def _anchor(self) -> str:
         return str(self.info.get("anchor", "")) or self.observation
+
+    def _answer(self) -> str:
+        return str(self.info.get("answer") or "") if gives_answers(self.env) else ""
 
     def _success(self, seat: Seat, rule: SuccessRule) -> bool | None:
         if seat.player:  # a game that was cut short is not won

@@ -45,7 +45,7 @@ from turnwise.cloning.warmstart import Cloning, cached_model, forget, new_scratc
 from turnwise.config.schema import RunConfig
 from turnwise.config.sections import GameConfig
 from turnwise.envs.given import is_given
-from turnwise.envs.interface import HasPlayers, capability
+from turnwise.envs.interface import HasPlayers, capability, gives_answers, world_name
 from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start, told_of
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
 from turnwise.grading.grader import Grader, grader_of
@@ -159,8 +159,17 @@ class Assembly:
         return RunConfig(**{**dict(self.config), **changed})
 
     def check_sources(self) -> None:
-        """Raise ValueError where the algorithm learns from a file that is not there."""
-        build(self.config.algorithm, self.config.run_info).composer.check_sources()
+        """Raise ValueError where the algorithm learns from a file that is not there, or from answers in a world that
+        gives none.
+        """
+        recipe = build(self.config.algorithm, self.config.run_info)
+        recipe.composer.check_sources()
+        if recipe.needs_answers and not gives_answers(self.world):
+            raise ValueError(
+                f"{recipe.name} pays by a vote among answers, and the episodes of {world_name(self.world)} end in none "
+                "that could be compared: let the world pay (reward=world), or take a world that gives answers, such as "
+                "turnwise/Search-v0"
+            )
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""

@@ -19,6 +19,8 @@ These keys of ``info`` are read where they are present:
     score                float in [0, 1]
     valid                bool: whether the last action was understood
     task_type            str: the task's type, for tables, where the panel does not give it
+    answer               str: what the episode answered, in the form in which answers are compared, "" before that; of a
+                         world that says so beforehand, with the attribute ``gives_answers`` (True)
     task                 dict, of a reset: what reward functions and judges may know of the task and the agent does not
                          see, such as the right answer
 
@@ -241,6 +243,11 @@ def instructions_of(env: TextEnv) -> str:
         f"{world_name(env)} has instructions that are a {type(found).__name__}; turnwise expects a text there, which "
         "the prompt begins with: make it a string, or give it another name"
     )
+
+
+def gives_answers(env: TextEnv) -> bool:
+    """Whether the world's episodes end in answers that can be compared (``info["answer"]``)."""
+    return getattr(env.unwrapped, "gives_answers", False) is True
 
 
 def speaks_in_roles(env: TextEnv) -> bool:

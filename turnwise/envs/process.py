@@ -38,6 +38,7 @@ from turnwise.envs.interface import (
     are_names,
     capability,
     fitting,
+    gives_answers,
     instructions_of,
     speaks_in_roles,
     world_name,
@@ -188,6 +189,7 @@ class Served:
     def describe(self) -> Description:
         attributes = {name: getattr(self.env, name) for name in ("observation_space", "action_space", "metadata")}
         own: dict[str, Any] = {"instructions": instructions_of(self.env), "in_roles": speaks_in_roles(self.env)}
+        own["gives_answers"] = gives_answers(self.env)
         if are_names(splits := getattr(self.world, "splits", None)):
             own["splits"] = tuple(splits)
         if game := capability(self.env, HasPlayers):

@@ -28,7 +28,7 @@ from turnwise.learning.parts import (
     Unit,
 )
 from turnwise.learning.planning import Acting, Planner, PlannerAround, Reading
-from turnwise.learning.rewards import RewardShaper
+from turnwise.learning.rewards import ComparesAnswers, RewardShaper
 from turnwise.learning.settings import RewardSettings
 from turnwise.replay.batch import TokenBatch
 
@@ -184,6 +184,11 @@ class Recipe:
     def needs_teacher(self) -> bool:
         """Whether a part compares with a second scorer."""
         return any("teacher" in stream.needs for stream in self.streams)
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether a shaper compares the answers of episodes."""
+        return any(isinstance(shaper, ComparesAnswers) for shaper in self.shapers)
 
     @property
     def reads_vocabulary(self) -> bool:

@@ -35,7 +35,8 @@ STORED = 6
 """The version of a member in which some trajectory starts in a stored state or had a request refused, or some turn
 keeps equal sets of tokens once (``Processing.like``)."""
 WITHIN = 7
-"""The version of a member in which some trajectory left its parent within a reply (``Fork.tokens``)."""
+"""The version of a member in which some trajectory left its parent within a reply (``Fork.tokens``), or has an
+``answer``."""
 _CHUNK = 1 << 16
 
 # RFC 1952: magic, deflate, flags (extra field, header checksum), no time, level unknown, system unknown; then the extra
@@ -251,7 +252,7 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
 
 def _version(trajectory: Trajectory) -> int:
     """The oldest version that holds all of a trajectory."""
-    if trajectory.fork is not None and trajectory.fork.tokens:
+    if trajectory.answer or (trajectory.fork is not None and trajectory.fork.tokens):
         return WITHIN
     if trajectory.stored_start is not None or trajectory.num_refused:
         return STORED
