@@ -117,12 +117,14 @@ class Fork:
     """Where a trajectory left another one: the parent's episode id, and the turn at which they part.
 
     ``stored``: the parent is an episode of an earlier time, and its state is where this one starts. Nobody learns from
-    the turns before, and it is compared with others that start there.
+    the turns before, and it is compared with others that start there. ``tokens``: the reply of that turn begins with so
+    many of the parent's. They are forced in it (``Processing.forced``), so that nobody learns from them here.
     """
 
     parent: str
     turn: int
     stored: bool = False
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,8 @@ class Trajectory:
     the observation's text; "" where nobody acted, where several players take turns, and in old records. ``given`` is
     what the world told of the task and the agent did not see (``info["task"]`` of the reset), as JSON; "" for nothing.
     ``grading`` says what functions and a judge paid; None where the rewards are the world's. ``num_refused`` counts the
-    requests of its client that did not fit into the context: they are no turns.
+    requests of its client that did not fit into the context: they are no turns. ``answer`` is what the episode
+    answered, in the form in which its world compares answers; "" for none.
     """
 
     episode: str
@@ -182,6 +185,7 @@ class Trajectory:
     given: str = ""
     grading: Grading | None = None
     num_refused: int = 0
+    answer: str = ""
 
     def told(self) -> dict[str, Any]:
         """What the world told of the task, read from ``given``; {} for nothing."""
@@ -241,8 +245,9 @@ class Trajectory:
         if kept and kept[0].continues:
             kept = (replace(kept[0], prompt_ids=self.context(turn), continues=False), *kept[1:])
         graded = None if world is None else replace(world, world=world.world[turn:])
-        parent = self.episode if self.fork is None else self.fork.parent
-        return replace(self, turns=kept, fork=Fork(parent, 0, stored=True), grading=graded)
+        left = self.fork or Fork(self.episode, 0)
+        tokens = left.tokens if turn == left.turn else 0
+        return replace(self, turns=kept, fork=Fork(left.parent, 0, stored=True, tokens=tokens), grading=graded)
 
     @property
     def num_action_tokens(self) -> int:
@@ -250,9 +255,10 @@ class Trajectory:
 
     @property
     def num_sampled_tokens(self) -> int:
-        """Action tokens that were drawn for this trajectory: those of a fork's trunk belong to its parent."""
-        own = self.turns[self.fork.turn if self.fork else 0 :]
-        return sum(len(turn.action_ids) for turn in own)
+        """Action tokens that were drawn for this trajectory: those that a fork shares belong to its parent."""
+        fork = self.fork or Fork("", 0)
+        own = self.turns[fork.turn :]
+        return max(sum(len(turn.action_ids) for turn in own) - fork.tokens, 0)
 
     @property
     def num_tokens(self) -> int:

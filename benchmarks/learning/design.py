@@ -103,7 +103,7 @@ class Setting:
 
     def names(self) -> list[str]:
         """The methods, the baseline first; None: every algorithm there is that learns from reward."""
-        found = self.methods or tuple(name for name in ALGORITHMS if name not in UNREWARDED)
+        found = self.methods or tuple(name for name in ALGORITHMS if name not in TAUGHT)
         return sorted(found, key=lambda name: name != BASELINE)
 
     @property

@@ -11,9 +11,10 @@ import pytest
 
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, task
 from turnwise.algorithms.consistency import AnswerKind, group_entropy
-from turnwise.algorithms.empo import EMPOConfig, Vote, votes
+from turnwise.algorithms.empo import EMPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.seed_grpo import AgreementScale, SEEDConfig
+from turnwise.algorithms.votes import Vote, votes
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.learning.parts import Samples, Stream
@@ -27,12 +28,12 @@ SAMPLER = Sampler.of(BigramPolicy(), np.random.default_rng(0))
 
 
 def answering(*answers: str, index: int = 0) -> Group:
-    """Attempts of two turns that end with these actions, seen in the same state."""
+    """Attempts of two turns that give these answers, seen in the same state."""
     made = []
     for sample, answer in enumerate(answers):
         played = episode(SAMPLER, index=index, sample=sample, num_turns=2)
         last = replace(played.turns[-1], action=answer, anchor="asked")
-        made.append(replace(played, turns=(*played.turns[:-1], last)))
+        made.append(replace(played, turns=(*played.turns[:-1], last), answer=answer))
     return Group(task(index), tuple(made))
 
 
@@ -91,9 +92,10 @@ def test_what_an_answer_is(kind: AnswerKind, bits: float) -> None:
         ("aaab", "majority", [1, 1, 1, 0]),
         ("baab", "majority", [1, 0, 0, 1]),  # as often: the first
         ("abcd", "share", [0, 0, 0, 0]),
-        ("abcd", "majority", [0, 0, 0, 0]),
+        ("abcd", "majority", [1, 0, 0, 0]),
         ("aa  ", "share", [0.5, 0.5, 0, 0]),
         ("a   ", "share", [0, 0, 0, 0]),
+        (" b  ", "majority", [0, 1, 0, 0]),
         ("    ", "majority", [0, 0, 0, 0]),
         ("a", "share", [0]),
     ],
@@ -106,29 +108,29 @@ def paid(groups: tuple[Group, ...], **settings: Any) -> tuple[RewardTable, dict[
     recipe = build(EMPOConfig(**settings), RUN)
     members = [t for each in groups for t in each.trajectories]
     rewards = replace(raw_rewards(members), own=tuple((-0.1, 0.0) for _ in members))
-    (stream,) = recipe.composer.compose(0, Samples(groups, rewards), buffer_of(list(groups)))
-    return stream.samples.rewards, dict(recipe.acted())
+    (shaper,) = recipe.shapers
+    return shaper.shape(members, rewards, BigramPolicy()), dict(recipe.acted())
 
 
 def test_votes_take_the_place_of_rewards_and_penalties_stay() -> None:
-    """Case and spaces are no matter; one attempt was cut off, and one failed: neither has an answer."""
-    made = answering("Paris", " paris  ", "paris", "Rome", "rome")
+    """One attempt was cut off, and one failed: neither has an answer."""
+    made = answering("paris", "paris", "", "rome", "rome")
     members = list(made.trajectories)
-    members[2] = replace(members[2], end="truncated")
     members[4] = replace(members[4], end="error")
     rewards, acted = paid((replace(made, trajectories=tuple(members)),))
-    shares = [0.4, 0.4, 0.0, 0.2]  # of five; the failed one is trained on by nobody
-    assert [rewards.total(n) for n in range(4)] == pytest.approx([10 * share - 0.1 for share in shares])
-    assert [rewards.along(n)[0] for n in range(4)] == [0.0] * 4, "the whole episode is paid, not its first turn"
-    assert acted == pytest.approx({"Votes/answered_share": 3 / 5, "Votes/mean_vote": 1.0 / 5})
+    shares = [0.4, 0.4, 0.0, 0.2, 0.0]
+    assert [rewards.total(n) for n in range(5)] == pytest.approx([10 * share - 0.1 for share in shares])
+    assert [rewards.along(n)[0] for n in range(5)] == [0.0] * 5, "the whole episode is paid, not its first turn"
+    assert acted["AnswerVotes/answered_share"] == pytest.approx(3 / 5)
+    assert acted["AnswerVotes/majority_share"] == pytest.approx(2 / 3)
 
 
 def test_groups_that_all_agree_or_all_differ_teach_nothing() -> None:
     some = (AGREE, DIFFER, HALVES, ("a", "a", "b", "c"))
     groups = tuple(answering(*answers, index=n) for n, answers in enumerate(some))
-    kept = build(EMPOConfig(), RUN).composer.compose(
-        0, Samples(groups, raw_rewards([t for g in groups for t in g.trajectories])), buffer_of(list(groups))
-    )
+    members, recipe = [t for g in groups for t in g.trajectories], build(EMPOConfig(), RUN)
+    shaped = recipe.shapers[0].shape(members, raw_rewards(members), BigramPolicy())
+    kept = recipe.composer.compose(0, Samples(groups, shaped), buffer_of(list(groups)))
     assert [group.task.index for group in kept["fresh"].samples.groups] == [3]
 
 
@@ -137,7 +139,7 @@ def test_votes_are_refused_by_name_where_episodes_do_not_end_with_an_answer() ->
         settings = ["algorithm.base=empo"] if algorithm == "epo" else []
         assembly = Assembly(load_config("household", settings, algorithm=algorithm))
         with pytest.raises(
-            ValueError, match="same answer, and an episode of turnwise/Household-v0 does not end with one"
+            ValueError, match="agree in their answer, and the episodes of turnwise/Household-v0 end in none"
         ):
             assembly.check_sources()
         assembly.close()

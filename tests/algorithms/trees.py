@@ -62,7 +62,8 @@ class ScriptedRollouts:
         self.running.append(len(self.played) - 1)
         return len(self.played) - 1
 
-    def fork(self, rollout: int, turn: int) -> int:
+    def fork(self, rollout: int, turn: int, tokens: int = 0) -> int:
+        assert not tokens, "a turn has one token here"
         parent = self.played[rollout]
         over = rollout not in self.running and turn >= len(parent.turns)
         if over or turn > len(parent.turns) or rollout in self.unforkable:

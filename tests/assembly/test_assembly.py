@@ -99,3 +99,13 @@ def test_a_run_of_a_later_format_is_refused_by_name(tmp_path: Path, model: Path)
     written.write_text(written.read_text().replace('"format": 2', '"format": 3'))
     with pytest.raises(ValueError, match="a run of format 3; this version of turnwise reads formats 1 to 2"):
         RunDirectory.open(tmp_path / "run").config()
+
+
+def test_a_vote_is_refused_in_a_world_without_answers(model: Path) -> None:
+    """Before anything is cloned; a world that gives answers may pay by it."""
+    vote = "algorithm={type: ear, base: {type: etmr, reward: vote}}"
+    with closing(Assembly(config(model, vote))) as assembly, pytest.raises(ValueError, match="end in none that could"):
+        assembly.check_sources()
+    for settings in ((vote, "env={id: turnwise/Search-v0}"), ("algorithm=etmr",)):
+        with closing(Assembly(config(model, *settings))) as assembly:
+            assembly.check_sources()

@@ -90,7 +90,7 @@ def test_every_algorithm_has_its_trials_and_starts_alike(
 ) -> None:
     """A method that joins the registry joins the benchmark."""
     monkeypatch.setattr(modules.design, "score", lambda trial, out: 0.5)
-    assert (method in modules.design.SETTINGS["household"].names()) == (method not in modules.design.UNREWARDED)
+    assert (method in modules.design.SETTINGS["household"].names()) == (method not in modules.design.TAUGHT)
     configs = [trial(modules, method, choice=choice) for choice in range(modules.design.NUM_TRIALS)]
     assert len({config.model_dump_json() for config in configs}) == modules.design.NUM_TRIALS
     grpo = trial(modules, "grpo")

@@ -81,9 +81,11 @@ def test_an_episode_word_for_word() -> None:
     assert f"answer: {golden(env)}" in info["admissible_actions"]
     observation, reward, terminated, truncated, info = env.step("look around")
     assert (observation, reward, info["valid"]) == ("write search: words, or answer: words.", 0.0, False)
+    assert "answer" not in info
     observation, reward, terminated, truncated, info = env.step(f"answer: {golden(env).upper()}.")
     assert (observation, reward, terminated, truncated) == ("", 1.0, True, False)
     assert (info["success"], info["score"], info["valid"]) == (True, 1.0, True)
+    assert info["answer"] == golden(env).lower(), "what it is compared by"
     with pytest.raises(ResetNeeded):
         env.step("search: more")
 

@@ -140,6 +140,22 @@ RUNS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
             **{"CounterfactualPlanner/other_action_share": (0.1, 1), "FirstTurnOnly/left_out_share": (0, 0.5)},
         },
     ),
+    "cure": (
+        f"{{type: cure, {GRPO}}}",
+        {
+            **{"WithinReplies/copies_per_task": (2, 3), "WithinReplies/first_turn_share": (0, 1)},
+            **{"WithinReplies/shared_token_share": (0.1, 0.9), "WithinReplies/other_token_share": (0, 1)},
+            "OwnParts/left_out_share": (0.05, 0.8),
+        },
+    ),
+    "etmr": (
+        f"{{type: etmr, {GRPO}}}",
+        {
+            **{"WithinReplies/copies_per_task": (2, 3), "WithinReplies/first_turn_share": (0, 1)},
+            **{"WithinReplies/shared_token_share": (0.1, 0.9), "WithinReplies/other_token_share": (0, 1)},
+            "OwnParts/left_out_share": (0.05, 0.8),
+        },
+    ),
     "drpo": (
         f"{{type: drpo, {GRPO}}}",
         {

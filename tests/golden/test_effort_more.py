@@ -12,7 +12,7 @@ import torch
 from tests.golden.vectors import cases
 from turnwise.algorithms.consistency import answer_entropy
 from turnwise.algorithms.effort import released_term
-from turnwise.algorithms.empo import votes
+from turnwise.algorithms.votes import votes
 from turnwise.algorithms.windows import following_means, following_threshold
 
 

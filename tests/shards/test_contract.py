@@ -20,12 +20,13 @@ from turnwise.trajectory import RolloutFinished
 
 GROUPS = "algorithm=grpo"
 FORKS = "algorithm=counterfactual"
+WITHIN = "algorithm={type: cure, base: {type: grpo, drop_uniform_groups: false}}"
 RESETS = "algorithm={type: drpo, share: 0.7}"
 ONE = "rollout.shards=1"
 TWO = "rollout.shards=2"
 
 
-@pytest.mark.parametrize("algorithm", [GROUPS, TREE, "algorithm={type: aepo, pace: lockstep}", FORKS, RESETS])
+@pytest.mark.parametrize("algorithm", [GROUPS, TREE, "algorithm={type: aepo, pace: lockstep}", FORKS, WITHIN, RESETS])
 def test_one_shard_plays_to_the_bit_what_a_collector_here_plays(model: Path, algorithm: str) -> None:
     made = config(model, algorithm)
     for alone, shard in zip(here(made, model, 2), sharded(made, model, Here(), 2), strict=True):
@@ -69,15 +70,16 @@ def test_two_shards_play_the_same_episodes_in_batches_of_their_own(model: Path) 
     assert [t.episode for t in two.trajectories] == [t.episode for t in alone.trajectories]
 
 
-@pytest.mark.parametrize("algorithm", [FORKS, RESETS])
+@pytest.mark.parametrize("algorithm", [FORKS, WITHIN, RESETS])
 def test_what_starts_within_episodes_does_so_in_shards(model: Path, algorithm: str) -> None:
     """Of two updates the second starts from what the first has won."""
     made = config(model, algorithm, TWO)
     first, second = sharded(made, model, Here(), 2)
-    started = [t for t in (first if algorithm == FORKS else second).trajectories if t.fork is not None]
+    started = [t for t in (second if algorithm == RESETS else first).trajectories if t.fork is not None]
     assert len({t.task.key for t in started}) > 1
     assert all(t.end != "error" and len(t.turns) > t.fork.turn for t in started if t.fork)
     assert all((t.stored_start is not None) == (algorithm == RESETS) for t in started)
+    assert any(t.fork.tokens for t in started if t.fork) == (algorithm == WITHIN)
 
 
 @pytest.mark.parametrize("algorithm", [TREE, pytest.param(GROUPS, marks=pytest.mark.slow)])

@@ -194,7 +194,7 @@ def test_a_copy_of_a_parent_that_begins_again_plays_from_the_start(model: Path, 
         list(rollouts.advance())
     list(rollouts.advance())  # the world is reset
     with pytest.raises(ValueError, match="cannot be forked after 1 turns"):
-        rollouts.fork(first, 1, 9)
+        rollouts.fork(first, 1, number=9)
     Shard._obey(rollouts, fork)
     found = {event.rollout: event.trajectory for event in rollouts.events() if isinstance(event, RolloutFinished)}
     assert found[1].fork is None

@@ -271,14 +271,15 @@ def test_adapters_reach_every_engine_of_a_game(tmp_path: Path) -> None:
         made.step()
 
 
-def test_forks_play_the_adapters_of_their_update(tmp_path: Path) -> None:
-    made, _ = learned(
-        tmp_path / "run", "algorithm={type: arpo, base: {type: grpo, kl_coef: 0.0, drop_uniform_groups: false}}", BOLD
-    )
+@pytest.mark.parametrize("name", ["arpo", "cure"])
+def test_forks_play_the_adapters_of_their_update(name: str, tmp_path: Path) -> None:
+    base = "base: {type: grpo, kl_coef: 0.0, drop_uniform_groups: false}"
+    made, _ = learned(tmp_path / "run", f"algorithm={{type: {name}, {base}}}", BOLD)
     made.step()
     played = list(TrajectoryReader(made.run.trajectories_path))
     forks = [t for t in played if t.fork is not None]
     assert forks
+    assert any(t.fork.tokens for t in forks if t.fork) == (name == "cure")
     for update in (0, 1):
         assert len({t.adapter_hash for t in played if t.policy_version == update}) == 1
 

@@ -50,6 +50,7 @@ from turnwise.envs.tasks import close
 from turnwise.errors import AgentError
 from turnwise.models.drawing import LogitsError
 from turnwise.models.engine import Engine, Reply, Sampling
+from turnwise.models.processing import Continuing
 from turnwise.seeds import mix
 from turnwise.trajectory import End, Fork, RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
@@ -212,14 +213,16 @@ class Rollouts:
         """
         return self.add(Job(stored.task, self._count, self._key, stored.task.index, past=Past.of(stored, turn)))
 
-    def fork(self, rollout: int, turn: int, number: int | None = None) -> int:
+    def fork(self, rollout: int, turn: int, tokens: int = 0, number: int | None = None) -> int:
         """Queue a copy of a rollout as it was after ``turn`` turns. Its sample number is its own rollout number.
+
+        The copy's next reply begins with the first ``tokens`` of the parent's. They are forced in it.
 
         Where the environment offers snapshots and ``turn`` is the rollout's present turn, the copy continues from a
         snapshot. Elsewhere it takes the same actions again and compares every observation. An observation that differs
         counts as a failure of the environment. While the parent runs, the copy's slot starts with the parent's cached
-        keys and values. Raises ValueError for a turn that was not played, after the end of the parent, and in a game of
-        several players.
+        keys and values. Raises ValueError for a turn that was not played, after the end of the parent, where its reply
+        has no token after ``tokens``, and in a game of several players.
         """
         parent = self._all.get(rollout)
         if parent is None:
@@ -227,9 +230,9 @@ class Rollouts:
         self._stepping.wait_for(lambda call: call.rollout is parent)
         if parent.episode is None:
             raise ValueError(f"rollout {rollout} cannot be forked yet: its environment has not been reset")
-        point = parent.episode.fork_point(turn)
+        point = parent.episode.fork_point(turn, tokens)
         number = self._number(number)
-        fork = Fork(parent.job.episode, turn)
+        fork = Fork(parent.job.episode, turn, tokens=tokens)
         return self._queue(_Rollout(replace(parent.job, sample=number), number, parent, point, fork))
 
     def stop(self, rollout: int) -> None:
@@ -416,6 +419,8 @@ class Rollouts:
         self._collector.count_ignored(episode.info.get("ignored", ()))
         self._collector.count_ignored(["form"] if wishes.form is not None and seat.form is None else [])
         processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens)
+        if begins and rollout.point is not None and len(rollout.point.begun):
+            processor = Continuing(rollout.point.begun, processor)
         sampling = wishes.sampling(self._sampling)
         engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
         self._generating[self._collector.engines.index(engine), seat.slot] = rollout

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from turnwise.agents.jobs import Job, Past
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
 from turnwise.agents.wishes import Wishes
-from turnwise.envs.interface import HasClient, Info, capability, given_of, instructions_of, request_of
+from turnwise.envs.interface import HasClient, Info, capability, given_of, gives_answers, instructions_of, request_of
 from turnwise.envs.tasks import no_exit, refuse, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
@@ -51,7 +51,8 @@ class ForkPoint:
     """A moment of an episode of one player, from which a copy can continue.
 
     ``world`` is the environment's snapshot. Where it is None, a copy takes the ``turns`` again. ``num_refused`` counts
-    the requests before it that were refused: these cannot be made again.
+    the requests before it that were refused: these cannot be made again. ``begun`` [n] are the tokens with which the
+    copy's next reply begins.
     """
 
     task: Task
@@ -64,6 +65,7 @@ class ForkPoint:
     world: Any
     given: str = ""
     num_refused: int = 0
+    begun: IntArray = field(default_factory=lambda: NO_IDS)
 
     @classmethod
     def of(cls, past: Past, task: Task) -> ForkPoint:
@@ -203,11 +205,11 @@ class Episode:
         else:
             raise ValueError(f"the agent's act() returned {answer!r}"[:150] + "; expected an action, which is a string")
 
-    def fork_point(self, turn: int) -> ForkPoint:
-        """The moment after ``turn`` turns.
+    def fork_point(self, turn: int, tokens: int = 0) -> ForkPoint:
+        """The moment after ``turn`` turns, and after the first ``tokens`` of the next one's reply.
 
-        Raises ValueError in a game of several players, for a turn that was not played yet, and for the end of the
-        episode.
+        Raises ValueError in a game of several players, for a turn that was not played yet, for the end of the episode,
+        and where that reply has no token after them.
         """
         if len(self.seats) != 1:
             raise ValueError(f"only an episode of one player can be forked; this one has {len(self.seats)}")
@@ -215,9 +217,16 @@ class Episode:
         if not 0 <= turn <= len(seat.turns) or (turn == len(seat.turns) and self.end is not None):
             last = len(seat.turns) - (self.end is not None)
             raise ValueError(f"the episode cannot be forked after {turn} turns: expected 0 to {last}")
+        size = len(seat.turns[turn].action_ids) if turn < len(seat.turns) else 0
+        if tokens and not 0 < tokens < size:
+            raise ValueError(
+                f"the episode cannot be forked after {tokens} tokens of turn {turn}, whose reply has {size}: expected "
+                f"0 to {max(size - 1, 0)}"
+            )
         if turn < len(seat.turns):
-            turns, observation = tuple(seat.turns[:turn]), seat.turns[turn].observation
-            return ForkPoint(self.task, turns, observation, {}, None, NO_IDS, False, None, self.given, self.num_refused)
+            turns, later = tuple(seat.turns[:turn]), seat.turns[turn]
+            shown, told = (later.observation, {}, None, NO_IDS, False, None), (self.given, self.num_refused)
+            return ForkPoint(self.task, turns, *shown, *told, later.action_ids[:tokens])
         world, context = snapshots(self.env), seat.context.fork() if seat.context else None
         state = world.snapshot() if world else None
         turns = tuple(seat.turns)
@@ -310,6 +319,7 @@ class Episode:
                 last_anchor=self._anchor() if seat.turns and not seat.player else "",
                 given=self.given,
                 num_refused=self.num_refused,
+                answer=self._answer() if not seat.player else "",
             )
             for seat in self.seats.values()
             if seat.recorded
@@ -317,6 +327,9 @@ class Episode:
 
     def _anchor(self) -> str:
         return str(self.info.get("anchor", "")) or self.observation
+
+    def _answer(self) -> str:
+        return str(self.info.get("answer") or "") if gives_answers(self.env) else ""
 
     def _success(self, seat: Seat, rule: SuccessRule) -> bool | None:
         if seat.player:  # a game that was cut short is not won

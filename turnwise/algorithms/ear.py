@@ -4,8 +4,8 @@
     A'  = A max(0, 1 + (Hbar - H_i) / Hbar)                    form=residual
     A'  = clip(A, -bound, bound)                               form=clip
 
-The residual form gives sure attempts more credit, and unsure ones less, of either sign. ETTRL's other half, votes in
-the place of a reward, makes no sense for an agent whose world pays one.
+The residual form gives sure attempts more credit, and unsure ones less, of either sign. ETTRL's other half is `etmr`:
+trees of attempts and, where answers compare, a vote in the place of a reward. As the base of this one it makes ETTRL.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ABOUT = About(
         "There is no official code; the numbers are held against the equations.",
         "The factor is not negative: an attempt of more than twice the group's entropy has no credit; the paper does "
         "not say.",
-        "The reward is the world's; the paper's is a majority vote among answers.",
+        "The reward is the base's, the world's by default; the paper's is a majority vote among answers (base=etmr).",
     ),
     kind="credit",
     sources={"base": "GRPO: paper", "form": "paper", "bound": "ours; the paper's is not known"},

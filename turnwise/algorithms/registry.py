@@ -26,7 +26,7 @@ ALGORITHMS = (
     *("maxrl", "bnpo", "canon", "riskpo", "rae", "dpo", "cpl", "hgpo", "g2po", "graphgpo"),
     *("copo", "d3s", "pear", "funrl", "igpo", "ares", "seed_grpo", "empo"),
     *("epo", "empg", "clip_cov", "kl_cov", "drbot", "spear", "arpo", "aepo", "aepo_arbitrary"),
-    *("counterfactual", "drpo", "oreo", "weighted_cloning"),
+    *("counterfactual", "cure", "etmr", "drpo", "oreo", "weighted_cloning"),
     *("cispo", "dppo", "bapo", "forking", "steer", "entropy_advantage", "ear", "sac", "tea", "echo"),
     *("lp_reg", "siren", "capo"),
 )

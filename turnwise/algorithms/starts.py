@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -27,6 +27,9 @@ from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Group, RolloutFinished, Task, Trajectory, Turn
 
 Where = Literal["any", "entropy"]
+
+Place = tuple[int, int]
+"""Where a copy starts: a turn, and how many tokens of the attempt's reply it keeps."""
 
 
 def several_players(trajectory: Trajectory) -> ValueError:
@@ -107,6 +110,43 @@ class FirstTurnOnly(AdvantageModifier):
         return advantages.masked_fill(later, 0.0)
 
 
+def play_copies(
+    tasks: Sequence[Task],
+    rollouts: Rollouts,
+    roots: int,
+    places: Callable[[Trajectory, int], Sequence[Place | None]],
+) -> list[Trajectory]:
+    """Play ``roots`` attempts from each task, and copies of each from the ``places`` of (attempt, its number).
+
+    An attempt from the task takes the place of a copy that has no place, or that cannot be made. Returns them task by
+    task. Raises ValueError in a game of several players.
+    """
+    started = {rollouts.start(task, n): (place, n) for place, task in enumerate(tasks) for n in range(roots)}
+    of_task = {rollout: place for rollout, (place, _) in started.items()}
+    finished, last = dict[int, Trajectory](), max(started, default=-1)
+    for event in rollouts.events():
+        if not isinstance(event, RolloutFinished):
+            continue
+        finished[event.rollout] = event.trajectory
+        if event.trajectory.player:
+            raise several_players(event.trajectory)
+        if event.rollout in started:
+            task, number = started[event.rollout]
+            for place in places(event.trajectory, number):
+                last = _copied(rollouts, event.rollout, place, tasks[task], last + 1)
+                of_task[last] = task
+    return [finished[rollout] for rollout in sorted(finished, key=lambda n: (of_task[n], n))]
+
+
+def _copied(rollouts: Rollouts, parent: int, place: Place | None, task: Task, number: int) -> int:
+    if place is not None:
+        try:
+            return rollouts.fork(parent, *place)
+        except ValueError:  # its world failed, and it holds no episode any more
+            pass
+    return rollouts.start(task, number)
+
+
 @dataclass(frozen=True, slots=True)
 class CounterfactualPlanner:
     """Plays ``roots`` attempts from each task, then ``copies`` from each of ``states`` states that they came to.
@@ -126,25 +166,14 @@ class CounterfactualPlanner:
     remembers: ClassVar[bool] = False
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
-        roots = {rollouts.start(task, n): (place, n) for place, task in enumerate(tasks) for n in range(self.roots)}
-        of_task = {rollout: place for rollout, (place, _) in roots.items()}
-        finished, last = dict[int, Trajectory](), max(roots, default=-1)
-        for event in rollouts.events():
-            if not isinstance(event, RolloutFinished):
-                continue
-            finished[event.rollout] = trajectory = event.trajectory
-            if trajectory.player:
-                raise several_players(trajectory)
-            if event.rollout not in roots:
-                continue
-            place, number = roots[event.rollout]
-            for turn in self.turns(trajectory, len(range(number, self.states, self.roots))):
-                for _ in range(self.copies):
-                    last = self._copied(rollouts, event.rollout, turn, tasks[place], last + 1)
-                    of_task[last] = place
-        found = [finished[rollout] for rollout in sorted(finished, key=lambda n: (of_task[n], n))]
+        found = play_copies(tasks, rollouts, self.roots, self.places)
         self._count(len(tasks), found)
         return found
+
+    def places(self, trajectory: Trajectory, number: int) -> list[Place | None]:
+        """Where the copies of attempt ``number`` start."""
+        turns = self.turns(trajectory, len(range(number, self.states, self.roots)))
+        return [None if turn is None else (turn, 0) for turn in turns for _ in range(self.copies)]
 
     def turns(self, trajectory: Trajectory, number: int) -> list[int | None]:
         """The turns of an attempt that are drawn anew, ``number`` of them; None: there is no further one."""
@@ -154,15 +183,6 @@ class CounterfactualPlanner:
         if self.where == "entropy":
             drawn.sort(key=lambda n: -_mean_entropy(trajectory.turns[n]))
         return [*drawn[:number], *[None] * (number - len(drawn))]
-
-    @staticmethod
-    def _copied(rollouts: Rollouts, parent: int, turn: int | None, task: Task, number: int) -> int:
-        if turn is not None:
-            try:
-                return rollouts.fork(parent, turn)
-            except ValueError:  # its world failed, and it holds no episode any more
-                pass
-        return rollouts.start(task, number)
 
     def _count(self, num_tasks: int, found: Sequence[Trajectory]) -> None:
         by_episode = {trajectory.episode: trajectory for trajectory in found}

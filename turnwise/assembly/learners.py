@@ -18,11 +18,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from typing import IO, Any
 
 import torch
@@ -58,12 +58,18 @@ def learner_of(
     ranks: Ranks | None = None,
 ) -> Learner:
     """The learner of a policy that plays as ``agent``, its parts fresh. Raises ValueError as ``teacher_of`` does."""
-    info = replace(run, vocabulary=policy.model.config.vocab_size)
+    info = replace(run, vocabulary=policy.model.config.vocab_size, token_text=text_of(policy.tokenizer))
     recipe = build(algorithm, info)
     if recipe.needs_reference:
         policy.keep_reference()
     references = ReferenceAnswers(ChatFormat.of(policy.tokenizer, agent), agent) if recipe.needs_answers else None
     return Learner(recipe, policy, optimizer, info, ranks, teacher_of(recipe, policy), references)
+
+
+def text_of(tokenizer: Any) -> Callable[[int], str]:
+    """The text of a single token; "" for a special one."""
+    special = frozenset(tokenizer.all_special_ids)
+    return cache(lambda token: "" if token in special else str(tokenizer.decode([token])))
 
 
 def lead(

@@ -37,8 +37,8 @@ from turnwise.envs.interface import (
     TextEnv,
     are_names,
     capability,
-    ends_with_answer,
     fitting,
+    gives_answers,
     instructions_of,
     speaks_in_roles,
     world_name,
@@ -191,7 +191,7 @@ class Served:
         own: dict[str, Any] = {
             "instructions": instructions_of(self.env),
             "in_roles": speaks_in_roles(self.env),
-            "ends_with_answer": ends_with_answer(self.env),
+            "gives_answers": gives_answers(self.env),
         }
         if are_names(splits := getattr(self.world, "splits", None)):
             own["splits"] = tuple(splits)

@@ -98,10 +98,11 @@ class Rollouts(Protocol):
         """
         ...
 
-    def fork(self, rollout: int, turn: int) -> int:
+    def fork(self, rollout: int, turn: int, tokens: int = 0) -> int:
         """Queue a copy of a rollout, context and environment, as it stood after ``turn`` turns; returns its number.
 
-        Raises ValueError where it cannot be forked.
+        Its next reply begins with the first ``tokens`` of the rollout's own in that turn: they are no action tokens in
+        the copy. Raises ValueError where it cannot be forked.
         """
         ...
 

@@ -5,7 +5,7 @@ Importing this module does not import torch, so that a configuration is read qui
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -136,8 +136,9 @@ class RunInfo:
     """What a recipe may know about the run.
 
     ``num_updates`` is the span of schedules, ``group_size`` the number of attempts at a task. ``vocabulary`` is how
-    many tokens the model chooses from; it is None where there is no model, as when a configuration is only checked.
-    ``ahead`` is by how many updates episodes are played before they are learned from, ``stale`` what is done about it.
+    many tokens the model chooses from, and ``token_text`` gives a token's text, "" for a special one; both are None
+    where there is no model, as when a configuration is only checked. ``ahead`` is by how many updates episodes are
+    played before they are learned from, ``stale`` what is done about it.
     """
 
     num_updates: int
@@ -145,5 +146,6 @@ class RunInfo:
     seed: int = 0
     rewards: RewardSettings = field(default_factory=RewardSettings)
     vocabulary: int | None = None
+    token_text: Callable[[int], str] | None = field(default=None, compare=False)
     ahead: int = 0
     stale: StaleSettings = field(default_factory=StaleSettings)

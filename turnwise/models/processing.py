@@ -18,6 +18,7 @@ next token that is a choice.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -85,6 +86,30 @@ class Processor(Protocol):
     def needs_logits(self) -> bool: ...
     def before(self, logits: Tensor | None) -> Step: ...
     def after(self, token: int, logprob: float, entropy: float) -> None: ...
+
+
+class Continuing:
+    """Forces the first tokens of a reply, ``ids`` [n], and leaves the rest to ``inner`` (None: every token is allowed).
+
+    ``inner`` is told of the forced tokens, so that it goes on as after the same tokens of another reply.
+    """
+
+    def __init__(self, ids: IntArray, inner: Processor | None = None) -> None:
+        self._left, self._inner = deque(ids.tolist()), inner
+
+    @property
+    def needs_logits(self) -> bool:
+        return self._inner is not None and self._inner.needs_logits
+
+    def before(self, logits: Tensor | None) -> Step:
+        step = FREE if self._inner is None else self._inner.before(logits)
+        return Step(forced=self._left[0]) if self._left else step
+
+    def after(self, token: int, logprob: float, entropy: float) -> None:
+        if self._left:
+            self._left.popleft()
+        if self._inner is not None:
+            self._inner.after(token, logprob, entropy)
 
 
 @dataclass(slots=True)

@@ -24,11 +24,12 @@ _PROCESSING = {"counts": "<i4", "ids": "<i4", "forced": "|b1", "temperatures": "
 def to_record(trajectory: Trajectory) -> dict[str, Any]:
     """Every field of the trajectory, nested as it is; later ones only where there is something in them."""
     record: dict[str, Any] = _plain(trajectory)
-    for later in ("last_anchor", "given", "grading", "num_refused"):
+    for later in ("last_anchor", "given", "grading", "num_refused", "answer"):
         if not record[later]:
             del record[later]  # as before there was one
-    if record["fork"] and not record["fork"]["stored"]:
-        del record["fork"]["stored"]
+    for later in ("stored", "tokens") if record["fork"] else ():
+        if not record["fork"][later]:
+            del record["fork"][later]
     record["turns"] = [_turn_record(turn) for turn in trajectory.turns]
     return record
 

@@ -92,7 +92,9 @@ def summary_row(stored: Stored) -> dict[str, Any]:
         "return": trajectory.total_reward,
         "turns": len(trajectory.turns),
         "tokens": trajectory.num_sampled_tokens,
-        "forked from": f"{fork.parent} after {fork.turn}" if fork else "",
+        "forked from": f"{fork.parent} after {fork.turn}{f' + {fork.tokens} tokens' if fork.tokens else ''}"
+        if fork
+        else "",
     }
 
 
@@ -140,7 +142,9 @@ def _page(stored: Stored) -> Iterable[RenderableType]:
     lines += [f"update {stored.update}, environment seed {trajectory.seed}, attempt {trajectory.sample}"]
     lines += [f"policy version {trajectory.policy_version}, adapter {trajectory.adapter_hash or '-'}"]
     lines += [f"player {trajectory.player}, role {trajectory.role}"] if trajectory.player else []
-    lines += [f"forked from {row['forked from']} turns"] if trajectory.fork else []
+    if (fork := trajectory.fork) is not None:
+        begun = f" and {fork.tokens} tokens of the next reply" if fork.tokens else ""
+        lines += [f"forked from {fork.parent} after {fork.turn} turns{begun}"]
     lines += [f"{row['end']}; success {_VERDICTS[trajectory.success]}; return {trajectory.total_reward:.6g}"]
     lines += [f"score {trajectory.score:.6g}"] if trajectory.score is not None else []
     lines += grade_lines(trajectory)

@@ -39,7 +39,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class ForkFrom:
-    """Queue a copy of rollout ``parent`` as it was after ``turn`` turns.
+    """Queue a copy of rollout ``parent`` as it was after ``turn`` turns, and ``tokens`` of the next one's reply.
 
     Where the parent's world has failed meanwhile, ``instead`` is played in the place of a copy that cannot be made.
     """
@@ -48,6 +48,7 @@ class ForkFrom:
     parent: int
     turn: int
     instead: Job
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,7 @@ class ShardedRollouts:
         """As the collector's ``resume``, in the shard of the episode's task."""
         return self.add(Job(stored.task, len(self._jobs), self._key, stored.task.index, past=Past.of(stored, turn)))
 
-    def fork(self, rollout: int, turn: int) -> int:
+    def fork(self, rollout: int, turn: int, tokens: int = 0) -> int:
         """As the collector's ``fork``, to whose shard it goes. Raises ValueError for a turn that was not played yet,
         and for the end of the parent.
 
@@ -221,7 +221,7 @@ class ShardedRollouts:
             last = played - (rollout in self._finished)
             raise ValueError(f"rollout {rollout} cannot be forked after {turn} turns: expected 0 to {last}")
         number = self._new(replace(self._jobs[rollout], sample=len(self._jobs)))
-        self._command(number, ForkFrom(number, rollout, turn, self._jobs[number]))
+        self._command(number, ForkFrom(number, rollout, turn, self._jobs[number], tokens))
         return number
 
     def stop(self, rollout: int) -> None:

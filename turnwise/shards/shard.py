@@ -107,7 +107,7 @@ class Shard:
             rollouts.add(command.job, command.number)
         elif isinstance(command, ForkFrom):
             try:
-                rollouts.fork(command.parent, command.turn, command.number)
+                rollouts.fork(command.parent, command.turn, command.tokens, command.number)
             except ValueError:
                 if not rollouts.has_lost(command.parent):
                     raise

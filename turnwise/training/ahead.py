@@ -210,8 +210,8 @@ class _Stoppable:
     def add(self, job: Job) -> int:
         return self._rollouts.add(job)
 
-    def fork(self, rollout: int, turn: int) -> int:
-        return self._rollouts.fork(rollout, turn)
+    def fork(self, rollout: int, turn: int, tokens: int = 0) -> int:
+        return self._rollouts.fork(rollout, turn, tokens)
 
     def stop(self, rollout: int) -> None:
         self._rollouts.stop(rollout)

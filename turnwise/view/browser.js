@@ -139,6 +139,12 @@ function renderList() {
   holder.replaceChildren(...browser.rows.slice(first, last).map((row, i) => listRow(row, first + i)));
 }
 
+/** What a branch has of the attempt that it left. */
+function sharedOf(table, row) {
+  const begun = table.begun[row] ? ` and ${plural(table.begun[row], "token")} of the next reply` : "";
+  return `its first ${plural(table.fork[row], "turn")}${begun} are another attempt's`;
+}
+
 function listRow(row, place) {
   const { table, index } = browser;
   const task = index.tasks[table.task[row]];
@@ -147,7 +153,7 @@ function listRow(row, place) {
     el("span", { class: `dot ${outcomeOf(table, row)}`, title: outcomeOf(table, row) }),
     el("span", { class: "label", text: task.label.slice(browser.prefix) || table.episode[row] }),
     el("span", { class: "tags" },
-      known(table.fork[row]) && el("span", { class: "tag", text: "branch", title: `its first ${plural(table.fork[row], "turn")} are another attempt's` }),
+      known(table.fork[row]) && el("span", { class: "tag", text: "branch", title: sharedOf(table, row) }),
       UNTRAINED[table.stream[row]] && el("span", { class: "tag", text: table.stream[row], title: UNTRAINED[table.stream[row]] }),
       uses && el("span", { class: "tag replay", text: `replayed ${uses}×`, title: "trained on again in later updates" }),
     ),

@@ -191,6 +191,7 @@ def _row(
         "role": trajectory.role or trajectory.policy,
         "parent": trajectory.fork.parent if trajectory.fork else None,
         "fork": trajectory.fork.turn if trajectory.fork else None,
+        "begun": trajectory.fork.tokens if trajectory.fork else None,
     }
 
 

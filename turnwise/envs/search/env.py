@@ -9,7 +9,7 @@ from pathlib import Path
 from gymnasium.error import ResetNeeded
 
 from turnwise.envs.interface import Expert, Info, Panel
-from turnwise.envs.search.answers import Measure, em, f1, measure
+from turnwise.envs.search.answers import Measure, em, f1, measure, normalised
 from turnwise.envs.search.corpus import Corpus, Paths, open_corpus
 from turnwise.envs.search.experts import KnowingExpert, SearchingExpert
 from turnwise.envs.search.facts import GeneratedQuestions, Settings
@@ -58,13 +58,14 @@ class SearchEnv(SnapshotEnv):
     (6, 8, 10), for files 4.
 
     ``info``: ``success`` (an exact match, whatever the reward), ``score`` (F1), ``valid`` (False after a reply that is
-    no action), ``task_type``, ``question``, ``documents`` (ids that this turn found), and in the generated world
-    ``admissible_actions``: a search for, or an answer with, anything that question and documents have named so far.
+    no action), ``answer`` (once one is given: what it is compared by), ``task_type``, ``question``, ``documents`` (ids
+    that this turn found), and in the generated world ``admissible_actions``: a search for, or an answer with, anything
+    that question and documents have named so far.
     ``listed_actions``, which prompts show: of the answers those alone that a document has told of something else.
     A reset's ``task`` has the right answers, and the action that gives one.
     """
 
-    ends_with_answer = True
+    gives_answers = True
 
     def __init__(
         self,
@@ -176,6 +177,8 @@ class SearchEnv(SnapshotEnv):
             "documents": [hit.document.id for hit in hits],
         }
         choices = rules.source.choices(question, episode.found)
+        if answer is not None:
+            info["answer"] = normalised(answer)
         if choices is not None:
             searches = list(map(rules.protocol.search, choices.searches))
             info["admissible_actions"] = [*searches, *map(rules.protocol.answer, choices.answers)]
