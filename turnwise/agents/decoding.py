@@ -7,6 +7,8 @@ tokens are left out. Greedy replies are changed by ``second`` alone.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,9 +17,17 @@ from turnwise.heat import Heat, Sign, Spread
 
 
 class Section(BaseModel):
+    """The settings of one method. ``PAPER`` is where it comes from."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     PAPER: ClassVar[str] = ""
+
+    @classmethod
+    def summary(cls) -> str:
+        """What the method is, in a sentence, and where it comes from."""
+        said = " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
+        return f"{said.removesuffix('.')} ({cls.PAPER})."
 
 
 class HeatConfig(Section):
@@ -69,12 +79,12 @@ class SecondConfig(Section):
 
 
 class FloorConfig(Section):
-    """Floors for the tokens of an action, which thoughts do not have.
+    """A least temperature, and a least probability, for the tokens of an action.
 
     An action begins after a thought, with agent.action_format=tags after <action>.
     """
 
-    PAPER: ClassVar[str] = "a floor on probability: Hewitt et al. 2022, arXiv 2210.15191"
+    PAPER: ClassVar[str] = "of probabilities: Hewitt et al. 2022, arXiv 2210.15191"
 
     temperature: float | None = Field(
         None, gt=0, description="least temperature of the tokens of an action; null: no floor"
@@ -90,8 +100,19 @@ class FloorConfig(Section):
         return self
 
 
-class DecodingConfig(Section):
+METHODS: Mapping[str, type[Section]] = {
+    "heat": HeatConfig,
+    "mirostat": MirostatConfig,
+    "second": SecondConfig,
+    "floor": FloorConfig,
+}
+"""By the name of its section."""
+
+
+class DecodingConfig(BaseModel):
     """Methods of decoding; null: off."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     heat: HeatConfig | None = Field(None, description="a temperature by each token's entropy (HAPO)")
     mirostat: MirostatConfig | None = Field(None, description="surprise that is held at a target (Mirostat)")

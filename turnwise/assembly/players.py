@@ -26,6 +26,7 @@ from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, capability, instructions_of, speaks_in_roles
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object
+from turnwise.learning.settings import laid_over
 from turnwise.models.adapters import check_use, load_start
 from turnwise.models.engine import Engine, SlotEngine
 from turnwise.models.kinds import check_length, is_fast
@@ -385,6 +386,8 @@ def agent_settings(
     demonstrations, which have no instructions.
     """
     saved = Path(target) / AGENT_FILE
+    if trained is not None and isinstance(changes.get("decoding"), Mapping):  # method by method
+        changes = {**changes, "decoding": laid_over(trained.decoding.model_dump(), changes["decoding"])}
     if trained is not None:
         known = {**trained.model_dump(), **changes}
     elif saved.is_file():
