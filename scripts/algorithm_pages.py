@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from turnwise.agents.decoding import METHODS
 from turnwise.algorithms.description import by_kind, describe
 from turnwise.algorithms.registry import ALGORITHMS
 
@@ -29,6 +30,7 @@ WHOLE: what is new in them is the credit.
 All others are put on top of a base, and may be put on top of each other. Each has a default for its base, which you may
 change: `algorithm.base.type=gspo`. Two that would steer the same thing are refused together.
 """
+DECODING = "Methods of the agent, beside any algorithm, in training and evaluation: `agent.decoding.SECTION.KEY=VALUE`."
 HEADING = "## Every setting, as it is by default"
 SOURCES = "## Where the defaults come from"
 
@@ -78,6 +80,8 @@ def index() -> str:
     for kind, found in lists.items():
         lines += [f"## {kind.capitalize()}", "", "| name | what it is |", "| --- | --- |"]
         lines += [f"| [`{a.name}`]({a.name}.md) | {a.summary} |" for a in found] + [""]
+    lines += ["## Decoding", "", DECODING, "", "| section | what it is |", "| --- | --- |"]
+    lines += [f"| [`{name}`](../decoding.md) | {method.summary()} |" for name, method in METHODS.items()] + [""]
     return "\n".join(lines)
 
 

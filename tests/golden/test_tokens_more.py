@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.golden.builders import batch_of, context_of, loss_of, recipe_of
 from tests.golden.vectors import cases, close, tensor
 from turnwise.algorithms.bapo import BalancedBounds, BAPOConfig
+from turnwise.algorithms.by_entropy import EntropyBounds
 from turnwise.algorithms.cispo import CISPOConfig
 from turnwise.algorithms.clip_cov import ClipCovConfig
 from turnwise.algorithms.dppo import DPPOConfig
@@ -22,7 +23,7 @@ from turnwise.algorithms.echo import ECHOConfig, ObservationLoss
 from turnwise.algorithms.entropy_advantage import EntropyAdvantageConfig
 from turnwise.algorithms.forking import ForkingConfig
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.algorithms.hapo import EntropyBounds, HAPOConfig
+from turnwise.algorithms.hapo import HAPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
 from turnwise.algorithms.steer import STEERConfig
 from turnwise.algorithms.tea import TEAConfig

@@ -77,7 +77,7 @@ class Acting:
                 f"into agent.max_context_tokens={min(config.max_context_tokens, engine.max_length)}"
             )
         key = mix("reply", self._seed, len(seat.turns))
-        processor = seat.processor(listed_actions(info or {}), self._sampling.max_tokens)
+        processor = seat.processor(listed_actions(info or {}), self._sampling.max_tokens, self._sampling, key)
         engine.submit(self._slot, ids, fresh=fresh, key=key, sampling=self._sampling, processor=processor)
         (reply,) = _finished(engine)
         if seat.fault:

@@ -32,7 +32,7 @@ anything takes change nothing (beyond the rounding of batched arithmetic).
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,10 +93,13 @@ class Collector:
         """As ``Playing.rollouts``."""
         return Rollouts(self, sampling, key, on_episode)
 
-    def numbers(self) -> dict[str, int]:
-        """As ``Playing.numbers``: the wishes of requests that were not followed."""
+    def numbers(self) -> dict[str, float]:
+        """As ``Playing.numbers``: the wishes of requests that were not followed, and what decoding did."""
         taken, self._ignored = self._ignored, 0
-        return {"gateway/ignored_sampling": taken} if taken else {}
+        found = Counter[str]({"gateway/ignored_sampling": taken} if taken else {})
+        for model in self.seating.models:
+            found.update({f"decoding/{name}": count for name, count in model.guides.acted.take().items()})
+        return dict(found)
 
     def count_ignored(self, wishes: Sequence[str]) -> None:
         """Wishes of a request (``info["ignored"]``) that are not followed."""
@@ -418,10 +421,10 @@ class Rollouts:
         wishes = Wishes.of(episode.info, job.temperature)
         self._collector.count_ignored(episode.info.get("ignored", ()))
         self._collector.count_ignored(["form"] if wishes.form is not None and seat.form is None else [])
-        processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens)
+        sampling = wishes.sampling(self._sampling)
+        processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens, sampling, key)
         if begins and rollout.point is not None and len(rollout.point.begun):
             processor = Continuing(rollout.point.begun, processor)
-        sampling = wishes.sampling(self._sampling)
         engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
         self._generating[self._collector.engines.index(engine), seat.slot] = rollout
 

@@ -29,9 +29,11 @@ from torch import Tensor
 
 from turnwise.agents.actions import ParsedAction, parse_action, written
 from turnwise.agents.forms import AfterThought, Forms
+from turnwise.agents.rules import Acted, ActionFloor, ActionPart, Decoded, Draw, HeatRule, Mirostat, Rule, Switch
 from turnwise.agents.toolcalls import Tools
 from turnwise.envs.forms import Form
 from turnwise.errors import AgentError
+from turnwise.models.drawing import Sampling
 from turnwise.models.processing import FREE, Processor, Step
 from turnwise.trajectory import IntArray
 
@@ -212,6 +214,7 @@ class Guides:
     def __init__(self, chat: ChatFormat, config: AgentConfig) -> None:
         self._chat, self._config = chat, config
         self.forms = Forms(chat)
+        self.acted = Acted()
         self._offered = self._warned = False
         self._answers = lru_cache(maxsize=256)(self._spelled)
         self._fits = lru_cache(maxsize=4096)(self._is_read_back)
@@ -237,6 +240,35 @@ class Guides:
             return held
         tokens, close = self._config.thought_tokens, self._chat.within(_CLOSE)
         return AfterThought(TagReader(self._pieces), held, tokens=tokens, close=close, ends=tuple(self._chat.end_ids))
+
+    def decoded(self, held: Processor | None, sampling: Sampling, draw: Draw | None) -> Processor | None:
+        """The processor of one reply that ``held`` restricts, with ``agent.decoding`` and the heat of ``sampling``.
+
+        ``draw`` draws a token of it with the second model, where there is one.
+        """
+        config = self._config.decoding
+        rules = self._rules(sampling) if sampling.temperature else []
+        switch = Switch(config.second, draw, self.acted) if config.second is not None and draw is not None else None
+        if not rules and switch is None:
+            return held
+        return Decoded(held, rules, switch, sampling.temperature, self.acted)
+
+    def _rules(self, sampling: Sampling) -> list[Rule]:
+        config, acted, made = self._config.decoding, self.acted, list[Rule]()
+        heat = sampling.heat or (config.heat.heat if config.heat is not None else None)
+        if heat is not None:
+            made.append(HeatRule(heat, acted))
+        if (floor := config.floor) is not None:
+            made.append(ActionFloor(self._action_part(), floor.temperature, floor.probability, acted))
+        if config.mirostat is not None:
+            made.append(Mirostat(config.mirostat, acted))
+        return made
+
+    def _action_part(self) -> ActionPart:
+        if self._config.action_format == "whole":
+            return ActionPart(None)
+        tags = TagReader(self._pieces)
+        return ActionPart(tags.read, is_open=self._chat.opens_thought, tagged=self._is_tagged)
 
     def _budget(self, max_tokens: int) -> Processor | None:
         tokens = self._config.thought_tokens

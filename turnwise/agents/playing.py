@@ -62,8 +62,11 @@ class Playing(Protocol):
         """Episodes to steer. ``key`` distinguishes repeated visits to a task; a trainer passes the update's number."""
         ...
 
-    def numbers(self) -> dict[str, int]:
-        """What else is to be recorded, by name: counts since this was last asked, or of the whole run."""
+    def numbers(self) -> dict[str, float]:
+        """What else is to be recorded, by name: counts since this was last asked, or of the whole run.
+
+        Those of decoding (``decoding/...``) are sums over tokens, whose number is among them.
+        """
         ...
 
     def close(self) -> None: ...

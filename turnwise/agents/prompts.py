@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from turnwise.agents.actions import ActionFormat, answer
 from turnwise.agents.chat import Begun, Chat, ChatTurn
+from turnwise.agents.decoding import DecodingConfig
 from turnwise.agents.rendering import ToolsIn
 from turnwise.agents.roles import Roles
 from turnwise.agents.templates import DATE
@@ -102,6 +103,7 @@ class AgentConfig(BaseModel):
         description="tokens after which the end of a <think> thought is forced; with constrained all free text counts; "
         "null: no limit",
     )
+    decoding: DecodingConfig = DecodingConfig()
     max_context_tokens: int = Field(1024, ge=32, description="token limit of a context, replies included")
     max_turns: int = Field(
         500, ge=1, description="an episode is truncated after so many replies: a guard against endless worlds"

@@ -33,8 +33,9 @@ from turnwise.agents.toolcalls import Tools, name_of
 from turnwise.envs.forms import Form
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.errors import AgentError
-from turnwise.models.engine import Engine
+from turnwise.models.engine import Engine, Sampling
 from turnwise.models.processing import Processor
+from turnwise.models.second import SecondModel
 from turnwise.seeds import mix
 from turnwise.trajectory import IntArray, Turn
 
@@ -77,7 +78,7 @@ class ModelAgent:
 
     ``engine`` generates its replies, ``chat`` and ``config`` say how it is shown the environment, and ``examples`` are
     shown before each episode. ``name``, ``version`` (the number of updates) and ``adapter_hash`` identify its weights
-    in trajectories. ``guides`` makes the processor of each reply.
+    in trajectories. ``guides`` makes the processor of each reply. ``second`` is another model that may draw tokens.
     """
 
     engine: Engine
@@ -87,6 +88,7 @@ class ModelAgent:
     version: int = 0
     adapter_hash: str = ""
     examples: tuple[Example, ...] = ()
+    second: SecondModel | None = None
     guides: Guides = field(init=False)
 
     def __post_init__(self) -> None:
@@ -166,14 +168,21 @@ class Seat:
         """The tools that the model can call now; None where it is not known."""
         return self.context.tools if isinstance(self.context, Roles) else None
 
-    def processor(self, admissible: Sequence[str] | None, max_tokens: int) -> Processor | None:
-        """What restricts the next reply; None: nothing."""
+    def processor(
+        self, admissible: Sequence[str] | None, max_tokens: int, sampling: Sampling, key: int
+    ) -> Processor | None:
+        """What decides about the tokens of the next reply; None: nothing.
+
+        ``max_tokens`` is the room for an action. The reply is drawn as ``sampling`` says, with ``key``.
+        """
         assert self.model is not None
+        guides, second = self.model.guides, self.model.second
         if self.form is not None:
-            self.held = self.model.guides.formed(self.form, self.tools or ())
+            self.held = guides.formed(self.form, self.tools or ())
         else:
-            self.held = self.model.guides.processor(admissible, max_tokens)
-        return self.held
+            self.held = guides.processor(admissible, max_tokens)
+        draw = None if second is None else second.of_reply(self.slot, self.context_ids(), key, sampling)
+        return guides.decoded(self.held, sampling, draw)
 
     @property
     def fault(self) -> str:

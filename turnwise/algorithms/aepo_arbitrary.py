@@ -106,4 +106,5 @@ def recipe(config: ArbitraryAEPOConfig, run: RunInfo) -> Recipe:
         phases=base.phases,
         keep_updates=base.keep_updates,
         teacher=base.teacher,
+        heating=base.heating,
     ).checked()

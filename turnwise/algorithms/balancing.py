@@ -1,15 +1,15 @@
 """The arithmetic of bounds: which ones BAPO tries, and how much of the update is the positive tokens' under them; how
-sure or unsure HAPO finds each token.
+sure or unsure HAPO finds each token, and what its temperature needs of an update's tokens.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from turnwise.heat import LEAST, Sign, Spread
 from turnwise.learning.primitives import clipped_surrogate
 
 Bounds = tuple[float, float]
@@ -58,13 +58,19 @@ def odds(positive: float, negative: float) -> float:
     return positive / (negative + 1e-8) if negative else math.inf
 
 
-def heterogeneity(entropies: Tensor, mask: Tensor, pivot: float, sign: Literal["intended", "released"]) -> Tensor:
+def spread_of(entropies: Tensor, pivot: float) -> Spread:
+    """Where tokens of these entropies [n] (nats, n >= 1) are divided, at the ``pivot`` quantile by nearest rank."""
+    ordered = entropies.clamp(min=LEAST).log().sort().values
+    at = ordered[max(-int(-pivot * len(ordered) // 1), 1) - 1]
+    return Spread(float(at), float(ordered[-1] - at), float(at - ordered[0]))
+
+
+def heterogeneity(entropies: Tensor, mask: Tensor, pivot: float, sign: Sign) -> Tensor:
     """h of each action token, [B, T]; 0 off the mask."""
-    e = entropies.clamp(min=1e-8).log()
+    e = entropies.clamp(min=LEAST).log()
     if not mask.any():
         return torch.zeros_like(e)
-    ordered = e[mask].sort().values
-    away = (e - ordered[max(-int(-pivot * len(ordered) // 1), 1) - 1]).masked_fill(~mask, 0.0)
-    tiny = torch.finfo(away.dtype).tiny
-    below = away / away.min().abs().clamp(min=tiny)
-    return torch.where(away > 0, away / away.max().clamp(min=tiny), below if sign == "intended" else -below)
+    spread, tiny = spread_of(entropies[mask], pivot), torch.finfo(e.dtype).tiny
+    away = (e - spread.pivot).masked_fill(~mask, 0.0)
+    below = away / max(spread.below, tiny)
+    return torch.where(away > 0, away / max(spread.above, tiny), below if sign == "intended" else -below)

@@ -9,22 +9,22 @@
     A    = (R - mu) / (sd + eps)      mu, sd: of the group's returns, each weighed by its number of tokens;
            as GRPO's in a group where some |A| reaches 5
     loss = the clipped surrogate of each token, times w
+    T    = T0 (1 + heat h)                    of each sampled token, with pivot, max z and min z of the last update
 
-H is the sampling policy's. Nothing in h, w and the bounds has a gradient. HAPO's temperature is not here.
+H is the sampling policy's. Nothing in h, w and the bounds has a gradient.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from turnwise.algorithms.balancing import heterogeneity
-from turnwise.algorithms.common import CLIP, GroupCredit, PPOClip, TokenWeightedAdvantage
+from turnwise.algorithms.by_entropy import EntropyBounds, EntropyHeat, EntropyWeight
+from turnwise.algorithms.common import GroupCredit, TokenWeightedAdvantage
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
-from turnwise.learning.parts import ClipPolicy, MinibatchView, Surrogate, TokenWeighter, UpdateContext
+from turnwise.heat import Sign
 from turnwise.learning.recipe import About, Recipe, StreamRecipe
 from turnwise.learning.settings import RunInfo
 
@@ -34,14 +34,18 @@ ABOUT = About(
     kind="bases",
     code="starriver030515/HAPO 7671dde3",
     differences=(
-        "Sure tokens have h < 0, as meant; released: they are divided by a negative number and have h > 0, so that "
-        "nothing is ever treated as sure (sign=released).",
+        "Sure tokens have h < 0; released: they are divided by a negative number, and none is sure (sign=released).",
         "h is of the minibatch and the sampling policy; released: of a microbatch and the present policy.",
         "Whether |A| reaches 5 is asked of real tokens; released: of padding too.",
-        "The adaptive temperature is left out; as released it never reached the sampler.",
+        "T is what the paper says (heat=0.05); as released it did not reach the sampler (heat=0).",
         "DAPO's filter and overlong penalty, which the scripts have, are settings of other recipes.",
     ),
-    sources={"pivot, alpha, beta": "released scripts", "dual_clip": "released", "kl_coef": "released", "sign": "paper"},
+    sources={
+        "pivot, alpha, beta, heat": "released scripts",
+        "dual_clip": "released",
+        "kl_coef": "released",
+        "sign": "paper",
+    },
 )
 
 
@@ -56,52 +60,16 @@ class HAPOConfig(StandardScoreSettings, ClipSettings):
     pivot: float = Field(default=0.8, gt=0, le=1, description="Quantile of the log-entropies that divides the tokens.")
     alpha: float = Field(default=1.0, ge=0, description="How far the clip range widens at |h| = 1; 0: not at all.")
     beta: float = Field(default=1.0, ge=0, le=1, description="How far a token's weight changes at |h| = 1; 0: not.")
+    heat: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="How far a token's temperature moves at |h| = 1, as a share of it; 0: not.",
+    )
     average: Literal["tokens", "attempts"] = Field(
         default="tokens", description="What the group's mean and deviation run over; attempts: GRPO's."
     )
-    sign: Literal["intended", "released"] = Field(default="intended", description="Sign of h on sure tokens.")
-
-
-class EntropyBounds(ClipPolicy):
-    """PPO's clip whose bounds widen with |h|, on the lower side for sure tokens and on the upper for unsure ones."""
-
-    claims: frozenset[str] = CLIP
-
-    def __init__(self, clip: PPOClip, config: HAPOConfig) -> None:
-        self.clip, self.config = clip, config
-        self.needs, self.h = clip.needs, torch.zeros(0, 0)
-
-    def prepare(self, view: MinibatchView) -> None:
-        mask = view.batch.action_mask
-        self.h = heterogeneity(view.batch.behaviour_entropies, mask, self.config.pivot, self.config.sign)
-        self.occurred.count("mean_widening", self.config.alpha * self.h.abs(), mask)
-
-    def surrogate(self, ctx: UpdateContext) -> Surrogate:
-        ratio, low, high, dual = self.clip.surrogate(ctx)
-        h, alpha = ctx.own(self.h), self.config.alpha
-        return Surrogate(
-            ratio,
-            1 - (1 - low) * (1 + alpha * (-h).clamp(min=0)),
-            1 + (high - 1) * (1 + alpha * h.clamp(min=0)),
-            dual,
-        )
-
-
-class EntropyWeight(TokenWeighter):
-    """w, between 0 and 2, of the tokens whose bounds ``clip`` has."""
-
-    claims: frozenset[str] = frozenset({"weight by entropy"})
-
-    def __init__(self, clip: EntropyBounds, beta: float) -> None:
-        self.clip, self.beta = clip, beta
-
-    def weight(self, ctx: UpdateContext) -> Tensor:
-        ratio, low, high, _ = self.clip.surrogate(ctx)
-        ratio, h = ratio.detach(), ctx.own(self.clip.h)
-        calm = (ratio > 1 - (1 - low) / 2) & (ratio < 1 + (high - 1) / 2)
-        weight = torch.where(calm == (h <= 0), 1 + self.beta * h, 1.0)
-        self.occurred.count("mean_change", (weight - 1).abs() * ctx.mask, ctx.mask)
-        return weight
+    sign: Sign = Field(default="intended", description="Sign of h on sure tokens.")
 
 
 def recipe(config: HAPOConfig, run: RunInfo) -> Recipe:
@@ -110,9 +78,11 @@ def recipe(config: HAPOConfig, run: RunInfo) -> Recipe:
     if config.average == "tokens":
         eps = config.std_eps * run.rewards.success
         estimator = TokenWeightedAdvantage(config.group_stats, config.normalize_std, eps, config.singleton)
-    clip = EntropyBounds(config.clip(), config)
+    clip = EntropyBounds(config.clip(), config.alpha, config.pivot, config.sign)
     stream = StreamRecipe(
         estimator=estimator, clip=clip if config.alpha else config.clip(), aggregation=config.aggregate()
     )
     made = config.compose("hapo", config.groups("HAPO", run), stream, config.planner(run))
+    heating = EntropyHeat(config.heat, config.pivot, config.sign) if config.heat else None
+    made = replace(made, heating=heating)
     return made.with_weighter(EntropyWeight(clip, config.beta)) if config.beta else made

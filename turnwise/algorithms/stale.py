@@ -31,10 +31,15 @@ def ready_for_stale(made: Recipe, run: RunInfo) -> Recipe:
     """The recipe, for episodes that are played ``run.ahead`` updates before they are learned from.
 
     Raises ValueError where its planner keeps something of one update for the next, or does not say that it keeps
-    nothing, and for a correction that does not fit the recipe.
+    nothing, where its temperatures do, and for a correction that does not fit the recipe.
     """
     if isinstance(made.planner, NoRollouts):
         raise ValueError(f"rollout.ahead={run.ahead}: {made.name} plays nothing here: set rollout.ahead=0")
+    if made.heating is not None:
+        raise ValueError(
+            f"rollout.ahead={run.ahead}: {made.name} takes its temperatures ({type(made.heating).__name__}) from the "
+            "update before, which is not over when the next one is played: set rollout.ahead=0, or algorithm.heat=0"
+        )
     for layer in layers(made.planner):
         remembers = isinstance(layer, Part) or getattr(layer, "remembers", None)
         if remembers is None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.chat_client import EndpointConfig
+from turnwise.agents.decoding import SecondConfig
 from turnwise.agents.endpoint import endpoint, is_endpoint
 from turnwise.agents.opening import Example, check_room, read_examples, write_examples
 from turnwise.agents.prompts import AgentConfig
@@ -19,17 +20,20 @@ from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted
 from turnwise.agents.untrained import settings_of_untrained
 from turnwise.cloning.examples import examples_for
 from turnwise.cloning.settings import WarmstartConfig
+from turnwise.config.checks import ONLY_OWN
 from turnwise.config.files import parse_section
 from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, capability, instructions_of, speaks_in_roles
 from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object
+from turnwise.learning.settings import laid_over
 from turnwise.models.adapters import check_use, load_start
 from turnwise.models.engine import Engine, SlotEngine
 from turnwise.models.kinds import check_length, is_fast
-from turnwise.models.loading import end_ids
+from turnwise.models.loading import end_ids, from_anywhere
 from turnwise.models.packed_weights import wanted
 from turnwise.models.policy import Policy
+from turnwise.models.second import SecondModel
 from turnwise.models.settings import (
     ORIGIN_FILE,
     LoRAConfig,
@@ -42,7 +46,8 @@ from turnwise.models.vllm.settings import Backend, VllmConfig
 from turnwise.runs.checkpoints import CheckpointName
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.plan import Demand, fitting, is_packed, prompt_tokens
-from turnwise.training.shape import shape_of
+from turnwise.training.shape import FLOAT, shape_of
+from turnwise.training.teacher import check_tokens
 
 AGENT_FILE = "agent.json"
 
@@ -184,13 +189,33 @@ def model_agent(
     check_room(chat, settings, instructions, examples)
     limits: dict[str, Any] = {"max_length": settings.max_context_tokens, "end_ids": chat.end_ids, "threads": threads}
     engine: Engine
+    second = settings.decoding.second
     if backend == "vllm":
+        if second is not None:
+            raise ValueError(ONLY_OWN)
         engine = _vllm_engine(policy, vllm or VllmConfig(), num_slots=num_slots, **limits)
     else:
         if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config):
             policy.pack()
         engine = SlotEngine(policy.sampler, num_slots=num_slots, **limits)
-    return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash, examples)
+    other = None if second is None else _second(policy, second, num_slots, limits)
+    return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash, examples, other)
+
+
+def with_second_from_anywhere(settings: AgentConfig) -> AgentConfig:
+    """An agent's settings whose second model has a name for any working directory."""
+    second = settings.decoding.second
+    if second is None:
+        return settings
+    named = second.model_copy(update={"model": from_anywhere(second.model)})
+    return settings.model_copy(update={"decoding": settings.decoding.model_copy(update={"second": named})})
+
+
+def _second(policy: Policy, config: SecondConfig, num_slots: int, limits: Mapping[str, Any]) -> SecondModel:
+    """The model that draws tokens for a policy, with as many contexts."""
+    who = f"agent.decoding.second.model={config.model}"
+    other = frozen_policy(config.model, who, policy, samples=True)
+    return SecondModel(who, SlotEngine(other.sampler, num_slots=num_slots, **limits))
 
 
 def _vllm_engine(policy: Policy, settings: VllmConfig, **limits: Any) -> Engine:
@@ -202,6 +227,42 @@ def _vllm_engine(policy: Policy, settings: VllmConfig, **limits: Any) -> Engine:
     from turnwise.models.vllm.local import local_engine
 
     return local_engine(policy, settings=settings, **limits)
+
+
+def frozen_policy(name: str, who: str, own: Policy, *, samples: bool = False) -> Policy:
+    """The policy of a run (the checkpoint that it names best or last) or of a model, on the device of ``own``.
+
+    ``who`` is what errors call it. Raises ValueError where there is none, where a run has several, and for another
+    tokenizer than that of ``own``.
+    """
+    run, device = _run_of_one(name, who), str(own.device)
+    if run is None:
+        found = Policy.load(name, lora=None, device=device)
+    else:
+        found = load_policies(run, [""], run.config().keep_checkpoint, device, samples=samples)[""]
+    check_tokens(found.tokenizer, own.tokenizer, who)
+    return found
+
+
+def frozen_bytes(name: str, who: str, device: str) -> int:
+    """Memory of the weights of such a policy. Raises ValueError as above."""
+    run = _run_of_one(name, who)
+    if run is None:
+        shape = shape_of(PretrainedModelConfig(path=name), None, device)
+    else:
+        shape = shape_of(run.config().model, run.config().lora, device)
+    return shape.parameters * shape.itemsize + shape.lora * FLOAT
+
+
+def _run_of_one(name: str, who: str) -> RunDirectory | None:
+    """The run that a name stands for; None for a model. Raises ValueError for a run of a game."""
+    run = open_run(name)
+    if run is not None and run.config().game is not None:
+        raise ValueError(
+            f"{who} is a run of a game, which may have several policies: export the one that is meant (turnwise "
+            "export), and name its folder"
+        )
+    return run
 
 
 def open_run(target: str | Path) -> RunDirectory | None:
@@ -309,7 +370,7 @@ def _remote(
     if "max_context_tokens" in agent:
         raise ValueError("agent.max_context_tokens: how long a context may be is for the endpoint's server to say")
     settings = parse_section(AgentConfig, settings_of_untrained(agent, speaks_in_roles(env)), "agent")
-    for setting in ("constrained", "thought_tokens"):
+    for setting in ("constrained", "thought_tokens", "decoding"):
         if getattr(settings, setting) != getattr(AgentConfig(), setting):
             raise ValueError(f"agent.{setting}: an endpoint's server samples by itself; leave it out for {name}")
     return endpoint(name, settings, asked, examples_for(env, settings, usual=True))
@@ -325,6 +386,8 @@ def agent_settings(
     demonstrations, which have no instructions.
     """
     saved = Path(target) / AGENT_FILE
+    if trained is not None and isinstance(changes.get("decoding"), Mapping):  # method by method
+        changes = {**changes, "decoding": laid_over(trained.decoding.model_dump(), changes["decoding"])}
     if trained is not None:
         known = {**trained.model_dump(), **changes}
     elif saved.is_file():

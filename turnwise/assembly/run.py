@@ -32,7 +32,14 @@ from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.algorithms.registry import build
 from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
 from turnwise.assembly.learners import lead, learner_of
-from turnwise.assembly.players import is_untrained, load_policies, opponents, sides_of
+from turnwise.assembly.players import (
+    frozen_bytes,
+    is_untrained,
+    load_policies,
+    opponents,
+    sides_of,
+    with_second_from_anywhere,
+)
 from turnwise.assembly.shards import ahead_of, check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
 from turnwise.assembly.teachers import teacher_bytes, with_teacher_from_anywhere
@@ -158,7 +165,12 @@ class Assembly:
             dtype, path = settled_dtype(model, self.config.device), from_anywhere(model.path)
             model = model.model_copy(update={"dtype": dtype, "path": path})
         algorithm = with_teacher_from_anywhere(self.config.algorithm)
-        changed = {"agent": self.agent, "rollout": rollout, "model": model, "algorithm": algorithm}
+        changed = {
+            "agent": with_second_from_anywhere(self.agent),
+            "rollout": rollout,
+            "model": model,
+            "algorithm": algorithm,
+        }
         return RunConfig(**{**dict(self.config), **changed})
 
     def check_sources(self) -> None:
@@ -429,6 +441,8 @@ def backend_of(config: RunConfig) -> tuple[Backend, str]:
     rollout = config.rollout
     if rollout.backend is not None:
         return rollout.backend, f"rollout.backend={rollout.backend}"
+    if config.agent.decoding.second is not None:
+        return "own", "agent.decoding.second works in our own engine"
     facts = Facts(
         device=config.device,
         sharded=is_sharded(rollout, config.ray),
@@ -472,6 +486,8 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     validated = measuring.tasks * measuring.samples if measuring.every else 0
     tested = measuring.test_tasks * measuring.samples if measuring.test_split is not None else 0
     recipe = build(config.algorithm, config.run_info)
+    second = agent.decoding.second
+    others = 0 if second is None else frozen_bytes(second.model, "agent.decoding.second", config.device)
     here = config.ray is None or (config.ray.address == "local" and not config.ray.gpus_per_shard)
     demand = Demand(
         max_context_tokens=agent.max_context_tokens,
@@ -484,6 +500,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         reference=recipe.needs_reference,
         reads=recipe.reads_vocabulary,
         teacher=teacher_bytes(recipe, config.device),
+        second=others,
         packed=is_packed(rollout.packed_weights, shape, config.device),
         shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
         ahead=rollout.ahead,

@@ -27,7 +27,7 @@ from turnwise.trajectory import Trajectory
 
 _NOT_SHOWN = {
     *("max_reply_tokens", "max_context_tokens", "max_turns", "on_overflow", "action_format"),
-    *("constrained", "thought_tokens"),
+    *("constrained", "thought_tokens", "decoding"),
 }
 """Settings of an agent that change no token of a prompt."""
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from turnwise.assembly.players import load_policies, open_run
+from turnwise.assembly.players import frozen_bytes, frozen_policy
 from turnwise.learning.recipe import Recipe
 from turnwise.learning.settings import Settings
 from turnwise.models.loading import from_anywhere
 from turnwise.models.policy import Policy
-from turnwise.models.settings import PretrainedModelConfig
-from turnwise.runs.directory import RunDirectory
-from turnwise.training.shape import FLOAT, shape_of
-from turnwise.training.teacher import Teacher, check_tokens
+from turnwise.training.teacher import Teacher
 
 _WANTED = (
     "algorithm=distill learns from a teacher: name one with algorithm.teacher=..., a run, a model folder, an adapter "
@@ -26,13 +23,9 @@ def teacher_of(recipe: Recipe, student: Policy) -> Teacher | None:
     """
     if not recipe.needs_teacher:
         return None
-    run = _run(recipe)
-    device = str(student.device)
-    if run is None:
-        policy = Policy.load(recipe.teacher, lora=None, device=device)
-    else:
-        policy = load_policies(run, [""], run.config().keep_checkpoint, device, samples=False)[""]
-    check_tokens(policy.tokenizer, student.tokenizer, recipe.teacher)
+    if not recipe.teacher:
+        raise ValueError(_WANTED)
+    policy = frozen_policy(recipe.teacher, f"teacher {recipe.teacher}", student)
     policy.temperature = student.temperature
     return Teacher(recipe.teacher, policy)
 
@@ -44,12 +37,9 @@ def teacher_bytes(recipe: Recipe, device: str) -> int:
     """
     if not recipe.needs_teacher:
         return 0
-    run = _run(recipe)
-    if run is None:
-        shape = shape_of(PretrainedModelConfig(path=recipe.teacher), None, device)
-    else:
-        shape = shape_of(run.config().model, run.config().lora, device)
-    return shape.parameters * shape.itemsize + shape.lora * FLOAT
+    if not recipe.teacher:
+        raise ValueError(_WANTED)
+    return frozen_bytes(recipe.teacher, f"teacher {recipe.teacher}", device)
 
 
 def with_teacher_from_anywhere(algorithm: Settings) -> Settings:
@@ -62,16 +52,3 @@ def with_teacher_from_anywhere(algorithm: Settings) -> Settings:
             changed[name] = with_teacher_from_anywhere(value)
     changed = {name: value for name, value in changed.items() if value != getattr(algorithm, name)}
     return algorithm.model_copy(update=changed) if changed else algorithm
-
-
-def _run(recipe: Recipe) -> RunDirectory | None:
-    """The run that is the teacher; None for a model."""
-    if not recipe.teacher:
-        raise ValueError(_WANTED)
-    run = open_run(recipe.teacher)
-    if run is not None and run.config().game is not None:
-        raise ValueError(
-            f"teacher {recipe.teacher} is a run of a game, which may have several policies: export the one that is to "
-            "teach (turnwise export), and name its folder"
-        )
-    return run

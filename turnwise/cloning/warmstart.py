@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.chat import ChatFormat
+from turnwise.agents.decoding import DecodingConfig
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.opening import Example
 from turnwise.agents.prompts import AgentConfig
@@ -62,6 +63,7 @@ _ADDED: Mapping[str, Any] = {
     **{"examples": 0, "constrained": False, "thought_tokens": None},
     **{"admissible_format": "commas", "template": {}, "thoughts": "keep"},
     **{"tool_calls": "auto", "tools_in": "template"},
+    "decoding": DecodingConfig().model_dump(),
 }
 """Settings of the agent that came after FORMAT, where they say what was so before: they leave a model's key alone."""
 

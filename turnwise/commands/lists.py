@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from turnwise.agents.decoding import METHODS
 from turnwise.envs import WORLDS
 from turnwise.envs.tasks import make_env, panel
 
@@ -72,7 +73,7 @@ def settings_table(section: str) -> Table:
 
 
 def algorithms_table() -> Table:
-    """Every algorithm by what it changes: a sentence about it, and whether it is put on another one."""
+    """Every algorithm by what it changes: a sentence about it, and whether it is put on another one; and decoding."""
     from turnwise.algorithms.description import by_kind
 
     table = Table(title="Algorithms", title_justify="left")
@@ -83,8 +84,13 @@ def algorithms_table() -> Table:
         table.add_row(Text(kind, style="bold"))
         for each in found:
             table.add_row(*_cells(each.name + ("*" if each.is_modifier else ""), each.summary))
+    table.add_section()
+    table.add_row(Text("decoding", style="bold"))
+    for name, method in METHODS.items():
+        table.add_row(*_cells(name, method.summary()))
     table.caption = (
         "* on a base: algorithm.base.type=NAME. Paper, equations, settings: turnwise algorithms NAME. "
+        "Decoding goes with any of them: agent.decoding.NAME.KEY=VALUE, turnwise settings agent.decoding. "
         "One of your own: --algorithm your_module:recipe"
     )
     return table

@@ -5,6 +5,8 @@ A setting that would have no effect raises UnusedSettingError, which names it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
 from turnwise.config.sections import (
@@ -21,6 +23,15 @@ from turnwise.errors import UnusedSettingError
 from turnwise.learning.settings import RunInfo, Settings, StaleSettings
 from turnwise.models.settings import LoRAConfig, ModelConfig, PackedWeights, ScratchModelConfig
 from turnwise.models.vllm.settings import VllmConfig
+
+if TYPE_CHECKING:
+    from turnwise.learning.recipe import Recipe
+
+
+ONLY_OWN = (
+    "agent.decoding.second asks another model in this process for single tokens, which works in our own engine: set "
+    "rollout.backend=own, or leave it out"
+)
 
 
 def check_start(model: ModelConfig, warmstart: WarmstartConfig | None) -> None:
@@ -135,6 +146,8 @@ def check_backend(
             "rollout.packed_weights",
             "rollout.packed_weights is for our own engine, and rollout.backend=vllm samples: leave it out",
         )
+    elif agent.decoding.second is not None:
+        raise ValueError(ONLY_OWN)
     elif rollout.ahead and served:
         raise ValueError(
             f"rollout.ahead={rollout.ahead} was not tried with a vLLM server: set rollout.ahead=0, or leave "
@@ -156,12 +169,17 @@ def check_backend(
             "a vLLM server plays adapters, and lora=null trains all weights: leave rollout.vllm.url out, so that vLLM "
             "runs in this process, or keep LoRA"
         )
-    elif served and (agent.constrained or agent.thought_tokens is not None):
-        name = "constrained" if agent.constrained else "thought_tokens"
-        raise ValueError(
-            f"agent.{name} works on each token of a reply, which a vLLM server cannot: leave rollout.vllm.url out, so "
-            "that vLLM runs in this process"
-        )
+    elif served and (names := _of_each_token(agent)):
+        raise ValueError(f"{names[0]} works on each token of a reply, which a vLLM server cannot: {_IN_THIS_PROCESS}")
+
+
+_IN_THIS_PROCESS = "leave rollout.vllm.url out, so that vLLM runs in this process"
+
+
+def _of_each_token(agent: AgentConfig) -> list[str]:
+    """The settings of an agent that need a processor of ours."""
+    found = ["agent.constrained"] if agent.constrained else []
+    return [*found, *(["agent.thought_tokens"] if agent.thought_tokens is not None else []), *agent.decoding.names]
 
 
 def check_packed_weights(packed: PackedWeights, device: str) -> None:
@@ -205,12 +223,39 @@ def check_splits(env: EnvConfig, measured: EvalConfig) -> None:
         raise ValueError(f"env.split and eval.split are both {env.split!r}: choose two")
 
 
-def check_algorithm(algorithm: Settings, run: RunInfo, rewards: RewardsConfig, game: GameConfig | None) -> None:
+def check_heating(recipe: Recipe, rollout: RolloutConfig, agent: AgentConfig, game: GameConfig | None) -> None:
+    """Temperatures that an algorithm decides are one policy's, need a processor of ours, and are nobody else's."""
+    if recipe.heating is None:
+        return
+    name = f"{recipe.name} decides temperatures (algorithm.heat)"
+    if rollout.vllm.url is not None:
+        raise ValueError(
+            f"{name} token by token, which a vLLM server cannot: set algorithm.heat=0, or {_IN_THIS_PROCESS}"
+        )
+    if game is not None and game.policies != "shared":
+        raise ValueError(
+            f"{name} by the tokens of one policy, and game.policies={game.policies} trains several: set "
+            "algorithm.heat=0"
+        )
+    if agent.decoding.heat is not None:
+        raise ValueError(f"{name}, and so would agent.decoding.heat: set algorithm.heat=0, or leave that out")
+
+
+def check_algorithm(
+    algorithm: Settings,
+    run: RunInfo,
+    rewards: RewardsConfig,
+    rollout: RolloutConfig,
+    agent: AgentConfig,
+    game: GameConfig | None,
+) -> None:
     """The algorithm fits the rollouts. One that plays nothing has no use for graders, and trains one policy."""
     from turnwise.algorithms.registry import build  # here: an algorithm brings torch
     from turnwise.learning.planning import NoRollouts
 
-    if not isinstance(build(algorithm, run).planner, NoRollouts):
+    recipe = build(algorithm, run)
+    check_heating(recipe, rollout, agent, game)
+    if not isinstance(recipe.planner, NoRollouts):
         return
     default = RewardsConfig()
     paying = ("world", "functions", "judge", "ranking")

@@ -139,7 +139,7 @@ class RunConfig(Section):
         checks.check_packed_weights(self.rollout.packed_weights, self.device)
         checks.check_ranks(self.learner, self.lora, self.device, self.ray)
         checks.check_splits(self.env, self.eval)
-        checks.check_algorithm(self.algorithm, self.run_info, self.rewards, self.game)
+        checks.check_algorithm(self.algorithm, self.run_info, self.rewards, self.rollout, self.agent, self.game)
         checks.check_context(self.agent)
         checks.check_measurements(self.eval, self.keep_checkpoint, self.num_updates)
         if self.warmstart is not None:

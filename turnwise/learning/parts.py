@@ -6,6 +6,7 @@ a fixed point of an update and saves its state with the run. The points have let
 
     W  shape rewards     D  compose streams    A  estimate, then modify advantages    T  weigh tokens
     C  clip the ratio    G  regularize         O  add a whole objective               K  keep state
+    S  heat the sampler
 
 The loss of a stream is  -Σ mask · weight · surrogate / Z + Σ coef · regularizer.
 """
@@ -20,6 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from turnwise.heat import Heat
 from turnwise.learning.metrics import Metrics, Occurrences
 from turnwise.learning.planning import Reading, Scorer
 from turnwise.learning.primitives import (
@@ -238,6 +240,14 @@ class Part:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
+
+
+class Heating(Part, ABC):
+    """Point S: the temperatures that an update's tokens are sampled with, by what it saw of the updates before."""
+
+    @abstractmethod
+    def heat(self) -> Heat | None:
+        """How they follow each token's entropy, asked before the episodes are played; None: all are the run's."""
 
 
 class Composer(Part, ABC):

@@ -20,6 +20,7 @@ from turnwise.learning.parts import (
     ClipPolicy,
     Composer,
     Critic,
+    Heating,
     Need,
     Objective,
     Part,
@@ -155,7 +156,7 @@ class Recipe:
     ``phases``: with ``joint`` each optimizer step trains on all streams, with ``sequential`` the streams are trained
     one after another. ``keep_updates`` is the age (in updates) up to which the buffer keeps trajectories. ``planner``
     None stands for groups of independent attempts (``GroupPlanner``). ``teacher`` names a second scorer, for parts that
-    need one.
+    need one. ``heating`` decides the temperatures of sampling; None: the run's.
     """
 
     name: str
@@ -166,13 +167,15 @@ class Recipe:
     phases: Literal["joint", "sequential"] = "joint"
     keep_updates: int = 0
     teacher: str = ""
+    heating: Heating | None = None
 
     def __getitem__(self, stream: str) -> StreamRecipe:
         return next(found for found in self.streams if found.name == stream)
 
     def parts(self) -> tuple[Part, ...]:
         """Every part once, composer first. A part's place in this order is in the name of its saved state."""
-        found = [self.composer, *(part for stream in self.streams for part in stream.parts())]
+        found: list[Part] = [self.composer, *(part for stream in self.streams for part in stream.parts())]
+        found += [] if self.heating is None else [self.heating]
         return tuple({id(part): part for part in found}.values())
 
     @property
@@ -207,7 +210,7 @@ class Recipe:
         ]
         found = {}
         for prefix, part in [
-            *(("", part) for part in (*layers(self.planner), *layers(self.composer), *self.shapers)),
+            *(("", part) for part in (*layers(self.planner), *layers(self.composer), *self.shapers, self.heating)),
             *streams,
         ]:
             if isinstance(part, Acting):

@@ -36,6 +36,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from turnwise.heat import Heat
+
 DRAW = 2
 """The version of the rule. Increase it when the same logits, key and position may give another token.
 
@@ -57,13 +59,15 @@ class Sampling:
     """How tokens are sampled.
 
     ``temperature`` T >= 0; 0 is greedy. ``top_p`` in (0, 1]; 1 does not truncate. ``top_k`` >= 0 tokens; 0 does not
-    truncate. ``max_tokens`` is the limit of one reply.
+    truncate. ``max_tokens`` is the limit of one reply. ``heat`` has the temperature of each token follow its entropy;
+    an agent's processor applies it (``agents/rules.py``).
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 32
+    heat: Heat | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.top_k < 0:

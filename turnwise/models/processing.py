@@ -45,6 +45,14 @@ class Step:
     temperature: float | None = None
     excluded: IntArray | None = None
 
+    @classmethod
+    def of(cls, allowed: Tensor, temperature: float | None = None) -> Step:
+        """A step that allows some of all ids, [V] bool; it holds the smaller one of allowed and excluded ids."""
+        kept = allowed.nonzero()[:, 0].cpu().numpy().astype(np.int32)
+        if 2 * len(kept) <= len(allowed):
+            return cls(kept, temperature=temperature)
+        return cls(excluded=(~allowed).nonzero()[:, 0].cpu().numpy().astype(np.int32), temperature=temperature)
+
     @property
     def only(self) -> int | None:
         """The token, where there is no choice."""
@@ -177,14 +185,18 @@ def processed(
         step = course.step(logits[row] if course.processor.needs_logits else None)
         if step.temperature is not None and changed[row].temperature:
             changed[row] = replace(changed[row], temperature=step.temperature)
-        ids = torch.from_numpy(step.ids.astype(np.int64)).to(logits.device)
-        if step.count > 0:
-            kept = logits[row, ids]
-            logits[row] = -torch.inf
-            logits[row, ids] = kept
-        else:
-            logits[row, ids] = -torch.inf
+        logits[row] = inside(logits[row], step)
     return logits, changed
+
+
+def inside(logits: Tensor, step: Step) -> Tensor:
+    """Logits [V] with -inf outside the tokens that a step allows."""
+    if not step.count:
+        return logits
+    ids = torch.from_numpy(step.ids.astype(np.int64)).to(logits.device)
+    if step.count < 0:
+        return logits.index_fill(0, ids, -torch.inf)
+    return torch.full_like(logits, -torch.inf).index_copy(0, ids, logits[ids])
 
 
 def _check(step: Step) -> None:

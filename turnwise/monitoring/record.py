@@ -11,6 +11,8 @@ import numpy as np
 from turnwise.grading.agreement import graded
 from turnwise.trajectory import Group
 
+_TOKENS = "decoding/tokens"
+
 
 def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
     """Means and counts over an update's episodes. ``success`` is None in worlds that do not say what success is.
@@ -47,6 +49,15 @@ def grading_numbers(groups: Sequence[Group], spent: Mapping[str, float]) -> dict
         agreement = None if found.agreement is None else found.agreement.value
         made |= {"verdict": found.verdict, "judge_agreement": agreement, "judge": dict(spent)}
     return made
+
+
+def per_token(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Numbers in which the sums of decoding are means over its tokens; how many these are stays ``decoding/tokens``."""
+    tokens = numbers.get(_TOKENS, 0)
+    return {
+        name: value / tokens if name.startswith("decoding/") and name != _TOKENS else value
+        for name, value in numbers.items()
+    }
 
 
 def joined(sides: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:

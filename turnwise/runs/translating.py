@@ -30,6 +30,8 @@ def translated(raw: Any) -> Any:
     if isinstance(rollout, Mapping) and "engines" in rollout:  # processes that sampled, for one collector
         made["rollout"] = {k: v for k, v in rollout.items() if k != "engines"}
     algorithm = made.get("algorithm")
+    if isinstance(algorithm, Mapping):
+        made["algorithm"] = algorithm = _without_heat(algorithm)
     if "rewards" in made or not isinstance(algorithm, Mapping):
         return made
     innermost = _innermost(algorithm)
@@ -39,6 +41,13 @@ def translated(raw: Any) -> Any:
         made["rewards"] = {"scale": scale, "invalid_action_penalty": penalty}
     made["algorithm"] = _relative(algorithm, scale, divides=_divides(algorithm))
     return made
+
+
+def _without_heat(algorithm: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An algorithm of a run from before HAPO had a temperature, on any base."""
+    below = algorithm.get("base")
+    own = {"heat": 0.0} if algorithm.get("type") == "hapo" else {}
+    return {**own, **algorithm, **({"base": _without_heat(below)} if isinstance(below, Mapping) else {})}
 
 
 def _innermost(algorithm: Mapping[str, Any]) -> Mapping[str, Any]:

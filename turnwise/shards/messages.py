@@ -72,7 +72,7 @@ class Batch:
     events: tuple[Event, ...]
     busy: bool
     failures: int
-    numbers: Mapping[str, int]
+    numbers: Mapping[str, float]
     seconds: Mapping[str, float]
     tokens: Mapping[str, int]
 

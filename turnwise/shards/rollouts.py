@@ -161,7 +161,7 @@ class ShardedCollector:
         self.shards.begin(Session(self.use, key, sampling), self.clock, weights)
         return ShardedRollouts(self, key, on_episode)
 
-    def numbers(self) -> dict[str, int]:
+    def numbers(self) -> dict[str, float]:
         told, self.counted = dict(self.counted), Counter()
         return {**told, **self.shards.numbers()}
 

@@ -61,7 +61,7 @@ class Played:
 
     trajectories: list[Trajectory]
     failures: int
-    numbers: Mapping[str, int]
+    numbers: Mapping[str, float]
     mechanisms: Mapping[str, float]
     spent: Mapping[str, float]
     work: Work

@@ -54,6 +54,7 @@ class Demand:
     reference: bool = False  # something compares with the policy at its start
     reads: bool = False  # something looks at whole distributions over the vocabulary
     teacher: int = 0  # bytes of the weights of a second scorer
+    second: int = 0  # bytes of the weights of a model that draws tokens beside the policy
     packed: bool = False  # the sampler has packed weights
     shards: int = 0  # processes of this machine that have weights of their own, beside this one
     ahead: int = 0  # updates by which episodes are played before they are learned from
@@ -134,6 +135,7 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
     ]
     whole = (shape.parameters + sampled + packed) * shape.itemsize + shape.lora * FLOAT
     parts.append(Part("shards", demand.shards * whole, f"{demand.shards} processes with all weights each"))
+    parts.append(Part("second model's weights", demand.second, "it draws tokens where the policy is unsure"))
     if demand.vllm is not None and demand.vllm.url is None:
         copies = max(1, demand.shards) * (shape.parameters + shape.lora)
         told = f", in each of {demand.shards} shards" if demand.shards else ""
@@ -302,6 +304,7 @@ _ADVICE: Mapping[str, str] = {
     "earlier weights": "lower rollout.ahead, or train adapters (lora={}) in place of all weights",
     "reference weights": "train adapters (lora={}) in place of all weights",
     "teacher's weights": "take a smaller teacher",
+    "second model's weights": "take a smaller agent.decoding.second.model, or leave it out",
     "master weights": "train adapters (lora={}) in place of all weights",
     "gradients": "train adapters (lora={}) in place of all weights",
     "optimizer": "train adapters (lora={}) in place of all weights",

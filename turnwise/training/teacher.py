@@ -57,9 +57,12 @@ class Teacher:
         return digest.hexdigest()[:16]
 
 
-def check_tokens(teacher: Any, student: Any, name: str) -> None:
-    """Raise ValueError where two tokenizers give a token different ids, or one of them has more tokens."""
-    theirs, ours = teacher.get_vocab(), student.get_vocab()
+def check_tokens(other: Any, own: Any, who: str) -> None:
+    """Raise ValueError where two tokenizers give a token different ids, or one of them has more tokens.
+
+    ``who`` is what the error calls the model with the ``other`` one.
+    """
+    theirs, ours = other.get_vocab(), own.get_vocab()
     if theirs == ours:
         return
     odd = sorted(token for token in theirs.keys() | ours.keys() if theirs.get(token) != ours.get(token))
@@ -67,6 +70,6 @@ def check_tokens(teacher: Any, student: Any, name: str) -> None:
         f"{token!r} ({theirs.get(token, 'absent')}, here {ours.get(token, 'absent')})" for token in odd[:3]
     )
     raise ValueError(
-        f"teacher {name} has another tokenizer than the student, {len(odd)} tokens differ: {shown}. A teacher is asked "
-        "about the student's tokens by their ids: take one with the same tokenizer"
+        f"{who} has another tokenizer than the policy, {len(odd)} tokens differ: {shown}. It is asked about the "
+        "policy's tokens by their ids: take a model with the same tokenizer"
     )

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from turnwise.agents.playing import Playing, seed_globals
@@ -27,7 +27,7 @@ from turnwise.learning.planning import NoRollouts, Planner
 from turnwise.models.engine import Sampling
 from turnwise.monitoring.first_replies import FirstReplies
 from turnwise.monitoring.mirrors import Mirrors
-from turnwise.monitoring.record import episode_numbers, finite, grading_numbers, joined
+from turnwise.monitoring.record import episode_numbers, finite, grading_numbers, joined, per_token
 from turnwise.monitoring.watchdog import Watchdog, signs, stop_where_asked
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.checkpoints import Checkpoint, CheckpointName
@@ -225,7 +225,9 @@ class Trainer:
     def _play(self, update: int) -> list[Trajectory]:
         """The episodes of an update, played now."""
         seed_globals(self.settings.seed, update)
-        rollouts = self.collector.rollouts(self.settings.sampling, update, self._on_episode)
+        heating = self.sides[0].learner.recipe.heating
+        sampling = replace(self.settings.sampling, heat=None if heating is None else heating.heat())
+        rollouts = self.collector.rollouts(sampling, update, self._on_episode)
         return self.planner.plan(self.order.tasks(update), rollouts, self.order.spare(update))
 
     def _played_ahead(self, ahead: Ahead, update: int) -> list[Trajectory]:
@@ -313,6 +315,7 @@ class Trainer:
             )
             if self.ahead is not None and self.grader is not None:
                 self._judged.update(self.grader.take_spent())
+        self.measurer.numbers()  # taken: the next record is of what is trained on
         if why := report.too_many_errors(self.measuring.max_error_share):
             raise CollectionError(why)
         return report
@@ -382,8 +385,8 @@ class Trainer:
                 **({} if self.ranker is None else {"ranking": self.ranker.spending.take()}),
                 "total_sampled_tokens": self.sampled_tokens,
                 "failures": self.collector.failures,
-                **self.collector.numbers(),
-                **(self._played.numbers if self._played is not None else {}),
+                **per_token(self.collector.numbers()),
+                **(per_token(self._played.numbers) if self._played is not None else {}),
                 "adapter_hash": ",".join(side.policy.adapter_hash for side in self.sides),
                 **signs(groups, self.settings.max_reply_tokens),
                 "entropy": None,  # as_dict leaves out what was not measured

@@ -175,9 +175,9 @@ class VllmEngine:
             )
         if processor is not None and not self.core.processes:
             raise ValueError(
-                "a vLLM server runs no processors (agent.constrained, agent.thought_tokens, a request's "
-                "response_format or forced call, an attempt that begins within a reply): leave rollout.vllm.url out, "
-                "so that vLLM runs in this process"
+                "a vLLM server runs no processors (agent.constrained, agent.thought_tokens, agent.decoding, "
+                "algorithm.heat, a request's response_format or forced call, an attempt that begins within a reply): "
+                "leave rollout.vllm.url out, so that vLLM runs in this process"
             )
         state.context = context
         state.request, self._next_request = f"{slot}.{self._next_request}", self._next_request + 1
