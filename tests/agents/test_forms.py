@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.agents.test_rendering import FAMILIES, GLM4, GLM_TOKENS, with_special
 from tests.agents.test_templates import bytes_of, pieces
-from tests.models import TINY
+from tests.models import TEXTS, TINY
 from tests.worlds import Echo
 from turnwise.agents.acting import Acting
 from turnwise.agents.chat import ChatFormat
@@ -39,7 +39,7 @@ from turnwise.models import processing
 from turnwise.models.engine import Reply, Sampling, SlotEngine
 from turnwise.models.loading import save_model
 from turnwise.models.policy import Policy
-from turnwise.models.scratch import new_model
+from turnwise.models.scratch import new_model, train_tokenizer
 from turnwise.models.settings import LoRAConfig
 from turnwise.replay.batch import layout
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
@@ -321,6 +321,24 @@ def test_texts_between_tags_hold_no_tag_and_any_other_sign() -> None:
             allowed.append(token in ids_left(held.before(None), len(of[1].tokenizer)))
             held.after(token, 0.0, 0.0)
         assert not all(allowed), text
+
+
+def test_set_phrases_of_a_tokenizer_can_be_drawn() -> None:
+    """A token may begin in what must come and end behind a choice: here of the tool."""
+    calls = [Call(name, {"a": word * 3}) for name in ("put", "get") for word in "xyzuvw"]
+    replies = [DIALECTS["hermes"].write(Said("", (call,))) for call in calls]
+    own = train_tokenizer([*TEXTS, *20 * replies], 400, 20, tools=True)
+    chat = ChatFormat.of(own, AgentConfig(context="roles", action_format="calls"))
+    (put,) = offering(type="object", properties={"a": {"type": "string"}}, required=["a"])
+    get = {**put, "function": {**put["function"], "name": "get"}}
+    phrases = {n for n, t in own.backend_tokenizer.get_added_tokens_decoder().items() if "put" in t.content}
+    assert phrases & set(chat.reply(replies[0]).tolist())
+    for reply in replies:
+        held = Forms(chat).processor(Form(None, ("put", "get")), [put, get])
+        for token in chat.reply(reply).tolist():
+            assert token in ids_left(held.before(None), len(own)), own.decode([token])
+            held.after(token, 0.0, 0.0)
+        assert not held.fault
 
 
 def ids_left(step: Any, num_ids: int) -> set[int]:

@@ -27,6 +27,8 @@ from turnwise.trajectory import Turn
 if TYPE_CHECKING:
     from turnwise.agents.chat import ChatFormat
 
+_TAG = re.compile(r"<\S+>|\[\S+\]")
+
 MAX_STEPS = 512
 """Masks of a vocabulary that are kept as sets of ids."""
 
@@ -85,7 +87,16 @@ class Forms:
             rules += self._calls(form, tools)
         if spaced:
             rules.append(r"WS: /[ \n]{1,2}/")
-        return "\n".join([f"start: {'WS? ' if spaced else ''}({' | '.join(ways)})", *rules])
+        options = ['%llguidance {"no_forcing": true}'] if self._has_phrases else []
+        return "\n".join([*options, f"start: {'WS? ' if spaced else ''}({' | '.join(ways)})", *rules])
+
+    @cached_property
+    def _has_phrases(self) -> bool:
+        """Whether the tokenizer has set phrases as tokens (``models/scratch.py``).
+
+        Where only one text can come the library allows its usual spelling alone, without a token that goes on after it.
+        """
+        return any(not (token.special or _TAG.fullmatch(token.content)) for token in self._added.values())
 
     def _calls(self, form: Form, tools: Tools) -> list[str]:
         """The rule "calls", and those that it needs."""
