@@ -16,28 +16,30 @@ from pydantic import BaseModel, Field
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tests.agents.test_rendering import FAMILIES
+from tests.agents.test_rendering import FAMILIES, GLM4, GLM_TOKENS, with_special
 from tests.agents.test_templates import bytes_of, pieces
-from tests.models import TINY
+from tests.models import TEXTS, TINY
 from tests.worlds import Echo
 from turnwise.agents.acting import Acting
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.collector import Collector
+from turnwise.agents.forms import Forms, stored_form
 from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent
+from turnwise.agents.toolcalls import DIALECTS
 from turnwise.agents.wishes import shortened
 from turnwise.cloning.rows import episode_rows
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.files import load_config
 from turnwise.envs.forms import Form, call_schema, closed
-from turnwise.envs.said import heard
+from turnwise.envs.said import Call, Said, heard
 from turnwise.envs.tasks import panel
 from turnwise.models import processing
 from turnwise.models.engine import Reply, Sampling, SlotEngine
 from turnwise.models.loading import save_model
 from turnwise.models.policy import Policy
-from turnwise.models.scratch import new_model
+from turnwise.models.scratch import new_model, train_tokenizer
 from turnwise.models.settings import LoRAConfig
 from turnwise.replay.batch import layout
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
@@ -103,7 +105,7 @@ class Remembering(Asking):
 
 
 def made(family: str = "hermes", own: Any = None, **settings: Any) -> tuple[Any, ChatFormat, AgentConfig]:
-    own = own or bytes_of(FAMILIES[family])
+    own = own or (with_special(GLM4, *GLM_TOKENS) if family == "glm4" else bytes_of(FAMILIES[family]))
     usual = {"context": "roles", "action_format": "calls", "max_reply_tokens": 400, "max_context_tokens": 4096}
     config = AgentConfig(**{**usual, **settings})
     size = TINY.model_copy(update={"vocab_size": len(own), "max_length": 4096})
@@ -111,7 +113,8 @@ def made(family: str = "hermes", own: Any = None, **settings: Any) -> tuple[Any,
     model.resize_token_embeddings(len(own) + UNUSED)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(4)
-    return model, ChatFormat.of(own, config), config
+    ends = own.convert_tokens_to_ids(["<|user|>", "<|observation|>"]) if family == "glm4" else ()
+    return model, ChatFormat.of(own, config, ends), config
 
 
 def played(
@@ -235,7 +238,7 @@ def test_ids_that_no_token_has_are_never_drawn() -> None:
             assert unused & set(ids.tolist()) == (unused if count < 0 else set())
 
 
-@pytest.mark.parametrize("family", ["hermes", "llama3"])
+@pytest.mark.parametrize("family", [*FAMILIES, "glm4"])
 @pytest.mark.parametrize("one_call", [True, False])
 def test_calls_can_be_required(family: str, one_call: bool) -> None:
     found = played(made(family), Form(None, ("put", "tell"), one_call), TOOLS, num=8)
@@ -252,7 +255,7 @@ def test_calls_can_be_required(family: str, one_call: bool) -> None:
             names.add(call.name)
             KINDS[call.name].model_validate_json(json.dumps(dict(call.arguments)), strict=True)
     assert names <= {"put", "tell"}
-    assert (max(numbers) > 1) == (family == "hermes" and not one_call)
+    assert (max(numbers) > 1) == (family != "llama3" and not one_call)
 
 
 def test_a_named_function_is_called_once() -> None:
@@ -279,6 +282,83 @@ def test_tags_in_texts_are_text() -> None:
     (first, *_) = turns(played(made(), Form({"const": {"a": tags}}), TOOLS, num=1))
     assert json.loads(heard(first.action).content) == {"a": tags}
     assert heard(first.action).calls == ()
+
+
+def offering(**parameters: Any) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": "put", "description": "", "parameters": parameters}}]
+
+
+@pytest.mark.parametrize("family", ["qwen_xml", "lfm2", "glm4"])
+def test_arguments_may_be_missing_where_the_schema_says_so(family: str) -> None:
+    kinds = {"a": {"type": "integer"}, "b": {"type": "string", "maxLength": 3}, "c": {"type": "boolean"}}
+    tools = offering(type="object", properties={**kinds, "d": {"type": "null"}}, required=["c"])
+    found = turns(played(made(family), Form(None, ("put",), True), tools, num=8))
+    given = [heard(turn.action).calls[0].arguments for turn in found if len(turn.action_ids) < 400]
+    assert all(list(each) == [key for key in "abcd" if key in each] for each in given)
+    assert all(isinstance(each["c"], bool) and each.get("d") is None for each in given)
+    assert {frozenset(each) for each in given} > {frozenset("c")}, "some have more"
+    assert all(isinstance(each.get("a", 0), int) and len(each.get("b", "")) <= 3 for each in given)
+    (none,) = turns(played(made(family), Form(None, ("put",), True), offering(), num=1))[:1]
+    assert heard(none.action).calls[0].arguments == {}
+
+
+def test_texts_between_tags_hold_no_tag_and_any_other_sign() -> None:
+    """Which is what the reader takes for the value."""
+    of = made("qwen_xml")
+    forms = Forms(of[1])
+    tools = offering(type="object", properties={"a": {"type": "string"}}, required=["a"])
+    for text in ("", "\n", 'say "<x>" & \\n\n', "</param", "ż🎈"):
+        reply = of[1].dialect.write(Said("", (Call("put", {"a": text}),)))
+        held = forms.processor(Form(None, ("put",), True), tools)
+        for token in of[1].reply(reply).tolist():
+            assert token in ids_left(held.before(None), len(of[1].tokenizer)), (text, token)
+            held.after(token, 0.0, 0.0)
+        assert not held.fault
+        assert of[1].dialect.read(reply, tools).calls[0].arguments == {"a": text}
+    for text in ("</parameter>x", "<tool_call>", "</tool_call>"):
+        held, allowed = forms.processor(Form(None, ("put",), True), tools), list[bool]()
+        for token in of[1].reply(of[1].dialect.write(Said("", (Call("put", {"a": text}),)))).tolist():
+            allowed.append(token in ids_left(held.before(None), len(of[1].tokenizer)))
+            held.after(token, 0.0, 0.0)
+        assert not all(allowed), text
+
+
+def test_set_phrases_of_a_tokenizer_can_be_drawn() -> None:
+    """A token may begin in what must come and end behind a choice: here of the tool."""
+    calls = [Call(name, {"a": word * 3}) for name in ("put", "get") for word in "xyzuvw"]
+    replies = [DIALECTS["hermes"].write(Said("", (call,))) for call in calls]
+    own = train_tokenizer([*TEXTS, *20 * replies], 400, 20, tools=True)
+    chat = ChatFormat.of(own, AgentConfig(context="roles", action_format="calls"))
+    (put,) = offering(type="object", properties={"a": {"type": "string"}}, required=["a"])
+    get = {**put, "function": {**put["function"], "name": "get"}}
+    phrases = {n for n, t in own.backend_tokenizer.get_added_tokens_decoder().items() if "put" in t.content}
+    assert phrases & set(chat.reply(replies[0]).tolist())
+    for reply in replies:
+        held = Forms(chat).processor(Form(None, ("put", "get")), [put, get])
+        for token in chat.reply(reply).tolist():
+            assert token in ids_left(held.before(None), len(own)), own.decode([token])
+            held.after(token, 0.0, 0.0)
+        assert not held.fault
+
+
+def ids_left(step: Any, num_ids: int) -> set[int]:
+    return set(step.allowed.tolist()) if step.allowed is not None else set(range(num_ids)) - set(step.excluded.tolist())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"properties": {"a": {"type": "string", "pattern": "x"}}}, "the text 'a' has pattern"),
+        ({"properties": {"a": {"enum": ["<tool_call>"], "type": "string"}}}, "'a' has a tag of the dialect in it"),
+        ({"properties": {"a b>": {}}}, "the name 'a b>' is not of letters"),
+        ({"anyOf": [{}, {}]}, "its parameters have anyOf"),
+    ],
+)
+def test_what_cannot_be_spelled_between_tags_is_refused(parameters: dict[str, Any], told: str) -> None:
+    tools = offering(**parameters)
+    with pytest.raises(ValueError, match=f"a call of put cannot be forced in the dialect qwen_xml .*{told}"):
+        Forms(made("qwen_xml")[1]).follows(Form(None, ("put",), True), tools)
+    assert not Forms(made("qwen_xml")[1]).follows(Form(None, ("put",), must=False), tools)
 
 
 def test_special_tokens_of_a_dialect_are_themselves() -> None:
@@ -322,18 +402,36 @@ def test_a_reply_that_is_cut_is_no_whole_json() -> None:
         assert heard(turn.action).content.startswith("{")
 
 
+class Own:
+    """A dialect of the user's, which does not say how calls are spelled."""
+
+    read, write = DIALECTS["hermes"].read, DIALECTS["hermes"].write
+
+
 def test_dialects_that_cannot_be_forced() -> None:
     must, may = Form(None, ("put",), True), Form(None, ("put", "tell"), must=False)
+    own = "tests.agents.test_forms:Own"
     with pytest.raises(AssertionError, match="cannot be forced"):
-        played(made("qwen_xml"), must, TOOLS, num=1)
+        played(made(tool_calls=own), must, TOOLS, num=1)
     with pytest.raises(AssertionError, match="not both"):
         played(made("llama3"), Form({"type": "object"}, ("put",)), TOOLS, num=1)
-    of = made("qwen_xml", max_reply_tokens=9)
+    of = made(tool_calls=own, max_reply_tokens=9)
     engine = SlotEngine(of[0], num_slots=1, max_length=4096, end_ids=of[1].end_ids)
     collector = Collector(lambda: Asking(may, TOOLS), ModelAgent(engine, of[1], of[2]))
     (found,) = collector.collect([Job(Task("Asking", "train", 0, "0"), 0, 0, 0)], Sampling(max_tokens=9))
     assert all(turn.processing is None for turn in found.turns)
     assert collector.numbers() == {"gateway/ignored_sampling": len(found.turns)}
+
+
+def test_a_reply_that_was_not_held_is_read_freely() -> None:
+    """Whoever stored it could not force calls: the same request says so today."""
+    (turn,) = turns(played(made(max_reply_tokens=9), None, TOOLS, num=1))[:1]
+    request = {"sampling": {"form": Form(None, ("put",), must=False).plain()}}
+    assert turn.processing is None
+    assert stored_form(turn, request, DIALECTS["hermes"]) is None
+    (held,) = turns(played(made(), Form(None, ("put",), True), TOOLS, num=1))[:1]
+    assert stored_form(held, request, DIALECTS["hermes"]) == Form(None, ("put",), must=False)
+    assert stored_form(held, request, Own()) is None
 
 
 def test_a_form_is_plain_data() -> None:

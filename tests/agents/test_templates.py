@@ -227,9 +227,20 @@ def test_an_end_that_is_not_called_special_cannot_be_spelled() -> None:
     assert chat.messages(chat.open("<end_of_turn>"), fresh=True) == ["<end_of_turn>"]
 
 
+# As GPT-OSS has it.
+HARMONY = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ '<|start|>assistant<|channel|>final<|message|>' + m['content'] }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
+    "{% else %}{{ '<|start|>' + m['role'] + '<|message|>' + m['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
+        (HARMONY, r"name a channel before it speaks .*final.*measured through its chat API .*openai:MODEL"),
         (TEMPLATES["chatml"].partition("{% if add_g")[0], r"ignores add_generation_prompt: .*assistant\\n' in the his"),
         (TEMPLATES["spoken"].replace("'ASSISTANT:'", "''"), "ignores add_generation_prompt"),
         (_roles(_CHATML, _CHATML, "'<|im_start|>model\\n'"), "has another generation prompt"),

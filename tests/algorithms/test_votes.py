@@ -89,7 +89,8 @@ def test_nobody_learns_from_what_the_world_paid_and_penalties_stay() -> None:
 def test_an_episode_that_failed_has_no_vote() -> None:
     played = answered("rome", "paris", "rome")
     lost = [played[0], played[1], replace(played[2], end="error")]
-    assert voted(AnswerVotes("majority", 1.0), lost).earned == ((0.0, 1.0), (0.0, 0.0), (0.0, 0.0)), "one each: the first"
+    first = ((0.0, 1.0), (0.0, 0.0), (0.0, 0.0))  # of one vote each
+    assert voted(AnswerVotes("majority", 1.0), lost).earned == first
     nobody = [replace(each, turns=(), answer="x") for each in played]
     assert voted(AnswerVotes("majority", 1.0), nobody).earned == ((), (), ())
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.agents.test_rendering import HERMES, LLAMA, PLAIN
-from tests.agents.test_templates import bytes_of
+from tests.agents.test_templates import HARMONY, bytes_of
 from turnwise.cli import app
 
 
@@ -31,6 +31,9 @@ def test_what_each_template_can_do(tmp_path: Path) -> None:
     plain = told(bytes_of(PLAIN), tmp_path / "plain", "--show")
     assert "shows tools │ no" in plain
     assert "agent.tools_in=system" in plain
+    harmony = told(bytes_of(HARMONY), tmp_path / "harmony")
+    assert "chats (any world) │ no: the chat template has the model name a channel" in harmony
+    assert "for worlds with tools │ it cannot be used" in harmony
 
 
 def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path) -> None:

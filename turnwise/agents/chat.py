@@ -24,6 +24,7 @@ from turnwise.agents.rendering import Rendering
 from turnwise.agents.spelling import Opening, Spelling
 from turnwise.agents.templates import DATE, NO_ARGUMENTS, take_apart
 from turnwise.agents.toolcalls import DIALECTS, Dialect, tags_of
+from turnwise.envs.said import Call
 from turnwise.trajectory import IntArray
 
 if TYPE_CHECKING:
@@ -163,17 +164,16 @@ class ChatFormat:
         ids = list(self._spelled(first)) if first else []
         for tag, between in zip(more[::2], more[1::2], strict=True):
             ids += [self._tags[tag], *self.within(between)]
-        return np.asarray([*ids, self._end_of(text)], np.int32)
+        calls = bool(self.rendering) and bool(self.dialect.read(text).calls)
+        return np.asarray([*ids, self.call_end_id if calls else self.end_id], np.int32)
 
-    def _end_of(self, text: str) -> int:
-        """The token that ends a demonstrated reply: where the next message's does, that of a result behind calls."""
-        calls = self.dialect.read(text).calls if self._ends_with_next and self.rendering else ()
-        if not calls or self.rendering is None:
+    @cached_property
+    def call_end_id(self) -> int:
+        """The token that ends a reply with calls: ``end_id``, or where the next message's does, that of a result."""
+        if not self._ends_with_next or self.rendering is None:
             return self.end_id
-        results = [
-            {"role": "tool", "tool_call_id": f"call{n:05d}", "name": "", "content": ""} for n in range(len(calls))
-        ]
-        return self.rendering.following(calls, results, ())[0]
+        result = {"role": "tool", "tool_call_id": "call00000", "name": "", "content": ""}
+        return self.rendering.following([Call("")], [result], ())[0]
 
     def _tagged(self, text: str) -> list[str]:
         """A text in the dialect, split at those of its tags that are special tokens: texts and tags in turn."""

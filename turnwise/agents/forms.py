@@ -20,11 +20,14 @@ import numpy as np
 from torch import Tensor
 
 from turnwise.agents.toolcalls import Dialect, Tools, call_form, name_of
-from turnwise.envs.forms import Form, call_schema, json_rule
+from turnwise.envs.forms import Form, json_rule
 from turnwise.models.processing import Processor, Step
+from turnwise.trajectory import Turn
 
 if TYPE_CHECKING:
     from turnwise.agents.chat import ChatFormat
+
+_TAG = re.compile(r"<\S+>|\[\S+\]")
 
 MAX_STEPS = 512
 """Masks of a vocabulary that are kept as sets of ids."""
@@ -36,16 +39,14 @@ class Reader(Protocol):
     def read(self, token: int) -> tuple[str, str] | None: ...
 
 
-def can_follow(form: Form, dialect: Dialect) -> bool:
-    """Whether replies in a dialect can be held to a form."""
-    spelled = call_form(dialect)
-    return not form.calls or (spelled is not None and (form.schema is None or bool(spelled.before)))
+def stored_form(turn: Turn, request: Mapping[str, Any], dialect: Dialect) -> Form | None:
+    """The form that a stored reply was held to, in a run of this dialect; ``request`` is what it answered.
 
-
-def stored_form(request: Mapping[str, Any], dialect: Dialect) -> Form | None:
-    """The form that the reply to a stored request was held to, in a run of this dialect."""
-    form = Form.of(request.get("sampling") or {})
-    return form if form is not None and can_follow(form, dialect) else None
+    Wishes were not followed where the dialect, or what was installed, could not. The tokens tell.
+    """
+    form, held = Form.of(request.get("sampling") or {}), turn.processing
+    can = form is not None and (not form.calls or call_form(dialect) is not None)
+    return form if can and held is not None and held.counts.any() else None
 
 
 class Forms:
@@ -61,27 +62,70 @@ class Forms:
     def follows(self, form: Form, tools: Tools) -> bool:
         """Whether replies can be held to a form. Raises ValueError where they cannot and must be.
 
-        Where calls may be left free and no dialect forces them, they are.
+        Where calls may be left free and cannot be forced, they are.
         """
-        if can_follow(form, self._chat.dialect):
-            return True
-        if not form.must:
+        try:
+            self._matcher(self._grammar(form, tools))
+        except ValueError:
+            if form.must:
+                raise
             return False
-        spelled, name = call_form(self._chat.dialect), name_of(self._chat.dialect)
-        if spelled is None:
-            raise ValueError(
-                f"calls in the dialect {name} (agent.tool_calls) cannot be forced: leave tool_choice out, and "
-                "response_format where tools are offered"
-            )
-        raise ValueError(
-            f"calls in the dialect {name} (agent.tool_calls) are JSON too, and cannot be told from an answer in JSON: "
-            "give tools or response_format, not both"
-        )
+        return True
 
     def processor(self, form: Form, tools: Tools) -> InForm:
         """A processor for one reply. Raises ValueError for a form that cannot be kept."""
-        grammar = _grammar(form, tools, self._chat.dialect, self._spelled, spaced=self._chat.opens_thought)
-        return InForm(self, self._matcher(grammar).deep_copy())
+        return InForm(self, self._matcher(self._grammar(form, tools)).deep_copy())
+
+    def _grammar(self, form: Form, tools: Tools) -> str:
+        """The form in llguidance's Lark. White space may precede it where the header opens a thought."""
+        ways, rules, spaced = list[str](), list[str](), self._chat.opens_thought
+        if form.schema is not None:
+            ways.append("value")
+            rules.append(f"value: {json_rule(form.schema)}")
+        if form.calls:
+            ways.append("calls")
+            rules += self._calls(form, tools)
+        if spaced:
+            rules.append(r"WS: /[ \n]{1,2}/")
+        options = ['%llguidance {"no_forcing": true}'] if self._has_phrases else []
+        return "\n".join([*options, f"start: {'WS? ' if spaced else ''}({' | '.join(ways)})", *rules])
+
+    @cached_property
+    def _has_phrases(self) -> bool:
+        """Whether the tokenizer has set phrases as tokens (``models/scratch.py``).
+
+        Where only one text can come the library allows its usual spelling alone, without a token that goes on after it.
+        """
+        return any(not (token.special or _TAG.fullmatch(token.content)) for token in self._added.values())
+
+    def _calls(self, form: Form, tools: Tools) -> list[str]:
+        """The rule "calls", and those that it needs."""
+        spelled = call_form(self._chat.dialect)
+        dialect = f"the dialect {name_of(self._chat.dialect)} (agent.tool_calls)"
+        if spelled is None:
+            raise ValueError(
+                f"calls in {dialect} cannot be forced: leave tool_choice out, and response_format where tools are "
+                "offered"
+            )
+        if form.schema is not None and not spelled.before:
+            raise ValueError(
+                f"calls in {dialect} are JSON too, and cannot be told from an answer in JSON: give tools or "
+                "response_format, not both"
+            )
+        made, named = list[str](), [tool["function"] for tool in tools if tool["function"]["name"] in form.calls]
+        for number, function in enumerate(named):
+            try:
+                made += spelled.rule.rules(f"call{number}", function, self._spelled)
+            except ValueError as error:
+                raise ValueError(
+                    f"a call of {function['name']} cannot be forced in {dialect}: {error}. Leave that out of its "
+                    "parameters, or do not ask for a call"
+                ) from None
+        before, between, after = (" ".join(self._spelled(t)) for t in (spelled.before, spelled.between, spelled.after))
+        call = f"({' | '.join(f'call{number}' for number in range(len(named)))})"
+        again = "" if form.one_call or not between else f" ({between} {call})*"
+        end = "" if self._chat.call_end_id == self._chat.end_id else f" <[{self._chat.call_end_id}]>"
+        return [*made, f"calls: {before} {call}{again} {after}{end}"]
 
     def _compiled(self, grammar: str) -> Any:
         from llguidance import LLMatcher
@@ -97,11 +141,11 @@ class Forms:
 
         return LLTokenizer(self._chat.tokenizer.backend_tokenizer.to_str(), eos_token=self._chat.end_id)
 
-    def _spelled(self, text: str) -> str:
-        """A text of a dialect in a grammar, its special tokens as such."""
+    def _spelled(self, text: str) -> list[str]:
+        """A text of a dialect as terms of a grammar, its special tokens as such."""
         special = {token.content: number for number, token in self._added.items() if token.special}
         parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text) if special else [text]
-        return " ".join(f"<[{special[part]}]>" if part in special else json.dumps(part) for part in parts if part)
+        return [f"<[{special[part]}]>" if part in special else json.dumps(part) for part in parts if part]
 
     @property
     def _added(self) -> Mapping[int, Any]:
@@ -192,26 +236,3 @@ class AfterThought:
             self._left -= 1
             if self._left <= 0:
                 self._due.extend(self._close)
-
-
-def _grammar(form: Form, tools: Tools, dialect: Dialect, spelled: Any, *, spaced: bool) -> str:
-    """The form in llguidance's Lark. ``spelled`` writes a text of the dialect; ``spaced``: space may precede."""
-    ways, rules = list[str](), list[str]()
-    if form.schema is not None:
-        ways.append("value")
-        rules.append(f"value: {json_rule(form.schema)}")
-    if form.calls:
-        about = call_form(dialect)
-        assert about is not None, "checked by Forms.follows"
-        ways.append("calls")
-        again = "" if form.one_call or not about.between else f" ({spelled(about.between)} call)*"
-        named = [tool["function"] for tool in tools if tool["function"]["name"] in form.calls]
-        rules += [f"calls: call{again}", f"call: {spelled(about.before)} ({_either(named)}) {spelled(about.after)}"]
-        rules += [f"call{n}: {json_rule(call_schema(each, about.key))}" for n, each in enumerate(named)]
-    if spaced:
-        rules.append(r"WS: /[ \n]{1,2}/")
-    return "\n".join([f"start: {'WS? ' if spaced else ''}({' | '.join(ways)})", *rules])
-
-
-def _either(named: Sequence[Any]) -> str:
-    return " | ".join(f"call{number}" for number in range(len(named)))

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from turnwise.agents.callforms import CallForm, KeywordCall
 from turnwise.envs.said import Call, Said
 
 
@@ -23,6 +24,7 @@ class LFM2:
     """Calls as Python would write them, in a list between tags; a list of JSON objects is read too."""
 
     tags = ("<|tool_call_start|>", "<|tool_call_end|>")
+    call_form = CallForm("<|tool_call_start|>[", ", ", "]<|tool_call_end|>", KeywordCall())
     _TAGGED = re.compile(r"<\|tool_call_start\|>(.*?)(?:<\|tool_call_end\|>|(?=<\|tool_call_start\|>)|\Z)", re.DOTALL)
 
     def read(self, text: str, tools: Sequence[Mapping[str, Any]] = ()) -> Said:

@@ -43,6 +43,7 @@ _EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 _STOPPED_CLOCK = re.compile(r"\A\{%- macro strftime_now\(form\) -%\}.*?\{%- endmacro -%\}", re.DOTALL)
 _CODES = "aAbBcdDeFHIjmMpSTuUVwWxXyYZ"  # of strftime
 
+_CHANNEL = "<|channel|>"
 _OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
 
 
@@ -171,6 +172,12 @@ def _lead(header: str, after: str, ignored: bool) -> str:
         return ""  # the prompt opens a thought, or the history shows that there was none
     if header.startswith(after) and not rest.strip():
         return rest
+    if _CHANNEL in rest and header.startswith(after):
+        raise ValueError(
+            f"the chat template has the model name a channel before it speaks ({rest!r}), as GPT-OSS does: a reply is "
+            "then several messages (Harmony), and turnwise reads replies that are one. Use another model; one that is "
+            "served elsewhere can be measured through its chat API (`turnwise evaluate openai:MODEL`)"
+        )
     what = "ignores add_generation_prompt" if ignored else "has another generation prompt"
     raise ValueError(
         f"the chat template {what}: before an assistant's message it writes {header[-60:]!r} in the history, but "

@@ -18,10 +18,11 @@ import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol, cast
 
+from turnwise.agents.callforms import CallForm, JSONCall, TaggedCall
 from turnwise.agents.pythonic import LFM2
 from turnwise.agents.pythonic import CallError as _CallError
 from turnwise.envs.said import Call, Said
@@ -43,18 +44,6 @@ class Dialect(Protocol):
     def write(self, said: Said) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class CallForm:
-    """How a dialect spells calls that are JSON: what comes ``before``, the key of the arguments, what comes ``after``,
-    and ``between`` two calls. A dialect that has one, as ``call_form``, can be held to calls (``forms.py``).
-    """
-
-    before: str
-    key: str
-    after: str
-    between: str
-
-
 def call_form(dialect: Dialect) -> CallForm | None:
     """How calls are spelled; None where they cannot be forced. Between calls that must be alone stands ""."""
     if isinstance(dialect, OneCall):
@@ -68,7 +57,7 @@ class Hermes:
     """JSON between ``<tool_call>`` tags, with "name" and "arguments"."""
 
     tags = ("<tool_call>", "</tool_call>")
-    call_form = CallForm("<tool_call>\n", "arguments", "\n</tool_call>", "\n")
+    call_form = CallForm("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", JSONCall("arguments"))
     _TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 
     def read(self, text: str, tools: Tools = ()) -> Said:
@@ -86,6 +75,18 @@ class Hermes:
 class QwenXML:
     """Tags for the function and each parameter. Values are text; what the schema calls no string is read as JSON."""
 
+    call_form = CallForm(
+        "<tool_call>\n",
+        "\n</tool_call>\n<tool_call>\n",
+        "\n</tool_call>",
+        TaggedCall(
+            "<function={}>\n",
+            "<parameter={}>\n",
+            "\n</parameter>\n",
+            "</function>",
+            barred=("</parameter>", "<tool_call>", "</tool_call>"),
+        ),
+    )
     _TAGGED = Hermes._TAGGED
     _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>\s*)?\Z", re.DOTALL)
     _PARAMETER = re.compile(r"<parameter=([^>\n]+)>")
@@ -127,7 +128,7 @@ class QwenXML:
 class Llama3:
     """A reply that is a JSON object with "name" and "parameters", and nothing else; several with ; between them."""
 
-    call_form = CallForm("", "parameters", "", "; ")
+    call_form = CallForm("", "; ", "", JSONCall("parameters"))
     _PREFIX = re.compile(r"\s*(?:<\|python_tag\|>)?\s*")
 
     def read(self, text: str, tools: Tools = ()) -> Said:
@@ -171,6 +172,18 @@ class GLM4:
     """A name, then tags for each key and value. Values are text; what the schema calls no string is read as JSON."""
 
     tags = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+    call_form = CallForm(
+        "<tool_call>",
+        "</tool_call>\n<tool_call>",
+        "</tool_call>",
+        TaggedCall(
+            "{}\n",
+            "<arg_key>{}</arg_key>\n<arg_value>",
+            "</arg_value>\n",
+            "",
+            barred=("</arg_value>", "<tool_call>", "</tool_call>"),
+        ),
+    )
     _TAGGED = Hermes._TAGGED
 
     def read(self, text: str, tools: Tools = ()) -> Said:

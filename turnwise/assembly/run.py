@@ -182,8 +182,8 @@ class Assembly:
         if recipe.compares_answers and not gives_answers(self.world):
             raise ValueError(
                 f"{recipe.name} pays attempts that agree in their answer, and the episodes of {world_name(self.world)} "
-                "end in none that could be compared: whatever all attempts do alike would be paid. Let the world pay, by "
-                "another algorithm or reward=world, or take a world that gives answers, such as turnwise/Search-v0"
+                "end in none that could be compared: whatever all attempts do alike would be paid. Let the world pay, "
+                "by another algorithm or reward=world, or take a world that gives answers, such as turnwise/Search-v0"
             )
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:

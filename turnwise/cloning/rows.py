@@ -139,7 +139,7 @@ def _said_again(turn: Turn, tools: Tools | None, chat: ChatFormat, agent: AgentC
     style = agent.action_format
     if style != "calls":
         return turn.reply
-    read = parse_action(turn.reply, style, chat.dialect, tools, stored_form(asked(turn), chat.dialect))
+    read = parse_action(turn.reply, style, chat.dialect, tools, stored_form(turn, asked(turn), chat.dialect))
     return turn.reply if read.text == turn.action else written(turn.action, style, chat.dialect)
 
 

@@ -54,7 +54,7 @@ def _table(model: str, usable: str, found: Any) -> Table:
         "thoughts of earlier turns": {True: "kept", False: "dropped (turnwise keeps them)", None: "not shown"}[
             found.keeps_thoughts
         ],
-        "for worlds with tools": _advice(found),
+        "for worlds with tools": _advice(found) if usable == "yes" else "it cannot be used",
     }
     table = Table(title=f"The chat template of {model}", title_justify="left", show_header=False)
     for what, answer in lines.items():

@@ -72,7 +72,7 @@ class RolloutConfig(Section):
         gt=0,
         le=0.5,
         description="with env_order=fixed: share of the running episodes that may wait for their worlds at once. Less "
-        "where worlds answer at once, as programs on this machine may: then more episodes generate together",
+        "where worlds answer sooner than a reply is generated (programs: 0.125): then more episodes generate together",
     )
     max_error_share: float = Field(
         0.25, ge=0, le=1, description="stop the run when more of an update's episodes fail in their environment"

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 INSTALL = 'pip install "turnwise-rl[grammar]"'
@@ -64,9 +65,9 @@ def is_installed() -> bool:
     return importlib.util.find_spec("llguidance") is not None
 
 
-def json_rule(schema: Mapping[str, Any]) -> str:
-    """JSON that fits a schema, as the right side of a rule in llguidance's form of Lark."""
-    return f"%json {json.dumps({**closed(schema), 'x-guidance': _SPACED})}"
+def json_rule(schema: Mapping[str, Any], options: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """JSON that fits a schema, as a term in llguidance's form of Lark; ``options`` are more of its "x-guidance"."""
+    return f"%json {json.dumps({**closed(schema), 'x-guidance': {**_SPACED, **options}})}"
 
 
 def closed(schema: Any) -> Any:

@@ -151,7 +151,8 @@ class Reproducer:
 
     def _read(self, turn: Turn, tools: Tools | None) -> ParsedAction:
         """A stored reply, read as it was when it came: with the tools and in the form of its request."""
-        return parse_action(turn.reply, self._style, self._dialect, tools, stored_form(asked(turn), self._dialect))
+        form = stored_form(turn, asked(turn), self._dialect)
+        return parse_action(turn.reply, self._style, self._dialect, tools, form)
 
     def _seating(self, trajectories: dict[str, Trajectory]) -> tuple[Seating, int]:
         """Stored players at their seats and the run's opponents at the others; and the number of a stored seat."""

@@ -38,11 +38,13 @@ def wished_form(asked: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) ->
     schema, choice = _schema(asked.get("response_format")), asked.get("tool_choice")
     named = _named(choice, functions) if isinstance(choice, dict) else ""
     required = bool(choice == "required" and functions)
-    if not is_installed() and (named or schema is not None):
+    if not (named or required or schema is not None):
+        return None
+    if not is_installed():
+        if not named and schema is None:
+            return None
         field = "tool_choice" if named else "response_format"
         raise _refused(field, f"{_MISSING}, {_WAYS_OUT[field]}", "unsupported")
-    if not (named or required or schema is not None) or not is_installed():
-        return None
     if named or required:
         schema = None  # a call is what must come
     calls = (named,) if named else tuple(functions)
