@@ -165,7 +165,7 @@ def tiny(folder: Path) -> Any:
 
 def planned(cell: Cell, folder: Path) -> dict[str, int]:
     """The plan's parts in bytes, and their ``total`` at the peak."""
-    from turnwise.assembly.run import demand_of
+    from turnwise.assembly.settling import demand_of
     from turnwise.config.files import parse_config
     from turnwise.training.plan import plan
 

@@ -197,7 +197,7 @@ def test_the_run_configuration_is_named_by_few() -> None:
     naming = {module for module, source in sources().items() if "RunConfig" in source}
     assert naming == {
         *("turnwise.config.schema", "turnwise.config.files", "turnwise.runs.directory", "turnwise.assembly.run"),
-        *("turnwise.jobs", "turnwise.api"),
+        *("turnwise.assembly.settling", "turnwise.jobs", "turnwise.api"),
     }
 
 

@@ -20,7 +20,8 @@ from turnwise.agents.templates import dated
 from turnwise.algorithms.registry import base_chain
 from turnwise.assembly.learners import follow_if_told as follow_if_told
 from turnwise.assembly.players import describe_agent, load_policies
-from turnwise.assembly.run import Assembly, fitted, sampling_of
+from turnwise.assembly.run import Assembly
+from turnwise.assembly.settling import fitted, sampling_of
 from turnwise.cloning.cloner import OnProgress
 from turnwise.config.files import parse_config
 from turnwise.config.schema import RunConfig

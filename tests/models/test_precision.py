@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.models import scratch_folder, tokenizer
-from turnwise.assembly.run import Assembly, sampling_of
+from turnwise.assembly.run import Assembly
+from turnwise.assembly.settling import sampling_of
 from turnwise.config.files import load_config
 from turnwise.models import precision
 from turnwise.models.loading import load_model, save_model

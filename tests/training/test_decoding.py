@@ -13,7 +13,7 @@ from tests.faults.runs import assert_same, config, trainer
 from tests.training.test_teacher import disturb
 from turnwise.agents.decoding import DecodingConfig
 from turnwise.assembly.players import model_agent, with_second_from_anywhere
-from turnwise.assembly.run import demand_of, fitted, sampling_of
+from turnwise.assembly.settling import demand_of, fitted, sampling_of
 from turnwise.config.files import load_config
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.heat import Heat

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tests.models import tiny_model, tokenizer
 from tests.models.test_packing import grown
-from turnwise.assembly.run import demand_of, fitted
+from turnwise.assembly.settling import demand_of, fitted
 from turnwise.cli import app
 from turnwise.config.files import load_config, parse_config
 from turnwise.config.schema import RunConfig

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.faults.runs import config, trainer
 from turnwise.assembly import teachers
-from turnwise.assembly.run import demand_of
+from turnwise.assembly.settling import demand_of
 from turnwise.assembly.teachers import teacher_bytes, teacher_of
 from turnwise.learning.recipe import Recipe
 from turnwise.models import precision

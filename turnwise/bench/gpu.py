@@ -21,7 +21,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.assembly.players import model_agent
-from turnwise.assembly.run import demand_of
+from turnwise.assembly.settling import demand_of
 from turnwise.bench.against_vllm import bench_vllm
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.own import own_bench

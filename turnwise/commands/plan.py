@@ -31,7 +31,7 @@ def plan(
     """
     import json
 
-    from turnwise.assembly.run import demand_of
+    from turnwise.assembly.settling import demand_of
     from turnwise.config.files import load_config
     from turnwise.training.plan import GIB, available_memory, fit
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from turnwise.assembly import run as assembly_run
-from turnwise.assembly.run import Assembly, _has_vllm, backend_of
+from turnwise.assembly import run, settling
+from turnwise.assembly.run import Assembly
+from turnwise.assembly.settling import backend_of, has_vllm
 from turnwise.assembly.shards import _divided
 from turnwise.config.files import load_config, parse_config
 from turnwise.jobs import train
@@ -49,7 +50,7 @@ def test_the_rule(facts: dict[str, Any], engine: str, why: str) -> None:
 @pytest.fixture
 def on_gpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Settings of a run whose engine is open, and is vLLM."""
-    monkeypatch.setattr(assembly_run, "installed", lambda: "0.32.4")
+    monkeypatch.setattr(settling, "installed", lambda: "0.32.4")
     monkeypatch.setattr("turnwise.models.vllm.settings.LARGE", 1000)
     return [
         f"model={{path: {model}, dtype: bfloat16}}",
@@ -68,7 +69,7 @@ def test_a_model_is_looked_at_for_the_rule(on_gpu: list[str], monkeypatch: pytes
         chosen, why = backend_of(open_one)
         assert chosen == "own"
         assert "parameters, less than" in why
-    monkeypatch.setattr(assembly_run, "installed", lambda: "0.31.0")
+    monkeypatch.setattr(settling, "installed", lambda: "0.31.0")
     assert backend_of(open_one) == ("own", "no vLLM that fits is installed")
     asked = load_config("smoke", [*on_gpu, "rollout.backend=vllm"])
     assert backend_of(asked) == ("vllm", "rollout.backend=vllm")
@@ -103,7 +104,7 @@ def test_what_a_run_settles_for_is_checked_as_what_is_given(on_gpu: list[str], m
     config = load_config("smoke", [*on_gpu, "learner.ranks=2"])
     settled = Assembly(config).settled()
     assert settled == config.model_copy(update={"agent": settled.agent, "rollout": settled.rollout})
-    monkeypatch.setattr(assembly_run, "backend_of", lambda config: ("vllm", "a mistake"))
+    monkeypatch.setattr(run, "backend_of", lambda config: ("vllm", "a mistake"))
     with pytest.raises(ValueError, match=r"learner\.ranks=2, and vLLM"):
         Assembly(config).settled()
 
@@ -150,9 +151,9 @@ def test_shards_sample_from_a_server(where: str) -> None:
 def test_shards_have_a_vllm_each(settings: list[str]) -> None:
     """The main process has none, and a shard's own settings are those of a run that plays by itself."""
     made = load_config("smoke", ["rollout.backend=vllm", *settings])
-    assert not _has_vllm(made)
+    assert not has_vllm(made)
     for own in _divided(made.model_dump(mode="json")):
-        assert _has_vllm(parse_config(own))
+        assert has_vllm(parse_config(own))
 
 
 def test_a_vllm_that_shards_of_this_machine_lack_is_told_of_first(
