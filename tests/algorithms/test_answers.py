@@ -118,10 +118,10 @@ def test_votes_take_the_place_of_rewards_and_penalties_stay() -> None:
     members = list(made.trajectories)
     members[4] = replace(members[4], end="error")
     rewards, acted = paid((replace(made, trajectories=tuple(members)),))
-    shares = [0.4, 0.4, 0.0, 0.2, 0.0]
+    shares = [0.5, 0.5, 0.0, 0.25, 0.0]
     assert [rewards.total(n) for n in range(5)] == pytest.approx([10 * share - 0.1 for share in shares])
     assert [rewards.along(n)[0] for n in range(5)] == [0.0] * 5, "the whole episode is paid, not its first turn"
-    assert acted["AnswerVotes/answered_share"] == pytest.approx(3 / 5)
+    assert acted["AnswerVotes/answered_share"] == pytest.approx(3 / 4)
     assert acted["AnswerVotes/majority_share"] == pytest.approx(2 / 3)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -35,7 +35,7 @@ def votes(answers: Sequence[str], kind: Vote) -> list[float]:
 class AnswerVotes:
     """Pays episodes by votes among the answers to their task, on the last turn; one vote of 1 is worth a ``success``.
 
-    What the world and graders paid is not looked at. An episode that failed has no answer. Penalties stay.
+    What the world and graders paid is not looked at. An episode that failed has no vote. Penalties stay.
     """
 
     kind: Vote
@@ -44,9 +44,10 @@ class AnswerVotes:
     compares_answers: ClassVar[bool] = True
 
     def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable:
-        members = defaultdict[str, list[int]](list)
+        members = defaultdict[tuple[Hashable, ...], list[int]](list)
         for number, trajectory in enumerate(trajectories):
-            members[trajectory.task.key].append(number)
+            if trajectory.end != "error":
+                members[trajectory.task.key, trajectory.player, trajectory.stored_start].append(number)
         paid = [(0.0,) * len(trajectory.turns) for trajectory in trajectories]
         for group in members.values():
             attempts = [trajectories[number] for number in group]
@@ -56,7 +57,7 @@ class AnswerVotes:
         return replace(rewards, earned=tuple(paid))
 
     def _paid(self, attempts: Sequence[Trajectory]) -> list[float]:
-        answers = [each.answer if each.turns and each.end != "error" else "" for each in attempts]
+        answers = [each.answer if each.turns else "" for each in attempts]
         found, answered = votes(answers, self.kind), Counter(filter(None, answers))
         (label, most) = max(answered.items(), key=lambda item: item[1], default=("", 0))
         right = any(each.success and answer == label for each, answer in zip(attempts, answers, strict=True))
