@@ -22,7 +22,7 @@ from turnwise.learning.parts import MinibatchView, Samples, Streams
 from turnwise.learning.primitives import Counts
 from turnwise.learning.recipe import Recipe
 from turnwise.learning.rewards import raw_rewards
-from turnwise.learning.settings import RunInfo
+from turnwise.learning.settings import RewardSettings, RunInfo
 from turnwise.trajectory import Group, Processing, Trajectory
 
 RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
@@ -153,6 +153,18 @@ def test_the_released_form_pays_lost_attempts_and_moves_its_coefficient() -> Non
     assert targets.alphas["easy"] == pytest.approx(0.5 + 0.05 * (1.75 - 2))
     assert found == pytest.approx([0.0] * 3 + [released_term("easy", False, 4, 2, targets.alphas["easy"])])
     assert found[3] > 0.15
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_what_is_taken_is_a_share_of_a_success(form: Any) -> None:
+    found = []
+    for rewards in (RewardSettings(), TEN):
+        targets = build(ARESConfig(window=1, form=form), replace(RUN, rewards=rewards)).composer
+        assert isinstance(targets, EffortTargets)
+        taken(targets, lost_easy([2, 2, 2, 2]))
+        found.append([n * 10.0 / rewards.success for n in taken(targets, lost_easy([2, 2, 2, 4]))])
+    assert found[0] == pytest.approx(found[1])
+    assert found[0][3] != 0.0
 
 
 def test_a_failed_episode_neither_counts_nor_pays() -> None:

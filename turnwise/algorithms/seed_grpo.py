@@ -32,8 +32,8 @@ ABOUT = About(
         "There is no public code; the numbers are held against the equations.",
         "H is of how many attempts gave each answer; the paper weighs answers by their likelihood.",
         "The paper's answers are compared by meaning; here they are equal or not.",
-        "alpha is not confirmed: notes say about 0.02, with which no weight of ours would fall below 0.98. With 1 a task "
-        "without two equal answers teaches nothing.",
+        "alpha is not confirmed: notes say about 0.02, with which no weight of ours would fall below 0.98. With 1 a "
+        "task without two equal answers teaches nothing.",
         "The paper's third form, focal, is left out: its equation is not known to us.",
     ),
     sources={
