@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, task
 from turnwise.algorithms.consistency import AnswerKind, group_entropy
+from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.empo import EMPOConfig, Vote, votes
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.seed_grpo import AgreementScale, SEEDConfig
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
+from turnwise.learning.learner import shaped_rewards
 from turnwise.learning.parts import Samples, Stream
+from turnwise.learning.planning import Scorer
 from turnwise.learning.rewards import RewardTable, raw_rewards
-from turnwise.learning.settings import RunInfo
+from turnwise.learning.settings import RewardSettings, RunInfo
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group
 
@@ -103,33 +106,49 @@ def test_votes(answers: str, kind: Vote, paid: list[float]) -> None:
 
 
 def paid(groups: tuple[Group, ...], **settings: Any) -> tuple[RewardTable, dict[str, float]]:
+    """The shaped rewards, with a penalty of 0.1 on every first turn, and what was counted."""
     recipe = build(EMPOConfig(**settings), RUN)
     members = [t for each in groups for t in each.trajectories]
     rewards = replace(raw_rewards(members), own=tuple((-0.1, 0.0) for _ in members))
-    (stream,) = recipe.composer.compose(0, Samples(groups, rewards), buffer_of(list(groups)))
-    return stream.samples.rewards, dict(recipe.acted())
+    (shaper,) = recipe.shapers
+    return shaper.shape(members, rewards, cast(Scorer, None)), dict(recipe.acted())
 
 
 def test_votes_take_the_place_of_rewards_and_penalties_stay() -> None:
-    """Case and spaces are no matter; one attempt was cut off, and one failed: neither has an answer."""
+    """Case and spaces are no matter; one attempt was cut off and has no answer, and one failed and is not counted."""
     made = answering("Paris", " paris  ", "paris", "Rome", "rome")
     members = list(made.trajectories)
     members[2] = replace(members[2], end="truncated")
     members[4] = replace(members[4], end="error")
-    rewards, acted = paid((replace(made, trajectories=tuple(members)),))
-    shares = [0.4, 0.4, 0.0, 0.2]  # of five; the failed one is trained on by nobody
-    assert [rewards.total(n) for n in range(4)] == pytest.approx([10 * share - 0.1 for share in shares])
-    assert [rewards.along(n)[0] for n in range(4)] == [0.0] * 4, "the whole episode is paid, not its first turn"
-    assert acted == pytest.approx({"Votes/answered_share": 3 / 5, "Votes/mean_vote": 1.0 / 5})
+    groups = (replace(made, trajectories=tuple(members)), answering("x", "y", index=1))
+    rewards, acted = paid(groups)
+    assert list(rewards.earned) == [(0.0, 10 * share) for share in (0.5, 0.5, 0, 0.25, 0, 0, 0)]
+    assert [rewards.total(n) for n in range(4)] == pytest.approx([10 * share - 0.1 for share in (0.5, 0.5, 0, 0.25)])
+    assert acted == pytest.approx({"Votes/answered_share": 5 / 6, "Votes/mean_vote": 1.25 / 6})
+    majority, _ = paid(groups, vote="majority")
+    assert [row[-1] for row in majority.earned] == [10.0, 10.0, 0, 0, 0, 0, 0]
+
+
+def test_an_episode_without_turns_is_paid_nothing() -> None:
+    made = answering("a", "a")
+    silent = tuple(replace(t, turns=()) for t in made.trajectories)
+    (shaper,) = build(EMPOConfig(), RUN).shapers
+    assert shaper.shape(silent, raw_rewards(silent), cast(Scorer, None)).earned == ((), ())
 
 
 def test_groups_that_all_agree_or_all_differ_teach_nothing() -> None:
     some = (AGREE, DIFFER, HALVES, ("a", "a", "b", "c"))
     groups = tuple(answering(*answers, index=n) for n, answers in enumerate(some))
-    kept = build(EMPOConfig(), RUN).composer.compose(
-        0, Samples(groups, raw_rewards([t for g in groups for t in g.trajectories])), buffer_of(list(groups))
-    )
+    run = replace(RUN, rewards=RewardSettings(invalid_action_penalty=0.0))
+    recipe, members = build(EMPOConfig(), run), tuple(t for g in groups for t in g.trajectories)
+    rewards = shaped_rewards(recipe, run, members, cast(Scorer, None), 0)
+    kept = recipe.composer.compose(0, Samples(groups, rewards), buffer_of(list(groups)))
     assert [group.task.index for group in kept["fresh"].samples.groups] == [3]
+
+
+def test_a_base_that_looks_at_rewards_is_refused() -> None:
+    with pytest.raises(ValueError, match="empo looks at no reward of the world"):
+        build(EMPOConfig(base=DAPOConfig(max_tries=3)), RUN)
 
 
 def test_votes_are_refused_by_name_where_episodes_do_not_end_with_an_answer() -> None:
@@ -137,7 +156,7 @@ def test_votes_are_refused_by_name_where_episodes_do_not_end_with_an_answer() ->
         settings = ["algorithm.base=empo"] if algorithm == "epo" else []
         assembly = Assembly(load_config("household", settings, algorithm=algorithm))
         with pytest.raises(
-            ValueError, match="same answer, and an episode of turnwise/Household-v0 does not end with one"
+            ValueError, match=rf"{algorithm} pays by a vote among answers, and the episodes of turnwise/Household-v0"
         ):
             assembly.check_sources()
         assembly.close()

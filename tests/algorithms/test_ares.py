@@ -233,6 +233,15 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: 
         ARESConfig(**settings)
 
 
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_certain_replies_have_no_windows(form: Any) -> None:
+    _, targets = parts(window=1, form=form)
+    (turn,) = episode(SAMPLER, num_turns=1, num_actions=3).turns
+    made = replace(attempt(0, won=False), turns=(replace(turn, entropies=reply(0, 0, 0)),))
+    taken(targets, Group(task(), (made,)))
+    assert targets.acted()["windows"] == 0.0
+
+
 def test_nothing_said_changes_nothing() -> None:
     _, targets = parts()
     silent = [episode(SAMPLER, sample=s, num_actions=0) for s in range(3)]

@@ -28,7 +28,7 @@ from turnwise.envs.interface import (
     HasTasks,
     Panel,
     capability,
-    ends_with_answer,
+    gives_answers,
     speaks_in_roles,
 )
 from turnwise.envs.process import EnvDiedError, EnvRaisedError, EnvTimeoutError, ProcessEnv
@@ -250,7 +250,7 @@ def test_it_offers_what_the_world_offers(source: str, offered: set[str]) -> None
     assert env.spec.id == plain.spec.id
     assert env.instructions == getattr(plain.unwrapped, "instructions", "")
     assert speaks_in_roles(env) == speaks_in_roles(plain)
-    assert ends_with_answer(env) == ends_with_answer(plain) == (source == "turnwise/Search-v0")
+    assert gives_answers(env) == gives_answers(plain) == (source == "turnwise/Search-v0")
     assert getattr(env, "splits", None) == getattr(plain.unwrapped, "splits", None)
     env.close()
 

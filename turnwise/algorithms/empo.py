@@ -6,25 +6,26 @@
 
 What the world pays is not used, but penalties stay. An answer is the last action of an episode that its world ended. It
 is for questions without a key: an agent in a world is paid here for whatever all its attempts do alike, and looking
-around will do. So a world must say that its episodes end with an answer (``ends_with_answer``); others are refused.
+around will do. So a world must say that its episodes end with an answer (``gives_answers``); others are refused.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from turnwise.algorithms.composing import ComposerAround
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
+from turnwise.algorithms.dynamic_sampling import DynamicSampling
 from turnwise.algorithms.grpo import GRPOConfig
-from turnwise.learning.parts import Composer, Samples, Streams
-from turnwise.learning.recipe import About, Recipe
+from turnwise.learning.metrics import Occurrences
+from turnwise.learning.planning import Scorer
+from turnwise.learning.recipe import About, Recipe, layers
+from turnwise.learning.rewards import RewardTable
 from turnwise.learning.settings import RunInfo, Settings
-from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Trajectory
 
 Vote = Literal["share", "majority"]
@@ -71,27 +72,40 @@ def votes(answers: Sequence[str], kind: Vote) -> list[float]:
     return [counts[a] / len(answers) if kind == "share" else float(a == best) for a in answers]
 
 
-class Votes(ComposerAround):
-    """Puts votes in the place of what the world paid."""
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """Pays each episode's last turn its vote, in the place of what the world paid."""
 
-    def __init__(self, inner: Composer, kind: Vote, success: float) -> None:
-        super().__init__(inner)
-        self.kind, self.success = kind, success
+    vote: Vote
+    success: float
+    occurred: Occurrences = field(default_factory=Occurrences, compare=False)
+    compares_answers: ClassVar[bool] = True
 
-    def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
-        paid: list[float] = []
-        for group in samples.groups:
-            answers = [answer_of(t) if t.end != "error" else "" for t in group.trajectories]
-            paid += votes(answers, self.kind)
+    def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable:
+        groups = defaultdict[tuple[str, str, tuple[str, int] | None], list[int]](list)
+        for number, trajectory in enumerate(trajectories):
+            if trajectory.end != "error":
+                groups[trajectory.task.key, trajectory.player, trajectory.stored_start].append(number)
+        earned = [(0.0,) * len(trajectory.turns) for trajectory in trajectories]
+        for members in groups.values():
+            answers = [answer_of(trajectories[number]) for number in members]
+            paid = votes(answers, self.vote)
             self.occurred.count("answered_share", sum(map(bool, answers)), len(answers))
-        self.occurred.count("mean_vote", sum(paid), len(paid))
-        rewards = samples.rewards
-        unpaid = replace(rewards, earned=tuple((0.0,) * len(row) for row in rewards.earned))
-        shaped = unpaid.with_extra([self.success * vote for vote in paid])
-        return self.inner.compose(update, Samples(samples.groups, shaped), buffer)
+            self.occurred.count("mean_vote", sum(paid), len(paid))
+            for number, vote in zip(members, paid, strict=True):
+                earned[number] = (*earned[number][:-1], self.success * vote)[: len(earned[number])]
+        return replace(rewards, earned=tuple(earned))
+
+    def acted(self) -> Mapping[str, float]:
+        return self.occurred.take()
 
 
 def recipe(config: EMPOConfig, run: RunInfo) -> Recipe:
-    """Compose EMPO on its base."""
+    """Compose EMPO on its base. Raises ValueError for a base that chooses groups by what the world paid."""
     base = base_recipe(config.base, run).named("empo")
-    return replace(base, composer=Votes(base.composer, config.vote, run.rewards.success), compares_answers=True)
+    if any(isinstance(layer, DynamicSampling) for layer in layers(base.planner)):
+        raise ValueError(
+            "empo looks at no reward of the world, and its base replaces groups by these: set max_tries of "
+            "algorithm.base to 1"
+        )
+    return base.with_shaper(Votes(config.vote, run.rewards.success))

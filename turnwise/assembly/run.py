@@ -45,7 +45,7 @@ from turnwise.cloning.warmstart import Cloning, cached_model, forget, new_scratc
 from turnwise.config.schema import RunConfig
 from turnwise.config.sections import GameConfig
 from turnwise.envs.given import is_given
-from turnwise.envs.interface import HasPlayers, capability, ends_with_answer
+from turnwise.envs.interface import HasPlayers, capability, gives_answers, world_name
 from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start, told_of
 from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
 from turnwise.grading.grader import Grader, grader_of
@@ -162,11 +162,11 @@ class Assembly:
         """Raise ValueError where the algorithm learns from a file that is not there, or answers that nobody gives."""
         recipe = build(self.config.algorithm, self.config.run_info)
         recipe.composer.check_sources()
-        if recipe.compares_answers and not ends_with_answer(self.world):
+        if recipe.needs_answers and not gives_answers(self.world):
             raise ValueError(
-                f"{recipe.name} pays attempts that end with the same answer, and an episode of {self.config.env.id} "
-                "does not end with one: whatever all attempts do alike would be paid. Take another algorithm here; "
-                "turnwise/Search-v0 has answers, and a world of yours that says `ends_with_answer = True`"
+                f"{recipe.name} pays by a vote among answers, and the episodes of {world_name(self.world)} end in none "
+                "that could be compared: take an algorithm that learns from what the world pays, or a world that gives "
+                "answers (`gives_answers = True`), such as turnwise/Search-v0"
             )
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:

@@ -36,8 +36,8 @@ writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
     ignored              list of strings: what else was wished of the reply, and is not followed; it is counted
 
 Such a world may say so beforehand, with the attribute ``in_roles`` (True): a model from elsewhere then plays it with
-``agent.context=roles`` unless told otherwise. A world whose episodes end with an answer, which is the last action, may
-say so with the attribute ``ends_with_answer`` (True): then answers of several attempts can be compared (EMPO).
+``agent.context=roles`` unless told otherwise. One whose episodes end with an answer, the last action, may say so with
+the attribute ``gives_answers`` (True): then the answers of several attempts can be compared.
 
 A message is a dictionary with "role" (system, user, assistant or tool) and "content" (str). An assistant's may have
 "tool_calls", [{"id": str, "name": str, "arguments": dict}], and "reasoning" (str), its thought. A tool's has
@@ -244,14 +244,14 @@ def instructions_of(env: TextEnv) -> str:
     )
 
 
+def gives_answers(env: TextEnv) -> bool:
+    """Whether the world's episodes end in answers that can be compared."""
+    return getattr(env.unwrapped, "gives_answers", False) is True
+
+
 def speaks_in_roles(env: TextEnv) -> bool:
     """Whether the world says beforehand that it speaks in a chat with roles."""
     return getattr(env.unwrapped, "in_roles", False) is True
-
-
-def ends_with_answer(env: TextEnv) -> bool:
-    """Whether the world says that the last action of an episode is an answer."""
-    return getattr(env.unwrapped, "ends_with_answer", False) is True
 
 
 def listed_actions(info: Info) -> list[str] | None:

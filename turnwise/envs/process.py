@@ -37,8 +37,8 @@ from turnwise.envs.interface import (
     TextEnv,
     are_names,
     capability,
-    ends_with_answer,
     fitting,
+    gives_answers,
     instructions_of,
     speaks_in_roles,
     world_name,
@@ -188,11 +188,8 @@ class Served:
 
     def describe(self) -> Description:
         attributes = {name: getattr(self.env, name) for name in ("observation_space", "action_space", "metadata")}
-        own: dict[str, Any] = {
-            "instructions": instructions_of(self.env),
-            "in_roles": speaks_in_roles(self.env),
-            "ends_with_answer": ends_with_answer(self.env),
-        }
+        own: dict[str, Any] = {"instructions": instructions_of(self.env), "in_roles": speaks_in_roles(self.env)}
+        own["gives_answers"] = gives_answers(self.env)
         if are_names(splits := getattr(self.world, "splits", None)):
             own["splits"] = tuple(splits)
         if game := capability(self.env, HasPlayers):

@@ -28,7 +28,7 @@ from turnwise.learning.parts import (
     Unit,
 )
 from turnwise.learning.planning import Acting, Planner, PlannerAround, Reading
-from turnwise.learning.rewards import RewardShaper
+from turnwise.learning.rewards import ComparesAnswers, RewardShaper
 from turnwise.learning.settings import RewardSettings
 from turnwise.replay.batch import TokenBatch
 
@@ -155,7 +155,7 @@ class Recipe:
     ``phases``: with ``joint`` each optimizer step trains on all streams, with ``sequential`` the streams are trained
     one after another. ``keep_updates`` is the age (in updates) up to which the buffer keeps trajectories. ``planner``
     None stands for groups of independent attempts (``GroupPlanner``). ``teacher`` names a second scorer, for parts that
-    need one. ``compares_answers``: it is for worlds whose episodes end with an answer, and no others.
+    need one.
     """
 
     name: str
@@ -166,7 +166,6 @@ class Recipe:
     phases: Literal["joint", "sequential"] = "joint"
     keep_updates: int = 0
     teacher: str = ""
-    compares_answers: bool = False
 
     def __getitem__(self, stream: str) -> StreamRecipe:
         return next(found for found in self.streams if found.name == stream)
@@ -185,6 +184,11 @@ class Recipe:
     def needs_teacher(self) -> bool:
         """Whether a part compares with a second scorer."""
         return any("teacher" in stream.needs for stream in self.streams)
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether a shaper compares the answers of episodes."""
+        return any(isinstance(shaper, ComparesAnswers) for shaper in self.shapers)
 
     @property
     def reads_vocabulary(self) -> bool:

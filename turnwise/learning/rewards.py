@@ -84,6 +84,13 @@ class ShaperOfUpdate(RewardShaper, Protocol):
         ...
 
 
+@runtime_checkable
+class ComparesAnswers(RewardShaper, Protocol):
+    """A shaper that pays by the answers of a group's episodes, which not every world has."""
+
+    compares_answers: bool
+
+
 @dataclass(frozen=True, slots=True)
 class RewardScale:
     """Multiplies every reward, so that a success is worth ``factor`` (verl-agent: 10)."""

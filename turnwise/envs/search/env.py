@@ -63,7 +63,7 @@ class SearchEnv(SnapshotEnv):
     ``listed_actions``, which prompts show: of the answers those alone that a document has told of something else.
     """
 
-    ends_with_answer = True
+    gives_answers = True
 
     def __init__(
         self,
