@@ -22,7 +22,7 @@ from turnwise.learning.parts import MinibatchView, Samples, Streams
 from turnwise.learning.primitives import Counts
 from turnwise.learning.recipe import Recipe
 from turnwise.learning.rewards import raw_rewards
-from turnwise.learning.settings import RunInfo
+from turnwise.learning.settings import RewardSettings, RunInfo
 from turnwise.trajectory import Group, Processing, Trajectory
 
 RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
@@ -155,6 +155,18 @@ def test_the_released_form_pays_lost_attempts_and_moves_its_coefficient() -> Non
     assert found[3] > 0.15
 
 
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_what_is_taken_is_a_share_of_a_success(form: Any) -> None:
+    found = []
+    for rewards in (RewardSettings(), TEN):
+        targets = build(ARESConfig(window=1, form=form), replace(RUN, rewards=rewards)).composer
+        assert isinstance(targets, EffortTargets)
+        taken(targets, lost_easy([2, 2, 2, 2]))
+        found.append([n * 10.0 / rewards.success for n in taken(targets, lost_easy([2, 2, 2, 4]))])
+    assert found[0] == pytest.approx(found[1])
+    assert found[0][3] != 0.0
+
+
 def test_a_failed_episode_neither_counts_nor_pays() -> None:
     _, targets = parts(window=1)
     made = lost_easy([1, 1, 1, 5])
@@ -219,6 +231,15 @@ def test_two_kl_terms_are_refused_and_a_tree_is_kept() -> None:
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ARESConfig(**settings)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_certain_replies_have_no_windows(form: Any) -> None:
+    _, targets = parts(window=1, form=form)
+    (turn,) = episode(SAMPLER, num_turns=1, num_actions=3).turns
+    made = replace(attempt(0, won=False), turns=(replace(turn, entropies=reply(0, 0, 0)),))
+    taken(targets, Group(task(), (made,)))
+    assert targets.acted()["windows"] == 0.0
 
 
 def test_nothing_said_changes_nothing() -> None:

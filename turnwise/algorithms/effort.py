@@ -58,6 +58,8 @@ RELEASED: Mapping[Difficulty, Released] = {
     "hard": Released(0.35, 4.0, 3.0, 1.0, 1.2),
 }
 ALPHA_RATE, ALPHA_MAX, THRESHOLD_DECAY = 0.05, 2.0, 0.99
+LEAST = 1e-6
+"""Smallest threshold, nats: a reply that is certain throughout has no uncertain window."""
 
 
 def difficulty(won: float, levels: tuple[float, float]) -> Difficulty:
@@ -127,11 +129,12 @@ class EffortTargets(ComposerAround):
             return
         width, quantile = self.config.window, self.config.quantile
         if self.config.form == "paper":
-            self.threshold = mean_threshold(spoken, width if self.config.quantile_of == "windows" else 1, quantile)
-            return
-        found = following_threshold(spoken, width, quantile)
-        before = found if self.threshold is None else self.threshold
-        self.threshold = THRESHOLD_DECAY * before + (1 - THRESHOLD_DECAY) * found
+            found = mean_threshold(spoken, width if self.config.quantile_of == "windows" else 1, quantile)
+        else:
+            found = following_threshold(spoken, width, quantile)
+            before = found if self.threshold is None else self.threshold
+            found = THRESHOLD_DECAY * before + (1 - THRESHOLD_DECAY) * found
+        self.threshold = max(found, LEAST)
 
     def count(self, turn: Turn) -> int:
         """The reply's windows at or above the threshold."""
