@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import threading
 import time
@@ -114,6 +115,12 @@ def calls_later(task: dict[str, Any], model: Model) -> float:
 async def blocks(task: dict[str, Any], model: Model) -> float:
     """A blocking client within a coroutine: it holds the loop until the reply comes."""
     return float(len(said(post(model, [user("hello")]))["content"]))
+
+
+async def imports(task: dict[str, Any], model: Model) -> float:
+    """A library of some seconds, imported where it is used."""
+    importlib.import_module("heavy")
+    return await asyncio.to_thread(twice, task, model)
 
 
 async def shortens(task: dict[str, Any], model: Model) -> float:

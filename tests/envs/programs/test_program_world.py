@@ -173,6 +173,18 @@ def test_a_request_after_the_end_is_refused(world: Callable[..., ProgramEnv]) ->
     assert (status, body["error"]["code"]) == (409, "episode_over")
 
 
+def test_a_library_may_take_its_time_to_be_imported(
+    world: Callable[..., ProgramEnv], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "heavy.py").write_text("import time\ntime.sleep(1.5)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "heavy", raising=False)
+    monkeypatch.setattr("turnwise.envs.programs.world._POLL_S", 0.05)
+    monkeypatch.setattr(running, "BLOCKED_S", 0.5)
+    begun(world("imports"))  # it asks behind its import
+    assert "heavy" in sys.modules
+
+
 def test_a_coroutine_that_blocks_the_loop_is_named(
     world: Callable[..., ProgramEnv], monkeypatch: pytest.MonkeyPatch
 ) -> None:

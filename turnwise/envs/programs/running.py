@@ -26,6 +26,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -145,7 +146,7 @@ class _Awaited:
         self.future.cancel()
 
     def check(self) -> None:
-        if (silent := self.shared.silent_s) > BLOCKED_S:
+        if (silent := self.shared.silence()) > BLOCKED_S:
             self.shared.is_blocked = True
             raise AgentError(
                 f"{self.name} blocks the event loop: for {silent:.0f} s nothing else could run on it. Await an async "
@@ -163,16 +164,24 @@ class EventLoop:
         self.is_blocked = False
         self._beat = time.monotonic()
         self.loop.call_soon(self._keep_beating)
-        threading.Thread(target=self.loop.run_forever, name="programs", daemon=True).start()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="programs", daemon=True)
+        self._thread.start()
 
     def _keep_beating(self) -> None:
         self._beat = time.monotonic()
         self.loop.call_later(_BEAT_S, self._keep_beating)
 
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the last heartbeat."""
+    def silence(self) -> float:
+        """Seconds since the last heartbeat. An import counts as one: it may take long the first time, and ends."""
+        if self._is_importing():
+            self._beat = time.monotonic()
         return time.monotonic() - self._beat
+
+    def _is_importing(self) -> bool:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+            frame = frame.f_back
+        return frame is not None
 
 
 _loop_lock = threading.Lock()
