@@ -224,9 +224,10 @@ class Episode:
                 f"0 to {max(size - 1, 0)}"
             )
         if turn < len(seat.turns):
-            turns, later = tuple(seat.turns[:turn]), seat.turns[turn]
-            shown, told = (later.observation, {}, None, NO_IDS, False, None), (self.given, self.num_refused)
-            return ForkPoint(self.task, turns, *shown, *told, later.action_ids[:tokens])
+            turns, observation = tuple(seat.turns[:turn]), seat.turns[turn].observation
+            begun = seat.turns[turn].action_ids[:tokens]
+            before = self.given, self.num_refused
+            return ForkPoint(self.task, turns, observation, {}, None, NO_IDS, False, None, *before, begun)
         world, context = snapshots(self.env), seat.context.fork() if seat.context else None
         state = world.snapshot() if world else None
         turns = tuple(seat.turns)
