@@ -74,7 +74,7 @@ RUNS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
         "{type: hapo}",
         {
             **{"EntropyBounds/mean_widening": (0.05, 1), "EntropyWeight/mean_change": (0.05, 1)},
-            **{"EntropyHeat/pivot": (-10, 3), "EntropyHeat/above": (0.01, 20), "EntropyHeat/below": (0.01, 20)},
+            **{"EntropyHeat/pivot": (-10, 3), "EntropyHeat/above": (1e-9, 20), "EntropyHeat/below": (0.01, 20)},
         },
     ),
     "echo": (

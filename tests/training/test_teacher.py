@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.faults.runs import config, trainer
-from turnwise.assembly import teachers
+from turnwise.assembly import players
 from turnwise.assembly.settling import demand_of
 from turnwise.assembly.teachers import teacher_bytes, teacher_of
 from turnwise.learning.recipe import Recipe
@@ -111,7 +111,7 @@ def test_a_teacher_must_be_named_and_have_one_policy(model: Path, monkeypatch: p
     with pytest.raises(ValueError, match=r"learns from a teacher: name one with algorithm\.teacher"):
         demand_of(config(model, "algorithm=distill"))
     game = SimpleNamespace(config=lambda: SimpleNamespace(game=object()))
-    monkeypatch.setattr(teachers, "open_run", lambda target: game)
+    monkeypatch.setattr(players, "open_run", lambda target: game)
     with pytest.raises(ValueError, match="teacher runs/duel is a run of a game"):
         teacher_bytes(named("runs/duel"), "cpu")
 
@@ -120,11 +120,11 @@ def test_other_tokens_are_refused_by_name() -> None:
     def tokenizer(**ids: int) -> SimpleNamespace:
         return SimpleNamespace(get_vocab=lambda: ids)
 
-    check_tokens(tokenizer(a=0, b=1), tokenizer(b=1, a=0), "big")
+    check_tokens(tokenizer(a=0, b=1), tokenizer(b=1, a=0), "teacher big")
     with pytest.raises(
         ValueError, match=r"teacher big has another tokenizer .*2 tokens differ: 'b' \(1, here 2\), 'c'"
     ):
-        check_tokens(tokenizer(a=0, b=1), tokenizer(a=0, b=2, c=1), "big")
+        check_tokens(tokenizer(a=0, b=1), tokenizer(a=0, b=2, c=1), "teacher big")
 
 
 def test_a_teacher_s_hash_sees_one_weight() -> None:
