@@ -109,3 +109,15 @@ def test_a_vote_is_refused_in_a_world_without_answers(model: Path) -> None:
     for settings in ((vote, "env={id: turnwise/Search-v0}"), ("algorithm=etmr",)):
         with closing(Assembly(config(model, *settings))) as assembly:
             assembly.check_sources()
+
+
+def test_copies_within_replies_are_refused_with_a_vllm_server(model: Path) -> None:
+    served = "rollout={backend: vllm, vllm: {url: 'http://127.0.0.1:1'}}"
+    with (
+        closing(Assembly(config(model, "algorithm=cure", served))) as assembly,
+        pytest.raises(ValueError, match="cure begins copies within replies"),
+    ):
+        assembly.check_sources()
+    for settings in (("algorithm=cure",), ("algorithm=arpo", served)):
+        with closing(Assembly(config(model, *settings))) as assembly:
+            assembly.check_sources()

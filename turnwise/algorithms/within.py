@@ -81,6 +81,7 @@ class WithinReplies:
     seed: int
     occurred: Occurrences = field(default_factory=Occurrences, compare=False)
     remembers: ClassVar[bool] = False
+    within_replies: ClassVar[bool] = True
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
         found = play_copies(tasks, rollouts, self.roots, self.places)

@@ -56,6 +56,7 @@ from turnwise.grading.grader import Grader, grader_of
 from turnwise.grading.ranking import Ranker
 from turnwise.grading.verdicts import FILE as VERDICTS
 from turnwise.learning.planning import GroupPlanner, NoRollouts, Planner
+from turnwise.learning.recipe import layers
 from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, from_anywhere, save_model
 from turnwise.models.policy import Policy
@@ -167,8 +168,8 @@ class Assembly:
         return RunConfig(**{**dict(self.config), **changed})
 
     def check_sources(self) -> None:
-        """Raise ValueError where the algorithm learns from a file that is not there, or from answers in a world that
-        gives none.
+        """Raise ValueError where the algorithm learns from a file that is not there, from answers in a world that gives
+        none, or from copies that begin within replies, which a vLLM server cannot make.
         """
         recipe = build(self.config.algorithm, self.config.run_info)
         recipe.composer.check_sources()
@@ -177,6 +178,12 @@ class Assembly:
                 f"{recipe.name} pays attempts that agree in their answer, and the episodes of {world_name(self.world)} "
                 "end in none that could be compared: whatever all attempts do alike would be paid. Let the world pay, "
                 "by another algorithm or reward=world, or take a world that gives answers, such as turnwise/Search-v0"
+            )
+        served = self.config.rollout.vllm.url is not None
+        if served and any(getattr(layer, "within_replies", False) for layer in layers(recipe.planner)):
+            raise ValueError(
+                f"{recipe.name} begins copies within replies, by forced tokens, and a vLLM server forces none: "
+                "leave rollout.vllm.url out, so that vLLM runs in this process, or set rollout.backend=own"
             )
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:

@@ -129,7 +129,8 @@ class Planner(Protocol):
     """Decides which episodes are played for an update. It does so while they run, by reacting to their events.
 
     An attribute ``remembers`` says whether something of one update decides what a later one plays. Only planners with
-    ``remembers = False`` can play ahead of the learner (``rollout.ahead``).
+    ``remembers = False`` can play ahead of the learner (``rollout.ahead``). One that forks within replies says so with
+    an attribute ``within_replies``: not every engine can.
     """
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
