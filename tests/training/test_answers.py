@@ -107,16 +107,21 @@ def test_a_thought_that_the_template_opens_is_closed() -> None:
     ],
 )
 def test_what_is_no_answer_is_told_of(told: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=f"algorithm igpo learns how probable .*{said}"):
+    with pytest.raises(ValueError, match=f"algorithm=igpo asks how probable .*{said}"):
         check_answers("igpo", told)
+
+
+def test_a_task_without_an_answer_is_named() -> None:
+    with pytest.raises(ValueError, match=r"task 0 of 'train' is to be learned .*no answer in info\['task'\]"):
+        ReferenceAnswers(ChatFormat(tokenizer()), AgentConfig()).targets(episode(question="Who?"))
 
 
 def test_a_world_without_answers_is_refused_before_anything_is_made(model: Path) -> None:
     quiet = config(model, "algorithm=igpo", "env.id=tests.worlds:tests/Echo-v0")
-    with pytest.raises(ValueError, match=r"algorithm igpo .*the world tells none in info\['task'\].*it has nothing"):
+    with pytest.raises(ValueError, match=r"algorithm=igpo .*no answer in info\['task'\].*it has nothing"):
         _ = Assembly(quiet).panels
     spoken = config(model, "algorithm={type: epo, base: {type: igpo}}", SAFE, "env.kwargs.told={answer: ''}")
-    with pytest.raises(ValueError, match=r"algorithm epo .*'answer' is ''"):
+    with pytest.raises(ValueError, match=r"algorithm=epo .*'answer' is ''"):
         _ = Assembly(spoken).panels
     assert Assembly(config(model, "algorithm=igpo", SAFE)).panels.train
 

@@ -91,7 +91,7 @@ class GainCredit(AdvantageEstimator):
 
     def _compared(self, values: Tensor, group: Tensor) -> Tensor:
         """z of values [K], whose groups may have any numbers."""
-        _, own = group.unique(return_inverse=True)
+        _, own = torch.unique(group, return_inverse=True)
         return group_advantages(values, own, normalize_std=self.normalize_std, eps=self.eps)
 
 

@@ -36,8 +36,8 @@ class References(Protocol):
 def beliefs(groups: Sequence[Group], references: References, logprobs: Callable[[TokenBatch], Tensor]) -> Tensor:
     """The mean log-prob of the answer's tokens before each turn, [N] float64 nats; of several forms the likeliest's.
 
-    ``logprobs`` gives those of a batch's action tokens, [B, T] nats, 0 elsewhere. It is asked group by group, so that
-    the rows of a few episodes are in memory at once.
+    ``logprobs`` gives those of a batch's action tokens, [B, T] nats. It is asked group by group, so that the rows of
+    a few episodes are in memory at once.
     """
     return torch.cat([torch.zeros(0, dtype=torch.float64), *(_of(group, references, logprobs) for group in groups)])
 
@@ -49,8 +49,8 @@ def _of(group: Group, references: References, logprobs: Callable[[TokenBatch], T
     if not asked:
         return torch.zeros(0, dtype=torch.float64)
     batch = layout([replace(group, trajectories=tuple(asked))])
-    rows = logprobs(batch).double().sum(1) / batch.action_mask.sum(1)
-    own = rows.split([len(trajectory.turns) for trajectory in asked])
+    rows = (logprobs(batch).double() * batch.action_mask).sum(1) / batch.action_mask.sum(1)
+    own = torch.split(rows, [len(trajectory.turns) for trajectory in asked])
     return torch.cat([row.view(-1, len(forms)).amax(1) for row, forms in zip(own, targets, strict=True)])
 
 

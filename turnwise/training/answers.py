@@ -33,8 +33,11 @@ class ReferenceAnswers:
 
     def targets(self, episode: Trajectory) -> list[Target]:
         """As of ``References``."""
-        told = episode.told()
-        return [self._target(answer, answering_of(told)) for answer in answers_of(told)]
+        told, task = episode.told(), episode.task
+        try:
+            return [self._target(answer, answering_of(told)) for answer in answers_of(told)]
+        except ValueError as error:
+            raise ValueError(f"task {task.index} of {task.split!r} is to be learned from its answer: {error}") from None
 
     def _spelled(self, answer: str, answering: str) -> Target:
         """The answer's own tokens are those after what it has in common with the reply that stops before it."""
@@ -51,7 +54,7 @@ def check_answers(algorithm: str, told: Mapping[str, Any]) -> None:
         answers_of(told)
         answering_of(told)
     except ValueError as error:
-        raise ValueError(f"algorithm {algorithm} learns how probable the right answer becomes, and {error}") from None
+        raise ValueError(f"algorithm={algorithm} asks how probable right answers are: {error}") from None
 
 
 def answers_of(told: Mapping[str, Any]) -> list[str]:
@@ -63,7 +66,7 @@ def answers_of(told: Mapping[str, Any]) -> list[str]:
         return found
     there = f"'answer' is {str(given)[:60]!r}" if "answer" in told else f"it has {', '.join(told) or 'nothing'}"
     raise ValueError(
-        f"the world tells none in info['task'] of its reset ({there}); expected {{'answer': 'Paris'}}, or a list of "
+        f"no answer in info['task'] of the world's reset ({there}); expected {{'answer': 'Paris'}}, or a list of "
         "texts and numbers. In a file of tasks it is the column answer, or another one with "
         "env.kwargs.fields={answer: COLUMN}; without answers take another algorithm"
     )
