@@ -146,8 +146,6 @@ def check_backend(
             "rollout.packed_weights",
             "rollout.packed_weights is for our own engine, and rollout.backend=vllm samples: leave it out",
         )
-    elif agent.decoding.second is not None:
-        raise ValueError(ONLY_OWN)
     elif rollout.ahead and served:
         raise ValueError(
             f"rollout.ahead={rollout.ahead} was not tried with a vLLM server: set rollout.ahead=0, or leave "
@@ -169,6 +167,8 @@ def check_backend(
             "a vLLM server plays adapters, and lora=null trains all weights: leave rollout.vllm.url out, so that vLLM "
             "runs in this process, or keep LoRA"
         )
+    elif agent.decoding.second is not None:
+        raise ValueError(ONLY_OWN)
     elif served and (names := _of_each_token(agent)):
         raise ValueError(f"{names[0]} works on each token of a reply, which a vLLM server cannot: {_IN_THIS_PROCESS}")
 
