@@ -180,7 +180,6 @@ def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, b
         observer.stage("cached" if assembly.is_cached else "clone")
     assembly.make_model(run, observer.cloning)
     with closing(assembly.trainer(run, observer)) as trainer:
-        observer.stage("measure")
         before = trainer.final()
         _write_reports(run, {"before": _plain(before)})
         trainer.save()
@@ -201,7 +200,6 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Resul
                 )
     if trainer.settings.keep_checkpoint == "best" and trainer.best.update >= 0:
         trainer.load("best")
-    trainer.observer.stage("measure")
     after = trainer.final()
     gain = _gain(before["sampled"], after["sampled"]) if before and after else None
     result = Result(trainer.run.path, before, after, gain, began.wall(), began.cpu())
