@@ -175,6 +175,7 @@ def _kept_once_begun(run: RunDirectory) -> Iterator[None]:
 
 def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
     assembly.check_sources()  # before it is cloned for long
+    assembly.check_grader(run)
     observer.engine(*sampling_of(assembly.config))
     if assembly.config.warmstart is not None:
         observer.stage("cached" if assembly.is_cached else "clone")

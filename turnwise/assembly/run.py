@@ -162,6 +162,11 @@ class Assembly:
         """Raise ValueError where the algorithm learns from a file that is not there."""
         build(self.config.algorithm, self.config.run_info).composer.check_sources()
 
+    def check_grader(self, run: RunDirectory) -> None:
+        """Raise ValueError as ``grader`` does, and where the key of a judge is not set."""
+        if (made := self.grader(run)) is not None:
+            made.close()
+
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
         if self.model is not None:
