@@ -176,12 +176,12 @@ def _kept_once_begun(run: RunDirectory) -> Iterator[None]:
 
 def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
     assembly.check_sources()  # before it is cloned for long
+    assembly.check_grader(run)
     observer.engine(*sampling_of(assembly.config))
     if assembly.config.warmstart is not None:
         observer.stage("cached" if assembly.is_cached else "clone")
     assembly.make_model(run, observer.cloning)
     with closing(assembly.trainer(run, observer)) as trainer:
-        observer.stage("measure")
         before = trainer.final()
         _write_reports(run, {"before": _plain(before)})
         trainer.save()
@@ -202,7 +202,6 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Resul
                 )
     if trainer.settings.keep_checkpoint == "best" and trainer.best.update >= 0:
         trainer.load("best")
-    trainer.observer.stage("measure")
     after = trainer.final()
     gain = _gain(before["sampled"], after["sampled"]) if before and after else None
     result = Result(trainer.run.path, before, after, gain, began.wall(), began.cpu())

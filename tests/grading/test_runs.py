@@ -18,13 +18,14 @@ from tests.faults.runs import assert_same, config, trainer
 from tests.grading.episodes import judging, shown, verdict
 from turnwise.assembly.run import Assembly
 from turnwise.cli import app
-from turnwise.config.files import dump_config, parse_config
+from turnwise.config.files import dump_config, load_config, parse_config
 from turnwise.evaluation.contenders import settings_of
 from turnwise.evaluation.evaluate import evaluate, evaluate_all
 from turnwise.evaluation.file import read_evaluation
 from turnwise.evaluation.subjects import Asked
 from turnwise.evaluation.tables import evaluation_table
 from turnwise.grading.settings import read_rubric
+from turnwise.jobs import train
 from turnwise.replay.codec import to_record
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
@@ -33,6 +34,7 @@ from turnwise.runs.rejudging import rejudge
 from turnwise.runs.reproducing import reproduce_many
 from turnwise.runs.trajectories import Selection
 from turnwise.training.changes import changed
+from turnwise.training.observing import Callback
 from turnwise.training.trainer import CollectionError
 from turnwise.trajectory import Trajectory
 from turnwise.view.episodes import read_episodes
@@ -73,6 +75,24 @@ def stored(run: RunDirectory) -> list[Trajectory]:
 
 def everything(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_a_judge_without_its_key_is_told_of_before_anything_is_cloned(
+    rubric: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUDGE_API_KEY")
+    stages = list[str]()
+
+    class Told(Callback):
+        def stage(self, name: str) -> None:
+            stages.append(name)
+
+    asked = load_config("smoke", judged("http://127.0.0.1:9/v1", rubric))
+    assert asked.warmstart is not None
+    with pytest.raises(ValueError, match="JUDGE_API_KEY: that environment variable is not set: export it"):
+        train(asked, tmp_path / "run", Told())
+    assert stages == []
+    assert not (tmp_path / "run").exists()
 
 
 def test_functions_pay_and_the_update_learns_from_that(model: Path, tmp_path: Path) -> None:

@@ -74,9 +74,15 @@ def test_a_program_trains_and_every_token_is_proven(whole: Path) -> None:
 
 
 def test_a_run_in_fixed_order_repeats_to_the_bit_and_resumes(whole: Path, model: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
+    broken, stages = tmp_path / "broken", list[str]()
+
+    class Told(StopAfter):
+        def stage(self, name: str) -> None:
+            stages.append(name)
+
     with pytest.raises(StopError):
-        train(config(model), broken, StopAfter(2))
+        train(config(model), broken, Told(2))
+    assert stages == ["train"], "without a test panel nothing is measured"
     resume(broken)
     assert timeless(broken) == timeless(whole)
     ours, theirs = (RunDirectory.open(path).load("last") for path in (broken, whole))

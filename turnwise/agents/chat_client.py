@@ -164,7 +164,9 @@ class ChatClient:
         self._variables = (self.config.key_variable,) if self.config.key_variable else KEY_VARIABLES
         self._key = _key_from_environment(self._variables)
         if self.config.key_variable and not self._key:
-            raise ValueError(f"endpoint.key_variable={self.config.key_variable}: that environment variable is not set")
+            raise ValueError(
+                f"endpoint.key_variable={self.config.key_variable}: that environment variable is not set: export it"
+            )
         local = _is_loopback(url.hostname or "")
         if self._key and url.scheme == "http" and not local and not self.config.allow_http:
             raise ValueError(

@@ -186,6 +186,11 @@ class Assembly:
                 "leave rollout.vllm.url out, so that vLLM runs in this process, or set rollout.backend=own"
             )
 
+    def check_grader(self, run: RunDirectory) -> None:
+        """Raise ValueError as ``grader`` does, and where the key of a judge is not set."""
+        if (made := self.grader(run)) is not None:
+            made.close()
+
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
         if self.model is not None:

@@ -324,6 +324,7 @@ class Trainer:
         """Sampled (temperature 1) and greedy reports on the test panel; {} without one."""
         if not self.panels.test:
             return {}
+        self.observer.stage("measure")
         reports = {"sampled": self.measure(self.panels.test, "sampled", temperature=1.0, key=TEST_KEY)}
         if self.measuring.greedy:
             reports["greedy"] = self.measure(self.panels.test, "greedy", temperature=0.0, key=TEST_KEY)
