@@ -215,7 +215,9 @@ def evaluate(
     greedy: Annotated[bool, typer.Option("--greedy", help="Greedy decoding too, beside sampling.")] = False,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
-    checkpoint: Annotated[str | None, typer.Option(help="last, best or an update; default: the run's own.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="last, best or an update (0: its beginning); default: the run's own.")
+    ] = None,
     opponent: Annotated[
         str | None, typer.Option(help="In a game: random, expert, self, a run, a model folder or openai:MODEL.")
     ] = None,

@@ -11,6 +11,7 @@ import torch
 
 import turnwise
 from tests.training.tiny import MODEL, StopAfter, StopError, timeless
+from turnwise.assembly.players import load_policies
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
@@ -222,6 +223,17 @@ def test_evaluation_of_a_run_repeats_the_run_s_own(whole: Path, tmp_path: Path) 
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     with pytest.raises(ValueError, match="is not an empty folder"):
         export(whole, merged)
+
+
+def test_update_0_is_what_a_run_began_with(whole: Path) -> None:
+    """Also where its checkpoint was removed."""
+    run = RunDirectory.open(whole)
+    assert 0 not in run.checkpoints.updates()
+    (began,) = load_policies(run, [""], 0).values()
+    assert began.adapter_hash == run.metrics()[0]["adapter_hash"]
+    assert began.adapter_hash != next(iter(load_policies(run, [""], "last").values())).adapter_hash
+    with pytest.raises(ValueError, match="has no checkpoint of update 1"):
+        load_policies(run, [""], 1)
 
 
 def test_a_warm_start_is_copied_to_where_it_is_asked_for(whole: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def load_policies(
 ) -> dict[str, Policy]:
     """The policies of a run: its base model with fresh adapters for each side, or as a checkpoint left them.
 
-    ``device`` None is the run's own. Sides share the weights that are not trained. ``samples`` as of ``Policy``.
+    Number 0 is what the run began with, also where its checkpoint is no longer there. ``device`` None is the run's own. Sides share the weights that are not trained. ``samples`` as of ``Policy``.
     """
     config = run.config()
     policies = new_policies(
@@ -108,8 +108,8 @@ def load_policies(
         device=device or config.device,
         samples=samples,
     )
-    if checkpoint is not None:
-        known = run.checkpoints.updates()
+    known = run.checkpoints.updates()
+    if checkpoint is not None and (checkpoint != 0 or 0 in known):
         if isinstance(checkpoint, int) and checkpoint not in known:
             told = ", ".join(map(str, known)) or "none"
             raise ValueError(f"{run.path} has no checkpoint of update {checkpoint}: there is one of {told}")
