@@ -230,7 +230,8 @@ def test_update_0_is_what_a_run_began_with(whole: Path) -> None:
     run = RunDirectory.open(whole)
     assert 0 not in run.checkpoints.updates()
     (began,) = load_policies(run, [""], 0).values()
-    assert began.adapter_hash == run.metrics()[0]["adapter_hash"]
+    first = next(iter(TrajectoryReader(run.trajectories_path)))
+    assert began.adapter_hash == first.adapter_hash
     assert began.adapter_hash != next(iter(load_policies(run, [""], "last").values())).adapter_hash
     with pytest.raises(ValueError, match="has no checkpoint of update 1"):
         load_policies(run, [""], 1)

@@ -96,7 +96,8 @@ def load_policies(
 ) -> dict[str, Policy]:
     """The policies of a run: its base model with fresh adapters for each side, or as a checkpoint left them.
 
-    Number 0 is what the run began with, also where its checkpoint is no longer there. ``device`` None is the run's own. Sides share the weights that are not trained. ``samples`` as of ``Policy``.
+    Number 0 is what the run began with, also where its checkpoint is no longer there. ``device`` None is the run's own.
+    Sides share the weights that are not trained. ``samples`` as of ``Policy``.
     """
     config = run.config()
     policies = new_policies(
