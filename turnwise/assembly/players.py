@@ -386,12 +386,18 @@ def agent_settings(
     demonstrations, which have no instructions.
     """
     saved = Path(target) / AGENT_FILE
-    if trained is not None and isinstance(changes.get("decoding"), Mapping):  # method by method
-        changes = {**changes, "decoding": laid_over(trained.decoding.model_dump(), changes["decoding"])}
     if trained is not None:
-        known = {**trained.model_dump(), **changes}
+        known = _changed(trained.model_dump(), changes)
     elif saved.is_file():
-        known = {"examples": 0, **read_object(saved), **changes}
+        known = _changed({"examples": 0, **read_object(saved)}, changes)
     else:
         known = dict(changes) if made_from_scratch(target) else settings_of_untrained(changes, in_roles)
     return parse_section(AgentConfig, known, "agent")
+
+
+def _changed(known: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """An agent's settings with ``changes``; those of decoding method by method."""
+    given, methods = changes.get("decoding"), known.get("decoding")
+    if isinstance(given, Mapping) and isinstance(methods, Mapping):
+        changes = {**changes, "decoding": laid_over(methods, given)}
+    return {**known, **changes}
