@@ -46,7 +46,7 @@ from turnwise.models.vllm.settings import Backend, VllmConfig
 from turnwise.runs.checkpoints import CheckpointName
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.plan import Demand, fitting, is_packed, prompt_tokens
-from turnwise.training.shape import FLOAT, shape_of
+from turnwise.training.shape import FLOAT, read_config, shape_of
 from turnwise.training.teacher import check_tokens
 
 AGENT_FILE = "agent.json"
@@ -252,6 +252,16 @@ def frozen_bytes(name: str, who: str, device: str) -> int:
     else:
         shape = shape_of(run.config().model, run.config().lora, device)
     return shape.parameters * shape.itemsize + shape.lora * FLOAT
+
+
+def check_frozen(name: str, who: str, device: str) -> None:
+    """Raise ValueError where there is no such policy. Its weights and its tokenizer are not read."""
+    if _run_of_one(name, who) is not None:
+        return
+    try:
+        read_config(PretrainedModelConfig(path=name), device)
+    except ValueError as error:
+        raise ValueError(f"{who}: {error}") from error
 
 
 def _run_of_one(name: str, who: str) -> RunDirectory | None:
