@@ -107,6 +107,7 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
     _prepare(config)
     with storage(run.path), run.locked(), closing(Assembly(config)) as assembly:
         run.check_unchanged(assembly.panels.hashes())
+        assembly.check_server()
         if settings:
             _note(run, config)
         if not run.has_checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -323,6 +324,34 @@ def test_texts_between_tags_hold_no_tag_and_any_other_sign() -> None:
         assert not all(allowed), text
 
 
+@cache
+def with_words(family: str) -> ChatFormat:
+    """Its tokenizer has thousands of words, all of which a grammar looks at before each token."""
+    pages = [page.read_text() for page in sorted((Path(__file__).parents[2] / "docs").glob("*.md"))]
+    own = bytes_of(GLM4 if family == "glm4" else FAMILIES[family], pages, 4000)
+    if family == "glm4":
+        own.add_special_tokens({"additional_special_tokens": list(GLM_TOKENS)})
+    return made(family, own)[1]
+
+
+@pytest.mark.parametrize("family", ["qwen_xml", "glm4"])
+@pytest.mark.parametrize("most", [200, 1000])
+def test_texts_between_tags_may_be_long(family: str, most: int) -> None:
+    """A short one may end, and none is longer than its schema says."""
+    chat = with_words(family)
+    forms, form, num_ids = Forms(chat), Form(None, ("put",), True), len(chat.tokenizer)
+    tools = offering(type="object", properties={"a": {"type": "string", "maxLength": most}}, required=["a"])
+    for text, fits in (("mug", True), ("mug " * (most // 4), True), ("mug " * (most // 4) + "x", False)):
+        held, allowed = forms.processor(form, tools), list[bool]()
+        for token in chat.reply(chat.dialect.write(Said("", (Call("put", {"a": text}),)))).tolist():
+            allowed.append(token in ids_left(held.before(None), num_ids))
+            held.after(token, 0.0, 0.0)
+            if not allowed[-1]:
+                break
+        assert all(allowed) == fits, (text[:8], held.fault)
+        assert not (fits and held.fault)
+
+
 def test_set_phrases_of_a_tokenizer_can_be_drawn() -> None:
     """A token may begin in what must come and end behind a choice: here of the tool."""
     calls = [Call(name, {"a": word * 3}) for name in ("put", "get") for word in "xyzuvw"]
@@ -350,6 +379,8 @@ def ids_left(step: Any, num_ids: int) -> set[int]:
     [
         ({"properties": {"a": {"type": "string", "pattern": "x"}}}, "the text 'a' has pattern"),
         ({"properties": {"a": {"enum": ["<tool_call>"], "type": "string"}}}, "'a' has a tag of the dialect in it"),
+        ({"properties": {"a": {"type": "string", "maxLength": 2001}}}, "maxLength=2001, and lengths up to 2000"),
+        ({"properties": {"a": {"type": "string", "minLength": 2001}}}, "minLength=2001, and lengths up to 2000"),
         ({"properties": {"a b>": {}}}, "the name 'a b>' is not of letters"),
         ({"anyOf": [{}, {}]}, "its parameters have anyOf"),
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import datetime
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,14 @@ TEMPLATES = {
 }
 
 
-def bytes_of(template: str | None, **named: str) -> Any:
+def bytes_of(template: str | None, texts: Sequence[str] = TEXTS, size: int = 330, **named: str) -> Any:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, show_progress=False))
+    made.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    )
     return _fast(made, template, named)
 
 

@@ -111,6 +111,32 @@ def test_a_vote_is_refused_in_a_world_without_answers(model: Path) -> None:
             assembly.check_sources()
 
 
+def test_a_second_model_that_is_not_there_is_refused_before_anything_is_cloned(model: Path, tmp_path: Path) -> None:
+    def second(name: Path) -> Assembly:
+        return Assembly(config(model, f"agent.decoding.second.model={name}"))
+
+    told = r"agent\.decoding\.second\.model=.*no model configuration at '.*gone'"
+    with closing(second(tmp_path / "gone")) as assembly, pytest.raises(ValueError, match=told):
+        assembly.check_sources()
+    with closing(second(model)) as assembly:
+        assembly.check_sources()
+    RunDirectory.create(tmp_path / "run", config(model), {})
+    with closing(second(tmp_path / "run")) as assembly:
+        assembly.check_sources()
+
+
+def test_a_ranking_that_cannot_be_used_is_refused_before_anything_is_cloned(model: Path, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path / "run", config(model), {})
+    ranked = ["rewards.ranking.model=openai:m", "rewards.ranking.endpoint.base_url=http://127.0.0.1:1/v1"]
+    unset = "rewards.ranking.endpoint.key_variable=NO_SUCH_KEY"
+    refused = {("algorithm=arpo",): r"rewards\.ranking scores whole groups", ("algorithm=grpo", unset): "NO_SUCH_KEY"}
+    for settings, told in refused.items():
+        with closing(Assembly(config(model, *ranked, *settings))) as assembly, pytest.raises(ValueError, match=told):
+            assembly.check_grader(run)
+    with closing(Assembly(config(model, *ranked, "algorithm=grpo"))) as assembly:
+        assembly.check_grader(run)
+
+
 def test_copies_within_replies_are_refused_with_a_vllm_server(model: Path) -> None:
     served = "rollout={backend: vllm, vllm: {url: 'http://127.0.0.1:1'}}"
     with (

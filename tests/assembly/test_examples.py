@@ -156,3 +156,17 @@ def test_a_folder_and_an_endpoint_have_the_same_usual_settings(model: Path, tmp_
     assert agent_settings(ours, None, {}) == AgentConfig()
     (ours / "agent.json").write_text('{"action_format": "tags"}')  # as an earlier version wrote it
     assert agent_settings(ours, None, {}) == AgentConfig(action_format="tags", examples=0)
+
+
+def test_a_folder_keeps_the_methods_of_decoding_that_are_not_changed(tmp_path: Path) -> None:
+    methods = {"mirostat": {"target": 1.5, "rate": 0.2}, "floor": {"probability": 0.01}}
+    saved = AgentConfig(decoding=methods)  # type: ignore[arg-type]
+    describe_agent(tmp_path, saved, ())
+    for trained in (None, saved):  # an exported folder, and a run
+        found = agent_settings(tmp_path, trained, {"decoding": {"mirostat": {"target": 3.0}}}).decoding
+        assert found.mirostat is not None
+        assert (found.mirostat.target, found.mirostat.rate) == (3.0, 0.2)
+        assert found.floor == saved.decoding.floor
+        assert agent_settings(tmp_path, trained, {"decoding": {"floor": None}}).decoding.names == [
+            "agent.decoding.mirostat"
+        ]

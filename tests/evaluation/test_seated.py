@@ -12,7 +12,7 @@ from turnwise.evaluation.seated import Seated
 
 
 def elsewhere(**names: Any) -> Seated:
-    usual: dict[str, Any] = dict.fromkeys(Seated.__dataclass_fields__)
+    usual: dict[str, Any] = {**dict.fromkeys(Seated.__dataclass_fields__), "agent": {}}
     return Seated(**{**usual, "usual_opponent": "random", "target": "random", **names})._elsewhere(RayConfig())
 
 
@@ -31,3 +31,16 @@ def test_folders_get_their_whole_path_and_other_names_stay(tmp_path: Path, monke
     assert (made.target, made.opponent, made.usual_opponent) == (str(tmp_path / "self"), None, "self")
     assert elsewhere(opponent="self").opponent == "self"
     assert elsewhere(target="Qwen/Qwen3-0.6B").target == "Qwen/Qwen3-0.6B"
+
+
+def test_a_second_model_gets_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other").mkdir()
+
+    def named(model: str) -> dict[str, Any]:
+        second = {"model": model, "window": 3}
+        return {"context": "full", "decoding": {"floor": {"probability": 0.1}, "second": second}}
+
+    assert elsewhere(agent=named("other")).agent == named(str(tmp_path / "other"))
+    for kept in (named("Qwen/Qwen3-0.6B"), {}, {"decoding": None}, {"decoding": {"second": None}}):
+        assert elsewhere(agent=kept).agent == kept

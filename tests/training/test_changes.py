@@ -74,6 +74,19 @@ def test_what_decides_the_numbers_is_refused_and_nothing_is_written(finished: Pa
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
+def test_a_server_that_cannot_make_the_run_s_copies_is_refused_and_nothing_is_written(
+    model: Path, tmp_path: Path
+) -> None:
+    train(config(model, "algorithm=cure", "num_updates=1"), tmp_path / "run")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="cure begins copies within replies"):
+        resume(
+            tmp_path / "run",
+            settings=["num_updates=2", "rollout.backend=vllm", "rollout.vllm.url=http://127.0.0.1:1"],
+        )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_what_is_as_before_is_no_change(finished: Path) -> None:
     told = RunDirectory.open(finished).config()
     assert parse_config(changed(told.model_dump(mode="json"), ["optimizer.lr=1e-2", "seed=0"])) == told

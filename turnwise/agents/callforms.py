@@ -5,7 +5,8 @@ r"""How dialects spell calls that must come: a call of each tool that fits its s
     KeywordCall    find(query="mug", limit=2)                           lfm2
 
 Arguments come in the order of the schema, and no others. Their values are JSON. Between tags a value whose schema says
-"string" is its text as it is: its length and its choice (enum, const) are kept, a pattern or a format cannot be.
+"string" is its text as it is: its choice (enum, const) is kept, and its length up to ``MAX_CHARACTERS``; a pattern or a
+format cannot be.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from turnwise.envs.forms import call_schema, json_rule
+
+MAX_CHARACTERS = 2000
+"""The largest minLength and maxLength of a text between tags. The grammar counts characters, state by state."""
 
 Function = Mapping[str, Any]
 """A tool's "name" and the schema of its "parameters"."""
@@ -149,6 +153,12 @@ class _Parameter:
 
     def length(self) -> tuple[int, int | str]:
         """The fewest and the most characters; "" for no limit."""
+        for name in ("minLength", "maxLength"):
+            if self.schema.get(name, 0) > MAX_CHARACTERS:
+                raise ValueError(
+                    f"the text {self.key!r} has {name}={self.schema[name]}, and lengths up to {MAX_CHARACTERS} can be "
+                    "kept"
+                )
         return self.schema.get("minLength", 0), self.schema.get("maxLength", "")
 
 

@@ -32,6 +32,10 @@ _TAG = re.compile(r"<\S+>|\[\S+\]")
 MAX_STEPS = 512
 """Masks of a vocabulary that are kept as sets of ids."""
 
+_FUEL = {"initial_lexer_fuel": 100_000_000, "step_lexer_fuel": 20_000_000}
+"""What the grammar's lexer may construct, at first and before each token: enough for texts between tags of
+``callforms.MAX_CHARACTERS``. The library's own limits end at a maxLength of about 80."""
+
 
 class Reader(Protocol):
     """Finds the tags of thoughts in a reply (``guiding.TagReader``)."""
@@ -128,9 +132,9 @@ class Forms:
         return [*made, f"calls: {before} {call}{again} {after}{end}"]
 
     def _compiled(self, grammar: str) -> Any:
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
-        made = LLMatcher(self._tokenizer, grammar, log_level=0)
+        made = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_FUEL))
         if made.is_error():
             raise ValueError(f"the reply cannot be held to this form: {_first(made)}")
         return made

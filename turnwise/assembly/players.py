@@ -46,7 +46,7 @@ from turnwise.models.vllm.settings import Backend, VllmConfig
 from turnwise.runs.checkpoints import CheckpointName
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.plan import Demand, fitting, is_packed, prompt_tokens
-from turnwise.training.shape import FLOAT, shape_of
+from turnwise.training.shape import FLOAT, read_config, shape_of
 from turnwise.training.teacher import check_tokens
 
 AGENT_FILE = "agent.json"
@@ -255,6 +255,16 @@ def frozen_bytes(name: str, who: str, device: str) -> int:
     return shape.parameters * shape.itemsize + shape.lora * FLOAT
 
 
+def check_frozen(name: str, who: str, device: str) -> None:
+    """Raise ValueError where there is no such policy. Its weights and its tokenizer are not read."""
+    if _run_of_one(name, who) is not None:
+        return
+    try:
+        read_config(PretrainedModelConfig(path=name), device)
+    except ValueError as error:
+        raise ValueError(f"{who}: {error}") from error
+
+
 def _run_of_one(name: str, who: str) -> RunDirectory | None:
     """The run that a name stands for; None for a model. Raises ValueError for a run of a game."""
     run = open_run(name)
@@ -387,12 +397,18 @@ def agent_settings(
     demonstrations, which have no instructions.
     """
     saved = Path(target) / AGENT_FILE
-    if trained is not None and isinstance(changes.get("decoding"), Mapping):  # method by method
-        changes = {**changes, "decoding": laid_over(trained.decoding.model_dump(), changes["decoding"])}
     if trained is not None:
-        known = {**trained.model_dump(), **changes}
+        known = _changed(trained.model_dump(), changes)
     elif saved.is_file():
-        known = {"examples": 0, **read_object(saved), **changes}
+        known = _changed({"examples": 0, **read_object(saved)}, changes)
     else:
         known = dict(changes) if made_from_scratch(target) else settings_of_untrained(changes, in_roles)
     return parse_section(AgentConfig, known, "agent")
+
+
+def _changed(known: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """An agent's settings with ``changes``; those of decoding method by method."""
+    given, methods = changes.get("decoding"), known.get("decoding")
+    if isinstance(given, Mapping) and isinstance(methods, Mapping):
+        changes = {**changes, "decoding": laid_over(methods, given)}
+    return {**known, **changes}

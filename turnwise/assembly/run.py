@@ -30,6 +30,7 @@ from turnwise.algorithms.registry import build
 from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
 from turnwise.assembly.learners import lead, learner_of
 from turnwise.assembly.players import (
+    check_frozen,
     is_untrained,
     load_policies,
     opponents,
@@ -168,8 +169,8 @@ class Assembly:
         return RunConfig(**{**dict(self.config), **changed})
 
     def check_sources(self) -> None:
-        """Raise ValueError where the algorithm learns from a file that is not there, from answers in a world that gives
-        none, or from copies that begin within replies, which a vLLM server cannot make.
+        """Raise ValueError where the algorithm learns from a file that is not there, or from answers in a world that
+        gives none, where ``agent.decoding.second`` names no model, and as ``check_server`` does.
         """
         recipe = build(self.config.algorithm, self.config.run_info)
         recipe.composer.check_sources()
@@ -179,6 +180,13 @@ class Assembly:
                 "end in none that could be compared: whatever all attempts do alike would be paid. Let the world pay, "
                 "by another algorithm or reward=world, or take a world that gives answers, such as turnwise/Search-v0"
             )
+        if (second := self.config.agent.decoding.second) is not None:
+            check_frozen(second.model, f"agent.decoding.second.model={second.model}", self.config.device)
+        self.check_server()
+
+    def check_server(self) -> None:
+        """Raise ValueError where copies begin within replies, which a vLLM server cannot make."""
+        recipe = build(self.config.algorithm, self.config.run_info)
         served = self.config.rollout.vllm.url is not None
         if served and any(getattr(layer, "within_replies", False) for layer in layers(recipe.planner)):
             raise ValueError(
@@ -187,9 +195,12 @@ class Assembly:
             )
 
     def check_grader(self, run: RunDirectory) -> None:
-        """Raise ValueError as ``grader`` does, and where the key of a judge is not set."""
+        """Raise ValueError as ``grader`` and ``ranker`` do, and where a key that they need is not set."""
         if (made := self.grader(run)) is not None:
             made.close()
+        planner = build(self.config.algorithm, self.config.run_info).planner
+        if (ranker := self.ranker(run, planner or GroupPlanner(self.config.rollout.group_size))) is not None:
+            ranker.close()
 
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
@@ -323,7 +334,9 @@ class Assembly:
     ) -> AnyTrainer:
         """A trainer of another class, or of other ``policies`` by side than the run begins with."""
         config = self.config
-        if not run.has_checkpoint:  # a finished run needs its sources no more
+        if run.has_checkpoint:  # a finished run needs its sources no more
+            self.check_server()
+        else:
             self.check_sources()
         panels, grader = self.panels, self.grader(run)  # first: what is refused is refused before a model is loaded
         self._keep_examples(run)

@@ -24,6 +24,7 @@ from turnwise.config.sections import RayConfig, RolloutConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import TextEnv, closed_after
+from turnwise.models.loading import from_anywhere
 from turnwise.shards.children import Children
 from turnwise.shards.connection import Patience
 from turnwise.shards.messages import Described
@@ -107,6 +108,7 @@ class Seated:
         return replace(
             self,
             target=_absolute(self.target),
+            agent=_agent_elsewhere(self.agent),
             opponent=self.opponent if self.opponent in (None, "self") else _absolute(str(self.opponent)),
             usual_opponent="self" if self.usual_opponent == "self" else _absolute(self.usual_opponent),
             device="cuda" if ray.gpus_per_shard else "cpu",
@@ -135,6 +137,16 @@ def _absolute(name: str) -> str:
     """The whole path of a folder; a name of another kind as it is, also where a folder has the same name."""
     is_folder = scripted(name) is None and not is_endpoint(name) and Path(name).exists()
     return str(Path(name).resolve()) if is_folder else name
+
+
+def _agent_elsewhere(agent: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The agent's settings whose second model has a name for any working directory."""
+    decoding = agent.get("decoding") or {}
+    second = decoding.get("second") or {}
+    if "model" not in second:
+        return agent
+    named = {**second, "model": from_anywhere(second["model"])}
+    return {**agent, "decoding": {**decoding, "second": named}}
 
 
 def _described(seating: Seating) -> Described:

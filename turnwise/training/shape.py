@@ -122,7 +122,7 @@ def shape_of(model: ModelConfig, lora: LoRAConfig | None, device: str = "cpu") -
         return scratch_shape(model, lora)
     from transformers import AutoModelForCausalLM
 
-    read, dtype = _read(model, device)
+    read, dtype = read_config(model, device)
     try:
         with torch.device("meta"):
             return Shape.of(AutoModelForCausalLM.from_config(read), lora, dtype.itemsize)
@@ -138,15 +138,15 @@ def settled_dtype(model: PretrainedModelConfig, device: str) -> DType:
     if model.dtype != "auto":
         return model.dtype
     try:
-        dtype = _read(model, device)[1]
+        dtype = read_config(model, device)[1]
     except ValueError:
         return "auto"  # whoever loads it says what is wrong
     known: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
     return known.get(dtype, "auto")
 
 
-def _read(model: PretrainedModelConfig, device: str) -> tuple[Any, torch.dtype]:
-    """A model's configuration, and the type that it is computed in."""
+def read_config(model: PretrainedModelConfig, device: str) -> tuple[Any, torch.dtype]:
+    """A model's configuration, and the type that it is computed in. Raises ValueError where there is none."""
     from transformers import AutoConfig
 
     asked = chosen_dtype(model.dtype, device)
