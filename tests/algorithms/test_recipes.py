@@ -351,7 +351,7 @@ def test_algorithms_by_name_and_from_outside() -> None:
     assert resolve("epo").config is EPOConfig
     with pytest.raises(ValueError, match="Did you mean 'grpo'"):
         resolve("gpro")
-    with pytest.raises(ValueError, match=r"Known: aepo, aepo_arbitrary, arpo, .*clip_cov, "):
+    with pytest.raises(ValueError, match=r"Known: aepo, aepo_arbitrary, ares, arpo, .*clip_cov, "):
         resolve("zzzz")
     found = resolve("tests.algorithms.test_recipes:outside")
     assert found.config.__name__ == "OutsideConfig"

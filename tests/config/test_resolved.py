@@ -34,6 +34,7 @@ SECTIONS = (
 FOR_ONE_ALGORITHM = {
     "alfworld-long": "gigpo",
     "alfworld-short": "gigpo",
+    "alfworld-smollm2": "gigpo",
     "papers/alfworld-spear": "spear",
     "papers/webshop-gigpo": "gigpo",
     "papers/webshop-spear": "spear",

@@ -179,9 +179,9 @@ def test_a_judge_that_fails_stops_the_run_and_is_no_reward(model: Path, tmp_path
 
 
 def test_the_rubric_is_held_against_the_world_before_anything_begins(model: Path, tmp_path: Path) -> None:
-    named = "rewards.judge={model: 'openai:m', rubric: {criteria: [{name: right, text: 'It says {answer}'}]}}"
+    named = "rewards.judge={model: 'openai:m', rubric: {criteria: [{name: right, text: 'It says {colour}'}]}}"
     asked = config(model, "algorithm=grpo", named)
-    with pytest.raises(ValueError, match=r"the rubric names \{answer\}, and the world tells no info\['task'\]"):
+    with pytest.raises(ValueError, match=r"the rubric names \{colour\}, and the world tells only answer"):
         Assembly(asked).trainer(RunDirectory.create(tmp_path / "run", asked, {}))
     asked = config(model, "algorithm=grpo", "rewards.functions=[nowhere:f]")
     with pytest.raises(ValueError, match=r"'nowhere:f' cannot be imported"):
