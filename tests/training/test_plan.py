@@ -28,6 +28,7 @@ from turnwise.models.packing import Sharing, pack
 from turnwise.models.policy import Policy
 from turnwise.models.reading import rows_at_once
 from turnwise.models.settings import LoRAConfig
+from turnwise.models.vllm.settings import VllmConfig
 from turnwise.training.plan import GIB, Demand, Plan, fit, plan
 from turnwise.training.shape import Shape
 
@@ -300,6 +301,11 @@ def test_what_several_ranks_hold_is_planned() -> None:
     assert "other ranks" not in parts_of(plan(shape, replace(demand, ranks=3, ranks_elsewhere=True)))
     ray = [demand_of(run_config(learner={"ranks": 2}, ray={"address": place}))[1] for place in ("local", "auto")]
     assert [demand.ranks_elsewhere for demand in ray] == [False, True]
+    teacher = {"ranks": 3, "teacher": 1000}
+    sampled = {"shards": 4, "vllm": VllmConfig(), "second": 500}  # the first rank's alone
+    plain, sampling = (parts_of(plan(shape, replace(demand, **teacher, **more))) for more in ({}, sampled))
+    assert sampling.keys() - plain.keys() == {"shards", "vLLM's weights", "second model's weights"}
+    assert sampling["other ranks"] == plain["other ranks"] == ddp["other ranks"] + 2 * 1000
     with pytest.raises(ValueError, match=r"learner\.ranks"):
         fit(shape, replace(demand, ranks=50, num_rows=1), plan(shape, demand).total)
 
@@ -341,6 +347,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from turnwise.models.policy import Policy
 from turnwise.models.settings import LoRAConfig
+from turnwise.models.vllm.settings import VllmConfig
 
 torch.set_num_threads(1)
 folder, dtype, checkpointing, rows, length = json.loads(sys.argv[1])

@@ -213,7 +213,16 @@ def _update(shape: Shape, demand: Demand) -> list[Part]:
     ]
 
 
-_FIRST_ALONE = ("merged weights", "sampler's weights", "packed weights", "rows for merge shares")
+_FIRST_ALONE = (
+    "merged weights",
+    "sampler's weights",
+    "packed weights",
+    "rows for merge shares",
+    "shards",
+    "vLLM's weights",
+    "key/value cache",
+    "second model's weights",
+)
 
 
 def _others(parts: list[Part], demand: Demand) -> list[Part]:
