@@ -425,3 +425,27 @@ def test_vllm_holds_weights_and_a_cache_of_its_own_and_a_server_does_so_elsewher
     sharded = parts(backend="vllm", shards=2)
     assert sharded["vLLM's weights"] == 2 * theirs["vLLM's weights"]
     assert sharded["key/value cache"] == parts(backend="vllm")["key/value cache"], "two slots each"
+
+
+def test_slots_of_vllm_are_fewer_on_a_cpu_too_or_its_cache_is_named() -> None:
+    """Its cache is held in an update as well. Where its size is configured, fewer slots would change nothing."""
+    shape = Shape.of(tiny_model(), LoRAConfig(rank=4), 4)
+    demand = Demand(4096, 256, 1024, num_rows=4, microbatch_tokens=4096, shards=4, vllm=VllmConfig())
+    whole, least = plan(shape, demand), plan(shape, replace(demand, num_slots=4)).total
+    assert whole.peak == "update"
+    found = fit(shape, demand, whole.total - 1)
+    assert (found.demand.num_slots, found.demand.tokens) == (128, 4096)
+    assert fit(shape, demand, least).demand.num_slots == 4
+    with pytest.raises(ValueError, match=r"single context at a time"):
+        fit(shape, demand, least - 1)
+    fixed = replace(demand, vllm=VllmConfig(cache_gib=4))
+    with pytest.raises(
+        ValueError, match=r"key/value cache \(16\.00 GiB, .*lower rollout\.vllm\.cache_gib, or rollout\.shards$"
+    ):
+        fit(shape, fixed, 8 * GIB)
+    ours = replace(demand, vllm=None, shards=0)
+    with pytest.raises(ValueError, match=r"this run needs"):
+        fit(shape, ours, 1000)
+    least = plan(shape, replace(ours, num_slots=1)).total
+    assert plan(shape, replace(ours, num_slots=2)).total == least, "the peak is the update, where our cache is not"
+    assert fit(shape, ours, least).demand.num_slots > 1

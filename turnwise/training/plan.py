@@ -258,19 +258,19 @@ def fit(shape: Shape, demand: Demand, available: int) -> Plan:
     """
     found = plan(shape, demand)
     while found.total > available:
-        smaller = _smaller(found)
+        smaller = _smaller(shape, found)
         if smaller is None:
             raise _too_large(found, available)
         found = plan(shape, smaller)
     return found
 
 
-def _smaller(found: Plan) -> Demand | None:
-    """The demand with half of what the peak depends on; None where that is one context."""
+def _smaller(shape: Shape, found: Plan) -> Demand | None:
+    """The demand with half of what the peak depends on; None where less would change nothing."""
     demand, least = found.demand, found.demand.max_context_tokens
     if found.peak == "update" and demand.tokens > least:
         return replace(demand, microbatch_tokens=max(demand.tokens // 2, least))
-    if demand.num_slots > 1 and not (found.peak == "update" and demand.on_cpu):
+    if plan(shape, replace(demand, num_slots=1)).total < found.total:  # our cache is not held in an update on a CPU
         return replace(demand, num_slots=demand.num_slots // 2)
     return None
 
@@ -281,8 +281,15 @@ def _too_large(found: Plan, available: int) -> ValueError:
     return ValueError(
         f"{doing} {found.total / GIB:.2f} GiB with a single context at a time, and {available / GIB:.2f} GiB are free; "
         f"most of it is {largest.name} ({largest.bytes / GIB:.2f} GiB, {largest.how}): "
-        f"{_ADVICE.get(largest.name, _SMALLER)}"
+        f"{_advice(largest, found.demand)}"
     )
+
+
+def _advice(largest: Part, demand: Demand) -> str:
+    """What to change where a part is too large."""
+    if largest.name == "key/value cache" and demand.vllm is not None and demand.vllm.cache_gib is not None:
+        return f"lower rollout.vllm.cache_gib{', or rollout.shards' if demand.shards else ''}"
+    return _ADVICE.get(largest.name, _SMALLER)
 
 
 def fitting(shape: Shape, demand: Demand) -> Demand:
