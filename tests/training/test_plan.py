@@ -140,7 +140,7 @@ def test_what_is_read_of_the_vocabulary_is_counted() -> None:
         assert parts_of(plan(shape, demand))["vocabulary"] == 10 * 4 * rows * shape.vocab
 
 
-def test_shards_of_this_machine_have_weights_of_their_own() -> None:
+def test_shards_of_this_machine_have_weights_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     shape, alone = demand_of(run_config())
     one = parts_of(plan(shape, alone))
     assert "shards" not in one
@@ -150,6 +150,12 @@ def test_shards_of_this_machine_have_weights_of_their_own() -> None:
         assert parts_of(plan(shape, two)) == {**one, "shards": 2 * own}
     elsewhere = demand_of(run_config(rollout={"shards": 2}, ray={"address": "auto"}))[1]
     assert (elsewhere.shards, elsewhere.num_slots) == (0, 1)
+    monkeypatch.setattr("turnwise.assembly.settling.is_packed", lambda *asked: True)  # as in half precision
+    sampling = parts_of(plan(shape, demand_of(run_config(rollout={"shards": 2}))[1]))
+    assert "packed weights" not in sampling, "this process does not play"
+    assert sampling["shards"] == 2 * (own + (shape.linear - shape.adapted) * 4)
+    theirs = demand_of(run_config(rollout={"shards": 2, "backend": "vllm"}))[1]
+    assert parts_of(plan(shape, theirs))["shards"] == 2 * own, "nor does our engine"
 
 
 def test_playing_ahead_holds_earlier_weights() -> None:

@@ -54,8 +54,8 @@ class Demand:
     reference: bool = False  # something compares with the policy at its start
     reads: bool = False  # something looks at whole distributions over the vocabulary
     teacher: int = 0  # bytes of the weights of a second scorer
-    second: int = 0  # bytes of the weights of a model that draws tokens beside the policy
-    packed: bool = False  # the sampler has packed weights
+    second: int = 0  # bytes of the weights of a model that draws tokens beside the policy, for whoever plays
+    packed: bool = False  # whoever plays has packed weights
     shards: int = 0  # processes of this machine that have weights of their own, beside this one
     ahead: int = 0  # updates by which episodes are played before they are learned from
     ranks: int = 1  # processes that learn together, the first of which samples
@@ -130,15 +130,16 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
         Part("weights", own * shape.itemsize, f"{shape.parameters:,} of {shape.itemsize} bytes{told}"),
         Part("sampler's weights", max(of_layers - shape.adapted, 0) * shape.itemsize, "its own, not under adapters"),
         Part("merged weights", sampled * shape.itemsize, "the sampler's, under adapters"),
-        Part("packed weights", packed * shape.itemsize, "the sampler's, not under adapters"),
+        Part("packed weights", packed * shape.itemsize * (not demand.shards), "the sampler's, not under adapters"),
         Part("adapters", shape.lora * FLOAT, f"{shape.lora:,} of 4 bytes"),
     ]
     whole = (shape.parameters + sampled + packed) * shape.itemsize + shape.lora * FLOAT
     parts.append(Part("shards", demand.shards * whole, f"{demand.shards} processes with all weights each"))
-    parts.append(Part("second model's weights", demand.second, "it draws tokens where the policy is unsure"))
+    seconds = max(1, demand.shards) * demand.second
+    told = f", in each of {demand.shards} shards" if demand.shards else ""
+    parts.append(Part("second model's weights", seconds, f"it draws tokens where the policy is unsure{told}"))
     if demand.vllm is not None and demand.vllm.url is None:
         copies = max(1, demand.shards) * (shape.parameters + shape.lora)
-        told = f", in each of {demand.shards} shards" if demand.shards else ""
         parts.append(Part("vLLM's weights", copies * shape.itemsize, f"a copy of all, and of the adapters{told}"))
     if demand.num_rows:
         count = shape.lora or shape.parameters
