@@ -143,3 +143,6 @@ def test_an_agent_packs_as_it_is_told(dtype: torch.dtype, asked: PackedWeights, 
     for _ in range(2):
         model_agent(policy, AgentConfig(max_context_tokens=64), num_slots=2, packed_weights=asked)
     assert sum(packed_weight(module) is not None for module in policy.sampler.modules()) == packs
+    quiet = made(dtype)
+    model_agent(quiet, AgentConfig(max_context_tokens=64), num_slots=2, packed_weights=asked, plays=False)
+    assert not any(packed_weight(module) for module in quiet.sampler.modules()), "others play"

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from tests.faults.runs import assert_same, config, trainer
+from tests.shards.hosts import Here
 from tests.training.test_teacher import disturb
 from turnwise.agents.decoding import DecodingConfig
+from turnwise.assembly import players
 from turnwise.assembly.players import model_agent, with_second_from_anywhere
+from turnwise.assembly.run import Assembly
 from turnwise.assembly.settling import demand_of, fitted, sampling_of
+from turnwise.assembly.shards import shards_of
 from turnwise.config.files import load_config
 from turnwise.evaluation.evaluate import evaluate
 from turnwise.heat import Heat
@@ -22,6 +26,8 @@ from turnwise.monitoring.record import per_token
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.runs.translating import translated
+from turnwise.shards.connection import ShardError
+from turnwise.training.plan import Demand, plan
 from turnwise.trajectory import Turn
 
 METHODS = [  # for a random model, which is unsure of some 400 tokens: entropies of 6 nats
@@ -170,6 +176,44 @@ def test_the_second_model_has_the_same_tokens_and_a_place_in_the_plan(model: Pat
     with pytest.raises(ValueError, match=r"agent\.decoding\.second asks another model"):
         model_agent(policy, asked.agent, num_slots=1, backend="vllm")
     assert with_second_from_anywhere(load_config("smoke").agent).decoding == DecodingConfig()
+
+
+def test_a_run_goes_on_with_the_second_model_that_it_began_with_alone(model: Path, tmp_path: Path) -> None:
+    """Also in shards, which have one each; the process that learns only knows its hash."""
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    disturb(other)
+    asked = config(model, f"agent.decoding.second.model={other}", "rollout.shards=2")
+    run = RunDirectory.create(tmp_path / "run", asked, {})
+    made = Assembly(asked, host=Here()).trainer(run)
+    (side,) = made.sides
+    assert side.agent.second is None
+    made.save()
+    alone = trainer(asked.model_copy(update={"rollout": config(model).rollout}), tmp_path / "run")  # as it was
+    assert alone.sides[0].agent.second is not None
+    assert alone.sides[0].second == side.second is not None
+    settings = asked.model_dump(mode="json")
+    with pytest.raises(ShardError, match=r"shard 0 has loaded another second model .*here {'': '0000'}"):
+        shards_of(settings, str(model), (), {"": side.policy}, Here(), {"": "0000"})
+    disturb(other, 1)
+    with pytest.raises(ValueError, match=r"drew tokens with a second model .*put the earlier one back"):
+        Assembly(asked, host=Here()).trainer(run).rewind()
+    with pytest.raises(ShardError, match=r"shard 0 has loaded another second model"):
+        shards_of(settings, str(model), (), {"": side.policy}, Here(), {"": str(side.second)})
+
+
+def test_every_second_model_is_planned(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = f"agent.decoding.second.model={model}"
+    one, two = (demand_of(config(model, second, *more)) for more in ([], ["rollout.shards=2"]))
+    found = [{part.name: part.bytes for part in plan(*each).parts}["second model's weights"] for each in (one, two)]
+    assert found == [one[1].second, 2 * one[1].second]
+    elsewhere = demand_of(config(model, second, "ray.address=auto"))[1]
+    assert elsewhere.second == 0, "the shards are on other machines"
+    seen: list[Demand] = []
+    monkeypatch.setattr(players, "fitting", lambda shape, demand: seen.append(demand) or demand)
+    world = config(model).env.make()
+    players.players(str(model), world, num_slots=2, agent={"decoding": {"second": {"model": str(model)}}})
+    assert seen[0].second == one[1].second
 
 
 def test_numbers_are_means_over_the_tokens() -> None:

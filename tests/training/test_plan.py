@@ -28,6 +28,7 @@ from turnwise.models.packing import Sharing, pack
 from turnwise.models.policy import Policy
 from turnwise.models.reading import rows_at_once
 from turnwise.models.settings import LoRAConfig
+from turnwise.models.vllm.settings import VllmConfig
 from turnwise.training.plan import GIB, Demand, Plan, fit, plan
 from turnwise.training.shape import Shape
 
@@ -139,7 +140,7 @@ def test_what_is_read_of_the_vocabulary_is_counted() -> None:
         assert parts_of(plan(shape, demand))["vocabulary"] == 10 * 4 * rows * shape.vocab
 
 
-def test_shards_of_this_machine_have_weights_of_their_own() -> None:
+def test_shards_of_this_machine_have_weights_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     shape, alone = demand_of(run_config())
     one = parts_of(plan(shape, alone))
     assert "shards" not in one
@@ -149,6 +150,12 @@ def test_shards_of_this_machine_have_weights_of_their_own() -> None:
         assert parts_of(plan(shape, two)) == {**one, "shards": 2 * own}
     elsewhere = demand_of(run_config(rollout={"shards": 2}, ray={"address": "auto"}))[1]
     assert (elsewhere.shards, elsewhere.num_slots) == (0, 1)
+    monkeypatch.setattr("turnwise.assembly.settling.is_packed", lambda *asked: True)  # as in half precision
+    sampling = parts_of(plan(shape, demand_of(run_config(rollout={"shards": 2}))[1]))
+    assert "packed weights" not in sampling, "this process does not play"
+    assert sampling["shards"] == 2 * (own + (shape.linear - shape.adapted) * 4)
+    theirs = demand_of(run_config(rollout={"shards": 2, "backend": "vllm"}))[1]
+    assert parts_of(plan(shape, theirs))["shards"] == 2 * own, "nor does our engine"
 
 
 def test_playing_ahead_holds_earlier_weights() -> None:
@@ -300,6 +307,11 @@ def test_what_several_ranks_hold_is_planned() -> None:
     assert "other ranks" not in parts_of(plan(shape, replace(demand, ranks=3, ranks_elsewhere=True)))
     ray = [demand_of(run_config(learner={"ranks": 2}, ray={"address": place}))[1] for place in ("local", "auto")]
     assert [demand.ranks_elsewhere for demand in ray] == [False, True]
+    teacher = {"ranks": 3, "teacher": 1000}
+    sampled = {"shards": 4, "vllm": VllmConfig(), "second": 500}  # the first rank's alone
+    plain, sampling = (parts_of(plan(shape, replace(demand, **teacher, **more))) for more in ({}, sampled))
+    assert sampling.keys() - plain.keys() == {"shards", "vLLM's weights", "second model's weights"}
+    assert sampling["other ranks"] == plain["other ranks"] == ddp["other ranks"] + 2 * 1000
     with pytest.raises(ValueError, match=r"learner\.ranks"):
         fit(shape, replace(demand, ranks=50, num_rows=1), plan(shape, demand).total)
 
@@ -341,6 +353,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from turnwise.models.policy import Policy
 from turnwise.models.settings import LoRAConfig
+from turnwise.models.vllm.settings import VllmConfig
 
 torch.set_num_threads(1)
 folder, dtype, checkpointing, rows, length = json.loads(sys.argv[1])
@@ -418,3 +431,27 @@ def test_vllm_holds_weights_and_a_cache_of_its_own_and_a_server_does_so_elsewher
     sharded = parts(backend="vllm", shards=2)
     assert sharded["vLLM's weights"] == 2 * theirs["vLLM's weights"]
     assert sharded["key/value cache"] == parts(backend="vllm")["key/value cache"], "two slots each"
+
+
+def test_slots_of_vllm_are_fewer_on_a_cpu_too_or_its_cache_is_named() -> None:
+    """Its cache is held in an update as well. Where its size is configured, fewer slots would change nothing."""
+    shape = Shape.of(tiny_model(), LoRAConfig(rank=4), 4)
+    demand = Demand(4096, 256, 1024, num_rows=4, microbatch_tokens=4096, shards=4, vllm=VllmConfig())
+    whole, least = plan(shape, demand), plan(shape, replace(demand, num_slots=4)).total
+    assert whole.peak == "update"
+    found = fit(shape, demand, whole.total - 1)
+    assert (found.demand.num_slots, found.demand.tokens) == (128, 4096)
+    assert fit(shape, demand, least).demand.num_slots == 4
+    with pytest.raises(ValueError, match=r"single context at a time"):
+        fit(shape, demand, least - 1)
+    fixed = replace(demand, vllm=VllmConfig(cache_gib=4))
+    with pytest.raises(
+        ValueError, match=r"key/value cache \(16\.00 GiB, .*lower rollout\.vllm\.cache_gib, or rollout\.shards$"
+    ):
+        fit(shape, fixed, 8 * GIB)
+    ours = replace(demand, vllm=None, shards=0)
+    with pytest.raises(ValueError, match=r"this run needs"):
+        fit(shape, ours, 1000)
+    least = plan(shape, replace(ours, num_slots=1)).total
+    assert plan(shape, replace(ours, num_slots=2)).total == least, "the peak is the update, where our cache is not"
+    assert fit(shape, ours, least).demand.num_slots > 1

@@ -39,8 +39,8 @@ class Cast:
     seed: int
     examples: tuple[Example, ...]
 
-    def agent(self, name: str, policy: Policy, backend: Backend = "own") -> ModelAgent:
-        """The agent of one side. ``backend`` samples."""
+    def agent(self, name: str, policy: Policy, backend: Backend = "own", *, plays: bool = True) -> ModelAgent:
+        """The agent of one side. ``backend`` samples. Without ``plays`` it only proves, as of ``model_agent``."""
         return model_agent(
             policy,
             self.shown,
@@ -52,6 +52,7 @@ class Cast:
             name=name,
             examples=self.examples,
             instructions=instructions_of(self.world),
+            plays=plays,
         )
 
     def collectors(self, learners: Mapping[str, ModelAgent], grader: Grader | None = None) -> dict[str, Collector]:

@@ -177,13 +177,15 @@ def model_agent(
     name: str = "",
     examples: tuple[Example, ...] = (),
     instructions: str = "",
+    plays: bool = True,
 ) -> ModelAgent:
     """A policy, ready to play.
 
     It is shown ``examples``. ``packed_weights``: whether a sampler in this process has a copy of its weights that is
     faster on a CPU; ``auto``: in half precision, where that changes no bit. With ``backend`` vllm it is vLLM that
-    samples, run as ``vllm`` says. Raises ValueError for what cannot be done, and where the examples, after the world's
-    ``instructions``, leave no room for an episode.
+    samples, run as ``vllm`` says. Without ``plays`` it only proves that sampler and learner agree, and has neither
+    packed weights nor a second model. Raises ValueError for what cannot be done, and where the examples, after the
+    world's ``instructions``, leave no room for an episode.
     """
     check_length(policy.sampler.config, settings.max_context_tokens)
     chat = ChatFormat.of(policy.tokenizer, settings, end_ids(policy.sampler))
@@ -196,10 +198,10 @@ def model_agent(
             raise ValueError(ONLY_OWN)
         engine = _vllm_engine(policy, vllm or VllmConfig(), num_slots=num_slots, **limits)
     else:
-        if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config):
+        if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config) and plays:
             policy.pack()
         engine = SlotEngine(policy.sampler, num_slots=num_slots, **limits)
-    other = None if second is None else _second(policy, second, num_slots, limits)
+    other = None if second is None or not plays else _second(policy, second, num_slots, limits)
     return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash, examples, other)
 
 
@@ -214,9 +216,31 @@ def with_second_from_anywhere(settings: AgentConfig) -> AgentConfig:
 
 def _second(policy: Policy, config: SecondConfig, num_slots: int, limits: Mapping[str, Any]) -> SecondModel:
     """The model that draws tokens for a policy, with as many contexts."""
+    who, other = _loaded_second(policy, config)
+    return SecondModel(who, SlotEngine(other.sampler, num_slots=num_slots, **limits), other.frozen_hash())
+
+
+def _loaded_second(policy: Policy, config: SecondConfig) -> tuple[str, Policy]:
+    """What errors call it, and its weights, none of which is trained."""
     who = f"agent.decoding.second.model={config.model}"
     other = frozen_policy(config.model, who, policy, samples=True)
-    return SecondModel(who, SlotEngine(other.sampler, num_slots=num_slots, **limits))
+    other.model.requires_grad_(False)
+    return who, other
+
+
+def second_weights(policy: Policy, agent: AgentConfig) -> str | None:
+    """The hash of the weights of an agent's second model, loaded for that alone; None where it has none.
+
+    Raises ValueError as ``frozen_policy`` does.
+    """
+    second = agent.decoding.second
+    return None if second is None else _loaded_second(policy, second)[1].frozen_hash()
+
+
+def second_bytes(agent: AgentConfig, device: str) -> int:
+    """Memory of the weights of an agent's second model; 0 where it has none. Raises ValueError as ``frozen_bytes``."""
+    second = agent.decoding.second
+    return 0 if second is None else frozen_bytes(second.model, "agent.decoding.second", device)
 
 
 def _vllm_engine(policy: Policy, settings: VllmConfig, **limits: Any) -> Engine:
@@ -332,11 +356,13 @@ def _fitting_slots(
 ) -> int:
     """As many of ``num_slots`` as fit into the free memory. Raises ValueError where none does."""
     try:
-        shape = shape_of(model, lora, device)
+        shape, second = shape_of(model, lora, device), second_bytes(settings, device)
     except ValueError:
         return num_slots  # whoever loads it says what is wrong
     packed = is_packed("auto", shape, device)
-    demand = Demand(settings.max_context_tokens, num_slots, prompt_tokens(settings), device=device, packed=packed)
+    demand = Demand(
+        settings.max_context_tokens, num_slots, prompt_tokens(settings), device=device, second=second, packed=packed
+    )
     return fitting(shape, demand).num_slots
 
 

@@ -34,6 +34,7 @@ from turnwise.assembly.players import (
     is_untrained,
     load_policies,
     opponents,
+    second_weights,
     sides_of,
     with_second_from_anywhere,
 )
@@ -397,12 +398,14 @@ class Assembly:
         """One policy in training, with its sampler, learner and buffer."""
         config = self.config
         policy.temperature = config.rollout.temperature
-        agent = self._cast.agent(name, policy, "vllm" if has_vllm(config) else "own")
+        sharded = is_sharded(config.rollout, config.ray)
+        agent = self._cast.agent(name, policy, "vllm" if has_vllm(config) else "own", plays=not sharded)
+        second = second_weights(policy, self.agent) if agent.second is None else agent.second.weights
         settings = config.algorithm, config.optimizer, config.run_info
         learner = learner_of(*settings, policy, self.agent, self.leader.ranks)
         called = str(getattr(config.model, "path", "the model"))
-        side = Side(name, policy, agent, learner, called, self.leader, config.rollout.ahead)
-        if is_sharded(config.rollout, config.ray):
+        side = Side(name, policy, agent, learner, called, self.leader, config.rollout.ahead, second)
+        if sharded:
             policy.frozen_hash()  # while its weights are whole
         if isinstance(self.leader.ranks, ProcessRanks) and self.leader.ranks.lockstep:
             policy.divide(self.leader.ranks.mesh)
@@ -448,7 +451,8 @@ class Assembly:
             return made[TRAIN], made.get(MEASURE, made[TRAIN])
         policies = {side.name: side.policy for side in sides}
         settings = self.settled().model_dump(mode="json")
-        shards = shards_of(settings, run.base_model(), self.examples, policies, self.host)
+        seconds = {side.name: side.second for side in sides if side.second is not None}
+        shards = shards_of(settings, run.base_model(), self.examples, policies, self.host, seconds)
         uses = (TRAIN, TRAIN if capability(self.world, HasPlayers) is None else MEASURE)
         collector, measurer = (ShardedCollector(shards, use, grader) for use in uses)
         return collector, collector if uses[0] == uses[1] else measurer

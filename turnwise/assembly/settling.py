@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from turnwise.algorithms.registry import build
-from turnwise.assembly.players import frozen_bytes
+from turnwise.assembly.players import second_bytes
 from turnwise.assembly.shards import is_sharded
 from turnwise.assembly.teachers import teacher_bytes
 from turnwise.config.schema import RunConfig
@@ -70,8 +70,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     validated = measuring.tasks * measuring.samples if measuring.every else 0
     tested = measuring.test_tasks * measuring.samples if measuring.test_split is not None else 0
     recipe = build(config.algorithm, config.run_info)
-    second = agent.decoding.second
-    others = 0 if second is None else frozen_bytes(second.model, "agent.decoding.second", config.device)
+    backend, sharded = backend_of(config)[0], is_sharded(rollout, config.ray)
     here = config.ray is None or (config.ray.address == "local" and not config.ray.gpus_per_shard)
     demand = Demand(
         max_context_tokens=agent.max_context_tokens,
@@ -84,14 +83,14 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         reference=recipe.needs_reference,
         reads=recipe.reads_vocabulary,
         teacher=teacher_bytes(recipe, config.device),
-        second=others,
-        packed=is_packed(rollout.packed_weights, shape, config.device),
-        shards=rollout.shards if here and is_sharded(rollout, config.ray) else 0,
+        second=second_bytes(agent, config.device) if here else 0,
+        packed=here and backend == "own" and is_packed(rollout.packed_weights, shape, config.device),
+        shards=rollout.shards if here and sharded else 0,
         ahead=rollout.ahead,
         ranks=config.learner.ranks,
         divided=config.learner.parallel == "fsdp2",
         ranks_elsewhere=config.ray is not None and config.ray.address != "local",
-        vllm=rollout.vllm if backend_of(config)[0] == "vllm" and (here or has_vllm(config)) else None,
+        vllm=rollout.vllm if backend == "vllm" and (here or has_vllm(config)) else None,
     )
     return shape, demand
 

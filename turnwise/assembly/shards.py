@@ -68,7 +68,8 @@ class Blueprint:
             backend = config.rollout.backend or "own"
             players = {name: Player(policy, cast.agent(name, policy, backend)) for name, policy in policies.items()}
             collectors = cast.collectors({name: player.agent for name, player in players.items()})
-        return Shard(self.number, collectors, players, _described(policies))
+        seconds = {name: p.agent.second.weights for name, p in players.items() if p.agent.second is not None}
+        return Shard(self.number, collectors, players, _described(policies, seconds))
 
     def apart(self) -> Blueprint:
         """The same with every world in a process of its own."""
@@ -76,8 +77,8 @@ class Blueprint:
         return replace(self, settings={**self.settings, "env": env})
 
 
-def _described(policies: Mapping[str, Policy]) -> Described:
-    return Described(__version__, {side: policy.frozen_hash() for side, policy in policies.items()})
+def _described(policies: Mapping[str, Policy], seconds: Mapping[str, str]) -> Described:
+    return Described(__version__, {side: policy.frozen_hash() for side, policy in policies.items()}, seconds)
 
 
 def is_sharded(rollout: RolloutConfig, ray: RayConfig | None) -> bool:
@@ -129,9 +130,11 @@ def shards_of(
     examples: tuple[Example, ...],
     policies: Mapping[str, Policy],
     host: Host | None = None,
+    seconds: Mapping[str, str] | None = None,
 ) -> Shards:
     """The shards that a run's resolved settings ask for, on a ``host``, by default the one that they name; close them.
 
+    ``seconds`` are, by side, the hashes of the weights of second models (``Side.second``).
     Raises ShardError where they cannot be made.
     """
     config = parse_config(settings)
@@ -142,7 +145,7 @@ def shards_of(
     return Shards(
         host or host_of(config.ray, needed, rollout.shards, ranks, config.device),
         [(made, made.apart()) for made in drawn],
-        _described(policies),
+        _described(policies, seconds or {}),
         policies,
         Patience(rollout.shard_timeout_s, rollout.shard_losses),
         rollout.num_slots,

@@ -151,4 +151,5 @@ def _agent_elsewhere(agent: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _described(seating: Seating) -> Described:
     agents = {name: agent for name, agent in seating.learners.items() if isinstance(agent, ModelAgent)}
-    return Described(__version__, {name: agent.adapter_hash for name, agent in agents.items()})
+    seconds = {name: agent.second.weights for name, agent in agents.items() if agent.second is not None}
+    return Described(__version__, {name: agent.adapter_hash for name, agent in agents.items()}, seconds)

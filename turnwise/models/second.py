@@ -21,10 +21,13 @@ from turnwise.trajectory import IntArray
 
 
 class SecondModel:
-    """``name`` is what errors call it; ``engine`` runs it, and is asked for one token at a time."""
+    """``name`` is what errors call it; ``engine`` runs it, and is asked for one token at a time.
 
-    def __init__(self, name: str, engine: SlotEngine) -> None:
-        self.name, self.engine = name, engine
+    ``weights`` is the hash of its weights.
+    """
+
+    def __init__(self, name: str, engine: SlotEngine, weights: str = "") -> None:
+        self.name, self.engine, self.weights = name, engine, weights
         self._slots: dict[int, int] = {}  # owner -> slot, the one that asked last at the end
 
     def of_reply(

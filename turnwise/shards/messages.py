@@ -13,7 +13,7 @@ by saying them to a new one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from turnwise.agents.jobs import Job
 from turnwise.agents.playing import Event
@@ -79,10 +79,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a shard was made of: turnwise's version, and by side the hash of the weights that it loaded by itself."""
+    """What a shard was made of: turnwise's version, and by side the hash of the weights that it loaded by itself.
+
+    ``seconds`` are those of the models that draw tokens beside the policies, where there are any.
+    """
 
     turnwise: str
     weights: Mapping[str, str]
+    seconds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,11 @@ def _check_described(number: int, found: Described, expected: Described) -> None
                 f"shard {number} has loaded another model (weights {found.weights[side]}, here {known}): put the same "
                 "model folder on every machine"
             )
+    if found.seconds != expected.seconds:
+        raise ShardError(
+            f"shard {number} has loaded another second model (agent.decoding.second; weights by side "
+            f"{dict(found.seconds)}, here {dict(expected.seconds)}): put the same one on every machine"
+        )
 
 
 class ShardedCollector:

@@ -54,8 +54,8 @@ class Demand:
     reference: bool = False  # something compares with the policy at its start
     reads: bool = False  # something looks at whole distributions over the vocabulary
     teacher: int = 0  # bytes of the weights of a second scorer
-    second: int = 0  # bytes of the weights of a model that draws tokens beside the policy
-    packed: bool = False  # the sampler has packed weights
+    second: int = 0  # bytes of the weights of a model that draws tokens beside the policy, for whoever plays
+    packed: bool = False  # whoever plays has packed weights
     shards: int = 0  # processes of this machine that have weights of their own, beside this one
     ahead: int = 0  # updates by which episodes are played before they are learned from
     ranks: int = 1  # processes that learn together, the first of which samples
@@ -130,15 +130,16 @@ def _weights(shape: Shape, demand: Demand) -> list[Part]:
         Part("weights", own * shape.itemsize, f"{shape.parameters:,} of {shape.itemsize} bytes{told}"),
         Part("sampler's weights", max(of_layers - shape.adapted, 0) * shape.itemsize, "its own, not under adapters"),
         Part("merged weights", sampled * shape.itemsize, "the sampler's, under adapters"),
-        Part("packed weights", packed * shape.itemsize, "the sampler's, not under adapters"),
+        Part("packed weights", packed * shape.itemsize * (not demand.shards), "the sampler's, not under adapters"),
         Part("adapters", shape.lora * FLOAT, f"{shape.lora:,} of 4 bytes"),
     ]
     whole = (shape.parameters + sampled + packed) * shape.itemsize + shape.lora * FLOAT
     parts.append(Part("shards", demand.shards * whole, f"{demand.shards} processes with all weights each"))
-    parts.append(Part("second model's weights", demand.second, "it draws tokens where the policy is unsure"))
+    seconds = max(1, demand.shards) * demand.second
+    told = f", in each of {demand.shards} shards" if demand.shards else ""
+    parts.append(Part("second model's weights", seconds, f"it draws tokens where the policy is unsure{told}"))
     if demand.vllm is not None and demand.vllm.url is None:
         copies = max(1, demand.shards) * (shape.parameters + shape.lora)
-        told = f", in each of {demand.shards} shards" if demand.shards else ""
         parts.append(Part("vLLM's weights", copies * shape.itemsize, f"a copy of all, and of the adapters{told}"))
     if demand.num_rows:
         count = shape.lora or shape.parameters
@@ -213,7 +214,16 @@ def _update(shape: Shape, demand: Demand) -> list[Part]:
     ]
 
 
-_FIRST_ALONE = ("merged weights", "sampler's weights", "packed weights", "rows for merge shares")
+_FIRST_ALONE = (
+    "merged weights",
+    "sampler's weights",
+    "packed weights",
+    "rows for merge shares",
+    "shards",
+    "vLLM's weights",
+    "key/value cache",
+    "second model's weights",
+)
 
 
 def _others(parts: list[Part], demand: Demand) -> list[Part]:
@@ -249,19 +259,19 @@ def fit(shape: Shape, demand: Demand, available: int) -> Plan:
     """
     found = plan(shape, demand)
     while found.total > available:
-        smaller = _smaller(found)
+        smaller = _smaller(shape, found)
         if smaller is None:
             raise _too_large(found, available)
         found = plan(shape, smaller)
     return found
 
 
-def _smaller(found: Plan) -> Demand | None:
-    """The demand with half of what the peak depends on; None where that is one context."""
+def _smaller(shape: Shape, found: Plan) -> Demand | None:
+    """The demand with half of what the peak depends on; None where less would change nothing."""
     demand, least = found.demand, found.demand.max_context_tokens
     if found.peak == "update" and demand.tokens > least:
         return replace(demand, microbatch_tokens=max(demand.tokens // 2, least))
-    if demand.num_slots > 1 and not (found.peak == "update" and demand.on_cpu):
+    if plan(shape, replace(demand, num_slots=1)).total < found.total:  # our cache is not held in an update on a CPU
         return replace(demand, num_slots=demand.num_slots // 2)
     return None
 
@@ -272,8 +282,15 @@ def _too_large(found: Plan, available: int) -> ValueError:
     return ValueError(
         f"{doing} {found.total / GIB:.2f} GiB with a single context at a time, and {available / GIB:.2f} GiB are free; "
         f"most of it is {largest.name} ({largest.bytes / GIB:.2f} GiB, {largest.how}): "
-        f"{_ADVICE.get(largest.name, _SMALLER)}"
+        f"{_advice(largest, found.demand)}"
     )
+
+
+def _advice(largest: Part, demand: Demand) -> str:
+    """What to change where a part is too large."""
+    if largest.name == "key/value cache" and demand.vllm is not None and demand.vllm.cache_gib is not None:
+        return f"lower rollout.vllm.cache_gib{', or rollout.shards' if demand.shards else ''}"
+    return _ADVICE.get(largest.name, _SMALLER)
 
 
 def fitting(shape: Shape, demand: Demand) -> Demand:

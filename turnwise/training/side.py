@@ -29,7 +29,8 @@ class Side:
 
     ``name`` is the role or player that it plays, or ``""`` for all of them. Errors call its model ``model``. ``leader``
     has the other ranks do what the learner does here. ``ahead`` is by how many updates its episodes are played before
-    they are learned from. Raises DisagreementError where the agent's engine holds another
+    they are learned from. ``second`` is the hash of the weights of the model that draws tokens beside the policy, where
+    there is one. Raises DisagreementError where the agent's engine holds another
     model: nothing is to be measured with that.
     """
 
@@ -42,9 +43,10 @@ class Side:
         model: str = "the model",
         leader: Leader | None = None,
         ahead: int = 0,
+        second: str | None = None,
     ) -> None:
         self.name, self.policy, self.agent, self.learner = name, policy, agent, learner
-        self.leader, self.ahead = leader or Leader(), ahead
+        self.leader, self.ahead, self.second = leader or Leader(), ahead, second
         policy.remember(ahead)
         check_trainable(policy.model, model)
         self.limits = limits_of(policy, agent)  # measured with the weights at the start, at a resume too
@@ -130,17 +132,27 @@ class Side:
         state = {"learner": learner, "buffer": self.buffer.state_dict(), "adapter_hash": self.policy.adapter_hash}
         if self.teacher is not None:
             state["teacher"] = self.teacher.weights
+        if self.second is not None:
+            state["second"] = self.second
         if self.ahead:
             state["past"] = {str(held.version): held.hash for held in past}
         return state, named
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Inverse of ``state``. Raises ValueError where weights, its own or a teacher's, are not those of then."""
+        """Inverse of ``state``. Raises ValueError where weights, its own or another model's, are not those of then.
+
+        A checkpoint of an earlier version does not say what the second model's were.
+        """
         state, tensors = checkpoint.state["sides"][self.name], checkpoint.side(self.name)
         if self.teacher is not None and state.get("teacher") != self.teacher.weights:
             raise ValueError(
                 f"the run learned from a teacher with weights {state.get('teacher', 'of no name')}, and "
                 f"{self.teacher.name} now has {self.teacher.weights}: put the earlier one back, or begin a new run"
+            )
+        if (drew := state.get("second", self.second)) != self.second:
+            raise ValueError(
+                f"the run drew tokens with a second model (agent.decoding.second) with weights {drew}, and it now has "
+                f"{self.second}: put the earlier one back, or begin a new run"
             )
         self.leader.tell("load", tensors, side=self.name, learner=state["learner"], buffer=state["buffer"])
         restore(self.policy, self.learner, self.buffer, tensors, state)
