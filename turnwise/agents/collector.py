@@ -94,11 +94,12 @@ class Collector:
         return Rollouts(self, sampling, key, on_episode)
 
     def numbers(self) -> dict[str, float]:
-        """As ``Playing.numbers``: the wishes of requests that were not followed, and what decoding did."""
+        """As ``Playing.numbers``: the wishes of requests that were not followed, and what decoding did for learners."""
         taken, self._ignored = self._ignored, 0
         found = Counter[str]({"gateway/ignored_sampling": taken} if taken else {})
-        for model in self.seating.models:
-            found.update({f"decoding/{name}": count for name, count in model.guides.acted.take().items()})
+        for agent in self.seating.learners.values():
+            if isinstance(agent, ModelAgent):
+                found.update({f"decoding/{name}": count for name, count in agent.guides.acted.take().items()})
         return dict(found)
 
     def count_ignored(self, wishes: Sequence[str]) -> None:
@@ -422,6 +423,8 @@ class Rollouts:
         self._collector.count_ignored(episode.info.get("ignored", ()))
         self._collector.count_ignored(["form"] if wishes.form is not None and seat.form is None else [])
         sampling = wishes.sampling(self._sampling)
+        if not seat.recorded:  # the algorithm's temperatures are for what learns, and not for a frozen opponent
+            sampling = replace(sampling, heat=None)
         processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens, sampling, key)
         if begins and rollout.point is not None and len(rollout.point.begun):
             processor = Continuing(rollout.point.begun, processor)
