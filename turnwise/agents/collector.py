@@ -41,7 +41,7 @@ from turnwise.agents.actions import action_start, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job, Past
 from turnwise.agents.playing import Event, Grader, OnEpisode, play_all
-from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
+from turnwise.agents.seating import NO_IDS, CutShortError, ModelAgent, Seat, Seating, TextEnv
 from turnwise.agents.wishes import Wishes
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
@@ -50,7 +50,6 @@ from turnwise.envs.tasks import close
 from turnwise.errors import AgentError
 from turnwise.models.drawing import LogitsError
 from turnwise.models.engine import Engine, Reply, Sampling
-from turnwise.models.processing import Continuing
 from turnwise.seeds import mix
 from turnwise.trajectory import End, Fork, RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
@@ -425,9 +424,8 @@ class Rollouts:
         sampling = wishes.sampling(self._sampling)
         if not seat.recorded:  # the algorithm's temperatures are for what learns, and not for a frozen opponent
             sampling = replace(sampling, heat=None)
-        processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens, sampling, key)
-        if begins and rollout.point is not None and len(rollout.point.begun):
-            processor = Continuing(rollout.point.begun, processor)
+        begun = rollout.point.begun if begins and rollout.point is not None else NO_IDS
+        processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens, sampling, key, begun)
         engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
         self._generating[self._collector.engines.index(engine), seat.slot] = rollout
 

@@ -241,6 +241,18 @@ def check_heating(
         raise ValueError(f"{name}, and so would agent.decoding.heat: set {setting}=0, or leave that out")
 
 
+def check_forks(recipe: Recipe, agent: AgentConfig) -> None:
+    """A copy that begins within a reply goes on as its parent did, so that no method goes by earlier draws."""
+    from turnwise.learning.recipe import layers  # here: a recipe brings torch
+
+    going = {"agent.decoding.mirostat", "agent.decoding.second"} & set(agent.decoding.names)
+    if going and any(getattr(layer, "within_replies", False) for layer in layers(recipe.planner)):
+        raise ValueError(
+            f"{recipe.name} begins copies within replies, by forced tokens, and {', '.join(sorted(going))} would go by "
+            "how the tokens before were drawn, which a copy does not know: leave it out, or take another algorithm"
+        )
+
+
 def check_algorithm(
     algorithm: Settings,
     run: RunInfo,
@@ -256,6 +268,7 @@ def check_algorithm(
     recipe = build(algorithm, run)
     if recipe.heating is not None:
         check_heating(recipe, setting_name(algorithm, recipe.heating.setting), rollout, agent, game)
+    check_forks(recipe, agent)
     if not isinstance(recipe.planner, NoRollouts):
         return
     default = RewardsConfig()
