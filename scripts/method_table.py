@@ -46,7 +46,7 @@ written by hand. What a method is and where it differs from its paper is on its 
 - **points**: the [extension points](cookbook/own_algorithm.md) that the method's own parts use, at its documented
   defaults and beside those of its base. W shapes rewards, D composes streams (other than all fresh groups), R plans
   what is played, A estimates or changes advantages, T weighs tokens, C clips the ratio, G is a term of the loss, O a
-  loss of its own, K keeps state in checkpoints.
+  loss of its own, S heats the sampler, K keeps state in checkpoints.
 - **lines**: of the recipe's file, docstring and settings included. Parts that recipes share are in files beside it.
 - **vectors**: files of reference numbers in `tests/golden`, and how many of their cases a test reads: those named
   after the method, and those whose test uses a part of its file. Those that begin with `derived_` were computed from
@@ -137,7 +137,7 @@ def points(name: str) -> str:
     known = [] if not isinstance(base, Settings) else [kind(part) for _, part in placed(recipe(base))]
     own = [(letter, part) for letter, part in placed(recipe(config)) if kind(part) not in known]
     found = {letter for letter, _ in own} | {"K" for _, part in own if keeps_state(part)}
-    return " ".join(letter for letter in "WDRATCGOK" if letter in found)
+    return " ".join(letter for letter in "WDRATCGOSK" if letter in found)
 
 
 def kind(part: object) -> tuple[type, dict[str, object]]:
@@ -162,6 +162,8 @@ def placed(made: Recipe) -> Iterator[tuple[str, object]]:
         yield from (("C", part) for part in (stream.clip,) if part is not None)
         yield from (("G", part) for part, _ in stream.regularizers)
         yield from (("O", part) for part, _ in stream.objectives)
+    if made.heating is not None:
+        yield "S", made.heating
 
 
 def keeps_state(part: object) -> bool:

@@ -129,6 +129,12 @@ def test_the_table_of_methods_is_that_of_code_tests_and_results() -> None:
     assert (ROOT / "docs" / "methods.md").read_text() == made.stdout, "python scripts/method_table.py writes it"
 
 
+def test_the_table_of_methods_shows_who_heats_the_sampler_and_keeps_state() -> None:
+    rows = (ROOT / "docs" / "methods.md").read_text().splitlines()
+    (hapo,) = (row.split("|") for row in rows if "(algorithms/hapo.md)" in row)
+    assert {"S", "K"} <= set(hapo[4].split())
+
+
 def test_the_layout_page_names_what_is_there() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     for module in (ROOT / "turnwise").glob("*.py"):

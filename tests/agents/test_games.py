@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 from tests.models import tiny_model, tokenizer
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.decoding import DecodingConfig, FloorConfig
+from turnwise.agents.guiding import Guides
 from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scripted import play_episode, scripted
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.envs.tasks import make_env, maker, panel
 from turnwise.evaluation.playing import evaluate_policy, evaluate_scripted
+from turnwise.heat import Heat, Spread
 from turnwise.learning.planning import GroupPlanner
 from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.trajectory import Trajectory, TurnFinished, group_by_task
@@ -73,6 +77,22 @@ def test_against_an_opponent_only_the_learner_is_recorded_and_it_changes_seats()
         tasks(4), Rollouts(Collector(maker(NIM), Seating({"": model()}, {"": RANDOM})), SAMPLING)
     )
     assert all(len({t.player for t in g.trajectories}) == 1 for g in group_by_task(trained)), "a group has one seat"
+
+
+def test_an_opponent_is_not_heated_by_the_algorithm_and_its_decoding_is_not_reported() -> None:
+    learner, frozen, floored = model(), model(name="frozen"), model(name="floored")
+    heated = replace(SAMPLING, heat=Heat(Spread(0.0, 1.0, 1.0), 0.4))
+    played = Collector(maker(NIM), Seating({"": learner}, {"": frozen})).collect(jobs_for(tasks(4), 2, 0), heated)
+    assert all(turn.processing is not None for t in played for turn in t.turns)
+    assert frozen.guides.acted.take() == {}
+    assert learner.guides.acted.take()["heat_share"] > 0
+    floored.guides = Guides(floored.chat, AgentConfig(decoding=DecodingConfig(floor=FloorConfig(temperature=1.2))))
+    made = Collector(maker(NIM), Seating({"": learner}, {"": floored}))
+    played = made.collect(jobs_for(tasks(4), 2, 0), heated)
+    found = made.numbers()
+    assert found["decoding/tokens"] == sum(t.num_sampled_tokens for t in played)
+    assert "decoding/floor_share" not in found
+    assert floored.guides.acted.take()["floor_share"] > 0
 
 
 def test_roles_may_have_their_own_models_and_a_model_may_be_the_opponent() -> None:

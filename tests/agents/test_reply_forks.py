@@ -16,6 +16,8 @@ from torch import Tensor
 from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
 from tests.models import tiny_model
 from turnwise.agents.collector import Rollouts
+from turnwise.agents.decoding import DecodingConfig, FloorConfig
+from turnwise.heat import Heat, Spread
 from turnwise.learning.planning import GroupPlanner
 from turnwise.models.engine import Sampling, SlotEngine
 from turnwise.models.processing import FREE, Continuing, Course, Step
@@ -100,6 +102,20 @@ def test_copies_draw_the_rest_of_the_reply_and_score_as_it_was_drawn() -> None:
     engine = source.engines[0]
     assert isinstance(engine, SlotEngine)
     assert engine.counts.sampled_tokens == sum(t.num_sampled_tokens for t in (parent, *copies)), "no token twice"
+
+
+def test_methods_of_decoding_are_not_asked_for_the_beginning_of_a_copy() -> None:
+    """It counts for no choice of the copy, which draws the rest by the same rules."""
+    heated = replace(SAMPLING, heat=Heat(Spread(5.0, 1.0, 1.0), 0.3))
+    floor = DecodingConfig(floor=FloorConfig(probability=0.0005))
+    parent, copies, source = family(HOUSE, heated, [(1, 3)] * 2, decoding=floor)
+    assert source.numbers()["decoding/tokens"] == sum(t.num_sampled_tokens for t in (parent, *copies))
+    for child in copies:
+        made = child.turns[1].processing
+        assert made is not None
+        assert made.forced.tolist() == [n < 3 for n in range(len(made.forced))]
+        assert (made.temperatures[:3] == 1.0).all()
+        assert (made.temperatures[3:] != 1.0).any()
 
 
 def test_a_retried_copy_begins_within_the_reply_too() -> None:

@@ -23,7 +23,7 @@ from turnwise.agents.rules import Acted, ActionFloor, ActionPart, Decoded, HeatR
 from turnwise.heat import Heat, Spread
 from turnwise.models.drawing import Sampling, sample
 from turnwise.models.engine import Reply
-from turnwise.models.processing import Course, Processor, Step, inside
+from turnwise.models.processing import Continuing, Course, Processor, Step, inside
 from turnwise.models.second import SecondModel
 from turnwise.models.settings import LoRAConfig
 from turnwise.models.vllm.drawn import Drawing, heard, tell
@@ -122,6 +122,19 @@ def test_an_action_begins_after_its_thought(settings: Any, template: str, said: 
         seen += own.text(token) if part.begun else "|"
         part.read(token)
     assert re.sub(r"\|+", "|", seen) == expected
+
+
+def test_no_logits_are_asked_for_a_forced_beginning() -> None:
+    """It costs no forward pass of its own, and counts as no choice."""
+    acted = Acted()
+    course = Course(decoded("heat", "floor", acted=acted, held=Continuing(np.array([3, 2], np.int32))))
+    for token in (3, 2):
+        assert course.only() == token
+        course.take(token, 0.0, 0.0)
+    assert course.only() is None
+    assert not acted.take()
+    course.step(torch.zeros(8))
+    assert acted.take()["tokens"] == 1
 
 
 def test_a_floor_is_for_actions_alone() -> None:

@@ -161,10 +161,10 @@ def test_only_planners_that_say_so_play_ahead() -> None:
             planner.remembers = remembers  # type: ignore[attr-defined]
         for each in (planner, around, DynamicSampling(planner, 2)):
             with pytest.raises(ValueError, match=error):
-                ready_for_stale(replace(made, planner=each), info())
+                ready_for_stale(replace(made, planner=each), info(), GRPOConfig())
         planner.remembers = False  # type: ignore[attr-defined]
-        ready_for_stale(replace(made, planner=DynamicSampling(around, 2)), info())
-    ready_for_stale(replace(made, planner=DynamicSampling(GroupPlanner(4), 2)), info())
+        ready_for_stale(replace(made, planner=DynamicSampling(around, 2)), info(), GRPOConfig())
+    ready_for_stale(replace(made, planner=DynamicSampling(GroupPlanner(4), 2)), info(), GRPOConfig())
     for config in (CounterfactualConfig(), ARPOConfig()):
         build(config, replace(info(), group_size=8))
     with pytest.raises(ValueError, match="HeatedAttempts"):

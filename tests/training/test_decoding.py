@@ -151,6 +151,22 @@ def test_an_evaluation_takes_the_same_settings(model: Path, tmp_path: Path) -> N
             r"hapo decides temperatures .*token by token, which a vLLM server cannot: set algorithm\.heat=0",
         ),
         (["rollout.ahead=1", "algorithm=hapo"], r"rollout\.ahead=1: hapo takes its temperatures .*algorithm\.heat=0"),
+        (
+            ["rollout.ahead=1", "algorithm=ear", "algorithm.base.type=hapo"],
+            r"rollout\.ahead=1: ear takes its temperatures .*algorithm\.base\.heat=0",
+        ),
+        (
+            [METHODS[0], "algorithm=ear", "algorithm.base={type: spear, base: hapo}"],
+            r"ear decides temperatures .*, and so would agent\.decoding\.heat: set algorithm\.base\.base\.heat=0",
+        ),
+        (
+            [METHODS[1], "algorithm=ear", "algorithm.base=cure"],
+            r"ear begins copies within replies, .*agent\.decoding\.mirostat would go by",
+        ),
+        (
+            ["agent.decoding.second.model=x", "algorithm=etmr"],
+            r"etmr begins copies within replies, .*agent\.decoding\.second would go by",
+        ),
         ([METHODS[0], "algorithm=hapo"], r"hapo decides temperatures .*, and so would agent\.decoding\.heat"),
         (
             ["game={policies: per_role}", "algorithm=hapo"],

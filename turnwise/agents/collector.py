@@ -41,7 +41,7 @@ from turnwise.agents.actions import action_start, tokens_before
 from turnwise.agents.episode import Episode, ForkPoint, SuccessRule
 from turnwise.agents.jobs import Job, Past
 from turnwise.agents.playing import Event, Grader, OnEpisode, play_all
-from turnwise.agents.seating import CutShortError, ModelAgent, Seat, Seating, TextEnv
+from turnwise.agents.seating import NO_IDS, CutShortError, ModelAgent, Seat, Seating, TextEnv
 from turnwise.agents.wishes import Wishes
 from turnwise.agents.worldwork import Failure, WorldThreads, WorldWork
 from turnwise.clock import Clock
@@ -50,7 +50,6 @@ from turnwise.envs.tasks import close
 from turnwise.errors import AgentError
 from turnwise.models.drawing import LogitsError
 from turnwise.models.engine import Engine, Reply, Sampling
-from turnwise.models.processing import Continuing
 from turnwise.seeds import mix
 from turnwise.trajectory import End, Fork, RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
@@ -94,11 +93,12 @@ class Collector:
         return Rollouts(self, sampling, key, on_episode)
 
     def numbers(self) -> dict[str, float]:
-        """As ``Playing.numbers``: the wishes of requests that were not followed, and what decoding did."""
+        """As ``Playing.numbers``: the wishes of requests that were not followed, and what decoding did for learners."""
         taken, self._ignored = self._ignored, 0
         found = Counter[str]({"gateway/ignored_sampling": taken} if taken else {})
-        for model in self.seating.models:
-            found.update({f"decoding/{name}": count for name, count in model.guides.acted.take().items()})
+        for agent in self.seating.learners.values():
+            if isinstance(agent, ModelAgent):
+                found.update({f"decoding/{name}": count for name, count in agent.guides.acted.take().items()})
         return dict(found)
 
     def count_ignored(self, wishes: Sequence[str]) -> None:
@@ -422,9 +422,10 @@ class Rollouts:
         self._collector.count_ignored(episode.info.get("ignored", ()))
         self._collector.count_ignored(["form"] if wishes.form is not None and seat.form is None else [])
         sampling = wishes.sampling(self._sampling)
-        processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens, sampling, key)
-        if begins and rollout.point is not None and len(rollout.point.begun):
-            processor = Continuing(rollout.point.begun, processor)
+        if not seat.recorded:  # the algorithm's temperatures are for what learns, and not for a frozen opponent
+            sampling = replace(sampling, heat=None)
+        begun = rollout.point.begun if begins and rollout.point is not None else NO_IDS
+        processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens, sampling, key, begun)
         engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
         self._generating[self._collector.engines.index(engine), seat.slot] = rollout
 

@@ -34,7 +34,7 @@ from turnwise.envs.forms import Form
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.errors import AgentError
 from turnwise.models.engine import Engine, Sampling
-from turnwise.models.processing import Processor
+from turnwise.models.processing import Continuing, Processor
 from turnwise.models.second import SecondModel
 from turnwise.seeds import mix
 from turnwise.trajectory import IntArray, Turn
@@ -169,11 +169,17 @@ class Seat:
         return self.context.tools if isinstance(self.context, Roles) else None
 
     def processor(
-        self, admissible: Sequence[str] | None, max_tokens: int, sampling: Sampling, key: int
+        self,
+        admissible: Sequence[str] | None,
+        max_tokens: int,
+        sampling: Sampling,
+        key: int,
+        begun: IntArray = NO_IDS,
     ) -> Processor | None:
         """What decides about the tokens of the next reply; None: nothing.
 
-        ``max_tokens`` is the room for an action. The reply is drawn as ``sampling`` says, with ``key``.
+        ``max_tokens`` is the room for an action. The reply is drawn as ``sampling`` says, with ``key``. ``begun`` [n]
+        are its first tokens: they are forced, so that no method of decoding is asked for them.
         """
         assert self.model is not None
         guides, second = self.model.guides, self.model.second
@@ -181,8 +187,9 @@ class Seat:
             self.held = guides.formed(self.form, self.tools or ())
         else:
             self.held = guides.processor(admissible, max_tokens)
+        held = Continuing(begun, self.held) if len(begun) else self.held
         draw = None if second is None else second.of_reply(self.slot, self.context_ids(), key, sampling)
-        return guides.decoded(self.held, sampling, draw)
+        return guides.decoded(held, sampling, draw)
 
     @property
     def fault(self) -> str:

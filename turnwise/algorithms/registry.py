@@ -69,7 +69,7 @@ def build(config: Settings, run: RunInfo) -> Recipe:
         return made
     from turnwise.algorithms.stale import ready_for_stale
 
-    return ready_for_stale(made, run)
+    return ready_for_stale(made, run, config)
 
 
 def base_chain(config: Settings) -> str:

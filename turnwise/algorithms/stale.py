@@ -22,13 +22,13 @@ from turnwise.algorithms.common import TruncatedImportance
 from turnwise.learning.parts import Part
 from turnwise.learning.planning import NoRollouts
 from turnwise.learning.recipe import Recipe, layers
-from turnwise.learning.settings import RunInfo, StaleSettings
+from turnwise.learning.settings import RunInfo, Settings, StaleSettings, setting_name
 
 _FRESH = "fresh"
 
 
-def ready_for_stale(made: Recipe, run: RunInfo) -> Recipe:
-    """The recipe, for episodes that are played ``run.ahead`` updates before they are learned from.
+def ready_for_stale(made: Recipe, run: RunInfo, config: Settings) -> Recipe:
+    """The recipe of ``config``, for episodes that are played ``run.ahead`` updates before they are learned from.
 
     Raises ValueError where its planner keeps something of one update for the next, or does not say that it keeps
     nothing, where its temperatures do, and for a correction that does not fit the recipe.
@@ -38,7 +38,8 @@ def ready_for_stale(made: Recipe, run: RunInfo) -> Recipe:
     if made.heating is not None:
         raise ValueError(
             f"rollout.ahead={run.ahead}: {made.name} takes its temperatures ({type(made.heating).__name__}) from the "
-            "update before, which is not over when the next one is played: set rollout.ahead=0, or algorithm.heat=0"
+            "update before, which is not over when the next one is played: set rollout.ahead=0, or "
+            f"{setting_name(config, made.heating.setting)}=0"
         )
     for layer in layers(made.planner):
         remembers = isinstance(layer, Part) or getattr(layer, "remembers", None)

@@ -20,7 +20,7 @@ from turnwise.config.sections import (
 )
 from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
-from turnwise.learning.settings import RunInfo, Settings, StaleSettings
+from turnwise.learning.settings import RunInfo, Settings, StaleSettings, setting_name
 from turnwise.models.settings import LoRAConfig, ModelConfig, PackedWeights, ScratchModelConfig
 from turnwise.models.vllm.settings import VllmConfig
 
@@ -223,22 +223,34 @@ def check_splits(env: EnvConfig, measured: EvalConfig) -> None:
         raise ValueError(f"env.split and eval.split are both {env.split!r}: choose two")
 
 
-def check_heating(recipe: Recipe, rollout: RolloutConfig, agent: AgentConfig, game: GameConfig | None) -> None:
-    """Temperatures that an algorithm decides are one policy's, need a processor of ours, and are nobody else's."""
-    if recipe.heating is None:
-        return
-    name = f"{recipe.name} decides temperatures (algorithm.heat)"
+def check_heating(
+    recipe: Recipe, setting: str, rollout: RolloutConfig, agent: AgentConfig, game: GameConfig | None
+) -> None:
+    """Temperatures that an algorithm decides are one policy's, need a processor of ours, and are nobody else's.
+
+    ``setting`` is the dotted name of the one that decides them.
+    """
+    name = f"{recipe.name} decides temperatures ({setting})"
     if rollout.vllm.url is not None:
-        raise ValueError(
-            f"{name} token by token, which a vLLM server cannot: set algorithm.heat=0, or {_IN_THIS_PROCESS}"
-        )
+        raise ValueError(f"{name} token by token, which a vLLM server cannot: set {setting}=0, or {_IN_THIS_PROCESS}")
     if game is not None and game.policies != "shared":
         raise ValueError(
-            f"{name} by the tokens of one policy, and game.policies={game.policies} trains several: set "
-            "algorithm.heat=0"
+            f"{name} by the tokens of one policy, and game.policies={game.policies} trains several: set {setting}=0"
         )
     if agent.decoding.heat is not None:
-        raise ValueError(f"{name}, and so would agent.decoding.heat: set algorithm.heat=0, or leave that out")
+        raise ValueError(f"{name}, and so would agent.decoding.heat: set {setting}=0, or leave that out")
+
+
+def check_forks(recipe: Recipe, agent: AgentConfig) -> None:
+    """A copy that begins within a reply goes on as its parent did, so that no method goes by earlier draws."""
+    from turnwise.learning.recipe import layers  # here: a recipe brings torch
+
+    going = {"agent.decoding.mirostat", "agent.decoding.second"} & set(agent.decoding.names)
+    if going and any(getattr(layer, "within_replies", False) for layer in layers(recipe.planner)):
+        raise ValueError(
+            f"{recipe.name} begins copies within replies, by forced tokens, and {', '.join(sorted(going))} would go by "
+            "how the tokens before were drawn, which a copy does not know: leave it out, or take another algorithm"
+        )
 
 
 def check_algorithm(
@@ -254,7 +266,9 @@ def check_algorithm(
     from turnwise.learning.planning import NoRollouts
 
     recipe = build(algorithm, run)
-    check_heating(recipe, rollout, agent, game)
+    if recipe.heating is not None:
+        check_heating(recipe, setting_name(algorithm, recipe.heating.setting), rollout, agent, game)
+    check_forks(recipe, agent)
     if not isinstance(recipe.planner, NoRollouts):
         return
     default = RewardsConfig()

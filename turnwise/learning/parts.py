@@ -243,7 +243,12 @@ class Part:
 
 
 class Heating(Part, ABC):
-    """Point S: the temperatures that an update's tokens are sampled with, by what it saw of the updates before."""
+    """Point S: the temperatures that an update's tokens are sampled with, by what it saw of the updates before.
+
+    ``setting`` is the one of its algorithm that is 0 where there is no such part: errors name it.
+    """
+
+    setting: ClassVar[str] = "heat"
 
     @abstractmethod
     def heat(self) -> Heat | None:

@@ -53,6 +53,17 @@ def laid_over(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     return {**default, **given, **below}
 
 
+def setting_name(config: Settings, name: str) -> str:
+    """The dotted name of an algorithm's setting, or else of the nearest base's: ``algorithm.base.heat``."""
+    found, prefix = config, "algorithm"
+    while name not in type(found).model_fields:
+        below = getattr(found, "base", None)
+        if not isinstance(below, Settings):
+            return f"algorithm.{name}"
+        found, prefix = below, f"{prefix}.base"
+    return f"{prefix}.{name}"
+
+
 class RewardSettings(Settings):
     """How an update changes the world's rewards. The trajectories keep the raw ones.
 

@@ -176,7 +176,7 @@ class VllmEngine:
         if processor is not None and not self.core.processes:
             raise ValueError(
                 "a vLLM server runs no processors (agent.constrained, agent.thought_tokens, agent.decoding, "
-                "algorithm.heat, a request's response_format or forced call, an attempt that begins within a reply): "
+                "HAPO's heat, a request's response_format or forced call, an attempt that begins within a reply): "
                 "leave rollout.vllm.url out, so that vLLM runs in this process"
             )
         state.context = context
