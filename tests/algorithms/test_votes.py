@@ -15,7 +15,10 @@ from tests.algorithms.fakes import BigramPolicy, Sampler, episode
 from tests.algorithms.test_starts import RAW, RUN, scripted
 from tests.algorithms.test_within import attempt
 from tests.algorithms.trees import ScriptedRollouts
-from turnwise.agents.jobs import jobs_for
+from tests.worlds import Echo
+from turnwise.agents.episode import Episode
+from turnwise.agents.jobs import Job, jobs_for
+from turnwise.agents.seating import Seat
 from turnwise.algorithms.ares import ARESConfig
 from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.drpo import DRPOConfig
@@ -37,7 +40,7 @@ from turnwise.learning.settings import Settings
 from turnwise.models.engine import Sampling
 from turnwise.replay.codec import from_record, to_record
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import Task, Trajectory
 
 
 def planner(group_size: int, **settings: Any) -> WithinReplies:
@@ -151,6 +154,28 @@ def test_a_base_of_stored_episodes_has_no_attempts_to_pay(kind: Any, tmp_path: P
 def searched() -> list[Trajectory]:
     source = collector("turnwise/Search-v0", constrained=True, max_reply_tokens=40, max_context_tokens=1024)
     return source.collect(jobs_for(tasks(2, "turnwise/Search-v0"), 3, 0), Sampling(max_tokens=40))
+
+
+class Counting(Echo):
+    """Its episodes answer with a number."""
+
+    gives_answers = True
+
+    def __init__(self, answer: int | None) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, _ = super().step(action)
+        return observation, reward, terminated, truncated, {"answer": self.answer}
+
+
+@pytest.mark.parametrize(("answer", "kept"), [(0, "0"), (7, "7"), (None, "")])
+def test_zero_is_an_answer(answer: int | None, kept: str) -> None:
+    job = Job(Task("counting", "train", 0, "key"), 0)
+    played = Episode(Counting(answer), job, 0, [Seat()])
+    played.step("look")
+    assert [t.answer for t in played.trajectories("truncated")] == [kept]
 
 
 def test_a_world_that_gives_answers_has_them_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
