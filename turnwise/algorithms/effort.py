@@ -98,7 +98,7 @@ class EffortTargets(ComposerAround):
     Keeps the threshold of windows, and the target and (as released) the coefficient of each difficulty.
     """
 
-    reads_success = True
+    reads_success = reads_entropies = True
 
     def __init__(self, inner: Composer, config: ARESConfig, success: float) -> None:
         super().__init__(inner)
