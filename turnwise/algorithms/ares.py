@@ -104,7 +104,7 @@ class ARESConfig(Settings):
 
 
 def recipe(config: ARESConfig, run: RunInfo) -> Recipe:
-    """Compose ARES on its base. Raises ValueError for one with a KL term of its own, for one that plays nothing, and for
+    """Compose ARES on its base. Raises ValueError for one with a KL term of its own or that plays nothing, and for
     copies that begin within replies.
     """
     base = playing(base_recipe(config.base, run), "ares").named("ares")
