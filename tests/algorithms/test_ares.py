@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, task
+from tests.algorithms.test_starts import tree
 from turnwise.algorithms.ares import ARESConfig
 from turnwise.algorithms.arpo import ARPOConfig
+from turnwise.algorithms.counterfactual import CounterfactualConfig
 from turnwise.algorithms.effort import EffortKL, EffortTargets, difficulty, released_term, wrong_side
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.registry import build
@@ -153,6 +155,9 @@ def test_the_released_form_pays_lost_attempts_and_moves_its_coefficient() -> Non
     assert targets.alphas["easy"] == pytest.approx(0.5 + 0.05 * (1.75 - 2))
     assert found == pytest.approx([0.0] * 3 + [released_term("easy", False, 4, 2, targets.alphas["easy"])])
     assert found[3] > 0.15
+    lost = Group(task(), tuple(replace(each, success=False) for each in members))
+    taken(targets, lost)
+    assert targets.alphas["hard"] == pytest.approx(0.5 - 0.05 * (1.75 - 2)), "with hard tasks the other way"
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
@@ -197,6 +202,20 @@ def test_the_kl_is_relaxed_in_windows_and_by_difficulty() -> None:
     found = part.factors[batch.action_mask].tolist()
     assert found == [0.25, 0.125, 0.125, 0.125, 0.25, 0.125, 0.125]
     assert part.acted()["relaxed_share"] == pytest.approx(5 / 7)
+
+
+def test_the_kl_has_the_difficulty_of_the_return_where_the_base_groups_attempts_by_state() -> None:
+    """Two of five attempts win: 1 of 2 from the task, 1 of 4 from the state."""
+    made = Group(task(), tuple(replace(t, success=n in (1, 4)) for n, t in enumerate(tree().trajectories)))
+    recipe = build(ARESConfig(base=CounterfactualConfig(base=GRPOConfig(kl_coef=0.0))), replace(RUN, group_size=8))
+    (part, _), *_ = recipe["fresh"].regularizers
+    assert isinstance(recipe.composer, EffortTargets)
+    assert isinstance(part, EffortKL)
+    streams = composed(recipe.composer, made)
+    assert len(streams["fresh"].samples.groups) == 2
+    part.before_update(0, streams)
+    assert recipe.composer.acted()["medium_share"] == 1.0, "two of five"
+    assert part.by_attempt.tolist() == [1.0] * len(streams["fresh"].samples.trajectories)
 
 
 def test_a_checkpoint_keeps_targets_and_threshold() -> None:

@@ -19,6 +19,7 @@ from turnwise.algorithms.ear import EARConfig, entropy_scale
 from turnwise.algorithms.entropy_advantage import EntropyBonus
 from turnwise.algorithms.forking import ForkingConfig, top_of_all, top_of_turns
 from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.hapo import HAPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.sac import SACConfig, Temperature
 from turnwise.algorithms.steer import STEERConfig
@@ -47,6 +48,14 @@ def gradient(config: Settings, batch: TokenBatch, logprobs: Tensor) -> list[floa
 
 def stream(batch: TokenBatch) -> Stream:
     return Stream(Samples((), RewardTable((), ())), batch)
+
+
+def test_hapo_weighs_tokens_where_no_bound_widens() -> None:
+    """The first token is the least certain one: its weight is 1 + 0.5, and the ratio is beyond the bound of calm."""
+    batch, logprobs = row(before=[0.5, 0.5], now=[0.56, 0.5], advantages=[1.0, 1.0])
+    batch = batch.with_columns(behaviour_entropies=torch.tensor([[2.0, 1.0]]))
+    config = HAPOConfig(alpha=0.0, beta=0.5, pivot=0.5, heat=0.0)
+    assert gradient(config, batch, logprobs) == pytest.approx([-1.12 * 1.5 / 2, -1.0 / 2])
 
 
 def test_cispo_keeps_every_gradient_with_a_bounded_weight() -> None:

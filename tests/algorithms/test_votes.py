@@ -12,23 +12,35 @@ import pytest
 
 from tests.agents.test_collector import collector, tasks
 from tests.algorithms.fakes import BigramPolicy, Sampler, episode
-from tests.algorithms.test_starts import RUN, scripted
+from tests.algorithms.test_starts import RAW, RUN, scripted
 from tests.algorithms.test_within import attempt
 from tests.algorithms.trees import ScriptedRollouts
-from turnwise.agents.jobs import jobs_for
+from tests.worlds import Echo
+from turnwise.agents.episode import Episode
+from turnwise.agents.jobs import Job, jobs_for
+from turnwise.agents.seating import Seat
+from turnwise.algorithms.ares import ARESConfig
 from turnwise.algorithms.dapo import DAPOConfig
+from turnwise.algorithms.drpo import DRPOConfig
 from turnwise.algorithms.ear import EARConfig
+from turnwise.algorithms.empo import EMPOConfig
 from turnwise.algorithms.etmr import ETMRConfig
+from turnwise.algorithms.g2po import G2POConfig
+from turnwise.algorithms.graphgpo import GraphGPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.igpo import IGPOConfig
+from turnwise.algorithms.pear import PEARConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.votes import AnswerVotes
+from turnwise.algorithms.weighted_cloning import WeightedCloningConfig
 from turnwise.algorithms.within import WithinReplies
 from turnwise.envs.search.env import SearchEnv
 from turnwise.learning.rewards import RewardTable, raw_rewards
+from turnwise.learning.settings import Settings
 from turnwise.models.engine import Sampling
 from turnwise.replay.codec import from_record, to_record
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import Task, Trajectory
 
 
 def planner(group_size: int, **settings: Any) -> WithinReplies:
@@ -104,9 +116,66 @@ def test_a_vote_needs_answers_and_no_base_that_looks_at_the_worlds_rewards() -> 
             build(ETMRConfig(base=base, reward="vote"), RUN)
 
 
+LABELLED = {
+    "pear": (PEARConfig(base=RAW), r"pear asks which attempts succeed \(ThoughtPenalty\)"),
+    "ares": (ARESConfig(base=RAW), r"ares asks which attempts succeed \(EffortTargets\)"),
+    "g2po": (G2POConfig(kl_coef=0.0), r"g2po asks which attempts succeed \(StateValues\)"),
+    "graphgpo": (GraphGPOConfig(kl_coef=0.0), r"graphgpo asks which attempts succeed \(GoalDistance\)"),
+    "drpo": (DRPOConfig(base=RAW), r"drpo asks which attempts succeed \(StoredStarts\)"),
+    "igpo": (IGPOConfig(kl_coef=0.0), "igpo learns from the right answers"),
+}
+
+
+@pytest.mark.parametrize(("base", "said"), LABELLED.values(), ids=LABELLED)
+def test_a_base_that_asks_for_labels_cannot_learn_from_votes(base: Settings, said: str) -> None:
+    with pytest.raises(ValueError, match=f"take the place of the world's rewards, and {said}"):
+        build(EMPOConfig(base=base), RUN)
+    with pytest.raises(ValueError, match=said):
+        build(ETMRConfig(base=base, reward="vote"), RUN)
+
+
+@pytest.mark.parametrize("kind", [PEARConfig, ARESConfig, DRPOConfig])
+def test_what_asks_for_labels_is_no_more_allowed_around_votes(kind: Any) -> None:
+    with pytest.raises(ValueError, match=r"(pear|ares|drpo) asks which attempts succeed"):
+        build(kind(base=EMPOConfig(base=RAW)), RUN)
+
+
+def test_goals_by_reward_are_no_labels() -> None:
+    assert build(EMPOConfig(base=GraphGPOConfig(kl_coef=0.0, goal="reward")), RUN).compares_answers
+
+
+@pytest.mark.parametrize("kind", [EMPOConfig, ARESConfig, PEARConfig])
+def test_a_base_of_stored_episodes_has_no_attempts_to_pay(kind: Any, tmp_path: Path) -> None:
+    base = WeightedCloningConfig(episodes=str(tmp_path))
+    with pytest.raises(ValueError, match=r"fresh attempts are paid, and weighted_cloning learns from stored episodes"):
+        build(kind(base=base), RUN)
+
+
 def searched() -> list[Trajectory]:
     source = collector("turnwise/Search-v0", constrained=True, max_reply_tokens=40, max_context_tokens=1024)
     return source.collect(jobs_for(tasks(2, "turnwise/Search-v0"), 3, 0), Sampling(max_tokens=40))
+
+
+class Counting(Echo):
+    """Its episodes answer with a number."""
+
+    gives_answers = True
+
+    def __init__(self, answer: int | None) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, _ = super().step(action)
+        return observation, reward, terminated, truncated, {"answer": self.answer}
+
+
+@pytest.mark.parametrize(("answer", "kept"), [(0, "0"), (7, "7"), (None, "")])
+def test_zero_is_an_answer(answer: int | None, kept: str) -> None:
+    job = Job(Task("counting", "train", 0, "key"), 0)
+    played = Episode(Counting(answer), job, 0, [Seat()])
+    played.step("look")
+    assert [t.answer for t in played.trajectories("truncated")] == [kept]
 
 
 def test_a_world_that_gives_answers_has_them_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

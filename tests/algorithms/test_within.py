@@ -15,11 +15,14 @@ from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, le
 from tests.algorithms.test_starts import RAW, RUN, paid, scripted
 from tests.algorithms.trees import ScriptedRollouts
 from turnwise.agents.collector import Rollouts
+from turnwise.algorithms.ares import ARESConfig
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.common import FreshGroups
 from turnwise.algorithms.cure import CUREConfig
 from turnwise.algorithms.dapo import DAPOConfig
 from turnwise.algorithms.dynamic_sampling import DynamicSampling
+from turnwise.algorithms.etmr import ETMRConfig
+from turnwise.algorithms.pear import PEARConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.within import Choice, OwnParts, WithinReplies, roots_of
 from turnwise.learning.learner import shaped_rewards
@@ -91,6 +94,17 @@ def test_cure_is_played_inside_dynamic_sampling_and_refuses_trees() -> None:
     assert isinstance(made.planner.inner, WithinReplies)
     with pytest.raises(ValueError, match="cure decides from where attempts start, and so does arpo"):
         build(CUREConfig(base=ARPOConfig()), RUN)
+
+
+@pytest.mark.parametrize("reader", [ARESConfig, PEARConfig])
+def test_entropies_of_whole_replies_are_read_nowhere_beside_copies(reader: Any) -> None:
+    for config in (
+        reader(base=CUREConfig(base=RAW)),
+        CUREConfig(base=reader(base=RAW)),
+        ETMRConfig(base=reader(base=RAW)),
+    ):
+        with pytest.raises(ValueError, match=r"(EffortTargets|ThoughtPenalty) reads the entropies of whole replies"):
+            build(config, RUN)
 
 
 def test_copies_of_a_real_attempt_keep_what_came_before_the_place() -> None:

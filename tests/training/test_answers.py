@@ -78,6 +78,14 @@ def test_an_answer_is_spelled_as_a_reply_that_gives_it(make: Any, template: str,
     assert target.ids[: target.start + 1].tolist() == reply[: target.start + 1].tolist()
 
 
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_where_the_answer_is_the_whole_action_the_templates_white_space_is_no_part_of_it(template: str) -> None:
+    """Llama 2's template and the spoken one have a space before a reply, which a model is sure of."""
+    chat = ChatFormat(bytes_of(template))
+    (target,) = ReferenceAnswers(chat, AgentConfig()).targets(episode(answer="red"))
+    assert chat.tokenizer.decode(target.ids[target.start :]) == "red"
+
+
 def test_the_action_that_answers_and_several_answers() -> None:
     chat = ChatFormat(tokenizer())
     assert told_by(chat, AgentConfig(), answer="red") == [("", "red")]

@@ -330,7 +330,8 @@ class Episode:
         return str(self.info.get("anchor", "")) or self.observation
 
     def _answer(self) -> str:
-        return str(self.info.get("answer") or "") if gives_answers(self.env) else ""
+        found = self.info.get("answer") if gives_answers(self.env) else None
+        return "" if found is None else str(found)
 
     def _success(self, seat: Seat, rule: SuccessRule) -> bool | None:
         if seat.player:  # a game that was cut short is not won

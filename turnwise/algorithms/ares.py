@@ -24,6 +24,8 @@ from pydantic import Field, model_validator
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.effort import EffortKL, EffortTargets
 from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.offline import playing
+from turnwise.algorithms.within import whole_replies
 from turnwise.errors import UnusedSettingError
 from turnwise.learning.recipe import About, Recipe
 from turnwise.learning.settings import RunInfo, Settings
@@ -102,7 +104,10 @@ class ARESConfig(Settings):
 
 
 def recipe(config: ARESConfig, run: RunInfo) -> Recipe:
-    """Compose ARES on its base. Raises ValueError for a base with a KL term of its own."""
-    base = base_recipe(config.base, run).named("ares")
+    """Compose ARES on its base. Raises ValueError for one with a KL term of its own or that plays nothing, and for
+    copies that begin within replies.
+    """
+    base = playing(base_recipe(config.base, run), "ares").named("ares")
     targets = EffortTargets(base.composer, config, run.rewards.success)
-    return replace(base, composer=targets).with_regularizer(EffortKL(targets, config), config.kl_coef)
+    made = whole_replies(replace(base, composer=targets))
+    return made.with_regularizer(EffortKL(targets, config), config.kl_coef)

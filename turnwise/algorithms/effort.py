@@ -98,12 +98,15 @@ class EffortTargets(ComposerAround):
     Keeps the threshold of windows, and the target and (as released) the coefficient of each difficulty.
     """
 
+    reads_success = reads_entropies = True
+
     def __init__(self, inner: Composer, config: ARESConfig, success: float) -> None:
         super().__init__(inner)
         self.config, self.success = config, success
         self.threshold: float | None = None  # nats; None until an attempt has a token
         self.targets: dict[Difficulty, float] = {}
         self.alphas: dict[Difficulty, float] = dict.fromkeys(DIFFICULTIES, config.cap)
+        self.by_episode: dict[tuple[str, str], Difficulty] = {}  # of this update's attempts, by episode and player
 
     def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
         played = samples.trajectories
@@ -111,6 +114,7 @@ class EffortTargets(ComposerAround):
         self._set_threshold([[turn.entropies for turn in played[n].turns] for n in sound])
         counts = np.array([sum(map(self.count, trajectory.turns)) for trajectory in played], np.float64)
         won, kinds = self.won(samples), self.kinds(samples)
+        self.by_episode = {(t.episode, t.player): kind for t, kind in zip(played, kinds, strict=True)}
         terms = np.zeros(len(played))
         for kind in DIFFICULTIES:
             own = [n for n in sound if kinds[n] == kind]
@@ -144,6 +148,10 @@ class EffortTargets(ComposerAround):
             return int((window_means(turn.entropies, self.config.window) >= self.threshold).sum())
         means, whole = following_means(turn.entropies, self.config.window)
         return int((means[:whole] >= self.threshold).sum())
+
+    def kind(self, trajectory: Trajectory) -> Difficulty:
+        """Of an attempt of this update. The base may have cut it, and moved it to another group."""
+        return self.by_episode[trajectory.episode, trajectory.player]
 
     def won(self, samples: Samples) -> list[bool]:
         """Whether each attempt succeeded, [N]."""
@@ -195,10 +203,9 @@ class EffortKL(Regularizer):
         self.by_attempt, self.factors = torch.zeros(0), torch.zeros(0, 0)
 
     def before_update(self, update: int, streams: Streams) -> None:
-        samples = streams["fresh"].samples
         of = dict(zip(DIFFICULTIES, self.config.kl_factors, strict=True))
-        self.played = samples.trajectories
-        self.by_attempt = torch.tensor([of[kind] for kind in self.targets.kinds(samples)])
+        self.played = streams["fresh"].samples.trajectories
+        self.by_attempt = torch.tensor([of[self.targets.kind(trajectory)] for trajectory in self.played])
 
     def prepare(self, view: MinibatchView) -> None:
         batch, mask = view.batch, view.batch.action_mask

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.offline import playing
 from turnwise.algorithms.votes import AnswerVotes, Vote, without_labels
 from turnwise.learning.recipe import About, Recipe
 from turnwise.learning.settings import RunInfo, Settings
@@ -50,6 +51,6 @@ class EMPOConfig(Settings):
 
 
 def recipe(config: EMPOConfig, run: RunInfo) -> Recipe:
-    """Compose EMPO on its base. Raises ValueError for one that leaves groups out by what the world paid."""
-    base = without_labels(base_recipe(config.base, run))
+    """Compose EMPO on its base. Raises ValueError for one that asks the world for labels, or plays nothing."""
+    base = without_labels(playing(base_recipe(config.base, run), "empo"))
     return base.with_shaper(AnswerVotes(config.vote, run.rewards.success)).named("empo")

@@ -63,6 +63,8 @@ class G2POConfig(StandardScoreSettings, ClipSettings):
 class StateValues(AdvantageModifier):
     """Adds ``coef`` * (A_1 + A_2) to the advantage of each turn's tokens; ``success`` is a success's worth."""
 
+    reads_success = True
+
     def __init__(self, config: G2POConfig, success: float) -> None:
         self.config, self.success = config, success
 

@@ -71,6 +71,7 @@ class GoalDistance(AdvantageModifier):
 
     def __init__(self, config: GraphGPOConfig, success: float) -> None:
         self.config, self.success = config, success
+        self.reads_success = config.goal == "success"
 
     def modify(self, stream: Stream) -> Tensor:
         advantages = required(stream.batch.advantages, "advantages") * self.config.episode_coef

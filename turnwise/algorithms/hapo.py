@@ -79,9 +79,7 @@ def recipe(config: HAPOConfig, run: RunInfo) -> Recipe:
         eps = config.std_eps * run.rewards.success
         estimator = TokenWeightedAdvantage(config.group_stats, config.normalize_std, eps, config.singleton)
     clip = EntropyBounds(config.clip(), config.alpha, config.pivot, config.sign)
-    stream = StreamRecipe(
-        estimator=estimator, clip=clip if config.alpha else config.clip(), aggregation=config.aggregate()
-    )
+    stream = StreamRecipe(estimator=estimator, clip=clip, aggregation=config.aggregate())
     made = config.compose("hapo", config.groups("HAPO", run), stream, config.planner(run))
     heating = EntropyHeat(config.heat, config.pivot, config.sign) if config.heat else None
     made = replace(made, heating=heating)

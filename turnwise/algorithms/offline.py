@@ -13,6 +13,7 @@ from turnwise.algorithms.common import FreshGroups
 from turnwise.errors import UnusedSettingError
 from turnwise.learning.parts import Composer, Samples, Stream, Streams
 from turnwise.learning.planning import NoRollouts, Planner, Scorer
+from turnwise.learning.recipe import Recipe, layers
 from turnwise.learning.rewards import raw_rewards, shapers_of
 from turnwise.learning.settings import RunInfo, Settings
 from turnwise.replay.batch import layout
@@ -47,6 +48,16 @@ class OfflineSettings(Settings):
         if self.episodes is None:
             return FreshGroups(), None
         return StoredGroups(StoredEpisodes(self.episodes, run.vocabulary), self.batch, run), NoRollouts()
+
+
+def playing(base: Recipe, name: str) -> Recipe:
+    """The base itself. Raises ValueError where it plays nothing: what ``name`` pays for attempts is not paid there."""
+    if any(isinstance(layer, NoRollouts) for layer in layers(base.planner)):
+        raise ValueError(
+            f"{name} changes what fresh attempts are paid, and {base.name} learns from stored episodes alone: leave "
+            f"algorithm.base.episodes out, or train without {name}"
+        )
+    return base
 
 
 class StoredGroups(Composer):

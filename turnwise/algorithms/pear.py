@@ -20,6 +20,8 @@ from pydantic import Field
 from turnwise.algorithms.common import succeeded
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.offline import playing
+from turnwise.algorithms.within import whole_replies
 from turnwise.learning.metrics import Occurrences
 from turnwise.learning.planning import Scorer
 from turnwise.learning.recipe import About, Recipe
@@ -56,6 +58,8 @@ class PEARConfig(Settings):
 
 class ThoughtPenalty:
     """Adds what a success loses, and what a lost episode is worth, to the whole episode's return."""
+
+    reads_success = reads_entropies = True
 
     def __init__(self, config: PEARConfig, success: float) -> None:
         self.config, self.success = config, success
@@ -96,6 +100,6 @@ def _mean(values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> float:
 
 
 def recipe(config: PEARConfig, run: RunInfo) -> Recipe:
-    """Compose PEAR on its base."""
+    """Compose PEAR on its base. Raises ValueError for one that plays nothing, or copies that begin within replies."""
     shaper = ThoughtPenalty(config, run.rewards.success)
-    return base_recipe(config.base, run).named("pear").with_shaper(shaper)
+    return whole_replies(playing(base_recipe(config.base, run), "pear").named("pear").with_shaper(shaper))

@@ -62,9 +62,13 @@ def resolve(name: str) -> Algorithm:
 def build(config: Settings, run: RunInfo) -> Recipe:
     """The recipe of an algorithm's settings, ready for episodes that are played ahead where the run has them.
 
-    Raises ValueError for an algorithm that cannot be played ahead.
+    Raises ValueError for an algorithm that cannot be played ahead, and for votes beside what asks for labels.
     """
     made = resolve(str(getattr(config, "type", ""))).recipe(config, run)
+    if made.compares_answers:
+        from turnwise.algorithms.votes import without_labels
+
+        made = without_labels(made)
     if not run.ahead:
         return made
     from turnwise.algorithms.stale import ready_for_stale

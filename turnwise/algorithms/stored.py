@@ -148,6 +148,7 @@ class StoredStarts:
     seed: int
     occurred: Occurrences = field(default_factory=Occurrences, compare=False)
     remembers: ClassVar[bool] = True  # what an update's episodes show decides what later ones play
+    reads_success: ClassVar[bool] = True
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
         digest = zlib.crc32("\n".join(task.key for task in tasks).encode())

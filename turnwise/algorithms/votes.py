@@ -71,11 +71,19 @@ class AnswerVotes:
 
 
 def without_labels(base: Recipe) -> Recipe:
-    """The base itself. Raises ValueError where it leaves groups out by what the world paid."""
+    """The base itself. Raises ValueError where it looks at what the world paid, at successes or at right answers."""
     raw = any(isinstance(layer, FreshGroups) and layer.drop_uniform and layer.raw for layer in layers(base.composer))
     if raw or any(isinstance(layer, DynamicSampling) for layer in layers(base.planner)):
         raise ValueError(
             f"votes take the place of the world's rewards, and {base.name} leaves groups out by these: take another "
             "base, such as grpo with max_tries=1"
+        )
+    parts = (*layers(base.planner), *layers(base.composer), *base.parts(), *base.shapers)
+    asking = next((type(part).__name__ for part in parts if getattr(part, "reads_success", False)), "")
+    if asking or base.needs_answers:
+        asks = f"asks which attempts succeed ({asking})" if asking else "learns from the right answers"
+        raise ValueError(
+            f"votes take the place of the world's rewards, and {base.name} {asks}: combine votes with algorithms that "
+            "learn from rewards alone, such as grpo"
         )
     return base

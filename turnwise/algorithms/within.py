@@ -21,7 +21,7 @@ from turnwise.algorithms.starts import Place, play_copies
 from turnwise.learning.metrics import Occurrences
 from turnwise.learning.parts import Samples, Streams
 from turnwise.learning.planning import Rollouts
-from turnwise.learning.recipe import Recipe
+from turnwise.learning.recipe import Recipe, layers
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.trajectory import Fork, Task, Trajectory
 
@@ -159,4 +159,19 @@ def _first_turn(trajectory: Trajectory) -> int:
 
 def around(base: Recipe, planner: WithinReplies) -> Recipe:
     """The base with this planner, where nobody learns from what copies share."""
-    return replace(base.with_planner(planner), composer=OwnParts(base.composer))
+    return whole_replies(replace(base.with_planner(planner), composer=OwnParts(base.composer)))
+
+
+def whole_replies(made: Recipe) -> Recipe:
+    """The recipe itself. Raises ValueError where copies begin within replies and a part reads entropies of whole ones:
+    those of the tokens that a copy shares are not known to it.
+    """
+    forks = any(getattr(layer, "within_replies", False) for layer in layers(made.planner))
+    parts = (*layers(made.composer), *made.shapers)
+    reading = next((type(part).__name__ for part in parts if getattr(part, "reads_entropies", False)), "")
+    if forks and reading:
+        raise ValueError(
+            f"{made.name}: {reading} reads the entropies of whole replies, and copies that begin within a reply have "
+            "none for its beginning: use cure and etmr without ares and pear"
+        )
+    return made

@@ -195,6 +195,8 @@ class Part:
     policy that each step's ``UpdateContext`` gives it, with gradient; ``opening`` are readings of the policy before the
     first step, which ``batch.opening`` holds. One that reads in ``prepare`` alone needs ``vocabulary``.
     ``from_sampler``: it compares the policy with the one that sampled, whatever the ratio starts from.
+    ``reads_success``: it asks whether episodes succeeded, whatever they were paid. Shapers and planners say so too.
+    ``reads_entropies``: it looks at those of whole replies in its episodes, as shapers and composers may.
 
     ``module`` holds trainable parameters of its own. It is made in ``attach``, and optimized and saved with the
     policy's parameters. Its gradient is clipped apart from the policy's; ``module_lr`` is its peak learning rate (None:
@@ -207,6 +209,8 @@ class Part:
     module: nn.Module | None = None
     module_lr: float | None = None
     from_sampler: bool = False
+    reads_success: bool = False
+    reads_entropies: bool = False
 
     @cached_property
     def occurred(self) -> Occurrences:

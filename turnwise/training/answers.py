@@ -43,7 +43,7 @@ class ReferenceAnswers:
         """The answer's own tokens are those after what it has in common with the reply that stops before it."""
         reply = written(answering, self._config.action_format, self._chat.dialect).partition(_PLACE)[0]
         before = ("</think>\n\n" if self._chat.opens_thought else "") + reply
-        ids, ahead = self._chat.start(before + answer), self._chat.start(before) if before else ()
+        ids, ahead = self._chat.start(before + answer), self._chat.start(before)
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, ahead, strict=False)))
         return Target(np.asarray(ids, np.int32), common)
 
