@@ -29,7 +29,16 @@ MODEL = "smollm2"
 EXAMPLES = (0, 2)
 """Demonstrations that the untrained model is shown."""
 
-OWN = ("context", "action_format", "tools_in", "instructions", "show_admissible", "max_reply_tokens")
+OWN = (
+    "context",
+    "action_format",
+    "tools_in",
+    "instructions",
+    "show_admissible",
+    "constrained",
+    "max_reply_tokens",
+    "max_turns",
+)
 """Settings of the agent that an untrained model is measured with: those of the world's recipe, where it has them."""
 CONTEXT = 2048  # tokens, which hold the examples as well
 
@@ -50,12 +59,14 @@ def cells(world: str, seeds: list[int], tasks: int, work: Path) -> list[Cell]:
     recipe = read_config(f"{world}-{MODEL}", scratch=False)
     env = recipe["env"]["id"]
     kwargs = [f"env.kwargs.{key}={value}" for key, value in recipe["env"].get("kwargs", {}).items()]
+    panel = recipe.get("eval", {}).get("test_split")
+    split = ("--split", panel) if panel else ()
     own = {key: recipe["agent"][key] for key in OWN if key in recipe["agent"]}
     agent = [f"agent.{key}={json.dumps(value)}" for key, value in own.items()]
     found = []
     for number in EXAMPLES if own.get("context") != "roles" else (0,):  # a chat with roles is shown no examples
         out = work / f"{world}-untrained-{number}.json"
-        words = ("evaluate", MODEL, "--env", env, "--tasks", str(tasks), "--greedy", "--out", str(out))
+        words = ("evaluate", MODEL, "--env", env, *split, "--tasks", str(tasks), "--greedy", "--out", str(out))
         settings = (f"agent.examples={number}", f"agent.max_context_tokens={CONTEXT}", *agent, *kwargs)
         found.append(Cell(out.stem, (*words, *settings), out))
     for seed in seeds:
