@@ -147,3 +147,9 @@ def test_copies_within_replies_are_refused_with_a_vllm_server(model: Path) -> No
     for settings in (("algorithm=cure",), ("algorithm=arpo", served)):
         with closing(Assembly(config(model, *settings))) as assembly:
             assembly.check_sources()
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_anything_is_cloned(model: Path, tmp_path: Path) -> None:
+    asked = config(model, f"algorithm={{type: distill, teacher: {tmp_path / 'nobody'}}}")
+    with closing(Assembly(asked)) as assembly, pytest.raises(ValueError, match=r"teacher .*nobody"):
+        assembly.check_sources()

@@ -171,7 +171,7 @@ class Assembly:
 
     def check_sources(self) -> None:
         """Raise ValueError where the algorithm learns from a file that is not there, or from answers in a world that
-        gives none, where ``agent.decoding.second`` names no model, and as ``check_server`` does.
+        gives none, where the teacher or ``agent.decoding.second`` names no model, and as ``check_server`` does.
         """
         recipe = build(self.config.algorithm, self.config.run_info)
         recipe.composer.check_sources()
@@ -181,6 +181,8 @@ class Assembly:
                 "end in none that could be compared: whatever all attempts do alike would be paid. Let the world pay, "
                 "by another algorithm or reward=world, or take a world that gives answers, such as turnwise/Search-v0"
             )
+        if recipe.teacher:
+            check_frozen(recipe.teacher, f"teacher {recipe.teacher}", self.config.device)
         if (second := self.config.agent.decoding.second) is not None:
             check_frozen(second.model, f"agent.decoding.second.model={second.model}", self.config.device)
         self.check_server()
