@@ -99,7 +99,7 @@ class Setting:
     methods: tuple[str, ...] | None = None
     settings: tuple[str, ...] = ()
     untuned: tuple[str, ...] | None = None
-    """What every method runs with where there are no trials."""
+    """What every method runs with where there are no trials; (): with the configuration's own rate."""
 
     def names(self) -> list[str]:
         """The methods, the baseline first; None: every algorithm there is that learns from reward."""
@@ -124,6 +124,19 @@ SETTINGS: Mapping[str, Setting] = {
         warmstart_cpu_s=170.0,
         measure_cpu_s=1.8,
         test_tasks=256,
+    ),
+    "sweep": Setting(
+        config="learning/sweep",
+        panel="test",
+        tuning_panel="validation",
+        budget=40_000,
+        num_seeds=3,
+        tokens_per_update=4_000,
+        cpu_s_per_1000=0.9,
+        warmstart_cpu_s=65.0,
+        measure_cpu_s=2.0,
+        test_tasks=192,
+        untuned=(),
     ),
     "alfworld": Setting(
         config="learning/alfworld",

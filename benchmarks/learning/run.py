@@ -4,6 +4,8 @@
     python benchmarks/learning/run.py                              do it (many hours); again after an interruption
     python benchmarks/learning/run.py --only grpo,epo --seeds 0,1  a part of it
     python benchmarks/learning/run.py --setting smoke              every part on a tiny model, nothing learned
+    python benchmarks/learning/run.py --setting sweep --by-seed --recorded benchmarks/results/learning_sweep.json
+                                                                   the cells that this file lacks, seed by seed
 
 A cell (setting, algorithm, seed) is a run folder below --out, which every command on runs can open. Finished cells are
 skipped, interrupted ones resumed. Cells use one thread: on two cores start two of these, with different --only.
@@ -28,6 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import transformers
 from design import SETTINGS, TUNING_SEED, Cell, cells, command, configured, is_finished
 from driver import run_cell
+from record import known
 from rich.console import Console
 
 from turnwise.commands.display import LiveDisplay
@@ -41,12 +44,19 @@ def main(words: Sequence[str] | None = None) -> int:
     asked.add_argument("--only", help="some of the algorithms, by name, with commas (module:recipe too)")
     asked.add_argument("--seeds", help="some of the seeds, such as 0,1")
     asked.add_argument("--out", type=Path, default=Path("runs/learning"))
+    asked.add_argument("--by-seed", action="store_true", help="the first seed of all algorithms first")
+    asked.add_argument("--recorded", type=Path, help="skip the seeds that this file of record.py has")
     asked.add_argument("--plan", action="store_true", help="only show cells, budgets and expected CPU time")
     given = asked.parse_args(words)
     try:
         chosen = list(selected(given.setting, given.only, given.seeds))
     except ValueError as error:
         asked.error(str(error))
+    if given.recorded:
+        have = {(row["algorithm"], row["seed"]) for row in known(given.recorded)}
+        chosen = [cell for cell in chosen if cell.choice is not None or (cell.method, cell.seed) not in have]
+    if given.by_seed:
+        chosen.sort(key=lambda cell: (cell.choice is None, cell.seed))
     if given.plan:
         print(plan(given.setting, chosen, given.out))
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -18,7 +20,7 @@ from tests.view.runs import attempt, episode, make_run, task, turn
 from turnwise.algorithms.registry import ALGORITHMS, resolve
 from turnwise.assembly.run import Assembly
 from turnwise.cli import app
-from turnwise.config.files import parse_config
+from turnwise.config.files import load_config, parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.evaluation.contenders import read_run
 from turnwise.runs.directory import RunDirectory
@@ -36,6 +38,7 @@ def modules() -> Iterator[Any]:
     import claims
     import design
     import driver
+    import record
     import report
     import run
 
@@ -46,9 +49,10 @@ def modules() -> Iterator[Any]:
     patch.setattr(design, "RATES", ("1e-3",))
     patch.setattr(design, "NUM_TRIALS", 2)
     patch.setattr(design, "TUNING_SEED", 0)  # one warm start for all
-    yield type("Modules", (), {"claims": claims, "design": design, "driver": driver, "report": report, "run": run})
+    loaded = {"claims": claims, "design": design, "driver": driver, "record": record, "report": report, "run": run}
+    yield type("Modules", (), loaded)
     patch.undo()
-    for name in ("claims", "design", "driver", "report", "run"):
+    for name in loaded:
         sys.modules.pop(name)
 
 
@@ -287,3 +291,52 @@ def test_diversity_is_counted_among_leaves_and_paid_for_by_tokens(modules: Any, 
     of = measured(make_run(tmp_path / "run", [[look, *leaves]], sampled_tokens=500), modules.claims)
     assert modules.claims.courses_per_leaf(of) == pytest.approx(2 / 3)
     assert modules.claims.courses_per_token(of) == pytest.approx(1000 * 2 / 500)
+
+
+def test_a_setting_with_its_own_rate_changes_nothing(modules: Any) -> None:
+    cell = modules.design.Cell("sweep", "gigpo", 2)
+    config = modules.design.configured(cell, Path("none"))
+    named = load_config("learning/sweep", ["seed=2"], algorithm="gigpo")
+    assert config == named, "what the file records as its command"
+    assert f"turnwise train {' '.join(modules.record.short(cell, Path('none')))}" == (
+        "turnwise train learning/sweep --algorithm gigpo seed=2"
+    )
+
+
+def test_cells_are_recorded_and_known_from_then_on(
+    modules: Any, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second machine adds its rows; those that are there stay, and are not run again."""
+    file = tmp_path / "found.json"
+    arguments = ["--setting", "smoke", "--out", str(finished), "--to", str(file)]
+    modules.record.main(arguments)
+    first = json.loads(file.read_text())
+    assert [(row["algorithm"], row["seed"]) for row in first["runs"]] == [("grpo", 0), ("epo", 0)]
+    after = read_run(finished / "smoke" / "epo" / "seed-0").after["sampled"]
+    row = first["runs"][1]
+    assert [float(each) for each in row["outcomes"]] == [won for (won,) in after.outcomes]
+    assert after.success is not None
+    assert row["after"]["value"] == first["to_grpo"]["epo"]["after"]["value"] == after.success.value
+    assert "EntropyCorridor/outside_share" in row["mechanisms"]
+
+    other = {**row, "algorithm": "spear", "outcomes": "11"}
+    file.write_text(json.dumps({"runs": [first["runs"][0], other]}))
+    modules.record.main(arguments)
+    second = json.loads(file.read_text())
+    assert [row["algorithm"] for row in second["runs"]] == ["grpo", "epo", "spear"]
+    base = float(np.mean([int(each) for each in first["runs"][0]["outcomes"]]))
+    assert second["to_grpo"]["spear"]["difference"]["estimate"]["value"] == 1 - base
+    assert second["to_grpo"]["grpo"]["difference"] is None
+
+    capsys.readouterr()
+    skipped = ["--setting", "smoke", "--only", "epo,spear,rloo", "--recorded", str(file), "--plan"]
+    modules.run.main([*skipped, "--out", str(tmp_path / "none")])
+    told = capsys.readouterr().out
+    assert "| epo | 0 of 2 | 0 of 0 |" in told, "its trials are left, its seed is known"
+    assert "| rloo | 0 of 2 | 0 of 1 |" in told
+
+
+def test_rows_of_other_panels_are_refused(modules: Any) -> None:
+    rows = [{"algorithm": name, "seed": 0, "panel_hash": name, "outcomes": "01"} for name in ("grpo", "epo")]
+    with pytest.raises(ValueError, match="epo, seed 0, was measured on another panel than grpo"):
+        modules.record.recorded(rows)
