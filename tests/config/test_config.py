@@ -128,8 +128,8 @@ def test_choosing_an_algorithm_is_choosing_it_whole() -> None:
     assert with_algorithm(raw, "gigpo")["algorithm"] == raw["algorithm"]
     assert load_config("household", algorithm="grpo").algorithm == GRPOConfig()
     assert load_config("household", ["algorithm=grpo"]).algorithm == GRPOConfig()
-    assert load_config("alfworld-long", ["algorithm.type=gigpo"]).algorithm != GiGPOConfig(), "this file is for GiGPO"
-    assert load_config("alfworld-long", ["algorithm.type=grpo"]).algorithm == GRPOConfig()
+    assert load_config("alfworld-rl", ["algorithm.type=gigpo"]).algorithm != GiGPOConfig(), "this file is for GiGPO"
+    assert load_config("alfworld-rl", ["algorithm.type=grpo"]).algorithm == GRPOConfig()
 
 
 def test_one_nested_setting_keeps_its_neighbours() -> None:
@@ -145,7 +145,7 @@ def test_one_nested_setting_keeps_its_neighbours() -> None:
 
 def test_a_section_without_a_type_is_of_the_algorithm_that_is_there(tmp_path: Path) -> None:
     """In a file and on the command line, at every depth; where another is chosen it goes with the one it was for."""
-    assert load_config("alfworld-long", ["algorithm={gamma: 0.5}"]).algorithm == GiGPOConfig(gamma=0.5)
+    assert load_config("alfworld-rl", ["algorithm={gamma: 0.5}"]).algorithm == GiGPOConfig(gamma=0.5)
     words = ["algorithm=spear", "algorithm.base=gigpo", "algorithm.base={gamma: 0.5}"]
     assert load_config("household", words).algorithm == SPEARConfig(base=GiGPOConfig(gamma=0.5))
     mine = tmp_path / "mine.yaml"
@@ -200,8 +200,8 @@ def test_what_was_set_of_a_small_model_is_not_dropped_with_it() -> None:
 def test_another_type_keeps_what_was_given_for_it() -> None:
     """Wherever it stands on the line; the later of two settings of one name wins."""
     words = ["algorithm.base.clip_low=0.1", "algorithm.base.type=drgrpo", "algorithm.type=epo", "eval.tasks=7"]
-    made = load_config("alfworld-long", words)
-    assert made == load_config("alfworld-long", words[::-1])
+    made = load_config("alfworld-rl", words)
+    assert made == load_config("alfworld-rl", words[::-1])
     assert made.algorithm == EPOConfig(base=DrGRPOConfig(clip_low=0.1))
     spear = load_config("household", ["algorithm.tolerance=3", "algorithm=spear", "algorithm.base=grpo"]).algorithm
     assert (spear.tolerance, spear.base) == (3, GRPOConfig())  # type: ignore[attr-defined]
@@ -216,9 +216,9 @@ def test_what_a_shipped_file_sets_and_a_run_does_not_use_is_no_error(tmp_path: P
     clone = load_config("household", ["warmstart.stop_success=null"]).warmstart
     assert clone is not None
     assert clone.check_every == WarmstartConfig().check_every
-    assert load_config("alfworld-long", ["algorithm.drop_uniform_groups=false"]).algorithm.max_tries == 1  # type: ignore[attr-defined]
+    assert load_config("alfworld-rl", ["algorithm.drop_uniform_groups=false"]).algorithm.max_tries == 1  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="max_tries replaces uniform groups"):
-        load_config("alfworld-long", ["algorithm.drop_uniform_groups=false", "algorithm.max_tries=3"])
+        load_config("alfworld-rl", ["algorithm.drop_uniform_groups=false", "algorithm.max_tries=3"])
     (tmp_path / "mine.yaml").write_text("extends: household\neval: {tasks: 9}\n")
     with pytest.raises(ValueError, match=r"eval\.every=0 never measures"):
         load_config(tmp_path / "mine.yaml", ["eval.every=0"])
@@ -246,10 +246,10 @@ def test_a_model_that_is_brought_gets_no_settings_of_a_small_one(tmp_path: Path)
     cloned = tmp_path / "cloned"
     cloned.mkdir()
     (cloned / ORIGIN_FILE).write_text('{"from_scratch": true}')
-    ours = load_config("alfworld-long", [f"model.path={cloned}"])
-    assert ours.agent == load_config("alfworld-long").agent, "a small model of ours keeps them"
+    ours = load_config("alfworld-rl", [f"model.path={cloned}"])
+    assert ours.agent == load_config("alfworld-rl").agent, "a small model of ours keeps them"
     (cloned / ORIGIN_FILE).write_text('{"from_scratch": false}')
-    assert load_config("alfworld-long", [f"model.path={cloned}"]).agent.instructions
+    assert load_config("alfworld-rl", [f"model.path={cloned}"]).agent.instructions
 
 
 @given(
