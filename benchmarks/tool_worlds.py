@@ -3,9 +3,9 @@
     turnwise train files seed=1 --out runs/files-1
     python benchmarks/tool_worlds.py runs/files-1 runs/sql-1 --out benchmarks/results/tool_worlds.json
 
-A row that the file has already is replaced by that of the same world and seed; the others stay. Nothing is run. Success
-is sampled on the run's test panel; the gain is over its own start, paired by task. Seconds are of the CPU, with the
-warm start and the measurements.
+A row that the file has already is replaced by that of the same world, model and seed; the others stay. Nothing is run.
+Success is sampled on the run's test panel; the gain is over its own start, paired by task. Seconds are of the CPU, with
+the warm start and the measurements. Of a run that was resumed only the last process is counted: write null there by hand.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any
 
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import paired_difference
+
+
+FROM_NOTHING = "from nothing"
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def told(folder: Path) -> dict[str, Any]:
     config, gain = run.config(), paired_difference(before["outcomes"], after["outcomes"])
     return {
         "world": config.env.id,
+        "model": getattr(config.model, "path", FROM_NOTHING),
         "seed": config.seed,
         "algorithm": config.algorithm.type,
         "updates": sum(1 for _ in run.metrics()),
@@ -46,8 +50,8 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 def joined(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a file with new ones, in the order of worlds and seeds."""
-    rows = {(row["world"], row["seed"]): row for row in [*known, *new]}
+    """The rows of a file with new ones, in the order of worlds, models and seeds."""
+    rows = {(row["world"], row.get("model", FROM_NOTHING), row["seed"]): row for row in [*known, *new]}
     return [rows[place] for place in sorted(rows)]
 
 
@@ -56,7 +60,10 @@ def line(row: dict[str, Any]) -> str:
     rates = [f"{_percent(row[stage])} % [{_ends(row[stage])}]" for stage in ("before", "after")]
     gain = f"{100 * row['gain']['value']:+.1f} [{100 * row['gain']['low']:+.1f}, {100 * row['gain']['high']:+.1f}]"
     name = row["world"].removeprefix("turnwise/").removesuffix("-v0").lower()
-    return f"| {name} | {row['seed']} | {' | '.join(rates)} | {gain} | {row['cpu_seconds']} |"
+    model = row.get("model", FROM_NOTHING)
+    of = name if model == FROM_NOTHING else f"{name}, {model}"
+    seconds = "not counted" if row["cpu_seconds"] is None else row["cpu_seconds"]
+    return f"| {of} | {row['seed']} | {' | '.join(rates)} | {gain} | {seconds} |"
 
 
 def _percent(rate: dict[str, Any]) -> str:

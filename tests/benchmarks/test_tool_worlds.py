@@ -34,6 +34,10 @@ def test_a_run_replaces_the_row_of_its_world_and_seed(tool_worlds: dict[str, Any
     rows = tool_worlds["joined"](known, [row("SQL", 1, 0.75), row("Office", 2, 0.7)])
     told = [(each["world"][9:-3], each["seed"], each["after"]["value"]) for each in rows]
     assert told == [("Files", 0, 0.8), ("Office", 2, 0.7), ("SQL", 1, 0.75)]
+    brought = {**row("Files", 0, 0.9), "model": "smollm2"}
+    both = tool_worlds["joined"](rows, [brought])
+    assert both[:2] == [known[1], brought], "the row of another model stays"
+    assert tool_worlds["line"](brought).startswith("| files, smollm2 | 0 |")
     assert tool_worlds["line"](rows[2]) == (
         "| sql | 1 | 50.0 % [70.0, 80.0] | 75.0 % [70.0, 80.0] | +25.0 [-1.0, +20.0] | 97 |"
     )

@@ -32,6 +32,7 @@ SECTIONS = (
     "What was measured",
 )
 FOR_ONE_ALGORITHM = {
+    "alfworld-long": "gigpo",
     "alfworld-rl": "gigpo",
     "alfworld-short": "gigpo",
     "alfworld-smollm2": "gigpo",
