@@ -5,7 +5,7 @@
 
 A row that the file has already is replaced by that of the same world, model and seed; the others stay. Nothing is run.
 Success is sampled on the run's test panel; the gain is over its own start, paired by task. Seconds are of the CPU, with
-the warm start and the measurements. Of a run that was resumed only the last process is counted: write null there by hand.
+the warm start and the measurements. Of a resumed run only the last process is counted: write null by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import paired_difference
-
 
 FROM_NOTHING = "from nothing"
 
