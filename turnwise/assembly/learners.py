@@ -34,6 +34,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.algorithms.registry import build
 from turnwise.assembly.players import load_policies
 from turnwise.assembly.rank_actors import RankActors
+from turnwise.assembly.steering import steer
 from turnwise.assembly.teachers import teacher_of
 from turnwise.config.sections import LearnerConfig, RayConfig
 from turnwise.learning.learner import Learner
@@ -60,6 +61,7 @@ def learner_of(
     """The learner of a policy that plays as ``agent``, its parts fresh. Raises ValueError as ``teacher_of`` does."""
     info = replace(run, vocabulary=policy.model.config.vocab_size, token_text=text_of(policy.tokenizer))
     recipe = build(algorithm, info)
+    steer(policy, agent.decoding)  # before a copy is made of it
     if recipe.needs_reference:
         policy.keep_reference()
     references = ReferenceAnswers(ChatFormat.of(policy.tokenizer, agent), agent) if recipe.needs_answers else None
