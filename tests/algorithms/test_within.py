@@ -14,7 +14,7 @@ from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
 from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, learner, task
 from tests.algorithms.test_starts import RAW, RUN, paid, scripted
 from tests.algorithms.trees import ScriptedRollouts
-from turnwise.agents.collector import Rollouts
+from turnwise.agents.rollouts import Rollouts
 from turnwise.algorithms.ares import ARESConfig
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.common import FreshGroups
