@@ -77,7 +77,15 @@ def test_a_run_goes_on_with_its_own_vector_alone(model: Path, vector: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [["rollout.shards=2"], ["learner.ranks=2"], ["rollout.ahead=1", "rollout.shards=2"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["rollout.shards=2"],
+        ["learner.ranks=2"],
+        ["learner.ranks=2", "learner.parallel=fsdp2"],
+        ["rollout.ahead=1", "rollout.shards=2"],
+    ],
+)
 def test_every_process_is_steered(model: Path, vector: Path, tmp_path: Path, more: list[str]) -> None:
     made = trainer(steered(model, vector, "num_updates=2", *more), tmp_path / "run")
     try:

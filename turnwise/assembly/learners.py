@@ -247,6 +247,7 @@ def _follow(store: Any, rank: int, world: int, *, local: int, deaf: bool = True)
         for name, policy in load_policies(run, message["sides"], device=place, samples=False).items():
             policy.temperature = config.rollout.temperature
             policy.remember(config.rollout.ahead)
+            steer(policy, config.agent.decoding)  # here, while its weights are whole
             if ranks.lockstep:
                 policy.divide(ranks.mesh)
             learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, config.agent, ranks)
