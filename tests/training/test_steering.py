@@ -95,6 +95,7 @@ def test_every_process_is_steered(model: Path, vector: Path, tmp_path: Path, mor
         assert line["agreement/max_abs"] < 1e-5
     finally:
         made.close()
+        made.sides[0].leader.close()  # ends the other ranks
 
 
 def test_what_cannot_be_steered_is_refused_by_name(model: Path, vector: Path, tmp_path: Path) -> None:

@@ -61,7 +61,6 @@ def learner_of(
     """The learner of a policy that plays as ``agent``, its parts fresh. Raises ValueError as ``teacher_of`` does."""
     info = replace(run, vocabulary=policy.model.config.vocab_size, token_text=text_of(policy.tokenizer))
     recipe = build(algorithm, info)
-    steer(policy, agent.decoding)  # before a copy is made of it
     if recipe.needs_reference:
         policy.keep_reference()
     references = ReferenceAnswers(ChatFormat.of(policy.tokenizer, agent), agent) if recipe.needs_answers else None
