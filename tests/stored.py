@@ -7,9 +7,10 @@ from typing import Any
 
 from tests.models import scratch_folder, tiny_model, tokenizer
 from turnwise.agents.chat import ChatFormat
-from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.collector import Collector
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.jobs import jobs_for
+from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import ModelAgent, Scripted, Seating
 from turnwise.config.files import parse_config

@@ -24,6 +24,7 @@ from turnwise.commands import template as templates
 from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 from turnwise.commands.serve_vllm import serve_vllm
+from turnwise.commands.steering import steering
 
 if TYPE_CHECKING:
     from turnwise.commands.display import LiveDisplay
@@ -55,6 +56,7 @@ app.command()(conversion.convert)
 app.command()(templates.template)
 app.command()(serve.serve)
 app.command()(serve_vllm)
+app.command()(steering)
 
 console = Console()
 

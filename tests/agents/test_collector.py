@@ -11,10 +11,11 @@ import torch
 from tests.models import tiny_model, tokenizer
 from tests.worlds import Faults
 from turnwise.agents.chat import ChatFormat
-from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.collector import Collector
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig
+from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.seating import ModelAgent
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.envs.tasks import make_env, maker, panel, start, step

@@ -10,11 +10,12 @@ import pytest
 
 from tests.models import tiny_model, tokenizer
 from turnwise.agents.chat import ChatFormat
-from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.collector import Collector
 from turnwise.agents.decoding import DecodingConfig, FloorConfig
 from turnwise.agents.guiding import Guides
 from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig
+from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.scripted import play_episode, scripted
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.envs.tasks import make_env, maker, panel

@@ -11,9 +11,10 @@ import pytest
 from tests.clients.dictation import deviation
 from tests.envs.programs import agents
 from tests.models import chatting_folder
-from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.collector import Collector
 from turnwise.agents.jobs import Job
 from turnwise.agents.prompts import AgentConfig
+from turnwise.agents.rollouts import Rollouts
 from turnwise.assembly.players import model_agent
 from turnwise.envs.programs.world import ProgramEnv
 from turnwise.envs.tasks import panel

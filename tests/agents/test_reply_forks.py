@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
 from tests.models import tiny_model
-from turnwise.agents.collector import Rollouts
 from turnwise.agents.decoding import DecodingConfig, FloorConfig
+from turnwise.agents.rollouts import Rollouts
 from turnwise.heat import Heat, Spread
 from turnwise.learning.planning import GroupPlanner
 from turnwise.models.engine import Sampling, SlotEngine

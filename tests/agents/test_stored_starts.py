@@ -15,8 +15,8 @@ import torch
 from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
 from tests.algorithms.fakes import BigramPolicy, Sampler, episode, groups
 from tests.models import tiny_model
-from turnwise.agents.collector import Rollouts
 from turnwise.agents.jobs import Past
+from turnwise.agents.rollouts import Rollouts
 from turnwise.learning.rewards import raw_rewards
 from turnwise.models.engine import Sampling
 from turnwise.monitoring.record import episode_numbers

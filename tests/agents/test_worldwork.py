@@ -14,7 +14,8 @@ import pytest
 
 from tests.agents.test_collector import HOUSE, SAMPLING, collector, same, tasks
 from tests.worlds import Faults
-from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.collector import Collector
+from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.worldwork import Order, WorldThreads, WorldWork
 from turnwise.clock import Clock
 from turnwise.envs.tasks import make_env

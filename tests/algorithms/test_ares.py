@@ -10,22 +10,28 @@ import numpy as np
 import pytest
 import torch
 
+from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
 from tests.algorithms.fakes import TEN, BigramPolicy, Sampler, buffer_of, episode, task
 from tests.algorithms.test_starts import tree
+from turnwise.agents.rollouts import Rollouts
 from turnwise.algorithms.ares import ARESConfig
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.counterfactual import CounterfactualConfig
+from turnwise.algorithms.cure import CUREConfig
 from turnwise.algorithms.effort import EffortKL, EffortTargets, difficulty, released_term, wrong_side
+from turnwise.algorithms.etmr import ETMRConfig
 from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.algorithms.pear import PEARConfig
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.tree import TreePlanner
-from turnwise.algorithms.windows import mean_threshold, window_means, within_windows
+from turnwise.algorithms.windows import beginnings, mean_threshold, window_means, within_windows
+from turnwise.algorithms.within import OwnParts, WithinReplies, with_beginnings
 from turnwise.learning.parts import MinibatchView, Samples, Streams
 from turnwise.learning.primitives import Counts
 from turnwise.learning.recipe import Recipe
 from turnwise.learning.rewards import raw_rewards
 from turnwise.learning.settings import RewardSettings, RunInfo
-from turnwise.trajectory import Group, Processing, Trajectory
+from turnwise.trajectory import Fork, Group, Processing, Trajectory
 
 RUN = RunInfo(num_updates=10, group_size=4, rewards=TEN)
 SAMPLER = Sampler.of(BigramPolicy(), np.random.default_rng(0))
@@ -267,3 +273,111 @@ def test_nothing_said_changes_nothing() -> None:
     assert taken(targets, Group(task(), tuple(silent))) == [0.0] * 3
     assert targets.threshold is None
     assert torch.isfinite(torch.tensor(list(targets.targets.values()))).all()
+
+
+def spoken(*turns: list[float], forced: int = 0, **changes: Any) -> Trajectory:
+    """An attempt with these entropies, turn by turn; the first ``forced`` tokens of the last turn were no choice."""
+    made = episode(SAMPLER, num_turns=len(turns), num_actions=len(turns[0]))
+    own = [replace(turn, entropies=reply(*nats)) for turn, nats in zip(made.turns, turns, strict=True)]
+    counts = np.array([1] * forced + [0] * (len(turns[0]) - forced), np.int32)
+    ids = own[-1].action_ids
+    own[-1] = replace(own[-1], processing=Processing(counts, ids[:forced], counts == 1))
+    return replace(made, turns=tuple(own), **changes)
+
+
+def test_a_stretch_of_windows_begins_once() -> None:
+    """Means of two: 1, 2, 2, 0, 0, 2, 4."""
+    entropies = reply(0, 2, 2, 2, -2, 2, 2, 6)
+    assert beginnings(entropies, 2, 2.0) == [1, 5]
+    assert beginnings(entropies, 2, 0.0) == [0]
+    assert beginnings(entropies, 2, 9.0) == beginnings(reply(), 2, 0.0) == []
+    assert beginnings(reply(3), 2, 2.0) == [0]
+
+
+def test_copies_begin_where_a_stretch_of_windows_does() -> None:
+    _, composer = parts(window=2, branches=3)
+    played = spoken([3.0, 3.0, 0.0, 3.0, 3.0], [3.0, 3.0, 0.0, 0.0, 0.0], [0.0, 3.0, 3.0, 0.0, 3.0])
+    assert composer.places(played) == [], "before there is a threshold"
+    composer.threshold = 2.0
+    assert composer.places(played) == [(0, 3), (1, 0), (2, 1)], "not from the first token of the episode"
+    held = spoken([0.0, 3.0, 3.0, 0.0, 0.0], forced=2)
+    assert composer.places(held) == [], "it would come again"
+
+
+def test_branches_are_played_within_replies_by_the_last_threshold() -> None:
+    recipe, composer = parts(branches=3)
+    planner = recipe.planner
+    assert isinstance(planner, WithinReplies)
+    assert (planner.roots, planner.forks, planner.copies, planner.remembers) == (1, 3, 1, True)
+    assert planner.choice == composer.places
+    assert isinstance(composer.inner, OwnParts)
+    assert parts()[0].planner is None
+    with pytest.raises(ValueError, match="ares decides from where attempts start, and so does arpo"):
+        build(ARESConfig(base=ARPOConfig(base=GRPOConfig(kl_coef=0.0)), branches=2), RUN)
+    with pytest.raises(ValueError, match="branches: for form=paper only"):
+        ARESConfig(form="released", branches=2)
+
+
+def test_a_copy_counts_the_windows_of_the_beginning_that_it_shares() -> None:
+    """Both have the window of tokens 0 and 1, which the copy forced; its own entropies begin at token 2."""
+    parent = spoken([2.0, 2.0, 0.0, 0.0], [2.0, 2.0, 0.0, 0.0], episode="parent")
+    copy = spoken(
+        [2.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], forced=2, episode="copy", fork=Fork("parent", 1, tokens=2)
+    )
+    (both,) = with_beginnings([Group(task(), (parent, copy))])
+    assert both.trajectories[0] is parent
+    assert both.trajectories[1].turns[1].entropies.tolist() == [2.0, 2.0, 0.0, 0.0]
+    (alone,) = with_beginnings([Group(task(), (copy,))])
+    assert alone.trajectories[0] is copy, "a parent that was lost"
+    _, composer = parts(window=2, branches=1, quantile=1.0)
+    streams = composed(composer, Group(task(), (parent, copy)))
+    assert composer.threshold == 2.0
+    assert composer.acted()["windows"] == 2.0
+    (stream,) = streams
+    assert [len(t.turns) for t in stream.samples.trajectories] == [2, 1], "the copy learns from its own turn"
+    inside = EffortKL(composer, composer.config)
+    inside.before_update(0, streams)
+    assert inside.played[1].turns[0].entropies.tolist() == [2.0, 2.0, 0.0, 0.0]
+    assert int(inside.windows(stream.batch).sum()) == 4, "of the parent alone: the copy chose none in a window"
+
+
+def test_copies_do_not_raise_the_threshold_of_the_branches() -> None:
+    low, high = spoken([1.0] * 4), spoken([5.0] * 4, episode="copy", fork=Fork("low", 0, tokens=1))
+    for branches, expected in ((1, 1.0), (0, 3.0)):
+        _, composer = parts(window=2, branches=branches, quantile=1.0)
+        composed(composer, Group(task(), (low, high)))
+        assert composer.threshold == expected
+
+
+def test_copies_of_a_base_within_replies_are_read_with_their_beginnings() -> None:
+    """Of a base; but not beneath one, where they have been cut."""
+    raw = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
+    for base in (CUREConfig(base=raw), ETMRConfig(base=raw)):
+        assert isinstance(build(ARESConfig(base=base), RUN).composer, EffortTargets)
+    for config in (CUREConfig(base=ARESConfig(base=raw)), PEARConfig(base=ARESConfig(base=raw, branches=2))):
+        with pytest.raises(ValueError, match=r"(EffortTargets|ThoughtPenalty) reads the entropies of whole replies"):
+            build(config, RUN)
+
+
+def test_attempts_branch_in_real_replies() -> None:
+    """The first update has no threshold, and plays independent attempts; the second one has copies."""
+    run = replace(RUN, group_size=6)
+    recipe = build(ARESConfig(base=GRPOConfig(kl_coef=0.0, drop_uniform_groups=False), window=2, branches=2), run)
+    assert isinstance(recipe.composer, EffortTargets)
+    assert recipe.planner is not None
+    source = collector(HOUSE, max_context_tokens=1024)
+    first = recipe.planner.plan(tasks(1, HOUSE), Rollouts(source, SAMPLING, key=3))
+    assert [t.fork for t in first] == [None] * 6
+    composed(recipe.composer, Group(first[0].task, tuple(first)))
+    second = recipe.planner.plan(tasks(1, HOUSE), Rollouts(source, SAMPLING, key=4))
+    copies = [t for t in second if t.fork is not None]
+    assert len(second) == 6
+    assert 0 < len(copies) <= 4
+    threshold = recipe.composer.threshold
+    assert threshold is not None
+    by_episode = {t.episode: t for t in second}
+    for copy in copies:
+        assert copy.fork is not None
+        entropies = by_episode[copy.fork.parent].turns[copy.fork.turn].entropies
+        assert copy.fork.tokens in beginnings(entropies, 2, threshold)
+        assert copy.turns[copy.fork.turn].entropies[: copy.fork.tokens].tolist() == [0.0] * copy.fork.tokens

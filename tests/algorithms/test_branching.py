@@ -458,7 +458,7 @@ def test_a_real_world_and_model(env_id: str, context: str, name: str) -> None:
     uncertain turn is drawn anew, parent and child differ in it, also where it had ended the parent's episode.
     """
     from tests.agents.test_collector import SAMPLING, collector, tasks
-    from turnwise.agents.collector import Rollouts as Collected
+    from turnwise.agents.rollouts import Rollouts as Collected
 
     def play(slots: int = 4) -> tuple[list[Trajectory], int]:
         source = collector(env_id, slots=slots, context=context, max_turns=4)
@@ -498,7 +498,7 @@ def test_a_real_world_and_model(env_id: str, context: str, name: str) -> None:
 def test_a_branch_that_draws_anew_takes_its_parents_steps_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it costs: the steps of the trunk once more in its own world. Of tokens nothing is computed twice."""
     from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
-    from turnwise.agents.collector import Rollouts as Collected
+    from turnwise.agents.rollouts import Rollouts as Collected
     from turnwise.envs.tasks import step
 
     steps = Counter[str]()

@@ -61,7 +61,7 @@ RANGES = {
         POSITIVE,
     ),
     **dict.fromkeys(("clip_low", "gamma", "lam", "min_lr_share", "clip_cov.share"), SHARE),
-    **dict.fromkeys(("gate_turn", "history", "max_repeats"), "0.."),
+    **dict.fromkeys(("ares.branches", "gate_turn", "history", "max_repeats"), "0.."),
     **dict.fromkeys(("cvar_weight", "flat_std", "margin", "midpoint", "sharpness", "sum_floor"), ANY),
     **dict.fromkeys(("cpl.alpha", "dpo.beta", "oreo.beta", "limit", "weight_cap"), POSITIVE),
     **dict.fromkeys(("first_attempts", "last_attempts", "first_tokens", "last_tokens", "batch_share"), NONZERO),

@@ -14,7 +14,7 @@ from tests.agents.test_collector import HOUSE, SAMPLING, collector, tasks
 from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, learner, task
 from tests.algorithms.test_starts import RAW, RUN, paid, scripted
 from tests.algorithms.trees import ScriptedRollouts
-from turnwise.agents.collector import Rollouts
+from turnwise.agents.rollouts import Rollouts
 from turnwise.algorithms.ares import ARESConfig
 from turnwise.algorithms.arpo import ARPOConfig
 from turnwise.algorithms.common import FreshGroups
@@ -97,12 +97,10 @@ def test_cure_is_played_inside_dynamic_sampling_and_refuses_trees() -> None:
 
 
 @pytest.mark.parametrize("reader", [ARESConfig, PEARConfig])
-def test_entropies_of_whole_replies_are_read_nowhere_beside_copies(reader: Any) -> None:
-    for config in (
-        reader(base=CUREConfig(base=RAW)),
-        CUREConfig(base=reader(base=RAW)),
-        ETMRConfig(base=reader(base=RAW)),
-    ):
+def test_entropies_of_whole_replies_are_read_nowhere_beneath_copies(reader: Any) -> None:
+    """On top of them ARES completes what it reads."""
+    on_top = [PEARConfig(base=CUREConfig(base=RAW))] if reader is PEARConfig else []
+    for config in (*on_top, CUREConfig(base=reader(base=RAW)), ETMRConfig(base=reader(base=RAW))):
         with pytest.raises(ValueError, match=r"(EffortTargets|ThoughtPenalty) reads the entropies of whole replies"):
             build(config, RUN)
 

@@ -14,8 +14,9 @@ from tests.agents.test_collector import SAMPLING, collector, tasks
 from tests.chat_server import completion, in_turn, refusal, serving
 from tests.grading import rewards
 from tests.grading.episodes import episode, judging, verdict
-from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.collector import Collector
 from turnwise.agents.jobs import jobs_for
+from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.seating import Seating
 from turnwise.config.files import changed_grading, parse_section
 from turnwise.config.sections import RewardsConfig

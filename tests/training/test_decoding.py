@@ -14,7 +14,7 @@ from tests.shards.hosts import Here
 from tests.training.test_teacher import disturb
 from turnwise.agents.decoding import DecodingConfig
 from turnwise.assembly import players
-from turnwise.assembly.players import model_agent, with_second_from_anywhere
+from turnwise.assembly.players import model_agent, with_decoding_from_anywhere
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.settling import demand_of, fitted, sampling_of
 from turnwise.assembly.shards import shards_of
@@ -191,7 +191,7 @@ def test_the_second_model_has_the_same_tokens_and_a_place_in_the_plan(model: Pat
     policy = Policy.load(model, lora=None)
     with pytest.raises(ValueError, match=r"agent\.decoding\.second asks another model"):
         model_agent(policy, asked.agent, num_slots=1, backend="vllm")
-    assert with_second_from_anywhere(load_config("smoke").agent).decoding == DecodingConfig()
+    assert with_decoding_from_anywhere(load_config("smoke").agent).decoding == DecodingConfig()
 
 
 def test_a_run_goes_on_with_the_second_model_that_it_began_with_alone(model: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The settings of decoding: what an agent's tokens are drawn from, beyond a fixed temperature (docs/decoding.md).
 
 Each section is a method, off by default. They work in training and in evaluation, one after another in this order:
-``second`` decides which model draws a token, ``heat`` and ``floor`` its temperature, ``floor`` and ``mirostat`` which
-tokens are left out. Greedy replies are changed by ``second`` alone.
+``steering`` changes the policy's own states, ``second`` decides which model draws a token, ``heat`` and ``floor`` its
+temperature, ``floor`` and ``mirostat`` which tokens are left out. Greedy replies are changed by ``steering`` and
+``second`` alone.
 """
 
 from __future__ import annotations
@@ -100,11 +101,26 @@ class FloorConfig(Section):
         return self
 
 
+class SteeringConfig(Section):
+    """A vector is added to the model's states after one layer, so that its actions are less sure, or surer.
+
+    ``turnwise steering RUN --to FILE`` fits one to stored episodes.
+    """
+
+    PAPER: ClassVar[str] = "EAST: Rahn et al. 2024, arXiv 2406.00244"
+
+    file: str = Field(description="the vector, a file of `turnwise steering`")
+    strength: float = Field(
+        0.1, description="length of what is added, as a share of the states' mean norm; below 0: surer actions"
+    )
+
+
 METHODS: Mapping[str, type[Section]] = {
     "heat": HeatConfig,
     "mirostat": MirostatConfig,
     "second": SecondConfig,
     "floor": FloorConfig,
+    "steering": SteeringConfig,
 }
 """By the name of its section."""
 
@@ -118,8 +134,14 @@ class DecodingConfig(BaseModel):
     mirostat: MirostatConfig | None = Field(None, description="surprise that is held at a target (Mirostat)")
     second: SecondConfig | None = Field(None, description="another model where this one is unsure (EAD)")
     floor: FloorConfig | None = Field(None, description="floors for the tokens of an action")
+    steering: SteeringConfig | None = Field(None, description="states moved towards less sure actions (EAST)")
 
     @property
     def names(self) -> list[str]:
         """The methods that are on, by their settings."""
         return [f"agent.decoding.{name}" for name, found in self if found is not None]
+
+    @property
+    def only_own(self) -> str:
+        """The first method that works in our own engine alone; "": none does."""
+        return next((name for name in self.names if name.rpartition(".")[2] in ("second", "steering")), "")

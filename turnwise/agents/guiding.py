@@ -29,7 +29,18 @@ from torch import Tensor
 
 from turnwise.agents.actions import ParsedAction, parse_action, written
 from turnwise.agents.forms import AfterThought, Forms
-from turnwise.agents.rules import Acted, ActionFloor, ActionPart, Decoded, Draw, HeatRule, Mirostat, Rule, Switch
+from turnwise.agents.rules import (
+    Acted,
+    ActionFloor,
+    ActionPart,
+    Decoded,
+    Draw,
+    HeatRule,
+    Mirostat,
+    Rule,
+    Steered,
+    Switch,
+)
 from turnwise.agents.toolcalls import Tools
 from turnwise.envs.forms import Form
 from turnwise.errors import AgentError
@@ -262,6 +273,8 @@ class Guides:
             made.append(ActionFloor(self._action_part(), floor.temperature, floor.probability, acted))
         if config.mirostat is not None:
             made.append(Mirostat(config.mirostat, acted))
+        if config.steering is not None:
+            made.append(Steered(acted))
         return made
 
     def _action_part(self) -> ActionPart:

@@ -40,7 +40,12 @@ class Acted:
 
 
 class Rule:
-    """Changes what the tokens of one reply are drawn from. Asked for each token that is a choice."""
+    """Changes what the tokens of one reply are drawn from. Asked for each token that is a choice.
+
+    ``reads``: whether it needs the token's logits.
+    """
+
+    reads = True
 
     def temperature(self, logits: Tensor, temperature: float) -> float:
         """The token's temperature. ``logits`` [V] are -inf where a token is not allowed."""
@@ -52,6 +57,19 @@ class Rule:
 
     def after(self, token: int, *, chosen: bool) -> None:
         """The token that came; not ``chosen``: nothing was asked."""
+
+
+class Steered(Rule):
+    """Counts the tokens of a policy whose states are steered. The policy has done the rest (``models/steering.py``)."""
+
+    reads = False
+
+    def __init__(self, acted: Acted) -> None:
+        self._acted = acted
+
+    def after(self, token: int, *, chosen: bool) -> None:
+        if chosen:
+            self._acted.add(steering_share=1)
 
 
 class HeatRule(Rule):
@@ -188,7 +206,7 @@ class Decoded:
         if self._step is None and self._held is not None and self._held.needs_logits:
             return True
         second = self._switch is not None and self._switch.is_on
-        return bool(self._rules) and not second and self._allowed(None).only is None
+        return any(rule.reads for rule in self._rules) and not second and self._allowed(None).only is None
 
     def before(self, logits: Tensor | None) -> Step:
         step = self._allowed(logits)

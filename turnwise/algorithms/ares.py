@@ -11,6 +11,9 @@ have many. With H the sampling policy's entropy of a token, and d a task's diffi
     R    = R_base - success min(cap, lam g_d(N - N*_d))        of an attempt that does not succeed
     loss = base + kl_coef mean of beta_d rho_t KL(pi || pi_ref)                rho_t = kl_relaxed within windows, else 1
 
+With ``branches`` an attempt is continued anew from the tokens where its uncertain stretches begin, by the tau of the
+update before; the copies are attempts of the same group, and learn from what they drew themselves.
+
 A reply shorter than a window is one window. The paper calls its algorithm AEPO; ``aepo`` here is another one.
 """
 
@@ -25,7 +28,8 @@ from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.effort import EffortKL, EffortTargets
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.offline import playing
-from turnwise.algorithms.within import whole_replies
+from turnwise.algorithms.starts import plain_base
+from turnwise.algorithms.within import OwnParts, WithinReplies, roots_of, whole_replies
 from turnwise.errors import UnusedSettingError
 from turnwise.learning.recipe import About, Recipe
 from turnwise.learning.settings import RunInfo, Settings
@@ -43,8 +47,9 @@ ABOUT = About(
         "The paper's tau is a quantile of single tokens (quantile_of=tokens).",
         "Released: another reward, which also pays lost attempts for windows (form=released), and windows only behind "
         "words of a list; here behind any token.",
-        "The paper branches in the middle of a reply, and the released code not at all; here algorithm.base.type=arpo "
-        "branches at uncertain turns.",
+        "The paper branches where a window begins, and the released code not at all. How often, and at which windows, "
+        "is not in the notes: here ``branches`` copies of an attempt at most, each at another stretch of windows, "
+        "drawn at random; by default none.",
         "The released KL factor of a difficulty follows a target of its own; here it is a setting.",
     ),
     sources={
@@ -53,6 +58,7 @@ ABOUT = About(
         "quantile": "paper, released",
         "quantile_of": "released; paper: tokens, which windows of short replies hardly ever pass",
         "levels": "paper, released: a third and two thirds",
+        "branches": "released: none; paper: some",
         "decay, eps": "ours",
         "cap": "ours; released: alpha's beginning",
         "kl_coef": "released",
@@ -76,6 +82,11 @@ class ARESConfig(Settings):
     levels: tuple[float, float] = Field(
         default=(0.333, 0.666), description="Share of successes from which a task is of medium difficulty, and easy."
     )
+    branches: int = Field(
+        default=0,
+        ge=0,
+        description="Copies of each attempt from the task, at most, that begin where its windows do; form=paper.",
+    )
     decay: float = Field(default=0.9, ge=0, lt=1, description="What each update keeps of the targets; form=paper.")
     eps: float = Field(default=1.0, gt=0, description="Added to the variance, in windows squared; form=paper.")
     cap: float = Field(
@@ -95,7 +106,7 @@ class ARESConfig(Settings):
             raise ValueError(f"levels needs 0 <= medium <= easy <= 1; got {self.levels}")
         if min(self.kl_factors) < 0:
             raise ValueError(f"kl_factors cannot be negative; got {self.kl_factors}")
-        paper = ("quantile_of", "decay", "eps") if self.form == "released" else ()
+        paper = ("quantile_of", "branches", "decay", "eps") if self.form == "released" else ()
         factors = ("kl_factors", "kl_relaxed") if not self.kl_coef else ()
         for names, needed in ((paper, "form=paper"), (factors, "kl_coef above 0")):
             if unused := tuple(filter(self.changed, names)):
@@ -104,10 +115,17 @@ class ARESConfig(Settings):
 
 
 def recipe(config: ARESConfig, run: RunInfo) -> Recipe:
-    """Compose ARES on its base. Raises ValueError for one with a KL term of its own or that plays nothing, and for
-    copies that begin within replies.
+    """Compose ARES on its base. Raises ValueError for one with a KL term of its own or that plays nothing, for a base
+    with copies that begin within replies inside of which entropies are read, and with ``branches`` for one that says by
+    itself where its attempts start.
     """
-    base = playing(base_recipe(config.base, run), "ares").named("ares")
-    targets = EffortTargets(base.composer, config, run.rewards.success)
+    base = playing(base_recipe(config.base, run), "ares")
+    size, branches = run.group_size, config.branches
+    base = plain_base(base, "ares") if branches else base.named("ares")
+    inner = OwnParts(base.composer) if branches else base.composer
+    targets = EffortTargets(inner, config, run.rewards.success)
+    if branches:
+        roots = roots_of(size, branches)
+        base = base.with_planner(WithinReplies(size, roots, branches, 1, targets.places, run.seed, remembers=True))
     made = whole_replies(replace(base, composer=targets))
     return made.with_regularizer(EffortKL(targets, config), config.kl_coef)

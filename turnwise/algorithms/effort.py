@@ -12,14 +12,17 @@ from torch import Tensor
 
 from turnwise.algorithms.common import succeeded
 from turnwise.algorithms.composing import ComposerAround
+from turnwise.algorithms.starts import Place
 from turnwise.algorithms.windows import (
     Means,
+    beginnings,
     following_means,
     following_threshold,
     mean_threshold,
     window_means,
     within_windows,
 )
+from turnwise.algorithms.within import chosen, with_beginnings
 from turnwise.learning.parts import (
     Composer,
     MinibatchView,
@@ -98,7 +101,7 @@ class EffortTargets(ComposerAround):
     Keeps the threshold of windows, and the target and (as released) the coefficient of each difficulty.
     """
 
-    reads_success = reads_entropies = True
+    reads_success = reads_entropies = completes_beginnings = True
 
     def __init__(self, inner: Composer, config: ARESConfig, success: float) -> None:
         super().__init__(inner)
@@ -109,9 +112,12 @@ class EffortTargets(ComposerAround):
         self.by_episode: dict[tuple[str, str], Difficulty] = {}  # of this update's attempts, by episode and player
 
     def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
+        samples = Samples(with_beginnings(samples.groups), samples.rewards)
         played = samples.trajectories
         sound = [n for n, trajectory in enumerate(played) if trajectory.end != "error"]
-        self._set_threshold([[turn.entropies for turn in played[n].turns] for n in sound])
+        # copies begin where an attempt is uncertain: with them the threshold would rise, and the next update have none
+        heard = [n for n in sound if not self.config.branches or played[n].fork is None]
+        self._set_threshold([[turn.entropies for turn in played[n].turns] for n in heard])
         counts = np.array([sum(map(self.count, trajectory.turns)) for trajectory in played], np.float64)
         won, kinds = self.won(samples), self.kinds(samples)
         self.by_episode = {(t.episode, t.player): kind for t, kind in zip(played, kinds, strict=True)}
@@ -148,6 +154,20 @@ class EffortTargets(ComposerAround):
             return int((window_means(turn.entropies, self.config.window) >= self.threshold).sum())
         means, whole = following_means(turn.entropies, self.config.window)
         return int((means[:whole] >= self.threshold).sum())
+
+    def places(self, trajectory: Trajectory) -> list[Place]:
+        """Where copies of an attempt may begin: where its uncertain stretches do, by the last update's threshold.
+
+        Before there is one there are no places.
+        """
+        width, threshold = self.config.window, self.threshold
+        if threshold is None:
+            return []
+        return [
+            (number, token)
+            for number, turn in enumerate(trajectory.turns)
+            for token in sorted({*beginnings(turn.entropies, width, threshold)} & {*chosen(number, turn)})
+        ]
 
     def kind(self, trajectory: Trajectory) -> Difficulty:
         """Of an attempt of this update. The base may have cut it, and moved it to another group."""

@@ -33,6 +33,12 @@ def within_windows(entropies: FloatArray, width: int, threshold: float) -> BoolA
     return found
 
 
+def beginnings(entropies: FloatArray, width: int, threshold: float) -> list[int]:
+    """The first token of each stretch of windows of at least ``threshold`` nats that begin one after the other."""
+    high = window_means(entropies, width) >= threshold
+    return [int(n) for n in np.flatnonzero(high) if n == 0 or not high[n - 1]]
+
+
 def following_means(entropies: FloatArray, width: int) -> tuple[Means, int]:
     """Mean of the ``width`` tokens after each token, [A] nats, and how many of these are whole: the first ones.
 

@@ -23,7 +23,7 @@ from turnwise.learning.parts import Samples, Streams
 from turnwise.learning.planning import Rollouts
 from turnwise.learning.recipe import Recipe, layers
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.trajectory import Fork, Task, Trajectory
+from turnwise.trajectory import Fork, Group, Task, Trajectory, Turn
 
 By = Literal["entropy", "random"]
 Among = Literal["episode", "turn"]
@@ -55,9 +55,7 @@ class Choice:
         """The entropies (nats) and places of each turn that has places."""
         found = []
         for number, turn in enumerate(trajectory.turns):
-            made = turn.processing
-            chosen = range(len(turn.action_ids)) if made is None else np.flatnonzero(made.counts != 1).tolist()
-            places = [n for n in chosen if (number, n) != (0, 0) and self._is_word(int(turn.action_ids[n]))]
+            places = [n for n in chosen(number, turn) if self._is_word(int(turn.action_ids[n]))]
             found.append([(float(turn.entropies[n]), (number, n)) for n in places])
         return [places for places in found if places]
 
@@ -65,22 +63,32 @@ class Choice:
         return self.text is None or len(self.text(token).strip()) > 1
 
 
+def chosen(number: int, turn: Turn) -> list[int]:
+    """The tokens of an episode's turn ``number`` that were a choice. The first of the episode is none of them, since a
+    copy from there would be another attempt from the task.
+    """
+    made = turn.processing
+    free = range(len(turn.action_ids)) if made is None else np.flatnonzero(made.counts != 1).tolist()
+    return [n for n in free if (number, n) != (0, 0)]
+
+
 @dataclass(frozen=True, slots=True)
 class WithinReplies:
     """Plays ``roots`` attempts from each task, and of each as many copies as ``group_size`` leaves it.
 
     They begin at ``forks`` places, drawn by ``seed`` among those of ``choice``, ``copies`` at each. An attempt from the
-    task takes the place of a copy that cannot be made: where no token was a choice, and where the world has failed.
+    task takes the place of a copy that cannot be made: where there is no place, and where the world has failed.
+    ``remembers``: the choice depends on the update before.
     """
 
     group_size: int
     roots: int
     forks: int
     copies: int
-    choice: Choice
+    choice: Callable[[Trajectory], list[Place]]
     seed: int
     occurred: Occurrences = field(default_factory=Occurrences, compare=False)
-    remembers: ClassVar[bool] = False
+    remembers: bool = False
     within_replies: ClassVar[bool] = True
 
     def plan(self, tasks: Sequence[Task], rollouts: Rollouts, spare: Iterable[Task] = ()) -> list[Trajectory]:
@@ -91,11 +99,11 @@ class WithinReplies:
     def places(self, trajectory: Trajectory, number: int) -> list[Place | None]:
         """Where the copies of attempt ``number`` begin."""
         room = len(range(number, self.group_size - self.roots, self.roots))
-        chosen = [] if trajectory.end == "error" else self.choice(trajectory)
-        if len(chosen) > self.forks:
+        found = [] if trajectory.end == "error" else self.choice(trajectory)
+        if len(found) > self.forks:
             draws = np.random.default_rng([self.seed, zlib.crc32(trajectory.episode.encode())])
-            chosen = [chosen[n] for n in draws.permutation(len(chosen))[: self.forks]]
-        places = [place for place in chosen for _ in range(self.copies)][:room]
+            found = [found[n] for n in draws.permutation(len(found))[: self.forks]]
+        places = [place for place in found for _ in range(self.copies)][:room]
         return [*places, *[None] * (room - len(places))]
 
     def _count(self, num_tasks: int, found: Sequence[Trajectory]) -> None:
@@ -162,16 +170,40 @@ def around(base: Recipe, planner: WithinReplies) -> Recipe:
     return whole_replies(replace(base.with_planner(planner), composer=OwnParts(base.composer)))
 
 
+def with_beginnings(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Groups whose copies have the entropies of their parents in the beginning that they share of a reply.
+
+    They forced those tokens, and have 0 there. A parent that was lost leaves it so.
+    """
+    parents = {t.episode: t for group in groups for t in group.trajectories}
+    return tuple(replace(group, trajectories=tuple(_begun(t, parents) for t in group.trajectories)) for group in groups)
+
+
+def _begun(trajectory: Trajectory, parents: Mapping[str, Trajectory]) -> Trajectory:
+    fork = trajectory.fork
+    if fork is None or fork.stored or not fork.tokens or fork.parent not in parents:
+        return trajectory
+    turns = list(trajectory.turns)
+    own, first = turns[fork.turn], parents[fork.parent].turns[fork.turn]
+    entropies = np.concatenate([first.entropies[: fork.tokens], own.entropies[fork.tokens :]])
+    turns[fork.turn] = replace(own, entropies=entropies)
+    return replace(trajectory, turns=tuple(turns))
+
+
 def whole_replies(made: Recipe) -> Recipe:
     """The recipe itself. Raises ValueError where copies begin within replies and a part reads entropies of whole ones:
-    those of the tokens that a copy shares are not known to it.
+    those of the tokens that a copy shares are not known to it. A composer around ``OwnParts`` may complete them.
     """
-    forks = any(getattr(layer, "within_replies", False) for layer in layers(made.planner))
-    parts = (*layers(made.composer), *made.shapers)
+    if not any(getattr(layer, "within_replies", False) for layer in layers(made.planner)):
+        return made
+    composers = list(layers(made.composer))
+    cut = next((place for place, layer in enumerate(composers) if isinstance(layer, OwnParts)), len(composers))
+    outside = [layer for layer in composers[:cut] if not getattr(layer, "completes_beginnings", False)]
+    parts = (*outside, *composers[cut:], *made.shapers)
     reading = next((type(part).__name__ for part in parts if getattr(part, "reads_entropies", False)), "")
-    if forks and reading:
+    if reading:
         raise ValueError(
             f"{made.name}: {reading} reads the entropies of whole replies, and copies that begin within a reply have "
-            "none for its beginning: use cure and etmr without ares and pear"
+            "none for its beginning: use cure and etmr without pear, and with ares on top of them"
         )
     return made

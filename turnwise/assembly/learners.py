@@ -34,6 +34,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.algorithms.registry import build
 from turnwise.assembly.players import load_policies
 from turnwise.assembly.rank_actors import RankActors
+from turnwise.assembly.steering import steer
 from turnwise.assembly.teachers import teacher_of
 from turnwise.config.sections import LearnerConfig, RayConfig
 from turnwise.learning.learner import Learner
@@ -245,6 +246,7 @@ def _follow(store: Any, rank: int, world: int, *, local: int, deaf: bool = True)
         for name, policy in load_policies(run, message["sides"], device=place, samples=False).items():
             policy.temperature = config.rollout.temperature
             policy.remember(config.rollout.ahead)
+            steer(policy, config.agent.decoding)  # here, while its weights are whole
             if ranks.lockstep:
                 policy.divide(ranks.mesh)
             learner = learner_of(config.algorithm, config.optimizer, config.run_info, policy, config.agent, ranks)

@@ -18,9 +18,10 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted
 from turnwise.agents.untrained import settings_of_untrained
+from turnwise.assembly.steering import steer
 from turnwise.cloning.examples import examples_for
 from turnwise.cloning.settings import WarmstartConfig
-from turnwise.config.checks import ONLY_OWN
+from turnwise.config.checks import check_own
 from turnwise.config.files import parse_section
 from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, capability, instructions_of, speaks_in_roles
@@ -184,9 +185,10 @@ def model_agent(
     It is shown ``examples``. ``packed_weights``: whether a sampler in this process has a copy of its weights that is
     faster on a CPU; ``auto``: in half precision, where that changes no bit. With ``backend`` vllm it is vLLM that
     samples, run as ``vllm`` says. Without ``plays`` it only proves that sampler and learner agree, and has neither
-    packed weights nor a second model. Raises ValueError for what cannot be done, and where the examples, after the
-    world's ``instructions``, leave no room for an episode.
+    packed weights nor a second model. The policy is steered as ``agent.decoding.steering`` says. Raises ValueError for
+    what cannot be done, and where the examples, after the world's ``instructions``, leave no room for an episode.
     """
+    steer(policy, settings.decoding)
     check_length(policy.sampler.config, settings.max_context_tokens)
     chat = ChatFormat.of(policy.tokenizer, settings, end_ids(policy.sampler))
     check_room(chat, settings, instructions, examples)
@@ -194,8 +196,7 @@ def model_agent(
     engine: Engine
     second = settings.decoding.second
     if backend == "vllm":
-        if second is not None:
-            raise ValueError(ONLY_OWN)
+        check_own(settings.decoding)
         engine = _vllm_engine(policy, vllm or VllmConfig(), num_slots=num_slots, **limits)
     else:
         if wanted(packed_weights, next(policy.sampler.parameters())) and is_fast(policy.sampler.config) and plays:
@@ -205,13 +206,15 @@ def model_agent(
     return ModelAgent(engine, chat, settings, name, policy.version, policy.adapter_hash, examples, other)
 
 
-def with_second_from_anywhere(settings: AgentConfig) -> AgentConfig:
-    """An agent's settings whose second model has a name for any working directory."""
-    second = settings.decoding.second
-    if second is None:
-        return settings
-    named = second.model_copy(update={"model": from_anywhere(second.model)})
-    return settings.model_copy(update={"decoding": settings.decoding.model_copy(update={"second": named})})
+def with_decoding_from_anywhere(settings: AgentConfig) -> AgentConfig:
+    """An agent's settings whose second model and steering vector have names for any working directory."""
+    second, steering = settings.decoding.second, settings.decoding.steering
+    named: dict[str, Any] = {}
+    if second is not None:
+        named["second"] = second.model_copy(update={"model": from_anywhere(second.model)})
+    if steering is not None:
+        named["steering"] = steering.model_copy(update={"file": str(Path(steering.file).expanduser().absolute())})
+    return settings.model_copy(update={"decoding": settings.decoding.model_copy(update=named)})
 
 
 def _second(policy: Policy, config: SecondConfig, num_slots: int, limits: Mapping[str, Any]) -> SecondModel:

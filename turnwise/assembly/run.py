@@ -36,7 +36,7 @@ from turnwise.assembly.players import (
     opponents,
     second_weights,
     sides_of,
-    with_second_from_anywhere,
+    with_decoding_from_anywhere,
 )
 from turnwise.assembly.settling import backend_of, has_vllm
 from turnwise.assembly.shards import ahead_of, check_shards, is_sharded, shards_of
@@ -63,6 +63,7 @@ from turnwise.models.engine import SlotEngine
 from turnwise.models.loading import end_ids, from_anywhere, save_model
 from turnwise.models.policy import Policy
 from turnwise.models.settings import PretrainedModelConfig, ScratchModelConfig
+from turnwise.models.steering import Steering
 from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
 from turnwise.replay.store import TrajectoryWriter
@@ -162,7 +163,7 @@ class Assembly:
             model = model.model_copy(update={"dtype": dtype, "path": path})
         algorithm = with_teacher_from_anywhere(self.config.algorithm)
         changed = {
-            "agent": with_second_from_anywhere(self.agent),
+            "agent": with_decoding_from_anywhere(self.agent),
             "rollout": rollout,
             "model": model,
             "algorithm": algorithm,
@@ -171,7 +172,8 @@ class Assembly:
 
     def check_sources(self) -> None:
         """Raise ValueError where the algorithm learns from a file that is not there, or from answers in a world that
-        gives none, where the teacher or ``agent.decoding.second`` names no model, and as ``check_server`` does.
+        gives none, where the teacher or ``agent.decoding.second`` names no model, ``agent.decoding.steering`` no
+        vector, and as ``check_server`` does.
         """
         recipe = build(self.config.algorithm, self.config.run_info)
         recipe.composer.check_sources()
@@ -185,6 +187,8 @@ class Assembly:
             check_frozen(recipe.teacher, f"teacher {recipe.teacher}", self.config.device)
         if (second := self.config.agent.decoding.second) is not None:
             check_frozen(second.model, f"agent.decoding.second.model={second.model}", self.config.device)
+        if (steering := self.config.agent.decoding.steering) is not None:
+            Steering.read(steering.file)
         self.check_server()
 
     def check_server(self) -> None:

@@ -17,8 +17,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Protocol
 
-from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.collector import Collector
 from turnwise.agents.jobs import Job
+from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.seating import ModelAgent
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import WhichCheckpoint, open_run, players

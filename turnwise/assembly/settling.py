@@ -25,8 +25,8 @@ def backend_of(config: RunConfig) -> tuple[Backend, str]:
     rollout = config.rollout
     if rollout.backend is not None:
         return rollout.backend, f"rollout.backend={rollout.backend}"
-    if config.agent.decoding.second is not None:
-        return "own", "agent.decoding.second works in our own engine"
+    if name := config.agent.decoding.only_own:
+        return "own", f"{name} works in our own engine"
     facts = Facts(
         device=config.device,
         sharded=is_sharded(rollout, config.ray),

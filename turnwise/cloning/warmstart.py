@@ -63,7 +63,7 @@ _ADDED: Mapping[str, Any] = {
     **{"examples": 0, "constrained": False, "thought_tokens": None},
     **{"admissible_format": "commas", "template": {}, "thoughts": "keep"},
     **{"tool_calls": "auto", "tools_in": "template"},
-    "decoding": DecodingConfig().model_dump(),
+    "decoding": DecodingConfig().model_dump(exclude={"steering"}),
 }
 """Settings of the agent that came after FORMAT, where they say what was so before: they leave a model's key alone."""
 
@@ -116,7 +116,7 @@ class Cloning:
 
     def _shown(self) -> dict[str, Any]:
         """The agent's settings, without those that are newer than the format, where they say what was so before."""
-        return _without(_ADDED, self.agent.model_dump())
+        return _without(_ADDED, self.agent.model_dump(exclude={"decoding": {"steering"}}))  # a clone is not steered
 
     @property
     def rule(self) -> SuccessRule:

@@ -5,8 +5,10 @@ A setting that would have no effect raises UnusedSettingError, which names it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from turnwise.agents.decoding import DecodingConfig
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
 from turnwise.config.sections import (
@@ -28,10 +30,19 @@ if TYPE_CHECKING:
     from turnwise.learning.recipe import Recipe
 
 
-ONLY_OWN = (
-    "agent.decoding.second asks another model in this process for single tokens, which works in our own engine: set "
-    "rollout.backend=own, or leave it out"
-)
+_ONLY_OWN: Mapping[str, str] = {
+    "agent.decoding.second": "asks another model in this process for single tokens",
+    "agent.decoding.steering": "changes the states within the model",
+}
+"""Methods of decoding that no other engine has, and why."""
+
+
+def check_own(decoding: DecodingConfig) -> None:
+    """Raise ValueError for a method of decoding that vLLM cannot do."""
+    if name := decoding.only_own:
+        raise ValueError(
+            f"{name} {_ONLY_OWN[name]}, which works in our own engine: set rollout.backend=own, or leave it out"
+        )
 
 
 def check_start(model: ModelConfig, warmstart: WarmstartConfig | None) -> None:
@@ -167,8 +178,8 @@ def check_backend(
             "a vLLM server plays adapters, and lora=null trains all weights: leave rollout.vllm.url out, so that vLLM "
             "runs in this process, or keep LoRA"
         )
-    elif agent.decoding.second is not None:
-        raise ValueError(ONLY_OWN)
+    elif agent.decoding.only_own:
+        check_own(agent.decoding)
     elif served and (names := _of_each_token(agent)):
         raise ValueError(f"{names[0]} works on each token of a reply, which a vLLM server cannot: {_IN_THIS_PROCESS}")
 

@@ -140,13 +140,13 @@ def _absolute(name: str) -> str:
 
 
 def _agent_elsewhere(agent: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The agent's settings whose second model has a name for any working directory."""
-    decoding = agent.get("decoding") or {}
-    second = decoding.get("second") or {}
-    if "model" not in second:
-        return agent
-    named = {**second, "model": from_anywhere(second["model"])}
-    return {**agent, "decoding": {**decoding, "second": named}}
+    """The agent's settings whose second model and steering vector have names for any working directory."""
+    decoding = dict(agent.get("decoding") or {})
+    if "model" in (second := decoding.get("second") or {}):
+        decoding["second"] = {**second, "model": from_anywhere(second["model"])}
+    if "file" in (steering := decoding.get("steering") or {}):
+        decoding["steering"] = {**steering, "file": str(Path(steering["file"]).expanduser().absolute())}
+    return {**agent, "decoding": decoding} if decoding else agent
 
 
 def _described(seating: Seating) -> Described:

@@ -1,7 +1,7 @@
 """Planners, which decide what is played, and the two protocols through which algorithms use the rest of the system.
 
 - ``Scorer``: the policy, which gives log-probs of tokens. The policy of ``turnwise.models`` satisfies it.
-- ``Rollouts``: running episodes, which a planner starts, forks and stops. ``turnwise.agents.collector`` satisfies it.
+- ``Rollouts``: running episodes, which a planner starts, forks and stops. ``turnwise.agents.rollouts`` satisfies it.
 
 So algorithms import neither models nor agents, and these do not import algorithms. An example of a planner is
 ``GroupPlanner``, at the end of this file.

@@ -98,4 +98,6 @@ def _mixed(layer: Any, states: Tensor, found: Tensor) -> Tensor:
     mlp = layer.mlp
     inputs = rms_norm(layer.post_attention_layernorm, states)
     gate = mlp.act_fn(projected(mlp.gate_proj, inputs))
-    return states + projected(mlp.down_proj, gate * projected(mlp.up_proj, inputs))
+    made = states + projected(mlp.down_proj, gate * projected(mlp.up_proj, inputs))
+    shift: Tensor | None = layer._buffers.get("shift")  # steering.py
+    return made if shift is None else made + shift

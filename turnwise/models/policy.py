@@ -67,6 +67,8 @@ from turnwise.models.paths import Forward, forward_of
 from turnwise.models.reading import Reading, by_head, read
 from turnwise.models.settings import AdapterUse, DType, LoRAConfig
 from turnwise.models.sharding import NOT_DIVIDED, DividedDecoder
+from turnwise.models.steering import Shift
+from turnwise.models.steering import put as put_shift
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class Policy:
         self.tokenizer, self.lora = tokenizer, lora
         self.version, self.temperature = 0, 1.0
         self.sharing: Sharing = "auto"  # of common prefixes (packing.py)
+        self.shift: Shift | None = None  # of the states after a layer (steering.py)
         if start is not None and use == "merge":
             start.merge_into(model)
             start = None
@@ -255,7 +258,7 @@ class Policy:
         """
         self._copy()
         self.survival = self._meter.measure()
-        self.adapter_hash = weights_hash(self.trainable_state())
+        self.adapter_hash = self.hash_of(self.trainable_state())
         if self.sampler is not None:
             self.sampler.weights_hash = self.adapter_hash
         self.version = version
@@ -274,6 +277,28 @@ class Policy:
             for module in self.sampler.modules():
                 if (packed := packed_weight(module)) and module.weight is not None:
                     packed.take(module.weight)
+
+    def hash_of(self, state: Mapping[str, Tensor]) -> str:
+        """The hash of the policy with these trainable tensors, and steered as it is now."""
+        return weights_hash({**state, **(self.shift.tensors if self.shift is not None else {})})
+
+    def steer(self, shift: Shift | None) -> None:
+        """Add ``shift`` to the states of learner and sampler from now on; None: nothing.
+
+        Whoever asks twice for the same changes nothing. Raises ValueError for a model that it does not fit.
+        """
+        before = self.hash_of({})
+        was, self.shift = self.shift, shift
+        if self.hash_of({}) == before:
+            return
+        try:
+            for model in (self._base, self.sampler, None if self._frozen is None else self._frozen[0]):
+                if model is not None:
+                    put_shift(model, shift)
+        except ValueError:
+            self.shift = was
+            raise
+        self.sync(self.version)
 
     @property
     def is_divided(self) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 
 from safetensors.torch import load
 
-from turnwise.agents.collector import Collector, Rollouts
+from turnwise.agents.collector import Collector
 from turnwise.agents.playing import Event, seed_globals
+from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.seating import ModelAgent
 from turnwise.clock import Clock
 from turnwise.models.policy import Policy

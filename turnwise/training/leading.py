@@ -24,7 +24,7 @@ from turnwise.learning.learner import Learner
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.ranks import Alone, Ranks
 from turnwise.models.past import Weights
-from turnwise.models.policy import Policy, weights_hash
+from turnwise.models.policy import Policy
 from turnwise.replay.buffer import TrajectoryBuffer
 from turnwise.replay.codec import from_record, to_record
 from turnwise.runs.checkpoints import PAST, POLICY
@@ -199,19 +199,19 @@ def restore(
     learner.optimizer.zero_grad(set_to_none=True)  # an interrupted update may have left some
     own = {name.removeprefix(POLICY): tensor for name, tensor in tensors.items() if name.startswith(POLICY)}
     policy.load_trainable_state(own)
-    policy.past.replace(_past(tensors))
+    policy.past.replace(_past(policy, tensors))
     learner.load_state_dict(state["learner"], tensors)
     buffer.load_state_dict(state["buffer"])
 
 
-def _past(tensors: Mapping[str, Tensor]) -> list[Weights]:
+def _past(policy: Policy, tensors: Mapping[str, Tensor]) -> list[Weights]:
     """The weights of earlier versions among a side's tensors, under the hashes of what they hold."""
     found: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(PAST):
             version, _, own = name.removeprefix(PAST).partition(".")
             found.setdefault(int(version), {})[own] = tensor.clone()
-    return [Weights(version, weights_hash(own), own) for version, own in sorted(found.items())]
+    return [Weights(version, policy.hash_of(own), own) for version, own in sorted(found.items())]
 
 
 def follow(ranks: ProcessRanks, make: Callable[[Any], Mapping[str, FollowingSide]]) -> None:

@@ -25,7 +25,7 @@ import torch
 
 from turnwise.agents.seating import ModelAgent
 from turnwise.learning.metrics import Agreement
-from turnwise.models.policy import Policy, weights_hash
+from turnwise.models.policy import Policy
 from turnwise.models.sharding import is_divided
 from turnwise.training.noise import Limits, sampled_batch, sampler_logprobs
 
@@ -72,7 +72,7 @@ def prove(policy: Policy, agent: ModelAgent, agreement: Agreement, limits: Limit
 
 def broken_link(policy: Policy, agent: ModelAgent) -> str | None:
     """What is wrong between the learner's weights and the engine that plays with them; None if nothing is."""
-    present = weights_hash(policy.trainable_state())
+    present = policy.hash_of(policy.trainable_state())
     if present != policy.adapter_hash:
         return f"sync: the learner holds weights {present}, the sampler was last brought to {policy.adapter_hash}"
     if agent.adapter_hash != policy.adapter_hash:

@@ -159,4 +159,8 @@ class Side:
         past = {str(held.version): held.hash for held in self.policy.past.before(checkpoint.update)}
         self.sync(checkpoint.update)
         if self.policy.adapter_hash != state["adapter_hash"] or past != state.get("past", {}):
-            raise ValueError("the checkpoint does not restore the weights it was saved from")
+            steered = self.policy.shift is not None
+            raise ValueError(
+                "the checkpoint does not restore the weights it was saved from"
+                + (": is agent.decoding.steering.file what it was then?" if steered else "")
+            )

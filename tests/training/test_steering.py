@@ -1,0 +1,158 @@
+"""Runs of a steered policy: the proof, what is recorded, a resume, shards and ranks, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.faults.runs import assert_same, config, trainer
+from turnwise.assembly.players import model_agent, with_decoding_from_anywhere
+from turnwise.assembly.run import Assembly
+from turnwise.assembly.settling import sampling_of
+from turnwise.cli import app
+from turnwise.config.files import load_config
+from turnwise.evaluation.evaluate import evaluate
+from turnwise.models.policy import Policy
+from turnwise.models.steering import Steering, put
+from turnwise.replay.store import TrajectoryReader
+from turnwise.training.side import DisagreementError
+
+
+@pytest.fixture
+def vector(tmp_path: Path) -> Path:
+    """A steering vector for the tiny model."""
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(3))
+    Steering(0, direction, 1.0, 9).save(tmp_path / "v.safetensors")
+    return tmp_path / "v.safetensors"
+
+
+def steered(model: Path, vector: Path, *more: str) -> Any:
+    return config(model, f"agent.decoding.steering={{file: {vector}, strength: 8}}", *more)
+
+
+def names(run: Any) -> set[str]:
+    return {trajectory.adapter_hash for trajectory in TrajectoryReader(run.trajectories_path)}
+
+
+def test_a_steered_run_is_proven_counted_and_resumed_to_the_bit(model: Path, vector: Path, tmp_path: Path) -> None:
+    asked = steered(model, vector, "num_updates=3")
+    whole = trainer(asked, tmp_path / "whole")
+    for _ in range(3):
+        whole.step()
+    for line in whole.run.metrics():
+        assert line["decoding/steering_share"] == 1
+        assert line["decoding/tokens"] == line["sampled_tokens"]
+        assert line["agreement/max_abs"] < 1e-5
+    plain = trainer(config(model, "num_updates=3"), tmp_path / "plain")
+    plain.step()
+    assert len(names(whole.run)) == 3
+    assert names(plain.run).isdisjoint(names(whole.run)), "episodes tell by which policy they were sampled"
+    broken = trainer(asked, tmp_path / "broken")
+    broken.step()
+    again = trainer(asked, tmp_path / "broken")
+    for _ in range(2):
+        again.step()
+    assert_same(again.run, whole.run)
+
+
+def test_a_sampler_without_the_vector_is_found_out(model: Path, vector: Path, tmp_path: Path) -> None:
+    made = trainer(steered(model, vector), tmp_path / "run")
+    put(made.sides[0].policy.sampler, None)
+    with pytest.raises(DisagreementError, match="sampler and learner disagree"):
+        made.step()
+
+
+def test_a_run_goes_on_with_its_own_vector_alone(model: Path, vector: Path, tmp_path: Path) -> None:
+    asked = steered(model, vector, "num_updates=2")
+    made = trainer(asked, tmp_path / "run")
+    made.step()
+    made.save()
+    Steering(0, torch.ones(32), 1.0, 9).save(vector)
+    with pytest.raises(ValueError, match=r"does not restore the weights .*agent\.decoding\.steering"):
+        trainer(asked, tmp_path / "run").rewind()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["rollout.shards=2"],
+        ["learner.ranks=2"],
+        ["learner.ranks=2", "learner.parallel=fsdp2"],
+        ["rollout.ahead=1", "rollout.shards=2"],
+    ],
+)
+def test_every_process_is_steered(model: Path, vector: Path, tmp_path: Path, more: list[str]) -> None:
+    made = trainer(steered(model, vector, "num_updates=2", *more), tmp_path / "run")
+    try:
+        for _ in range(2):
+            line = made.step()
+        assert line["decoding/steering_share"] == 1
+        assert line["agreement/max_abs"] < 1e-5
+    finally:
+        made.close()
+        made.sides[0].leader.close()  # ends the other ranks
+
+
+def test_what_cannot_be_steered_is_refused_by_name(model: Path, vector: Path, tmp_path: Path) -> None:
+    asked = steered(model, vector)
+    assert sampling_of(asked) == ("own", "agent.decoding.steering works in our own engine")
+    match = r"agent\.decoding\.steering changes the states within the model.*rollout\.backend=own"
+    with pytest.raises(ValueError, match=match):
+        steered(model, vector, "rollout.backend=vllm")
+    with pytest.raises(ValueError, match=match):
+        model_agent(Policy.load(model, lora=None), asked.agent, num_slots=1, backend="vllm")
+    with pytest.raises(ValueError, match=r"gone is no steering vector"):
+        trainer(steered(model, tmp_path / "gone"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"agent\.decoding: an endpoint's server samples by itself"):
+        evaluate("openai:m", env="turnwise/Household-v0", agent={"decoding": {"steering": {"file": str(vector)}}})
+
+
+def test_a_clone_is_the_same_with_and_without_a_vector(vector: Path) -> None:
+    """It is made before anything is steered, and the vector may be fitted to it."""
+    plain = load_config("smoke")
+    asked = load_config("smoke", [f"agent.decoding.steering.file={vector}"])
+    hot = load_config("smoke", ["agent.decoding.floor.temperature=1.5"])
+    keys = [Assembly(each).cloning.key for each in (plain, asked, hot)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_vector_has_a_name_for_any_working_directory(
+    vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    agent = load_config("smoke", ["agent.decoding.steering.file=v.safetensors"]).agent
+    found = with_decoding_from_anywhere(agent).decoding.steering
+    assert found is not None
+    assert found.file == str(vector)
+
+
+def test_a_vector_is_fitted_to_a_run_and_an_evaluation_takes_it(model: Path, tmp_path: Path) -> None:
+    made = trainer(config(model, "num_updates=1"), tmp_path / "run")
+    made.step()
+    made.save()
+    file, run = tmp_path / "new" / "v.safetensors", str(made.run.path)
+    done = CliRunner().invoke(app, ["steering", run, "--to", str(file), "--contexts", "12"])
+    assert done.exit_code == 0, done.output
+    found = Steering.read(file)
+    assert (found.layer, found.contexts) == (0, 12)
+    assert f"steering vector: {file} (layer 0 of 2, 12 contexts" in done.output
+    for wrong, match in (
+        (["--checkpoint", "then"], "expected last, best or the number"),
+        (["--layer", "1"], "layer 1 cannot be steered"),
+        ([], "exists"),
+    ):
+        failed = CliRunner().invoke(app, ["steering", run, "--to", str(file), *wrong])
+        assert match in str(failed.exception)
+    asked: dict[str, Any] = {"tasks": 2, "split": "train"}
+    steered = {"decoding": {"steering": {"file": str(file), "strength": 5.0}}}
+    evaluate(made.run.path, agent=steered, out=tmp_path / "e.json", **asked)
+    evaluate(made.run.path, out=tmp_path / "p.json", **asked)
+    with_it, without = (
+        {t.adapter_hash for t in TrajectoryReader(tmp_path / f"{name}.trajectories.jsonl.gz")} for name in "ep"
+    )
+    assert with_it.isdisjoint(without)
