@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import re
 import time
 import warnings
 from typing import Any
@@ -142,8 +143,15 @@ def node_and_process() -> tuple[str, int]:
 
 
 def in_words(error: Exception) -> str:
-    """An error of Ray's in one line."""
-    return " ".join(str(error).split())[:300]
+    """An error of Ray's in one line. Why an actor could not be made is the last line of what Ray says."""
+    said = str(error)
+    if not getattr(error, "actor_init_failed", False):
+        return " ".join(said.split())[:300]
+    machine = re.search(r"\bip=([^,)]+)", said)
+    return (
+        f"an actor could not be made on {machine[1] if machine else 'a node'} ({said.strip().splitlines()[-1]}): "
+        "`ray start` has to run in an environment that has turnwise, with the extra ray, on every machine"
+    )
 
 
 class _ActorPlace:
@@ -181,7 +189,8 @@ class _ActorPlace:
                 "the cluster may have room for it"
             ) from None
         except errors.RayActorError as error:
-            raise ShardLostError(in_words(error)) from None
+            kind = ShardError if error.actor_init_failed else ShardLostError  # another one would fail there too
+            raise kind(in_words(error)) from None
         except errors.RayTaskError as error:
             raise ShardError(f"a shard's actor failed: {error}") from None
         except errors.RayError as error:
