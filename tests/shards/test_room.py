@@ -108,7 +108,7 @@ def test_a_shard_that_waits_for_room_says_so_once(ray: FakeRay) -> None:
     place = host_of(RayConfig(address="local", cpus_per_shard=2)).place(1, 100)
     place.tell("build", None)
     with (
-        pytest.warns(UserWarning, match=r"shard 1 waits for a node of the cluster with room for 2 CPUs"),
+        pytest.warns(UserWarning, match=r"shard 1 has not started: no node has room for 2 CPUs yet"),
         pytest.raises(ShardLostError, match="no answer"),
     ):
         place.told(100)

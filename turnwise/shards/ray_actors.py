@@ -19,7 +19,7 @@ from turnwise.shards.connection import Place, ShardError, ShardLostError, report
 from turnwise.shards.shard import Served
 
 SAID_AFTER_S = 20.0
-"""After which it is said that an actor waits for room."""
+"""After which it is said that an actor has not started."""
 
 
 def check_installed() -> None:
@@ -48,7 +48,10 @@ class Cluster:
             try:
                 ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
             except Exception as error:  # Ray's own is no kind of error where a node starts too slowly
-                advice = "Start one with `ray start --head`, or take ray.address=local"
+                advice = (
+                    "Start one with `ray start --head`, or take ray.address=local; where one is there, put its token "
+                    "into ~/.ray/auth_token of this machine too"
+                )
                 if address == "local":
                     advice = "Where the machine is busy, try again"
                 raise ValueError(
@@ -112,7 +115,7 @@ class RayActors:
     def place(self, number: int, seconds: float) -> Place:
         """A new actor. It may still wait for a node with room: then its first answer comes late."""
         wanted = f"{self._cpus:g} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
-        told = f"shard {number} waits for a node of the cluster with room for {wanted}"
+        told = f"shard {number} has not started: no node has room for {wanted} yet, or its process starts slowly"
         return _ActorPlace(self._cluster.ray, self._actor.remote(), told)
 
     def shared(self, tensors: bytes) -> Any:
