@@ -74,7 +74,7 @@ def server_command(
         "model": model,
         "host": "127.0.0.1",
         "port": port,
-        "dtype": settled_dtype(settled, device),  # what vLLM calls auto is half precision, whatever is stored
+        "dtype": settled_dtype(settled, device),  # vLLM's own auto is never float32
         "max-model-len": max_length,
         "max-num-seqs": num_slots,
         "block-size": 32,

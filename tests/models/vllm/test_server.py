@@ -154,7 +154,7 @@ def test_the_server_computes_in_the_precision_of_runs(tmp_path: Path, monkeypatc
     words, _ = server_command("m", **given)
     assert words[words.index("--dtype") + 1] == "float32"
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
-    for stored in ("float32", "bfloat16"):  # what vLLM calls auto is half precision
+    for stored in ("float32", "bfloat16"):  # vLLM's own auto is never float32
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "dtype": stored}))
         words, _ = server_command(str(tmp_path), **given)
         assert words[words.index("--dtype") + 1] == stored
