@@ -2,15 +2,16 @@
 
     python benchmarks/ahead.py learning --seeds 0 1 2 --runs RUNS --out benchmarks/results/ahead.json
     python benchmarks/ahead.py overlap --runs RUNS --out benchmarks/results/ahead.json
+    python benchmarks/ahead.py learning --world alfworld --seeds 0 --updates 10 --runs RUNS --out ALFWORLD.json
 
-``learning`` trains the household from one clone for each seed: by turns, 1 and 4 updates ahead, and 4 updates ahead
-without a correction. All have the same 15 updates, tasks and number of episodes. Success is sampled on the 256 tasks of
-the test panel, before training (once for a seed) and after it. Differences to ``ahead=0`` are paired by task, with a
-bootstrap over seeds and tasks. CPU seconds are of the training alone, of the main process and of its shards (Linux:
-from /proc).
+``learning`` trains in the setting of the learning benchmark (configs/learning) from one clone for each seed: by turns,
+1 and 4 updates ahead, each with and without a correction. All have the same updates, tasks and number of episodes.
+Success is sampled on the test panel (the household's has 256 tasks), before training (once for a seed) and after it.
+Differences to ``ahead=0`` are paired by task, with a bootstrap over seeds and tasks. CPU seconds are of the training
+alone, of the main process and of its shards (Linux: from /proc). Each world has a file of its own.
 
-``overlap`` trains in two shards whose world sleeps in every step, by turns and one update ahead, and compares the wall
-time of an update. The first two updates of each are left out, and the last one, beside which nothing is played.
+``overlap`` trains in two shards whose household sleeps in every step, by turns and one update ahead, and compares the
+wall time of an update. The first two updates of each are left out, and the last one, beside which nothing is played.
 
 A row that is in the file is not measured again.
 """
@@ -50,7 +51,8 @@ ARMS: dict[str, list[str]] = {
     "ahead 1, no correction": ["rollout.ahead=1"],
     "ahead 4, no correction": ["rollout.ahead=4"],
 }
-UPDATES = 15
+UPDATES = {"learning": 15, "overlap": 8}
+WORLDS = ("household", "alfworld")
 SLOW = "benchmarks.slow_world:benchmarks/SlowHousehold-v0"
 
 
@@ -106,12 +108,16 @@ def trained(config: RunConfig, path: Path, *, before: bool = False, after: bool 
     return found | {name: cells(reports["sampled"]) for name, reports in measured.items() if reports}
 
 
-def learning(seed: int, arm: str, runs: Path) -> dict[str, Any]:
-    """One arm of the household: updates of 128 episodes."""
-    settings = [f"seed={seed}", "max_sampled_tokens=null", f"num_updates={UPDATES}", "checkpoint_every=100", *ARMS[arm]]
-    config = load_config("learning/household", settings, algorithm="grpo")
-    path = runs / f"household-{seed}-{arm.replace(' ', '-').replace(',', '')}"
-    return trained(config, path, before=arm == "ahead 0", after=True)
+def learning_config(world: str, seed: int, arm: str, updates: int) -> RunConfig:
+    """One arm in a world of the learning benchmark."""
+    settings = [f"seed={seed}", "max_sampled_tokens=null", f"num_updates={updates}", "checkpoint_every=100", *ARMS[arm]]
+    return load_config(f"learning/{world}", settings, algorithm="grpo")
+
+
+def learning(world: str, seed: int, arm: str, updates: int, runs: Path) -> dict[str, Any]:
+    """One arm, trained and measured."""
+    path = runs / f"{world}-{seed}-{arm.replace(' ', '-').replace(',', '')}"
+    return trained(learning_config(world, seed, arm, updates), path, before=arm == "ahead 0", after=True)
 
 
 def overlap(ahead: int, runs: Path, pause_s: float, updates: int) -> dict[str, Any]:
@@ -155,23 +161,31 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--pause", type=float, default=0.004, help="seconds that the slow world sleeps in every step")
-    parser.add_argument("--updates", type=int, default=8, help="updates of the slow world")
+    parser.add_argument("--updates", type=int, help="updates of a run: 15, or 8 of the slow world")
+    parser.add_argument("--world", choices=WORLDS, default=WORLDS[0], help="of learning")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {"learning": [], "overlap": []}
+    updates = given.updates or UPDATES[given.what]
+    found: dict[str, Any] = {"world": given.world, "learning": [], "overlap": []}
+    if given.out.exists():
+        found = json.loads(given.out.read_text())
+        if found["world"] != given.world:
+            parser.error(f"{given.out} is of {found['world']}: give {given.world} a file of its own")
     commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     if given.what == "learning":
-        cells_: list[dict[str, Any]] = [{"seed": seed, "arm": arm} for seed in given.seeds for arm in given.arms]
+        cells_: list[dict[str, Any]] = [
+            {"seed": seed, "arm": arm, "updates": updates} for seed in given.seeds for arm in given.arms
+        ]
     else:
-        cells_ = [{"ahead": ahead, "pause_s": given.pause, "updates": given.updates} for ahead in (0, 1)]
+        cells_ = [{"ahead": ahead, "pause_s": given.pause, "updates": updates} for ahead in (0, 1)]
     for cell in cells_:
         if any(cell.items() <= row.items() for row in found[given.what]):
             continue
         if given.what == "learning":
-            row = learning(cell["seed"], cell["arm"], given.runs)
+            row = learning(given.world, **cell, runs=given.runs)
         else:
-            row = overlap(cell["ahead"], given.runs, given.pause, given.updates)
+            row = overlap(cell["ahead"], given.runs, given.pause, updates)
         found[given.what].append({**cell, **row, "commit": commit.stdout.strip()})
         if found["learning"]:
             found["summary"] = summary(found["learning"])

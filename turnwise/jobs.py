@@ -29,7 +29,8 @@ from turnwise.errors import unknown
 from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
 from turnwise.models.loading import check_device
-from turnwise.models.settings import ORIGIN_FILE, made_from_scratch
+from turnwise.models.settings import ORIGIN_FILE, ScratchModelConfig, made_from_scratch
+from turnwise.models.vllm import server
 from turnwise.models.vllm.install import check_installed
 from turnwise.monitoring.mirrors import check_mirrors
 from turnwise.runs.checkpoints import CheckpointName, write_text
@@ -146,6 +147,19 @@ def _prepare(config: RunConfig) -> None:
         check_installed()
 
 
+def _check_server(assembly: Assembly) -> None:
+    """Raise ValueError where a vLLM server does not answer, or cannot have the model yet."""
+    config = assembly.config
+    if config.rollout.vllm.url is None:
+        return
+    server.check(config.rollout.vllm.url, config.agent.max_context_tokens)
+    if assembly.model is None and isinstance(config.model, ScratchModelConfig) and not assembly.is_cached:
+        raise ValueError(
+            "rollout.vllm.url: the warm start is yet to make this run's model, so that no server can have it. Make it "
+            "with `turnwise warmstart CONFIG --to FOLDER`, of the same configuration, then `turnwise serve-vllm FOLDER`"
+        )
+
+
 def _note(run: RunDirectory, config: RunConfig) -> None:
     """Write changed settings down, once it is certain that the run goes on with them."""
     before, newest = run.config(), run.load("last") if run.has_checkpoint else None
@@ -178,6 +192,7 @@ def _kept_once_begun(run: RunDirectory) -> Iterator[None]:
 def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, began: _Clock) -> Result:
     assembly.check_sources()  # before it is cloned for long
     assembly.check_grader(run)
+    _check_server(assembly)
     observer.engine(*sampling_of(assembly.config))
     if assembly.config.warmstart is not None:
         observer.stage("cached" if assembly.is_cached else "clone")

@@ -123,7 +123,8 @@ def test_ray_that_is_not_installed_is_said_before_anything_is_made(
 
 
 @pytest.mark.parametrize(
-    ("address", "advice"), [("auto", "Start one with `ray start --head`"), ("local", "the machine is busy, try again")]
+    ("address", "advice"),
+    [("auto", "Start one with `ray start --head`.* its token"), ("local", "the machine is busy, try again")],
 )
 def test_a_cluster_that_is_not_there_is_said_whatever_ray_raises(
     address: str, advice: str, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from turnwise.assembly import learners
 from turnwise.assembly.shards import host_of
 from turnwise.config.sections import LearnerConfig, RayConfig
 from turnwise.shards import ray_actors
-from turnwise.shards.connection import ShardLostError
+from turnwise.shards.connection import ShardError, ShardLostError
 
 
 class FakeRay:
@@ -26,13 +26,14 @@ class FakeRay:
             pass
 
         class RayActorError(RayError):
-            pass
+            actor_init_failed = False
 
         class GetTimeoutError(RayError):
             pass
 
     def __init__(self, room: bool = False) -> None:
         self.room, self.inside, self.patience = room, False, list[float]()
+        self.fault: Exception = self.exceptions.GetTimeoutError()
         self.util = type("Util", (), {"get_node_ip_address": lambda self: "10.0.0.1"})()
 
     def is_initialized(self) -> bool:
@@ -58,7 +59,7 @@ class FakeRay:
 
     def get(self, reference: Any, timeout: float) -> Any:
         self.patience.append(timeout)
-        raise self.exceptions.GetTimeoutError
+        raise self.fault
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_a_shard_that_waits_for_room_says_so_once(ray: FakeRay) -> None:
     place = host_of(RayConfig(address="local", cpus_per_shard=2)).place(1, 100)
     place.tell("build", None)
     with (
-        pytest.warns(UserWarning, match=r"shard 1 waits for a node of the cluster with room for 2 CPUs"),
+        pytest.warns(UserWarning, match=r"shard 1 has not started: no node has room for 2 CPUs yet"),
         pytest.raises(ShardLostError, match="no answer"),
     ):
         place.told(100)
@@ -120,3 +121,22 @@ def test_a_shard_that_waits_for_room_says_so_once(ray: FakeRay) -> None:
             with pytest.raises(ShardLostError):
                 asked.told(50)
     assert ray.patience == pytest.approx([100, 50, 50], abs=1)
+
+
+def test_a_node_without_turnwise_is_named(ray: FakeRay) -> None:
+    """Ray says so between tracebacks. Another actor would fail there too, so that it is no loss."""
+    ray.room = True
+    ray.fault = ray.exceptions.RayActorError(
+        "The actor died because of an error raised in its creation task, ray::_Actor.__init__() (pid=1, ip=10.0.0.2, "
+        "actor_id=4d)\n   ^^^^^^\nRuntimeError: The actor with name _Actor failed to import on the worker.\n\n"
+        "ray::_Actor.__init__() (pid=1, ip=10.0.0.2)\n  ^^^^^\nModuleNotFoundError: No module named 'turnwise'\n"
+    )
+    place = host_of(RayConfig(address="local")).place(0, 100)
+    place.tell("build", None)
+    with pytest.raises(ShardLostError, match="The actor died"):
+        place.told(100)
+    ray.fault.actor_init_failed = True
+    with pytest.raises(
+        ShardError, match=r"not be made on 10\.0\.0\.2 \(ModuleNotFoundError: No module named 'turnwise'\): `ray start`"
+    ):
+        place.told(100)

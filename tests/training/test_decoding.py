@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +38,24 @@ METHODS = [  # for a random model, which is unsure of some 400 tokens: entropies
     "agent.decoding.floor={temperature: 0.95, probability: 0.0015}",
 ]
 
+SECOND = "agent.decoding.second={{model: {}, threshold: 5.0, window: 1, least: 1}}"
+
 
 def turns(run: RunDirectory, update: int) -> list[Turn]:
     """Those that were played for an update."""
     return [turn for t in TrajectoryReader(run.trajectories_path) if t.policy_version == update for turn in t.turns]
 
 
+def another(model: Path, folder: Path) -> Path:
+    """A copy of the model with other weights."""
+    shutil.copytree(model, folder / "other")
+    disturb(folder / "other")
+    return folder / "other"
+
+
 def test_a_run_records_what_decoding_did_and_resumes_to_the_bit(model: Path, tmp_path: Path) -> None:
     """``step`` proves sampler and learner."""
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
-    disturb(other)
-    second = f"agent.decoding.second={{model: {other}, threshold: 5.0, window: 1, least: 1}}"
+    second = SECOND.format(another(model, tmp_path))
     asked = config(model, *METHODS, second, "num_updates=3", "agent.action_format=plain")
     whole = trainer(asked, tmp_path / "whole")
     for _ in range(3):
@@ -196,9 +204,7 @@ def test_the_second_model_has_the_same_tokens_and_a_place_in_the_plan(model: Pat
 
 def test_a_run_goes_on_with_the_second_model_that_it_began_with_alone(model: Path, tmp_path: Path) -> None:
     """Also in shards, which have one each; the process that learns only knows its hash."""
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
-    disturb(other)
+    other = another(model, tmp_path)
     asked = config(model, f"agent.decoding.second.model={other}", "rollout.shards=2")
     run = RunDirectory.create(tmp_path / "run", asked, {})
     made = Assembly(asked, host=Here()).trainer(run)
@@ -216,6 +222,42 @@ def test_a_run_goes_on_with_the_second_model_that_it_began_with_alone(model: Pat
         Assembly(asked, host=Here()).trainer(run).rewind()
     with pytest.raises(ShardError, match=r"shard 0 has loaded another second model"):
         shards_of(settings, str(model), (), {"": side.policy}, Here(), {"": str(side.second)})
+
+
+@pytest.mark.parametrize("host", [Here, pytest.param(lambda: None, marks=pytest.mark.slow)])
+def test_shards_play_a_second_model_through_updates(model: Path, tmp_path: Path, host: Callable[[], Any]) -> None:
+    """In this process, and in children: episodes, metrics and a measurement are those of a run without shards."""
+    second = SECOND.format(another(model, tmp_path))
+    asked = [second, "agent.action_format=plain", "num_updates=2", "eval.test_split=test", "eval.test_tasks=3"]
+    alone = trainer(config(model, *asked), tmp_path / "alone")
+    sharded = config(model, *asked, "rollout.shards=2")
+    run = RunDirectory.create(tmp_path / "sharded", sharded, {})
+    with closing(Assembly(sharded, host=host())) as assembly, closing(assembly.trainer(run)) as made:
+        made.save()
+        for _ in range(2):
+            ours, theirs = alone.step(), made.step()
+            assert theirs["shards/lost"] == 0
+            assert theirs["agreement/max_abs"] < 1e-4
+            assert 0 < theirs["decoding/second_share"] < 1
+            for name in (name for name in ours if name.startswith("decoding/")):
+                assert theirs[name] == pytest.approx(ours[name], rel=1e-5)
+        assert made.final()["sampled"].mean_action_tokens == alone.final()["sampled"].mean_action_tokens
+    for update in range(2):
+        pairs = list(zip(turns(run, update), turns(alone.run, update), strict=True))
+        assert all(np.array_equal(a.action_mask, b.action_mask) for a, b in pairs), "whose tokens they are"
+        assert all(np.array_equal(a.action_ids, b.action_ids) for a, b in pairs)
+
+
+def test_a_second_model_plays_ahead(model: Path, tmp_path: Path) -> None:
+    """Update 1 is played by the weights before update 0, and scored with these."""
+    second = SECOND.format(another(model, tmp_path))
+    asked = config(model, second, "agent.action_format=plain", "num_updates=2", "rollout.ahead=1")
+    run = RunDirectory.create(tmp_path / "run", asked, {})
+    with closing(Assembly(asked, host=Here())) as assembly, closing(assembly.trainer(run)) as made:
+        for line in (made.step() for _ in range(2)):
+            assert line["agreement/max_abs"] < 1e-4
+            assert 0 < line["decoding/second_share"] < 1
+    assert len(turns(run, 0)) > 0 == len(turns(run, 1))
 
 
 def test_every_second_model_is_planned(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

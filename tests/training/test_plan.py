@@ -173,19 +173,21 @@ def test_playing_ahead_holds_earlier_weights() -> None:
     assert two["other ranks"] - alone["other ranks"] == two[earlier], "each rank has its own"
 
 
-def test_shards_for_whose_slots_there_is_no_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = run_config(
-        rollout={"shards": 40, "num_slots": 64, "num_tasks": 8, "group_size": 8}, optimizer={"microbatch_tokens": 64}
-    )
+def test_slots_are_halved_to_one_in_each_shard_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = {"shards": 40, "num_slots": 64, "num_tasks": 8, "group_size": 8}
+    config = run_config(rollout=rollout, optimizer={"microbatch_tokens": 64})
     shape, demand = demand_of(config)
-    small = plan(shape, replace(demand, num_slots=32)).total
-    assert small < plan(shape, demand).total
-    monkeypatch.setattr("turnwise.training.plan.available_memory", lambda device: small)
-    with (
-        pytest.warns(UserWarning, match="could not all be held"),
-        pytest.raises(ValueError, match=r"no more than 32 contexts fit .* fewer than rollout\.shards=40"),
-    ):
-        fitted(config)
+    least = plan(shape, replace(demand, num_slots=40)).total
+    assert plan(shape, replace(demand, num_slots=32)).total < least < plan(shape, demand).total
+    monkeypatch.setattr("turnwise.training.plan.available_memory", lambda device: least)
+    with pytest.warns(UserWarning, match="64 contexts at once could not .* going on with 40 slots"):
+        assert fitted(config).rollout.num_slots == 40
+    one = r"with a single context at a time in each of 40 shards, .*lower rollout\.shards$"
+    with pytest.raises(ValueError, match=one):
+        fit(shape, demand, least - 1)
+    rollout |= {"num_tasks": 1, "group_size": 2}
+    few = demand_of(run_config(rollout=rollout, eval={"every": 0, "test_split": None}))[1]
+    assert (few.num_slots, few.least_slots) == (2, 2), "more shards than episodes"
 
 
 def test_the_cache_is_as_large_as_a_real_one() -> None:
@@ -442,8 +444,10 @@ def test_slots_of_vllm_are_fewer_on_a_cpu_too_or_its_cache_is_named() -> None:
     found = fit(shape, demand, whole.total - 1)
     assert (found.demand.num_slots, found.demand.tokens) == (128, 4096)
     assert fit(shape, demand, least).demand.num_slots == 4
-    with pytest.raises(ValueError, match=r"single context at a time"):
+    with pytest.raises(ValueError, match=r"single context at a time in each of 4 shards"):
         fit(shape, demand, least - 1)
+    with pytest.raises(ValueError, match=r"key/value cache .*lower agent\.max_context_tokens, or rollout\.shards$"):
+        fit(shape, Demand(65536, 256, 1024, shards=4), GIB // 100)
     fixed = replace(demand, vllm=VllmConfig(cache_gib=4))
     with pytest.raises(
         ValueError, match=r"key/value cache \(16\.00 GiB, .*lower rollout\.vllm\.cache_gib, or rollout\.shards$"

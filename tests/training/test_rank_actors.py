@@ -110,7 +110,7 @@ def test_a_rank_without_room_is_told_of(
     monkeypatch.setattr(rank_actors, "MEETING", rank_actors.MEETING / 600)
     made = config(model, *TWO, f"ray={{address: '{cluster.address}', cpus_per_rank: 64}}")
     run = RunDirectory.create(tmp_path / "run", made, {})
-    told = "rank 1 waits for a node of the cluster with room for ray.cpus_per_rank=64"
+    told = "rank 1 has not started: no node has room for ray.cpus_per_rank=64 yet, or its process starts slowly"
     with pytest.warns(UserWarning, match=told), pytest.raises(LostRankError, match=told):
         lead(made.learner, "cpu", run, [""], made.ray)
 

@@ -14,8 +14,9 @@ import torch
 
 from tests.models.vllm.test_engine import Recomputing
 from tests.training.test_training import TINY
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
-from turnwise.jobs import train
+from turnwise.jobs import train, warmstart
 from turnwise.models.policy import Policy
 from turnwise.models.vllm.engine import VllmEngine
 from turnwise.replay.store import TrajectoryReader
@@ -53,6 +54,8 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     made = Server()
     monkeypatch.setattr("turnwise.models.vllm.server.served_engine", made)
+    monkeypatch.setattr("turnwise.models.vllm.server.check", lambda url, max_length: None)
+    warmstart(load_config("smoke", SHORT))  # a server is started with it
     return made
 
 
@@ -75,4 +78,27 @@ def test_another_base_model_is_found_before_anything_is_measured(server: Server,
         DisagreementError, match=r"does not have .*, in the run's precision, as its base model: probe: "
     ):
         train(load_config("smoke", [*SHORT, *SERVED]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_server_that_is_not_there_or_cannot_have_the_model_is_told_of_before_cloning(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clones(*given: Any) -> None:
+        pytest.fail("it was cloned first")
+
+    monkeypatch.setattr(Assembly, "make_model", clones)
+    asked = load_config("smoke", [*SHORT, *SERVED, "warmstart.max_tokens=4001"])
+    with pytest.raises(ValueError, match=r"yet to make this run's model, .*`turnwise warmstart"):
+        train(asked, tmp_path / "run")
+    seen: list[tuple[str, int]] = []
+
+    def gone(url: str, max_length: int) -> None:
+        seen.append((url, max_length))
+        raise ValueError("no vLLM server answers")
+
+    monkeypatch.setattr("turnwise.models.vllm.server.check", gone)
+    with pytest.raises(ValueError, match="no vLLM server answers"):
+        train(asked, tmp_path / "run")
+    assert seen == [("http://127.0.0.1:1", asked.agent.max_context_tokens)]
     assert not (tmp_path / "run").exists()

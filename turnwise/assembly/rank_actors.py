@@ -89,7 +89,8 @@ class ActorRank:
         waited = time.monotonic() - self._began
         if waited < SAID_AFTER_S or self._is_over(self._placed, 0):
             return None
-        told = f"rank {self.rank} waits for a node of the cluster with room for {self._wanted}"
+        why = f"no node has room for {self._wanted} yet, or its process starts slowly"
+        told = f"rank {self.rank} has not started: {why}"
         if waited > MEETING.total_seconds():
             return told
         if not self._said:

@@ -108,11 +108,6 @@ def fitted(config: RunConfig) -> RunConfig:
     optimizer, rollout = config.optimizer, config.rollout
     if found.tokens < demand.tokens:
         optimizer = optimizer.model_copy(update={"microbatch_tokens": found.microbatch_tokens})
-    if found.num_slots < rollout.shards and found.num_slots < demand.num_slots:
-        raise ValueError(
-            f"no more than {found.num_slots} contexts fit into the free memory, fewer than rollout.shards="
-            f"{rollout.shards}: lower it, or agent.max_context_tokens"
-        )
     if found.num_slots < demand.num_slots:
         rollout = rollout.model_copy(update={"num_slots": found.num_slots})
     return config.model_copy(update={"optimizer": optimizer, "rollout": rollout})

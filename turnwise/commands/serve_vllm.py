@@ -9,7 +9,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from turnwise.models.settings import DType
+from turnwise.models.settings import DType, PretrainedModelConfig
 
 
 def serve_vllm(
@@ -65,13 +65,16 @@ def server_command(
     from turnwise.models.precision import chosen_dtype
     from turnwise.models.vllm.install import check_installed
     from turnwise.models.vllm.settings import room_for_rank
+    from turnwise.training.shape import settled_dtype
 
     check_installed()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settled = PretrainedModelConfig(path=model, dtype=chosen_dtype(dtype, device))
     given = {
         "model": model,
         "host": "127.0.0.1",
         "port": port,
-        "dtype": chosen_dtype(dtype, "cuda" if torch.cuda.is_available() else "cpu"),
+        "dtype": settled_dtype(settled, device),  # vLLM's own auto is never float32
         "max-model-len": max_length,
         "max-num-seqs": num_slots,
         "block-size": 32,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import re
 import time
 import warnings
 from typing import Any
@@ -18,7 +19,7 @@ from turnwise.shards.connection import Place, ShardError, ShardLostError, report
 from turnwise.shards.shard import Served
 
 SAID_AFTER_S = 20.0
-"""After which it is said that an actor waits for room."""
+"""After which it is said that an actor has not started."""
 
 
 def check_installed() -> None:
@@ -47,7 +48,10 @@ class Cluster:
             try:
                 ray.init(address=address, log_to_driver=False, configure_logging=False, **local)
             except Exception as error:  # Ray's own is no kind of error where a node starts too slowly
-                advice = "Start one with `ray start --head`, or take ray.address=local"
+                advice = (
+                    "Start one with `ray start --head`, or take ray.address=local; where one is there, put its token "
+                    "into ~/.ray/auth_token of this machine too"
+                )
                 if address == "local":
                     advice = "Where the machine is busy, try again"
                 raise ValueError(
@@ -111,7 +115,7 @@ class RayActors:
     def place(self, number: int, seconds: float) -> Place:
         """A new actor. It may still wait for a node with room: then its first answer comes late."""
         wanted = f"{self._cpus:g} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
-        told = f"shard {number} waits for a node of the cluster with room for {wanted}"
+        told = f"shard {number} has not started: no node has room for {wanted} yet, or its process starts slowly"
         return _ActorPlace(self._cluster.ray, self._actor.remote(), told)
 
     def shared(self, tensors: bytes) -> Any:
@@ -142,8 +146,15 @@ def node_and_process() -> tuple[str, int]:
 
 
 def in_words(error: Exception) -> str:
-    """An error of Ray's in one line."""
-    return " ".join(str(error).split())[:300]
+    """An error of Ray's in one line. Why an actor could not be made is the last line of what Ray says."""
+    said = str(error)
+    if not getattr(error, "actor_init_failed", False):
+        return " ".join(said.split())[:300]
+    machine = re.search(r"\bip=([^,)]+)", said)
+    return (
+        f"an actor could not be made on {machine[1] if machine else 'a node'} ({said.strip().splitlines()[-1]}): "
+        "`ray start` has to run in an environment that has turnwise, with the extra ray, on every machine"
+    )
 
 
 class _ActorPlace:
@@ -181,7 +192,8 @@ class _ActorPlace:
                 "the cluster may have room for it"
             ) from None
         except errors.RayActorError as error:
-            raise ShardLostError(in_words(error)) from None
+            kind = ShardError if error.actor_init_failed else ShardLostError  # another one would fail there too
+            raise kind(in_words(error)) from None
         except errors.RayTaskError as error:
             raise ShardError(f"a shard's actor failed: {error}") from None
         except errors.RayError as error:

@@ -68,6 +68,11 @@ class Demand:
         return torch.device(self.device).type == "cpu"
 
     @property
+    def least_slots(self) -> int:
+        """One for each shard that has something to play."""
+        return max(1, min(self.shards, self.num_slots))
+
+    @property
     def tokens(self) -> int:
         """Tokens of the largest microbatch: one context at least, and no more than there are."""
         return min(max(self.microbatch_tokens, self.max_context_tokens), self.num_rows * self.max_context_tokens)
@@ -255,7 +260,7 @@ def read_bytes(shape: Shape, tokens: int, device: str) -> int:
 def fit(shape: Shape, demand: Demand, available: int) -> Plan:
     """The plan as asked for where it fits into ``available`` bytes, else one with smaller microbatches or fewer slots.
 
-    Raises ValueError where not even one context at a time fits.
+    Raises ValueError where not even one context at a time fits, in each shard.
     """
     found = plan(shape, demand)
     while found.total > available:
@@ -268,29 +273,31 @@ def fit(shape: Shape, demand: Demand, available: int) -> Plan:
 
 def _smaller(shape: Shape, found: Plan) -> Demand | None:
     """The demand with half of what the peak depends on; None where less would change nothing."""
-    demand, least = found.demand, found.demand.max_context_tokens
+    demand, least, slots = found.demand, found.demand.max_context_tokens, found.demand.least_slots
     if found.peak == "update" and demand.tokens > least:
         return replace(demand, microbatch_tokens=max(demand.tokens // 2, least))
-    if plan(shape, replace(demand, num_slots=1)).total < found.total:  # our cache is not held in an update on a CPU
-        return replace(demand, num_slots=demand.num_slots // 2)
+    if plan(shape, replace(demand, num_slots=slots)).total < found.total:  # our cache is not held in an update on a CPU
+        return replace(demand, num_slots=max(demand.num_slots // 2, slots))
     return None
 
 
 def _too_large(found: Plan, available: int) -> ValueError:
     largest = max((part for part in found.parts if part.stage in ("always", found.peak)), key=lambda part: part.bytes)
     doing = "this run needs" if found.demand.num_rows else "sampling needs"
+    where = f" in each of {found.demand.shards} shards" if found.demand.shards > 1 else ""
     return ValueError(
-        f"{doing} {found.total / GIB:.2f} GiB with a single context at a time, and {available / GIB:.2f} GiB are free; "
-        f"most of it is {largest.name} ({largest.bytes / GIB:.2f} GiB, {largest.how}): "
-        f"{_advice(largest, found.demand)}"
+        f"{doing} {found.total / GIB:.2f} GiB with a single context at a time{where}, and "
+        f"{available / GIB:.2f} GiB are free; most of it is {largest.name} ({largest.bytes / GIB:.2f} GiB, "
+        f"{largest.how}): {_advice(largest, found.demand)}"
     )
 
 
 def _advice(largest: Part, demand: Demand) -> str:
     """What to change where a part is too large."""
+    advice = _ADVICE.get(largest.name, _SMALLER)
     if largest.name == "key/value cache" and demand.vllm is not None and demand.vllm.cache_gib is not None:
-        return f"lower rollout.vllm.cache_gib{', or rollout.shards' if demand.shards else ''}"
-    return _ADVICE.get(largest.name, _SMALLER)
+        advice = "lower rollout.vllm.cache_gib"
+    return advice + ", or rollout.shards" * (demand.shards > 1 and largest.name in ("key/value cache", "prompts"))
 
 
 def fitting(shape: Shape, demand: Demand) -> Demand:

@@ -140,18 +140,24 @@ def test_another_version_is_named_with_the_one_that_fits(
 def test_each_shard_has_room_for_an_adapter_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """And so has the main process."""
     monkeypatch.setattr(install, "installed", lambda: "0.32.0")
-    given: dict[str, Any] = {"port": 1, "max_length": 1, "rank": 1, "num_slots": 1, "dtype": "auto", "cache_gib": 1.0}
+    given: dict[str, Any] = {"port": 1, "max_length": 1, "rank": 1, "num_slots": 1, "cache_gib": 1.0}
     for more, room in (({}, "2"), ({"shards": 3}, "4")):
-        words, _ = server_command("m", **given, **more)
+        words, _ = server_command("m", dtype="float32", **given, **more)
         assert words[words.index("--max-loras") + 1] == room
 
 
-def test_the_server_computes_in_the_precision_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_computes_in_the_precision_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "installed", lambda: "0.32.0")
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    words, _ = server_command("m", port=1, max_length=1, rank=1, num_slots=1, dtype="auto", cache_gib=1.0)
+    given: dict[str, Any] = {"port": 1, "max_length": 1, "rank": 1, "num_slots": 1, "dtype": "auto", "cache_gib": 1.0}
+    words, _ = server_command("m", **given)
     assert words[words.index("--dtype") + 1] == "float32"
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
+    for stored in ("float32", "bfloat16"):  # vLLM's own auto is never float32
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "dtype": stored}))
+        words, _ = server_command(str(tmp_path), **given)
+        assert words[words.index("--dtype") + 1] == stored
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,11 @@ class Served:
             return text
 
 
+def check(url: str, max_length: int) -> None:
+    """Raise ValueError as ``Served`` does."""
+    Served(url, num_slots=1, max_length=max_length)
+
+
 def served_engine(
     policy: Policy, url: str, *, num_slots: int, max_length: int, end_ids: frozenset[int], threads: int | None
 ) -> VllmEngine:
