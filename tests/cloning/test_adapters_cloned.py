@@ -281,6 +281,6 @@ def test_an_adapter_can_be_cloned_on(brought: Make, tmp_path: Path) -> None:
 
 def test_a_scratch_model_is_cloned_as_ever() -> None:
     """The key of the cache and the loss of the first steps are those of the models that caches hold."""
-    config = load_config("household", ["model.head_dim=32", "model.qk_norm=1", "model.rope_theta=1e4"])
+    config = load_config("household")
     assert isinstance(config.model, ScratchModelConfig)
     assert Assembly(config).cloning.key == "f5e239ee82747755"

@@ -151,7 +151,7 @@ def test_the_cache_key_follows_what_matters() -> None:
 
 def test_models_without_induction_heads_have_the_keys_of_before() -> None:
     """The clones that caches hold were made when there were neither these heads nor a setting for the rotary base."""
-    cloning = Assembly(load_config("household", ["model.qk_norm=1", "model.rope_theta=1e4"])).cloning
+    cloning = Assembly(load_config("household")).cloning
     large = {**cloning.model.model_dump(exclude={"induction_heads"}), "head_dim": 64}
 
     def key(**settings: object) -> str:

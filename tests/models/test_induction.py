@@ -152,9 +152,9 @@ def test_they_are_there_where_the_shape_carries_them() -> None:
     assert SMALL.induction_heads is True
     assert not any(shape.induction_heads for shape in (TINY, ScratchModelConfig()))
     assert ScratchModelConfig(head_dim=64, induction_heads=False).induction_heads is False
-    for name in ("household", "alfworld", "alfworld-homes", "webshop"):
+    for name in ("alfworld", "alfworld-homes", "webshop"):
         assert load_config(name).model.induction_heads  # type: ignore[union-attr]
-    for name in ("smoke", "learning/household", "learning/alfworld"):
+    for name in ("household", "learning/alfworld"):
         assert not load_config(name).model.induction_heads  # type: ignore[union-attr]
 
 
@@ -169,7 +169,7 @@ def test_a_shape_that_is_too_small_is_refused_with_its_numbers(name: str) -> Non
 
 def test_a_configuration_that_asks_for_too_much_gets_one_line() -> None:
     with pytest.raises(ValueError, match="induction_heads") as error:
-        load_config("household", ["model.induction_heads=true", "model.num_layers=1", "model.head_dim=32"])
+        load_config("household", ["model.induction_heads=true", "model.num_layers=1"])
     assert "num_layers >= 2 (now 1), head_dim >= 64 (now 32)" in str(error.value)
     assert "\n" not in str(error.value)
 
