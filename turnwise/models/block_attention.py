@@ -39,9 +39,9 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
 
 
 def attend_into(out: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
-    """``block_attention`` written into ``out`` [n, H, D], without gradients: for short prompts calls cost as much."""
+    """``block_attention`` written into ``out`` [n, H, D], without gradients: which saves calls."""
     q, k, v = _folded(query, key).mul_(scale), _exact(key), _exact(value)
-    for part, (_, seen, weights) in zip(out.split(BLOCK), _weights(q, k, len(query)), strict=True):
+    for part, (_, seen, weights) in zip(torch.split(out, BLOCK), _weights(q, k, len(query)), strict=True):
         _put(torch.bmm(weights, v[:, :seen]), part)
 
 
