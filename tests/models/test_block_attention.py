@@ -10,7 +10,7 @@ from tests.models import tiny_model, tokenizer
 from tests.models.test_policy import batch
 from turnwise.models import attention
 from turnwise.models.attention import _causal
-from turnwise.models.block_attention import BLOCK, LONGEST, block_attention, in_blocks
+from turnwise.models.block_attention import BLOCK, LONGEST, attend_into, block_attention, in_blocks
 from turnwise.models.policy import Policy
 
 torch.set_num_threads(1)
@@ -46,6 +46,20 @@ def test_it_is_the_formula(queries: int, keys: int) -> None:
     given = tensors(queries, keys, torch.float64)
     for ours, theirs in zip(with_gradients(block_attention, given), with_gradients(plain, given), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_written_into_a_part_of_a_tensor_it_has_the_same_bits(dtype: torch.dtype) -> None:
+    """From parts of wider tensors, as the engine has them; what is given and what lies beside stay as they are."""
+    query, key, value = tensors(BLOCK + 7, 90, dtype)
+    wide = torch.cat((query, query), 1)
+    held = [each.transpose(0, 1).contiguous().transpose(0, 1) for each in (key, value)]
+    before = [each.clone() for each in (wide, *held)]
+    out = torch.full((len(query) + 2, *query.shape[1:]), 7.0, dtype=dtype)
+    attend_into(out[1:-1], wide[:, : query.shape[1]], *held, 0.4)
+    assert torch.equal(out[1:-1], block_attention(query, key, value, 0.4))
+    assert bool((out[[0, -1]] == 7).all())
+    assert all(torch.equal(a, b) for a, b in zip((wide, *held), before, strict=True))
 
 
 def test_gradients_are_nearer_to_the_truth_than_the_fused_kernels() -> None:

@@ -38,21 +38,26 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> 
     return made
 
 
+def attend_into(out: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
+    """``block_attention`` written into ``out`` [n, H, D], without gradients: which saves calls."""
+    q, k, v = _folded(query, key).mul_(scale), _exact(key), _exact(value)
+    for part, (_, seen, weights) in zip(torch.split(out, BLOCK), _weights(q, k, len(query)), strict=True):
+        _put(torch.bmm(weights, v[:, :seen]), part)
+
+
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.scale = scale
-        q, k, v = _folded(query, key) * scale, _exact(key), _exact(value)
-        out = torch.empty_like(q)
-        for rows, seen, weights in _weights(q, k, len(query)):
-            out[:, rows] = torch.bmm(weights, v[:, :seen])
-        return _unfolded(out, query)
+        out = query.new_empty(query.shape)
+        attend_into(out, query, key, value, scale)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        q, k, v, up = _folded(query, key) * ctx.scale, _exact(key), _exact(value), _folded(upstream[0], key)
+        q, k, v, up = _folded(query, key).mul_(ctx.scale), _exact(key), _exact(value), _folded(upstream[0], key)
         by_q, by_k, by_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for rows, seen, weights in _weights(q, k, len(query)):
             by_v[:, :seen].baddbmm_(weights.transpose(1, 2), up[:, rows])
@@ -62,7 +67,9 @@ class _Blocks(torch.autograd.Function):
             by_q[:, rows] = torch.bmm(by_scores, k[:, :seen])
             by_k[:, :seen].baddbmm_(by_scores.transpose(1, 2), q[:, rows])
         by_key, by_value = (by.transpose(0, 1).to(key.dtype) for by in (by_k, by_v))
-        return _unfolded(by_q.mul_(ctx.scale), query), by_key, by_value, None
+        by_query = query.new_empty(query.shape)
+        _put(by_q.mul_(ctx.scale), by_query)
+        return by_query, by_key, by_value, None
 
 
 def _weights(query: Tensor, key: Tensor, num: int) -> Iterator[tuple[slice, int, Tensor]]:
@@ -72,7 +79,7 @@ def _weights(query: Tensor, key: Tensor, num: int) -> Iterator[tuple[slice, int,
         end = min(start + BLOCK, num)
         rows, seen = slice(start * shared, end * shared), before + end
         scores = torch.bmm(query[:, rows], key[:, :seen].transpose(1, 2))
-        scores[:, :, before + start :] += _mask(end - start, shared, scores.dtype)
+        scores[:, :, before + start :].add_(_mask(end - start, shared, scores.dtype))
         yield rows, seen, torch.softmax(scores, -1)
 
 
@@ -84,18 +91,19 @@ def _mask(size: int, shared: int, dtype: torch.dtype) -> Tensor:
 
 
 def _exact(heads: Tensor) -> Tensor:
-    """[n, K, D] -> [K, n, D], in float32 or better."""
-    return heads.transpose(0, 1).to(torch.promote_types(heads.dtype, torch.float32)).contiguous()
+    """[n, K, D] -> a copy [K, n, D], in float32 or better. One operation: each costs as much as its arithmetic."""
+    dtype = torch.promote_types(heads.dtype, torch.float32)
+    return heads.transpose(0, 1).to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _folded(query: Tensor, key: Tensor) -> Tensor:
-    """[n, H, D] -> [K, n * shared, D]: heads that share a key head become queries of it, in float32 or better."""
+    """[n, H, D] -> a copy [K, n * shared, D]: heads that share a key head become queries of it; as ``_exact``."""
     num, heads, dim = query.shape
     kv_heads = key.shape[1]
     return _exact(query.reshape(num, kv_heads, heads // kv_heads * dim)).view(kv_heads, -1, dim)
 
 
-def _unfolded(folded: Tensor, like: Tensor) -> Tensor:
-    """The way back from ``_folded``, in the shape and type of ``like``."""
-    kv_heads, num = len(folded), len(like)
-    return folded.view(kv_heads, num, -1).transpose(0, 1).to(like.dtype).reshape(like.shape)
+def _put(folded: Tensor, target: Tensor) -> None:
+    """The way back from ``_folded`` into ``target`` [n, H, D], in its type."""
+    kv_heads, num = len(folded), len(target)
+    target.view(num, kv_heads, -1).copy_(folded.view(kv_heads, num, -1).transpose(0, 1))

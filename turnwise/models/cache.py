@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from turnwise.models.block_attention import LEAST, block_attention, in_blocks
+from turnwise.models.block_attention import LEAST, attend_into, in_blocks
 from turnwise.models.layers import is_half
 
 BLOCK = 64  # tokens by which buffers grow on a CPU: a copy for every 64 reads
@@ -234,7 +234,7 @@ class StepPlan:
         for prompt in self._prompts:
             held = (buffers[layer][prompt.slot, :, : prompt.end] for buffers in (self.cache.keys, self.cache.values))
             key, value = (heads.transpose(0, 1) for heads in held)
-            output[prompt.new] = block_attention(query[prompt.new], key, value, scale)
+            attend_into(output[prompt.new], query[prompt.new], key, value, scale)
         return output
 
     def attend_last(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -251,9 +251,8 @@ class StepPlan:
         folded = query.reshape(singles.view * kv_heads, heads // kv_heads, dim)
         scores = torch.bmm(folded, keys.flatten(0, 1)[:, : singles.width].transpose(1, 2)).mul_(scale)
         scores = scores.view(singles.view, -1, singles.width).add_(singles.bias)
-        # The softmax is in float32, as in the learner's attention, also where keys are stored in half precision.
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-        weights = weights.view(singles.view * kv_heads, -1, singles.width)
+        # Of scores in half precision too, torch computes the softmax in float32 and rounds it once.
+        weights = torch.softmax(scores, dim=-1).view(singles.view * kv_heads, -1, singles.width)
         output = torch.bmm(weights, values.flatten(0, 1)[:, : singles.width]).view(singles.view, heads, dim)
         return output if singles.whole else output.index_select(0, singles.slots)
 
