@@ -425,7 +425,7 @@ def test_failed_episodes_are_told_and_too_many_are_an_exit_code(
             cli.app()
         said = capsys.readouterr()
         assert ended.value.code == 1
-        assert "2 of 2 episodes failed in their environment" in said.err
+        assert "2 of 2 episodes failed" in said.err
         assert "the first: WorldExitError: tests/Leaving-v0 called sys.exit(3) in step" in said.err
         assert "0.000" not in said.out
         if more == ["--json"]:
