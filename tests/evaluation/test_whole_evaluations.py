@@ -445,7 +445,7 @@ def test_a_few_failed_episodes_are_counted_and_allowed(tmp_path: Path) -> None:
     assert found.first_error == "RuntimeError: the simulator is unwell"
     for mark in marks.iterdir():
         mark.unlink()
-    with pytest.raises(ValueError, match=r"1 of 4 episodes failed .*max_error_share=0\.2; the first: RuntimeError"):
+    with pytest.raises(ValueError, match=r"1 of 4 episodes failed, .*max_error_share=0\.2; the first: RuntimeError"):
         evaluate(model, env=env, env_kwargs=moody, tasks=4, agent=agent, num_slots=1, max_error_share=0.2)
 
 
