@@ -286,11 +286,9 @@ def main() -> None:
     asked.add_argument("--sessions", type=int, default=16, help="episodes at once")
     asked.add_argument("--episodes", type=int, default=64)
     asked.add_argument("--clients", nargs="*", default=["plain", "shared_client"], help="shared_client: OpenAI's")
-    asked.add_argument("--only", default="", help="sides whose names contain this, beside the world itself")
+    asked.add_argument("--only", nargs="*", default=[""], help="sides whose names contain one of these, and the world")
     asked.add_argument("--repeats", type=int, default=2)
-    asked.add_argument(
-        "--out", type=Path, help="JSON file, to which these figures are added by the number of parameters"
-    )
+    asked.add_argument("--out", type=Path, help="JSON file, to whose list of runs these figures are added")
     given = asked.parse_args()
     torch.set_num_threads(1)
     clients = [name for name in given.clients if name != "shared_client" or find_spec("openai")]
@@ -300,14 +298,15 @@ def main() -> None:
     setting = Setting(given.model, given.size)
     print(f"{setting.parameters / 1e6:.1f} M parameters, {given.sessions} sessions, {given.episodes} episodes")
     native, *others = sides(given.sessions, clients)
-    chosen = [native, *(side for side in others if given.only in side.name)]
+    chosen = [native, *(side for side in others if any(text in side.name for text in given.only))]
     found = compared(setting, chosen, given.episodes, given.repeats)
     for name, cost in found.items():
         print(f"  {name:<32}ratio {cost['ratio']:.3f}")
     if given.out is not None:
-        known = json.loads(given.out.read_text()) if given.out.exists() else {}
-        about = {**made, "sessions": given.sessions, "episodes": given.episodes, "sides": found}
-        given.out.write_text(json.dumps({**known, str(setting.parameters): about}, indent=1) + "\n")
+        known = json.loads(given.out.read_text()) if given.out.exists() else {"runs": []}
+        about = {"sessions": given.sessions, "episodes": given.episodes, "sides": found}
+        known["runs"].append({"parameters": setting.parameters, **made, **about})
+        given.out.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def main(num_updates: int = 5) -> list[float]:
     config = load_config("household", algorithm="grpo")  # settings: of the model, the algorithm, the optimizer
     env_id = config.env.id
     torch.set_num_threads(1)  # the products of so small a model are too small for more
-    policy = Policy.load(warmstart(config), lora=config.lora)  # the model, with LoRA adapters
+    clone = warmstart(config, lambda told: print(f"cloned {told.tokens:,} tokens, loss {told.loss:.3f}"))
+    policy = Policy.load(clone, lora=config.lora)  # the model, with LoRA adapters
     agent = model_agent(policy, config.agent, num_slots=64)  # the sampler: a generation engine over the same weights
     info = config.run_info
     learner = Learner(build(config.algorithm, info), policy, config.optimizer, info)  # credit, loss, optimizer

@@ -251,7 +251,7 @@ def evaluate(
     from turnwise.evaluation.subjects import Asked, Overrides
     from turnwise.evaluation.tables import evaluation_table
 
-    settings = [word for word in targets if "=" in word and not Path(word).exists()]
+    settings = [word for word in targets if "=" in word and not os.path.exists(word)]  # False for a long one
     options = [f"endpoint.base_url={base_url}"] if base_url is not None else []
     options += [f"rollout.shards={shards}"] if shards is not None else []
     changes = parse_section(Overrides, override({}, [*settings, *options]))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import gymnasium
@@ -36,8 +38,9 @@ from turnwise.config.files import load_config
 from turnwise.envs.forms import Form, call_schema, closed
 from turnwise.envs.said import Call, Said, heard
 from turnwise.envs.tasks import panel
+from turnwise.errors import AgentError
 from turnwise.models import processing
-from turnwise.models.engine import Reply, Sampling, SlotEngine
+from turnwise.models.engine import Engine, Reply, Sampling, SlotEngine
 from turnwise.models.loading import save_model
 from turnwise.models.policy import Policy
 from turnwise.models.scratch import new_model, train_tokenizer
@@ -105,12 +108,14 @@ class Remembering(Asking):
         self.__dict__.update(copy.deepcopy(snapshot))
 
 
-def made(family: str = "hermes", own: Any = None, **settings: Any) -> tuple[Any, ChatFormat, AgentConfig]:
+def made(
+    family: str = "hermes", own: Any = None, size: Mapping[str, Any] = MappingProxyType({}), **settings: Any
+) -> tuple[Any, ChatFormat, AgentConfig]:
     own = own or (with_special(GLM4, *GLM_TOKENS) if family == "glm4" else bytes_of(FAMILIES[family]))
     usual = {"context": "roles", "action_format": "calls", "max_reply_tokens": 400, "max_context_tokens": 4096}
     config = AgentConfig(**{**usual, **settings})
-    size = TINY.model_copy(update={"vocab_size": len(own), "max_length": 4096})
-    model = new_model(size, own, seed=0)
+    usual_size = {"vocab_size": len(own), "max_length": 4096}
+    model = new_model(TINY.model_copy(update=usual_size | dict(size)), own, seed=0)
     model.resize_token_embeddings(len(own) + UNUSED)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(4)
@@ -119,10 +124,15 @@ def made(family: str = "hermes", own: Any = None, **settings: Any) -> tuple[Any,
 
 
 def played(
-    of: tuple[Any, ChatFormat, AgentConfig], form: Form | None, tools: Any = (), num: int = 4, temperature: float = 1.0
+    of: tuple[Any, ChatFormat, AgentConfig],
+    form: Form | None,
+    tools: Any = (),
+    num: int = 4,
+    temperature: float = 1.0,
+    engine: Engine | None = None,
 ) -> list[Trajectory]:
     model, chat, config = of
-    engine = SlotEngine(model, num_slots=3, max_length=4096, end_ids=chat.end_ids)
+    engine = engine or SlotEngine(model, num_slots=3, max_length=4096, end_ids=chat.end_ids)
     collector = Collector(lambda: Asking(form, list(tools)), ModelAgent(engine, chat, config))
     jobs = [Job(Task("Asking", "train", n, str(n)), 0, 0, n) for n in range(num)]
     found = collector.collect(jobs, Sampling(temperature, max_tokens=config.max_reply_tokens))
@@ -448,6 +458,23 @@ def test_dialects_that_cannot_be_forced() -> None:
         played(made("llama3"), Form({"type": "object"}, ("put",)), TOOLS, num=1)
     of = made(tool_calls=own, max_reply_tokens=9)
     engine = SlotEngine(of[0], num_slots=1, max_length=4096, end_ids=of[1].end_ids)
+    collector = Collector(lambda: Asking(may, TOOLS), ModelAgent(engine, of[1], of[2]))
+    (found,) = collector.collect([Job(Task("Asking", "train", 0, "0"), 0, 0, 0)], Sampling(max_tokens=9))
+    assert all(turn.processing is None for turn in found.turns)
+    assert collector.numbers() == {"gateway/ignored_sampling": len(found.turns)}
+
+
+def test_an_engine_without_processors_keeps_no_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form that must be kept ends all at the first request; calls that may be left free are, and are counted."""
+    of = made(max_reply_tokens=9)
+    engine = SlotEngine(of[0], num_slots=1, max_length=4096, end_ids=of[1].end_ids)
+    monkeypatch.setattr(engine, "processes", False)
+    for form in (Form({"type": "object"}), Form(None, ("put",), True)):
+        with pytest.raises(AgentError, match=r"a vLLM server cannot keep: leave rollout\.vllm\.url out"):
+            played(of, form, TOOLS, num=1, engine=engine)
+    engine = SlotEngine(of[0], num_slots=1, max_length=4096, end_ids=of[1].end_ids)
+    monkeypatch.setattr(engine, "processes", False)
+    may = Form(None, ("put", "tell"), must=False)
     collector = Collector(lambda: Asking(may, TOOLS), ModelAgent(engine, of[1], of[2]))
     (found,) = collector.collect([Job(Task("Asking", "train", 0, "0"), 0, 0, 0)], Sampling(max_tokens=9))
     assert all(turn.processing is None for turn in found.turns)

@@ -121,7 +121,8 @@ def test_brackets_in_offered_actions_are_shown(
 
 
 def test_json_is_for_machines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(shown(["evaluate", "expert", "--tasks", "12", "--json"], monkeypatch, capsys))
+    long = f"env.kwargs={{{' ' * 5000}}}"  # no file can have such a name
+    found = json.loads(shown(["evaluate", "expert", long, "--tasks", "12", "--json"], monkeypatch, capsys))
     assert found["targets"][0]["reports"]["sampled"]["success"]["value"] == 1.0
 
 

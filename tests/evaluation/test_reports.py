@@ -15,6 +15,7 @@ from turnwise.commands.display import LiveDisplay, gain_line, result_table, spar
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report, summarize
 from turnwise.evaluation.tables import report_table
+from turnwise.grading.agreement import Graded
 from turnwise.jobs import Result
 from turnwise.statistics import Estimate, paired_difference, wilson
 from turnwise.trajectory import Task, Trajectory, Turn
@@ -114,6 +115,23 @@ def test_tables_show_the_numbers(tmp_path: Any) -> None:
     assert "25.0 %" in text
     assert "75.0 %" in text
     assert "heat" in text
+
+
+def test_a_runs_table_shows_what_was_trained_for(tmp_path: Any) -> None:
+    """Each grade before and after, beside the judge's agreement."""
+    before, after = (
+        replace(report([False] * 4), graded=Graded(4, {"judge:tidy": value}, 0.0, "m", value, wilson(3, 4)))
+        for value in (0.125, 0.625)
+    )
+    console = Console(record=True, width=120)
+    console.print(result_table(Result(tmp_path, {"sampled": before}, {"sampled": after}, None, 1.0, 1.0)))
+    console.print(result_table(Result(tmp_path, {}, {"sampled": after}, None, 1.0, 1.0)))
+    rows = [line.split("│")[1:-1] for line in console.export_text().splitlines() if "tidy" in line or "agrees" in line]
+    assert [[cell.strip() for cell in row] for row in rows[::2]] == [
+        ["judge:tidy", "4", "0.125", "0.625"],
+        ["judge:tidy", "4", "", "0.625"],
+    ]
+    assert all("75.0 %" in row[3] for row in rows[1::2])
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -100,6 +100,27 @@ def test_a_thought_without_an_end_and_a_cut_episode_are_shown_as_such() -> None:
     ]
 
 
+def test_a_structured_judge_asks_for_the_form_of_a_verdict(tmp_path: Path) -> None:
+    """Whose schema a verdict fits and nothing else does. Its verdicts are its own."""
+    matcher = pytest.importorskip("llguidance")
+    with serving(lambda body: completion(RIGHT)) as server:
+        for more in ({}, {"structured": True}, {"structured": True}):
+            judge(server.url, tmp_path / "verdicts.jsonl", **more).grades(episode("Paris"), GIVEN)
+    free, held = (request.body for request in server.asked)
+    assert "response_format" not in free
+    asked = held["response_format"]
+    assert asked["type"] == "json_schema"
+    grammar = matcher.LLMatcher.grammar_from_json_schema(json.dumps(asked["json_schema"]["schema"]))
+
+    def fits(text: str) -> bool:
+        made = matcher.LLMatcher(matcher.LLTokenizer("byte"), grammar)
+        return bool(made.try_consume_tokens([*text.encode()]) == len(text.encode()) and made.is_accepting())
+
+    assert fits(RIGHT)
+    for other in (verdict(brief="no", city="yes"), verdict(city="yes"), verdict(city="maybe", brief="no"), "{}"):
+        assert not fits(other)
+
+
 READABLE = [
     RIGHT,
     f"```json\n{RIGHT}\n```",

@@ -43,6 +43,12 @@ TextEnv = gymnasium.Env[str, str]
 
 NO_IDS = np.zeros(0, np.int32)
 
+NO_FORMS = (
+    "a request wants its reply in a form (response_format, or tool_choice with the name of a function), which a vLLM "
+    "server cannot keep: leave rollout.vllm.url out, so that vLLM runs in this process, set rollout.backend=own, or "
+    "ask for no form"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class AgentReply:
@@ -157,10 +163,19 @@ class Seat:
         self.hold(info)
 
     def hold(self, info: Info) -> None:
-        """Take the form that a request wants its reply to have. Raises ValueError for one that cannot be kept."""
+        """Take the form that a request wants its reply to have.
+
+        Raises ValueError for one that cannot be kept, and AgentError where the engine keeps none and it must be.
+        """
         assert self.model is not None
-        self.form = Form.of(info.get("sampling") or {})
-        if self.form is not None and not self.model.guides.forms.follows(self.form, self.tools or ()):
+        self.form = form = Form.of(info.get("sampling") or {})
+        if form is None:
+            return
+        if not self.model.engine.processes:
+            if form.must:
+                raise AgentError(NO_FORMS)
+            self.form = None
+        elif not self.model.guides.forms.follows(form, self.tools or ()):
             self.form = None
 
     @property

@@ -25,6 +25,7 @@ from turnwise.clock import time_line
 from turnwise.cloning.cloner import Progress as Cloning
 from turnwise.cloning.rounds import RoundScore
 from turnwise.evaluation.report import Report
+from turnwise.grading.agreement import Graded
 from turnwise.jobs import Result
 from turnwise.statistics import UNKNOWN, Estimate, estimate_text, number_text, score_text, share_text
 from turnwise.trajectory import Trajectory
@@ -277,17 +278,25 @@ def result_table(result: Result) -> Table:
         for kind, after in {**sampled_after.per_type, **sampled_after.per_player}.items():
             before = earlier.get(kind)
             table.add_row(kind, str(after.num), estimate_text(before) if before else "", estimate_text(after))
-        judged_after = sampled_after.graded
-        if judged_after is not None and judged_after.agreement is not None:
-            earlier_judged = sampled_before.graded.agreement if sampled_before and sampled_before.graded else None
+        if sampled_after.graded is not None:
             table.add_section()
-            shown = estimate_text(earlier_judged) if earlier_judged else ""
-            table.add_row("judge agrees", str(judged_after.num), shown, estimate_text(judged_after.agreement))
+            _add_grades(table, sampled_before.graded if sampled_before else None, sampled_after.graded)
         if sampled_after.score is not None and not _is_success(sampled_after):
             score = sampled_before.score if sampled_before else None
             table.add_section()
             table.add_row("mean score", "", score_text(score) if score else "", score_text(sampled_after.score))
     return table
+
+
+def _add_grades(table: Table, before: Graded | None, after: Graded) -> None:
+    """What functions and a judge gave before and after: it is what was trained for."""
+    num = str(after.num)
+    for name, value in after.means.items():
+        known = before.means.get(name) if before else None
+        table.add_row(Text(name), num, "" if known is None else number_text(known), number_text(value))
+    if after.agreement is not None:
+        agreed = before.agreement if before else None
+        table.add_row("judge agrees", num, estimate_text(agreed) if agreed else "", estimate_text(after.agreement))
 
 
 def _is_success(report: Report) -> bool:

@@ -76,8 +76,8 @@ class Report:
         if not played:
             return f"{self.name} on {self.env} {self.split}: no episode was played"
         return (
-            f"{self.name} on {self.env} {self.split}: {self.errors} of {played} episodes failed in their environment, "
-            f"more than eval.max_error_share={max_error_share:g}; the first: {self.first_error}"
+            f"{self.name} on {self.env} {self.split}: {self.errors} of {played} episodes failed, more than "
+            f"eval.max_error_share={max_error_share:g}; the first: {self.first_error}"
         )
 
     def as_json(self) -> str:

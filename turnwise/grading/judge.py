@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from turnwise.agents.chat_client import ChatClient, ContextFullError, ExhaustedError, Usage, addressed
 from turnwise.grading.settings import AskedConfig, Criterion, JudgeConfig, Rubric
-from turnwise.grading.transcript import described, messages, transcript
+from turnwise.grading.transcript import described, messages, response_format, transcript
 from turnwise.grading.verdicts import Choice, Key, Verdict, Verdicts
 from turnwise.trajectory import Grade, Trajectory
 
@@ -47,7 +48,8 @@ class Judge:
         hint = "Verdicts are kept: `turnwise train --resume RUN`, or the same command, goes on"
         self.client = ChatClient(model, endpoint, hint)
         self.name = f"{model}, rubric {config.rubric.hash}"
-        self._identity = json.dumps([model, endpoint.extra], sort_keys=True) if endpoint.extra else model
+        how = [endpoint.extra] * bool(endpoint.extra or config.structured) + ["structured"] * config.structured
+        self._identity = json.dumps([model, *how], sort_keys=True) if how else model
 
     def grades(self, episode: Trajectory, task: Mapping[str, Any]) -> tuple[tuple[Grade, ...], float]:
         """A grade for each criterion, and the verdict in [0, 1]: their mean by the rubric's weights.
@@ -70,24 +72,29 @@ class Judge:
 
     def _asked(self, key: Key, episode: Trajectory, rubric: Rubric, asked: str, record: str) -> tuple[Verdict, Usage]:
         try:
-            return answered(self.client, self.config, messages(asked, record), lambda text: read_verdict(text, rubric))
+            said, fields = messages(asked, record), response_format(rubric) if self.config.structured else {}
+            return answered(self.client, self.config, said, lambda text: read_verdict(text, rubric), fields)
         except JudgeError as error:
             self.verdicts.write(key, episode.episode, error.usage, verdict=None, fault=error.fault[:500])
             raise
 
 
 def answered(
-    client: ChatClient, config: AskedConfig, said: list[dict[str, str]], read: Callable[[str], Verdict]
+    client: ChatClient,
+    config: AskedConfig,
+    said: list[dict[str, str]],
+    read: Callable[[str], Verdict],
+    fields: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Verdict, Usage]:
     """The verdict that ``read`` finds in an answer to these messages, and what it took.
 
-    ``read`` raises UnreadableError for an answer that is none, which is then sent back. Raises JudgeError, and
-    EndpointError.
+    ``fields`` are more of the request. ``read`` raises UnreadableError for an answer that is none, which is then sent
+    back. Raises JudgeError, and EndpointError.
     """
     usage, fault = Usage(), ""
     for _ in range(config.answers):
         try:
-            answer = client.ask(said, {"temperature": 0, "max_tokens": config.max_tokens})
+            answer = client.ask(said, {"temperature": 0, "max_tokens": config.max_tokens, **fields})
         except ContextFullError:
             fault = f"the episode does not fit its context (rewards.{config.section}.view=last shows less of it)"
             break

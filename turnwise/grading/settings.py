@@ -147,6 +147,11 @@ class JudgeConfig(AskedConfig):
     section: ClassVar[str] = "judge"
 
     rubric: Rubric = Field(description="what it looks for: a YAML file, whose content the run keeps")
+    structured: bool = Field(
+        False,
+        description="ask its server to hold answers to the form of a verdict (response_format with a JSON schema), for "
+        "models that do not keep to it by themselves",
+    )
 
     @field_validator("rubric", mode="before")
     @classmethod

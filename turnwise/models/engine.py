@@ -58,12 +58,15 @@ class Reply:
 class Engine(Protocol):
     """What the collector needs of an engine: ``num_slots`` contexts at once, of at most ``max_length`` tokens each.
 
-    ``SlotEngine`` documents the methods.
+    ``SlotEngine`` documents the methods. ``processes``: whether it can run a processor.
     """
 
     num_slots: int
     max_length: int
     clock: Clock
+
+    @property
+    def processes(self) -> bool: ...
 
     @property
     def weights(self) -> str: ...
@@ -137,6 +140,8 @@ class SlotEngine:
 
     A slot is a handle. The row of ``contexts`` behind it may change, so that the rows in use stay adjacent.
     """
+
+    processes = True
 
     def __init__(
         self, model: Any, *, num_slots: int, max_length: int, end_ids: frozenset[int], threads: int | None = None

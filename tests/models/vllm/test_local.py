@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 pytest.importorskip("vllm", reason="vLLM is not installed here: scripts/vllm_env.py makes an environment for it")
 
 from tests.agents.test_collector import same, tasks
+from tests.agents.test_forms import OPENED, TOOLS, Answer, Place, check_schema, made, turns
+from tests.agents.test_forms import played as played_in_form
+from tests.agents.test_templates import bytes_of
 from tests.models import tiny_model, tokenizer
 from tests.models.test_processing import CHOICES, Scripted, replies
 from tests.models.vllm import END, LORA, check_alike, learn, policy, talk
@@ -22,6 +26,7 @@ from turnwise.agents.collector import Collector
 from turnwise.agents.jobs import jobs_for
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent
+from turnwise.envs.forms import Form
 from turnwise.envs.tasks import maker
 from turnwise.models.adapters import write_adapter
 from turnwise.models.drawing import LogitsError, Sampling
@@ -30,6 +35,8 @@ from turnwise.models.policy import Policy
 from turnwise.models.vllm.engine import VllmEngine
 from turnwise.models.vllm.local import Local, local_engine
 from turnwise.models.vllm.settings import VllmConfig
+from turnwise.replay.batch import layout
+from turnwise.trajectory import group_by_task
 
 pytestmark = pytest.mark.slow
 
@@ -266,3 +273,40 @@ def test_every_episode_is_the_same(
     for first, second in turns:
         np.testing.assert_allclose(first.logprobs, second.logprobs, atol=1e-4)
         np.testing.assert_allclose(first.entropies, second.entropies, atol=1e-4)
+
+
+# --- replies in a form ---
+
+
+def test_replies_in_a_form_are_those_of_the_own_engine() -> None:
+    """JSON by a schema, calls that are forced, either, and JSON behind a thought; some ids are no token's."""
+    usual = made(size={"head_dim": 32})
+    thinking = made(own=bytes_of(OPENED), size={"head_dim": 32}, thought_tokens=7)
+    answer, place = Form(Answer.model_json_schema()), Form(Place.model_json_schema())
+    either = replace(place, calls=("put", "tell"))
+    check_forms(usual, [(answer, ()), (Form(None, ("put",), True), TOOLS), (either, TOOLS)])
+    check_forms(thinking, [(place, ())])
+
+
+def check_forms(of: tuple[Any, ChatFormat, AgentConfig], cases: list[tuple[Form, Any]]) -> None:
+    """The same replies under the same sets of tokens, which the learner scores alike."""
+    model, chat, _ = of
+    adapted = Policy(model, chat.tokenizer, lora=LORA)
+    learn(adapted, 3)
+    limits: dict[str, Any] = {"num_slots": 3, "max_length": LENGTH, "end_ids": chat.end_ids, "threads": 1}
+    own = SlotEngine(adapted.sampler, **limits)
+    vllm = local_engine(adapted, settings=VllmConfig(cache_gib=0.25), **limits)
+    for form, tools in cases:
+        ours, theirs = (played_in_form(of, form, tools, num=3, engine=engine) for engine in (own, vllm))
+        assert same(ours, theirs)
+        for first, second in zip(turns(ours), turns(theirs), strict=True):
+            assert first.processing.counts.any()
+            np.testing.assert_array_equal(first.processing.counts, second.processing.counts)
+            np.testing.assert_allclose(first.logprobs, second.logprobs, atol=1e-4)
+        batch = layout(group_by_task(theirs))
+        with torch.no_grad():
+            scores = adapted.score(batch).logprobs
+        mask = batch.action_mask
+        torch.testing.assert_close(scores[mask], batch.behaviour_logprobs[mask], atol=1e-4, rtol=0)
+        if not tools:
+            check_schema(theirs, Place if chat.opens_thought else Answer)

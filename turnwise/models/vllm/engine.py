@@ -109,6 +109,10 @@ class VllmEngine:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @property
+    def processes(self) -> bool:
+        return self.core.processes
+
+    @property
     def weights(self) -> str:
         return self.core.weights.partition("-")[0]
 
@@ -173,7 +177,7 @@ class VllmEngine:
                 f"context of {len(context) + sampling.max_tokens} tokens exceeds the engine's max_length "
                 f"{self.max_length} ({sampling.max_tokens} tokens of the reply included)"
             )
-        if processor is not None and not self.core.processes:
+        if processor is not None and not self.processes:
             raise ValueError(
                 "a vLLM server runs no processors (agent.constrained, agent.thought_tokens, agent.decoding, "
                 "HAPO's heat, a request's response_format or forced call, an attempt that begins within a reply): "
