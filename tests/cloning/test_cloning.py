@@ -95,13 +95,20 @@ def test_demonstrations_may_come_from_another_world(monkeypatch: pytest.MonkeyPa
     config = load_config("frozenlake", [*elsewhere, "eval.test_tasks=4", "eval.tasks=4"])
     seen = []
     monkeypatch.setattr(
-        "turnwise.assembly.run.warmstart", lambda cloning, world, *_, **__: seen.append(world.unwrapped)
+        "turnwise.assembly.run.warmstart",
+        lambda cloning, worlds, *_, **__: seen.extend((each.world.unwrapped, each.share) for each in worlds),
     )
     with closing(Assembly(config)) as assembly:
         assembly.warmstart(fresh=True)
-        assert [world.difficulty for world in seen] == ["hard"]
+        assert [(world.difficulty, share) for world, share in seen] == [("hard", 1)]
         assert assembly.panels.test  # whose tasks are none of the demonstrated ones
         assert assembly.cloning.key != Assembly(load_config("frozenlake", [elsewhere[0]])).cloning.key
+    both = load_config("frozenlake", [*elsewhere, "eval.test_tasks=4", "eval.tasks=4", "warmstart.own_share=0.25"])
+    with closing(Assembly(both)) as assembly:
+        assembly.warmstart(fresh=True)
+        assert [share for _, share in seen[1:]] == [0.75, 0.25]
+        assert seen[2][0] is assembly.world.unwrapped
+        assert assembly.cloning.key != Assembly(config).cloning.key
     with pytest.raises(ValueError, match="Did you mean 'turnwise/Household-v0'"):
         _ = Assembly(load_config("frozenlake", ["warmstart.env=turnwise/Hausehold-v0"])).panels
     with pytest.raises(ValueError, match="own world: leave it out"):

@@ -26,7 +26,7 @@ from turnwise.assembly.run import Assembly
 from turnwise.cloning import partial
 from turnwise.cloning.cloner import Progress, clone
 from turnwise.cloning.losses import Whole
-from turnwise.cloning.rounds import Rounds, RoundScore
+from turnwise.cloning.rounds import Ground, Rounds, RoundScore
 from turnwise.cloning.settings import TakeoversConfig, WarmstartConfig
 from turnwise.cloning.takeovers import is_won
 from turnwise.commands.display import LiveDisplay
@@ -47,6 +47,11 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 def episodes_of(folder: Path) -> list[list[Trajectory]]:
     return [list(flush.trajectories) for flush in TrajectoryReader(folder / "takeovers.jsonl.gz").flushes()]
+
+
+def rounds_on(grounds: list[Ground], config: WarmstartConfig) -> Rounds:
+    """Rounds that nobody plays."""
+    return Rounds(grounds, None, config, 0, SuccessRule(), lambda *_: [], Path("nothing"))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -122,12 +127,42 @@ def test_a_round_plays_other_tasks_and_keeps_who_acted(made: Path) -> None:
 def test_in_a_world_without_a_split_for_experts_it_plays_on_train() -> None:
     """As they are watched there; all rounds go through the tasks before one is played again."""
     config = WarmstartConfig(takeovers=TakeoversConfig(episodes=6_000))
-    world, nothing = Levers(), Path("nothing")
-    rounds = Rounds(world, None, config, 0, SuccessRule(), lambda _: [], nothing)  # type: ignore[arg-type]
-    first, second = rounds._jobs(1), rounds._jobs(2)
+    world = Levers()
+    rounds = rounds_on([Ground(world, lambda: world)], config)
+    first, second = rounds._jobs(1, 0), rounds._jobs(2, 0)
     assert {job.task.split for job in (*first, *second)} == {"train"}
     assert len({job.task.index for job in (*first, *second[:4_000])}) == 10_000
     assert len({(job.task.index, job.key) for job in (*first, *second)}) == 12_000
+
+
+def test_a_second_world_has_its_share_of_each_round() -> None:
+    """Each goes through its own tasks, and draws its own order."""
+    config = WarmstartConfig(takeovers=TakeoversConfig(episodes=10))
+    household = gymnasium.make("turnwise/Household-v0")
+    worlds = [Ground(Levers(), Levers, 0.7), Ground(household.unwrapped, Levers, 0.3)]  # type: ignore[arg-type]
+    rounds = rounds_on(worlds, config)
+    jobs = [[rounds._jobs(number, place) for place in (0, 1)] for number in (1, 2)]
+    assert [[len(found) for found in each] for each in jobs] == [[7, 3]] * 2
+    assert {job.task.env for each in jobs for job in each[1]} == {"turnwise/Household-v0"}
+    assert len({job.task.index for each in jobs for job in each[1]}) == 6
+    both = rounds_on([Ground(Levers(), Levers, 0.5), Ground(Levers(), Levers, 0.5)], config)
+    assert both._jobs(1, 0) != both._jobs(1, 1)
+
+
+def test_two_worlds_are_cloned_in_one_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's own world beside another, in demonstrations and rounds; the panels of the run are measured alone."""
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
+    beside = ["warmstart.env=turnwise/Household-v0", "warmstart.own_share=0.4", "env.id=turnwise/FrozenLake-v0"]
+    made = warmstart(load_config("smoke", [*GIVEN, *beside, "warmstart.split=train", "warmstart.stop_success=null"]))
+    for each in episodes_of(made):
+        played = Counter(e.task.env for e in each if e.fork is None)
+        assert played == {"turnwise/Household-v0": 3, "turnwise/FrozenLake-v0": 2}
+        taken = Counter(e.task.env for e in each if e.fork is not None)
+        assert set(taken) == set(played), "the expert of each world takes over there"
+    with pytest.raises(ValueError, match=r"own_share=0\.4 leaves the rest to warmstart\.env, which is not set"):
+        load_config("smoke", ["warmstart.own_share=0.4"])
+    with pytest.raises(ValueError, match="split and stop_split are both"):
+        load_config("smoke", [*beside, "warmstart.split=train", "warmstart.stop_split=train"])
 
 
 @pytest.mark.parametrize(("share", "attempts"), [(0.0, [1, 1]), (0.4, [1, 1]), (0.5, [2, 1]), (0.95, [4, 4])])
@@ -135,7 +170,7 @@ def test_lost_episodes_are_taken_over_again_until_they_are_their_share(
     share: float, attempts: list[int], made: Path
 ) -> None:
     config = WarmstartConfig(takeovers=TakeoversConfig(lost_share=share))
-    rounds = Rounds(Levers(), None, config, 0, SuccessRule(), lambda _: [], Path("nothing"))  # type: ignore[arg-type]
+    rounds = rounds_on([Ground(Levers(), Levers)], config)
     played = [replace(e, success=n > 1) for n, e in enumerate(e for e in episodes_of(made)[0] if e.fork is None)]
     jobs = [Job(e.task, key=0) for e in played]
     found = list(rounds._to_take_over(jobs, played))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,8 +45,9 @@ from turnwise.assembly.teachers import with_teacher_from_anywhere
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.demonstrations import check_stop_split
 from turnwise.cloning.examples import examples_for
-from turnwise.cloning.rounds import PlayingModel
+from turnwise.cloning.rounds import Ground
 from turnwise.cloning.rows import Stored
+from turnwise.cloning.settings import WarmstartConfig
 from turnwise.cloning.warmstart import Cloning, cached_model, forget, new_scratch_model, warmstart
 from turnwise.config.schema import RunConfig
 from turnwise.config.sections import GameConfig
@@ -249,17 +250,22 @@ class Assembly:
         settings, stored, resumable = cloning.settings, self.stored, not self._is_given
         if stored is not None and stored.tasks is not None:
             prove_disjoint([stored.tasks], [self.panels.validation, self.panels.test])
-        elif settings.env is None and settings.stop_success is not None:
+        elif settings.is_own and settings.stop_success is not None:
             check_stop_split(self.world, settings)
-        if settings.env is None:
-            learner = PlayingModel(self._playing, self.config.env.make)
+        with ExitStack() as opened:
+            worlds = [self._demonstrated(settings, opened)]
+            if settings.own_share:
+                worlds.append(Ground(self.world, self.config.env.make, settings.own_share))
             return warmstart(
-                cloning, self.world, self._measure, on_progress, stored=stored, learner=learner, resumable=resumable
+                cloning, worlds, self._measure, on_progress, stored=stored, learner=self._playing, resumable=resumable
             )
+
+    def _demonstrated(self, settings: WarmstartConfig, opened: ExitStack) -> Ground:
+        """The world that demonstrations are of first: another, or the run's own."""
+        if settings.env is None:
+            return Ground(self.world, self.config.env.make)
         make = maker(settings.env, **settings.env_kwargs)
-        with closed_after(make()) as elsewhere:
-            learner = PlayingModel(self._playing, make)
-            return warmstart(cloning, elsewhere, self._measure, on_progress, learner=learner, resumable=resumable)
+        return Ground(opened.enter_context(closed_after(make())), make, 1 - settings.own_share)
 
     @cached_property
     def stored(self) -> Stored | None:

@@ -30,6 +30,8 @@ from turnwise.replay.store import TrajectoryReader, TrajectoryWriter, truncate_a
 from turnwise.seeds import mix
 from turnwise.trajectory import Trajectory
 
+Learner = Callable[[Any, Any], ModelAgent]
+
 _ATTEMPTS = 4
 """Takeovers of one episode, at most: the rest of its turns would show the same again and again."""
 
@@ -38,11 +40,15 @@ _KEY = 1 << 43
 
 
 @dataclass(frozen=True, slots=True)
-class PlayingModel:
-    """Who plays in the rounds: an agent of a model and its tokenizer, in environments that ``make_env`` makes."""
+class Ground:
+    """A world whose expert is cloned, with what makes more environments of it.
 
-    agent: Callable[[Any, Any], ModelAgent]
+    ``share`` of the demonstrations are of it, and of the episodes of a round.
+    """
+
+    world: TextEnv
     make_env: Callable[[], TextEnv]
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +76,26 @@ class Round:
 
 
 class Rounds:
-    """The rounds of one warm start in ``world``.
+    """The rounds of one warm start, on one ground or several, whose shares add up to 1.
 
-    ``seed`` is the run's. ``rows_of`` makes rows of a takeover, and ``path`` is the file of the episodes.
+    ``learner`` makes the agent that plays of a model and its tokenizer, ``rows_of`` rows of a takeover in a world.
+    ``seed`` is the run's, and ``path`` is the file of the episodes.
     """
 
     def __init__(
         self,
-        world: TextEnv,
-        learner: PlayingModel,
+        grounds: Sequence[Ground],
+        learner: Learner,
         config: WarmstartConfig,
         seed: int,
         rule: SuccessRule,
-        rows_of: Callable[[Trajectory], list[CloningRow]],
+        rows_of: Callable[[Trajectory, TextEnv], list[CloningRow]],
         path: Path,
     ) -> None:
         assert config.takeovers is not None
         self.settings: TakeoversConfig = config.takeovers
         self.path = path
-        self._world, self._learner, self._config, self._rows_of = world, learner, config, rows_of
+        self._grounds, self._learner, self._config, self._rows_of = grounds, learner, config, rows_of
         self._seed, self._rule = seed, rule
 
     def keep(self, number: int) -> bool:
@@ -110,17 +117,12 @@ class Rounds:
 
         Raises ValueError where an expert cannot take over in this world, or does not win from where the learner gets.
         """
-        agent, jobs = self._learner.agent(model, tokenizer), self._jobs(number)
-        sampling = Sampling(temperature=1.0, max_tokens=agent.config.max_reply_tokens)
-        collector = Collector(self._learner.make_env, Seating({"": agent}), seed=self._seed, success=self._rule)
-        with closing(collector):
-            played = collector.collect(jobs, sampling)
-        taker = Taker(self._world, agent, self._config, self._seed, self._rule)
-        taken: list[Trajectory] = []
-        for place, job, plays, attempt in self._to_take_over(jobs, played):
-            again = (attempt,) if attempt > 1 else ()
-            drawn = np.random.default_rng(mix("cut", self._seed, number, place, *again))
-            taken += taker.take_over(job, plays, drawn, attempt)
+        agent = self._learner(model, tokenizer)
+        played, taken = list[Trajectory](), list[Trajectory]()
+        for place, ground in enumerate(self._grounds):
+            found = self._play(number, agent, place, ground)
+            played += found[0]
+            taken += found[1]
         if not any(map(is_won, taken)):
             raise ValueError(
                 f"the {self._config.expert} expert won none of the {len(taken)} episodes that it took over in round "
@@ -128,6 +130,27 @@ class Rounds:
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         TrajectoryWriter(self.path).append(number, [*played, *taken])
+
+    def _play(
+        self, number: int, agent: ModelAgent, place: int, ground: Ground
+    ) -> tuple[list[Trajectory], list[Trajectory]]:
+        """The episodes of a round that are played on one ground, and what the expert made of them."""
+        jobs = self._jobs(number, place)
+        sampling = Sampling(temperature=1.0, max_tokens=agent.config.max_reply_tokens)
+        collector = Collector(ground.make_env, Seating({"": agent}), seed=self._seed, success=self._rule)
+        with closing(collector):
+            played = collector.collect(jobs, sampling)
+        taker = Taker(ground.world, agent, self._config, self._seed, self._rule)
+        taken: list[Trajectory] = []
+        for at, job, plays, attempt in self._to_take_over(jobs, played):
+            again = (attempt,) if attempt > 1 else ()
+            drawn = np.random.default_rng(mix("cut", self._seed, number, at, *again, *self._mark(place)))
+            taken += taker.take_over(job, plays, drawn, attempt)
+        return played, taken
+
+    def _mark(self, place: int) -> tuple[str, ...]:
+        """What keeps the draws on a second ground apart from those on the first."""
+        return (f"ground {place}",) if place else ()
 
     def _to_take_over(
         self, jobs: Sequence[Job], played: Sequence[Trajectory]
@@ -154,7 +177,7 @@ class Rounds:
         taken = [episode for episode in flush.trajectories if episode.fork is not None]
         played = [episode for episode in flush.trajectories if episode.fork is None and episode.end != "error"]
         won = [episode for episode in taken if is_won(episode)]
-        rows = [made for episode in won if (made := self._rows_of(episode))]
+        rows = [made for episode in won if (made := self._rows_of(episode, self._world_of(episode)))]
         if not rows:
             raise ValueError(
                 f"none of the {len(won)} episodes that the expert took over and won in round {number} fits into the "
@@ -177,17 +200,28 @@ class Rounds:
         while True:
             yield next(demonstrations if rng.random() < self.settings.demonstration_share else again)
 
-    def _jobs(self, number: int) -> list[Job]:
-        """The episodes of a round. All rounds together go through the split's tasks, pass after pass, each in order."""
-        tasks = demonstrated(self._world, self._config.split)
-        first = (number - 1) * self.settings.episodes
+    def _jobs(self, number: int, place: int) -> list[Job]:
+        """A ground's episodes of a round. All rounds go through its split's tasks, pass after pass, each in order."""
+        tasks, num = demonstrated(self._grounds[place].world, self._config.split), self._num_episodes(place)
         orders: dict[int, np.ndarray] = {}
         jobs = []
-        for passes, place in (divmod(n, len(tasks)) for n in range(first, first + self.settings.episodes)):
+        for passes, at in (divmod(n, len(tasks)) for n in range((number - 1) * num, number * num)):
             if passes not in orders:
-                orders[passes] = np.random.default_rng(mix("plays", self._seed, passes)).permutation(len(tasks))
-            jobs.append(Job(tasks[int(orders[passes][place])], key=_KEY + passes))
+                drawn = np.random.default_rng(mix("plays", self._seed, passes, *self._mark(place)))
+                orders[passes] = drawn.permutation(len(tasks))
+            jobs.append(Job(tasks[int(orders[passes][at])], key=_KEY + passes))
         return jobs
+
+    def _world_of(self, episode: Trajectory) -> TextEnv:
+        """Where an episode was played, by the name that its task gives its world."""
+        first, *others = (ground.world for ground in self._grounds)
+        named = (world for world in others if demonstrated(world, self._config.split)[0].env == episode.task.env)
+        return next(named, first)
+
+    def _num_episodes(self, place: int) -> int:
+        """The first ground has what the others leave."""
+        others = [round(ground.share * self.settings.episodes) for ground in self._grounds[1:]]
+        return others[place - 1] if place else self.settings.episodes - sum(others)
 
 
 def _by_episode(trajectories: Sequence[Trajectory]) -> Iterator[list[Trajectory]]:

@@ -106,6 +106,13 @@ class WarmstartConfig(BaseModel):
         None, description="gymnasium id of another world with the same words to demonstrate in; None: the run's own"
     )
     env_kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of warmstart.env")
+    own_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the run's own world among demonstrations and episodes of takeovers; the others are of "
+        "warmstart.env",
+    )
     split: str = Field(
         "demonstrations",
         description="split whose tasks are demonstrated; train in a world without a split demonstrations",
@@ -195,11 +202,21 @@ class WarmstartConfig(BaseModel):
             return self.cooldown_share
         return 0.5 if self.num_steps is not None or self.batch_episodes <= SMALL_BATCH else 0.0
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the run's own world is demonstrated, alone or beside another."""
+        return self.env is None or self.own_share > 0
+
     @model_validator(mode="after")
     def _apart(self) -> WarmstartConfig:
         if self.env_kwargs and self.env is None:
             raise ValueError("env_kwargs are of warmstart.env, which is not set; the run's own world has env.kwargs")
-        if self.env is None and self.split == self.stop_split:
+        if self.own_share and self.env is None:
+            raise ValueError(
+                f"own_share={self.own_share:g} leaves the rest to warmstart.env, which is not set: name that world, or "
+                "leave own_share out"
+            )
+        if self.is_own and self.split == self.stop_split:
             raise ValueError(
                 f"split and stop_split are both {self.split!r}: success would be measured on the demonstrations"
             )

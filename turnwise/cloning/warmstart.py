@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.decoding import DecodingConfig
@@ -25,7 +27,7 @@ from turnwise.cloning.cloner import Measure, OnProgress, Progress, clone
 from turnwise.cloning.demonstrations import demonstrations, shown_texts
 from turnwise.cloning.losses import ByPolicy, CloningRow, Whole
 from turnwise.cloning.partial import Partial
-from turnwise.cloning.rounds import PlayingModel, Rounds
+from turnwise.cloning.rounds import Ground, Learner, Rounds
 from turnwise.cloning.rows import Rows, Stored, expert_rows, takeover_rows
 from turnwise.cloning.selection import TokenSelection
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
@@ -130,7 +132,7 @@ def _without(added: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, An
 
 _LATER = (
     *("lora", "microbatch_tokens", "source", "max_per_task", "num_steps", "takeovers"),
-    *("token_share", "entropy_coef"),
+    *("token_share", "entropy_coef", "own_share"),
 )
 
 
@@ -161,28 +163,30 @@ def cached_model(cloning: Cloning) -> Path | None:
 
 def warmstart(
     cloning: Cloning,
-    world: TextEnv,
+    worlds: Sequence[Ground],
     measure: Measure,
     on_progress: OnProgress | None = None,
     *,
     stored: Stored | None = None,
-    learner: PlayingModel | None = None,
+    learner: Learner | None = None,
     resumable: bool = True,
 ) -> Path:
-    """Clone the expert of ``world`` into a model folder in the cache; returns the folder.
+    """Clone experts into a model folder in the cache; returns the folder.
 
+    ``worlds`` are those whose experts are cloned; the first also gives the tokenizer of a new model its words.
     ``measure(model, tokenizer)`` returns the success that is compared with ``stop_success``. ``stored`` is cloned in
     the place of the expert. ``learner`` plays in rounds of takeovers, where the settings ask for them. A warm start
-    that was interrupted goes on where it was saved, if it is ``resumable``. Raises ValueError where the world has no
+    that was interrupted goes on where it was saved, if it is ``resumable``. Raises ValueError where a world has no
     such expert, the model cannot be trained, or the expert cannot take over.
     """
+    world = worlds[0].world
     cloned, tokenizer = _beginning(cloning, world)
     folder, partial = _folder(cloning), _partial(cloning) if resumable else None
-    rounds = None if learner is None else _rounds(cloning, tokenizer, world, learner)
+    rounds = None if learner is None else _rounds(cloning, tokenizer, worlds, learner)
     progress, lines = clone(
         cloned,
         tokenizer,
-        _expert_rows(cloning, tokenizer, world) if stored is None else stored.rows(tokenizer, world, cloning.examples),
+        _expert_rows(cloning, tokenizer, worlds) if stored is None else stored.rows(tokenizer, world, cloning.examples),
         cloning.settings,
         measure=measure,
         on_progress=on_progress,
@@ -212,22 +216,35 @@ def _takeovers(cloning: Cloning) -> Path:
     return folder.with_name(f"{folder.name}.{TAKEOVERS_FILE}")
 
 
-def _rounds(cloning: Cloning, tokenizer: Any, world: TextEnv, learner: PlayingModel) -> Rounds | None:
+def _rounds(cloning: Cloning, tokenizer: Any, worlds: Sequence[Ground], learner: Learner) -> Rounds | None:
     settings, agent = cloning.settings, cloning.agent
     if settings.takeovers is None:
         return None
-    chat, instructions = ChatFormat.of(tokenizer, agent), instructions_of(world)
+    chat = ChatFormat.of(tokenizer, agent)
 
-    def rows_of(episode: Trajectory) -> list[CloningRow]:
-        return takeover_rows(episode, chat, agent, instructions, settings.observation_weight, cloning.examples)
+    def rows_of(episode: Trajectory, world: TextEnv) -> list[CloningRow]:
+        weight = settings.observation_weight
+        return takeover_rows(episode, chat, agent, instructions_of(world), weight, cloning.examples)
 
-    return Rounds(world, learner, settings, cloning.seed, cloning.rule, rows_of, _takeovers(cloning))
+    return Rounds(worlds, learner, settings, cloning.seed, cloning.rule, rows_of, _takeovers(cloning))
 
 
-def _expert_rows(cloning: Cloning, tokenizer: Any, world: TextEnv) -> Rows:
+def _expert_rows(cloning: Cloning, tokenizer: Any, worlds: Sequence[Ground]) -> Rows:
     chat = ChatFormat.of(tokenizer, cloning.agent)
     rule, examples = cloning.rule, cloning.examples
-    return expert_rows(world, chat, cloning.agent, cloning.settings, cloning.seed, rule, examples)
+    first, *others = [
+        expert_rows(of.world, chat, cloning.agent, cloning.settings, cloning.seed, rule, examples) for of in worlds
+    ]
+    if not others:
+        return first
+    return _mixed([first, *others], [of.share for of in worlds], mix("worlds", cloning.seed))
+
+
+def _mixed(rows: Sequence[Rows], shares: Sequence[float], seed: int) -> Rows:
+    """Demonstrations of several worlds, each drawn with the share of its world."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield next(rows[int(rng.choice(len(rows), p=shares))])
 
 
 def _beginning(cloning: Cloning, world: TextEnv) -> tuple[Whole | ByPolicy, Any]:
