@@ -31,16 +31,26 @@ def main(words: Sequence[str] | None = None) -> None:
     asked.add_argument("--out", type=Path, default=Path("runs/learning"), help="what run.py was told")
     asked.add_argument("--to", type=Path, required=True, help="JSON file to write")
     given = asked.parse_args(words)
-    rows = {(row["algorithm"], row["seed"]): row for row in known(given.to)}
-    rows |= {(cell.method, cell.seed): row_of(cell, given.out) for cell in finished_cells(given.setting, given.out)}
+    try:
+        rows = {(row["algorithm"], row["seed"]): row for row in known(given.to, given.setting)}
+        cells = finished_cells(given.setting, given.out)
+        rows |= {(cell.method, cell.seed): row_of(cell, given.out) for cell in cells}
+    except ValueError as error:
+        asked.error(str(error))
     names = SETTINGS[given.setting].names()
     order = sorted(rows, key=lambda key: (names.index(key[0]) if key[0] in names else len(names), key))
-    given.to.write_text(json.dumps(recorded([rows[key] for key in order]), indent=1) + "\n")
+    found = {"setting": given.setting, **recorded([rows[key] for key in order])}
+    given.to.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def known(path: Path) -> list[dict[str, Any]]:
-    """The rows that a file has; [] where there is none."""
-    return list(json.loads(path.read_text())["runs"]) if path.exists() else []
+def known(path: Path, setting: str) -> list[dict[str, Any]]:
+    """The rows that a file has; [] where there is none. Raises ValueError for a file of another setting."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    if found.get("setting") != setting:
+        raise ValueError(f"{path} records the setting {found.get('setting')}, not {setting}: name another file")
+    return list(found["runs"])
 
 
 def recorded(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -48,7 +58,12 @@ def recorded(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = dict.fromkeys(row["algorithm"] for row in rows)
     of = {name: [row for row in rows if row["algorithm"] == name] for name in names}
     base = {row["seed"]: row for row in of.get(BASELINE, [])}
-    return {f"to_{BASELINE}": {name: pooled(own, base) for name, own in of.items()}, "runs": list(rows)}
+    commits = sorted({row["commit"] for row in rows})
+    return {
+        "commits": commits,
+        f"to_{BASELINE}": {name: pooled(own, base) for name, own in of.items()},
+        "runs": list(rows),
+    }
 
 
 def pooled(rows: Sequence[dict[str, Any]], base: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -74,12 +89,15 @@ def pooled(rows: Sequence[dict[str, Any]], base: dict[int, dict[str, Any]]) -> d
 
 
 def row_of(cell: Cell, out: Path) -> dict[str, Any]:
-    """A finished cell: its command, what it measured before and after, and how often its mechanisms acted."""
+    """A finished cell: its command, what it measured before and after, and how often its mechanisms acted.
+
+    Raises ValueError for a world without success, or tasks that were played more than once.
+    """
     run = read_run(out / cell.folder)
     about = json.loads((out / cell.folder / "run.json").read_text())
     before, after = run.before["sampled"], run.after["sampled"]
-    assert before.success is not None
-    assert after.success is not None
+    if before.success is None or after.success is None or after.samples != 1:
+        raise ValueError(f"{out / cell.folder}: only tasks that are won or lost, and were played once, can be recorded")
     lines = run.metrics
     counted = dict.fromkeys(name for line in lines for name in line if name.startswith(_MECHANISM))
     return {

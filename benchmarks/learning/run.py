@@ -53,7 +53,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except ValueError as error:
         asked.error(str(error))
     if given.recorded:
-        have = {(row["algorithm"], row["seed"]) for row in known(given.recorded)}
+        try:
+            have = {(row["algorithm"], row["seed"]) for row in known(given.recorded, given.setting)}
+        except ValueError as error:
+            asked.error(str(error))
         chosen = [cell for cell in chosen if cell.choice is not None or (cell.method, cell.seed) not in have]
     if given.by_seed:
         chosen.sort(key=lambda cell: (cell.choice is None, cell.seed))

@@ -320,7 +320,7 @@ def test_cells_are_recorded_and_known_from_then_on(
     assert "EntropyCorridor/outside_share" in row["mechanisms"]
 
     other = {**row, "algorithm": "spear", "outcomes": "11"}
-    file.write_text(json.dumps({"runs": [first["runs"][0], other]}))
+    file.write_text(json.dumps({"setting": "smoke", "runs": [first["runs"][0], other]}))
     modules.record.main(arguments)
     second = json.loads(file.read_text())
     assert [row["algorithm"] for row in second["runs"]] == ["grpo", "epo", "spear"]
@@ -337,6 +337,18 @@ def test_cells_are_recorded_and_known_from_then_on(
 
 
 def test_rows_of_other_panels_are_refused(modules: Any) -> None:
-    rows = [{"algorithm": name, "seed": 0, "panel_hash": name, "outcomes": "01"} for name in ("grpo", "epo")]
+    rows = [
+        {"algorithm": name, "seed": 0, "panel_hash": name, "outcomes": "01", "commit": "a"} for name in ("grpo", "epo")
+    ]
     with pytest.raises(ValueError, match="epo, seed 0, was measured on another panel than grpo"):
         modules.record.recorded(rows)
+
+
+def test_a_file_of_another_setting_is_refused(modules: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps({"setting": "sweep", "runs": []}))
+    for command in (modules.record.main, modules.run.main):
+        to = "--to" if command is modules.record.main else "--recorded"
+        with pytest.raises(SystemExit):
+            command(["--setting", "smoke", "--out", str(tmp_path), to, str(file)])
+        assert "records the setting sweep, not smoke: name another file" in capsys.readouterr().err.replace("\n", " ")
