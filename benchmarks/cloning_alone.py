@@ -18,6 +18,7 @@ from turnwise.agents.seating import ModelAgent
 from turnwise.assembly.run import Assembly
 from turnwise.cloning.cloner import Progress, clone
 from turnwise.cloning.losses import Whole
+from turnwise.cloning.rounds import Ground
 from turnwise.cloning.rows import expert_rows
 from turnwise.cloning.warmstart import new_scratch_model
 from turnwise.config.files import load_config
@@ -44,7 +45,7 @@ def main() -> None:
     torch.set_num_threads(config.threads)
     env = make_env(config.env.id, **config.env.kwargs)
     assert isinstance(config.model, ScratchModelConfig)
-    model, tokenizer = new_scratch_model(Assembly(config).cloning, config.model, env)
+    model, tokenizer = new_scratch_model(Assembly(config).cloning, config.model, [Ground(env, config.env.make)])
     seen = 0
 
     def watch(progress: Progress) -> None:

@@ -31,6 +31,7 @@ from turnwise.agents.chat import ChatFormat
 from turnwise.assembly.run import Assembly
 from turnwise.cloning.cloner import Cloner, clone
 from turnwise.cloning.losses import OBSERVATION, CloningRow, Whole
+from turnwise.cloning.rounds import Ground
 from turnwise.cloning.rows import expert_rows
 from turnwise.cloning.warmstart import new_scratch_model
 from turnwise.config.files import load_config
@@ -109,7 +110,9 @@ class Subject:
         assert self.config.warmstart is not None
         self.settings, assembly = self.config.warmstart, Assembly(self.config)
         self.world = assembly.world
-        self.model, self.tokenizer = new_scratch_model(assembly.cloning, self.config.model, self.world)
+        self.model, self.tokenizer = new_scratch_model(
+            assembly.cloning, self.config.model, [Ground(self.world, self.config.env.make)]
+        )
         self.chat = ChatFormat.of(self.tokenizer, self.config.agent)
 
     def rows(self, *, held_out: bool = False) -> Iterator[CloningRow]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
+from collections import Counter, deque
+from contextlib import closing
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from turnwise.agents.episode import SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.assembly.run import Assembly
 from turnwise.cloning import partial
+from turnwise.cloning import warmstart as cloned
 from turnwise.cloning.cloner import Progress, clone
 from turnwise.cloning.losses import Whole
 from turnwise.cloning.rounds import Ground, Rounds, RoundScore
@@ -35,6 +38,7 @@ from turnwise.jobs import warmstart
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.trajectories import Selection, select
 from turnwise.runs.trajectory_tables import episode_page
+from turnwise.training import tasksets
 from turnwise.trajectory import Trajectory
 
 ROUNDS = ["warmstart.takeovers={rounds: 2, episodes: 5, tokens: 1500, demonstration_share: 0.3}"]
@@ -149,11 +153,60 @@ def test_a_second_world_has_its_share_of_each_round() -> None:
     assert both._jobs(1, 0) != both._jobs(1, 1)
 
 
+BESIDE = [
+    *("warmstart.env=turnwise/Household-v0", "warmstart.own_share=0.4", "env.id=turnwise/FrozenLake-v0"),
+    *("warmstart.split=train", "warmstart.stop_success=null"),
+]
+
+
+@pytest.mark.slow
+def test_two_worlds_are_cloned_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted warm start in two worlds, against one that was not."""
+    monkeypatch.setattr(partial, "EVERY_S", 0.0)
+    config = load_config("smoke", [*GIVEN, *BESIDE])
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "whole"))
+    whole = warmstart(config)
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "broken"))
+    with pytest.raises(_StopError):
+        warmstart(config, on_progress=stop_after(3))
+    with pytest.raises(_StopError):
+        warmstart(config, on_progress=stop_after(3))
+    made = [load_file(folder / "model.safetensors") for folder in (whole, warmstart(config))]
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_each_world_has_its_share_of_the_demonstrations() -> None:
+    worlds = [Ground(Levers(), Levers, 0.8), Ground(Levers(), Levers, 0.2)]
+    mixed = cloned._mixed(worlds, [repeat(["first"]), repeat(["second"])], seed=0)  # type: ignore[list-item]
+    drawn = Counter(next(mixed)[0] for _ in range(500))  # type: ignore[index]
+    assert abs(drawn["second"] - 100) < 30
+    starved = cloned._mixed(worlds, [repeat(["first"]), repeat([])], seed=0)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="no demonstration of Levers fits into the context"):
+        deque(starved, maxlen=0)
+
+
+def test_a_share_that_is_no_episode_is_refused() -> None:
+    config = WarmstartConfig(takeovers=TakeoversConfig(episodes=10))
+    with pytest.raises(ValueError, match=r"a share of 0\.04 of 10 episodes is none of Levers"):
+        rounds_on([Ground(Levers(), Levers, 0.96), Ground(Levers(), Levers, 0.04)], config)
+
+
+def test_what_is_measured_of_the_own_world_is_not_cloned() -> None:
+    """As without another world beside it."""
+    with pytest.raises(ValueError, match=r"warmstart\.split is the test split 'test'"):
+        load_config("smoke", [*BESIDE, "warmstart.split=test"])
+    config = load_config("smoke", [*BESIDE, "eval.split=held", "eval.every=0"])
+    with closing(Assembly(config)) as assembly:
+        (own,) = tasksets._cloned(config.warmstart, assembly.world)
+        assert {task.env for task in own} == {"turnwise/FrozenLake-v0"}
+
+
 def test_two_worlds_are_cloned_in_one_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's own world beside another, in demonstrations and rounds; the panels of the run are measured alone."""
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
-    beside = ["warmstart.env=turnwise/Household-v0", "warmstart.own_share=0.4", "env.id=turnwise/FrozenLake-v0"]
-    made = warmstart(load_config("smoke", [*GIVEN, *beside, "warmstart.split=train", "warmstart.stop_success=null"]))
+    made = warmstart(load_config("smoke", [*GIVEN, *BESIDE]))
+    scores = [line["round"] for line in lines_of(made) if "round" in line]
+    assert {score["episodes"] for score in scores} == {2}, "the score is that of the run's own world"
     for each in episodes_of(made):
         played = Counter(e.task.env for e in each if e.fork is None)
         assert played == {"turnwise/Household-v0": 3, "turnwise/FrozenLake-v0": 2}
@@ -162,7 +215,7 @@ def test_two_worlds_are_cloned_in_one_warm_start(tmp_path: Path, monkeypatch: py
     with pytest.raises(ValueError, match=r"own_share=0\.4 leaves the rest to warmstart\.env, which is not set"):
         load_config("smoke", ["warmstart.own_share=0.4"])
     with pytest.raises(ValueError, match="split and stop_split are both"):
-        load_config("smoke", [*beside, "warmstart.split=train", "warmstart.stop_split=train"])
+        load_config("smoke", [*BESIDE, "warmstart.stop_split=train"])
 
 
 @pytest.mark.parametrize(("share", "attempts"), [(0.0, [1, 1]), (0.4, [1, 1]), (0.5, [2, 1]), (0.95, [4, 4])])

@@ -225,7 +225,9 @@ class Assembly:
         if (cached := cached_model(self.cloning)) is not None:
             run.model_path.symlink_to(cached)
         elif isinstance(config.model, ScratchModelConfig):
-            save_model(*new_scratch_model(self.cloning, config.model, self.world), run.model_path)
+            save_model(
+                *new_scratch_model(self.cloning, config.model, [Ground(self.world, config.env.make)]), run.model_path
+            )
 
     @property
     def is_cached(self) -> bool:

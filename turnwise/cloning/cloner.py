@@ -26,7 +26,7 @@ _SMOOTH = 0.05
 """Share of ``max_tokens`` over which a smoothed number forgets the past (to 1 / e). Without demonstrations: of the
 tokens of all rounds."""
 
-_MISSES = 64
+MISSES = 64
 """After so many demonstrations in a row that do not fit into the context, none is expected to."""
 
 
@@ -206,7 +206,7 @@ class _Training:
         while course.seen - course.begun < stage.tokens:
             drawn, rows = course.drawn, self._drawn(stage.rows)
             if not rows:
-                if (missed := missed + course.drawn - drawn) >= _MISSES:
+                if (missed := missed + course.drawn - drawn) >= MISSES:
                     raise ValueError(
                         "nothing that is to be cloned fits into the context: raise agent.max_context_tokens"
                     )
@@ -234,7 +234,7 @@ class _Training:
         size, done, missed = config.max_tokens / config.num_steps, course.seen - course.begun, 0
         wanted = (done // size + 1) * size - done
         rows: list[CloningRow] = []
-        while sum(len(row.ids) for row in rows) < wanted and missed < _MISSES:
+        while sum(len(row.ids) for row in rows) < wanted and missed < MISSES:
             made = next(source)
             course.drawn, missed = course.drawn + 1, 0 if made else missed + 1
             rows += made

@@ -24,6 +24,7 @@ from turnwise.cloning.losses import CloningRow
 from turnwise.cloning.rows import Rows, repeated
 from turnwise.cloning.settings import TakeoversConfig, WarmstartConfig
 from turnwise.cloning.takeovers import Taker, is_won
+from turnwise.envs.interface import world_name
 from turnwise.envs.tasks import demonstrated
 from turnwise.models.engine import Sampling
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter, truncate_after
@@ -51,11 +52,28 @@ class Ground:
     share: float = 1.0
 
 
+def shared_out(num: int, grounds: Sequence[Ground]) -> list[int]:
+    """How many of ``num`` episodes are of each ground. The first has what the others leave.
+
+    Raises ValueError for a ground without any.
+    """
+    others = [round(ground.share * num) for ground in grounds[1:]]
+    shares = [num - sum(others), *others]
+    for ground, found in zip(grounds, shares, strict=True):
+        if not found:
+            raise ValueError(
+                f"a share of {ground.share:g} of {num} episodes is none of {world_name(ground.world)}: raise "
+                "warmstart.takeovers.episodes or warmstart.tokenizer_episodes, or choose another warmstart.own_share"
+            )
+    return shares
+
+
 @dataclass(frozen=True, slots=True)
 class RoundScore:
     """How the plays of a round went. ``number`` counts from 1 to ``of``.
 
-    ``success`` is the share of its ``episodes`` that the learner won; None where its world does not say what that is.
+    Of two worlds it is the run's own. ``success`` is the share of its ``episodes`` that the learner won; None where its
+    world does not say what that is.
     ``won`` is the share of the takeovers that the expert won.
     """
 
@@ -76,7 +94,7 @@ class Round:
 
 
 class Rounds:
-    """The rounds of one warm start, on one ground or several, whose shares add up to 1.
+    """The rounds of one warm start, on one ground or several, the run's own last, whose shares add up to 1.
 
     ``learner`` makes the agent that plays of a model and its tokenizer, ``rows_of`` rows of a takeover in a world.
     ``seed`` is the run's, and ``path`` is the file of the episodes.
@@ -97,6 +115,8 @@ class Rounds:
         self.path = path
         self._grounds, self._learner, self._config, self._rows_of = grounds, learner, config, rows_of
         self._seed, self._rule = seed, rule
+        self._nums = shared_out(self.settings.episodes, grounds)
+        self._tasks = [demonstrated(ground.world, config.split) for ground in grounds]
 
     def keep(self, number: int) -> bool:
         """Keep the episodes of the rounds up to ``number`` and drop later ones. Returns whether all of them are there.
@@ -123,11 +143,6 @@ class Rounds:
             found = self._play(number, agent, place, ground)
             played += found[0]
             taken += found[1]
-        if not any(map(is_won, taken)):
-            raise ValueError(
-                f"the {self._config.expert} expert won none of the {len(taken)} episodes that it took over in round "
-                f"{number}: it cannot go on from where a learner gets. Leave takeovers out: warmstart.takeovers=null"
-            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         TrajectoryWriter(self.path).append(number, [*played, *taken])
 
@@ -146,6 +161,12 @@ class Rounds:
             again = (attempt,) if attempt > 1 else ()
             drawn = np.random.default_rng(mix("cut", self._seed, number, at, *again, *self._mark(place)))
             taken += taker.take_over(job, plays, drawn, attempt)
+        if not any(map(is_won, taken)):
+            raise ValueError(
+                f"the {self._config.expert} expert of {world_name(ground.world)} won none of the {len(taken)} episodes "
+                f"that it took over in round {number}: it cannot go on from where a learner gets. Leave takeovers out: "
+                "warmstart.takeovers=null"
+            )
         return played, taken
 
     def _mark(self, place: int) -> tuple[str, ...]:
@@ -175,14 +196,13 @@ class Rounds:
         """
         flush = next(TrajectoryReader(self.path).flushes(range(number, number + 1)))
         taken = [episode for episode in flush.trajectories if episode.fork is not None]
-        played = [episode for episode in flush.trajectories if episode.fork is None and episode.end != "error"]
+        played = [
+            episode
+            for episode in flush.trajectories
+            if episode.fork is None and episode.end != "error" and self._place_of(episode) == len(self._grounds) - 1
+        ]
         won = [episode for episode in taken if is_won(episode)]
-        rows = [made for episode in won if (made := self._rows_of(episode, self._world_of(episode)))]
-        if not rows:
-            raise ValueError(
-                f"none of the {len(won)} episodes that the expert took over and won in round {number} fits into the "
-                "context: raise agent.max_context_tokens"
-            )
+        rows = [made for place in range(len(self._grounds)) for made in self._rows(number, place, won)]
         known = [float(episode.success) for episode in played if episode.success is not None]
         score = RoundScore(
             number=number,
@@ -194,6 +214,18 @@ class Rounds:
         )
         return Round(score, self._mixed(number, rows, demonstrations))
 
+    def _rows(self, number: int, place: int, won: Sequence[Trajectory]) -> list[list[CloningRow]]:
+        """The rows of a ground's takeovers."""
+        world = self._grounds[place].world
+        found = [episode for episode in won if self._place_of(episode) == place]
+        rows = [made for episode in found if (made := self._rows_of(episode, world))]
+        if not rows:
+            raise ValueError(
+                f"none of the {len(found)} episodes of {world_name(world)} that the expert took over and won in round "
+                f"{number} fits into the context: raise agent.max_context_tokens"
+            )
+        return rows
+
     def _mixed(self, number: int, taken: Sequence[list[CloningRow]], demonstrations: Rows) -> Rows:
         rng = np.random.default_rng(mix("mixed", self._seed, number))
         again = repeated(taken, mix("takeovers", self._seed, number))
@@ -202,7 +234,7 @@ class Rounds:
 
     def _jobs(self, number: int, place: int) -> list[Job]:
         """A ground's episodes of a round. All rounds go through its split's tasks, pass after pass, each in order."""
-        tasks, num = demonstrated(self._grounds[place].world, self._config.split), self._num_episodes(place)
+        tasks, num = self._tasks[place], self._nums[place]
         orders: dict[int, np.ndarray] = {}
         jobs = []
         for passes, at in (divmod(n, len(tasks)) for n in range((number - 1) * num, number * num)):
@@ -212,16 +244,10 @@ class Rounds:
             jobs.append(Job(tasks[int(orders[passes][at])], key=_KEY + passes))
         return jobs
 
-    def _world_of(self, episode: Trajectory) -> TextEnv:
-        """Where an episode was played, by the name that its task gives its world."""
-        first, *others = (ground.world for ground in self._grounds)
-        named = (world for world in others if demonstrated(world, self._config.split)[0].env == episode.task.env)
-        return next(named, first)
-
-    def _num_episodes(self, place: int) -> int:
-        """The first ground has what the others leave."""
-        others = [round(ground.share * self.settings.episodes) for ground in self._grounds[1:]]
-        return others[place - 1] if place else self.settings.episodes - sum(others)
+    def _place_of(self, episode: Trajectory) -> int:
+        """On which ground an episode was played, by the name that its task gives its world."""
+        names = [tasks[0].env for tasks in self._tasks]
+        return names.index(episode.task.env) if episode.task.env in names else 0
 
 
 def _by_episode(trajectories: Sequence[Trajectory]) -> Iterator[list[Trajectory]]:

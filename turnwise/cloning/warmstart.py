@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ from turnwise.agents.episode import SuccessRule
 from turnwise.agents.opening import Example
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cache import cache_dir
-from turnwise.cloning.cloner import Measure, OnProgress, Progress, clone
+from turnwise.cloning.cloner import MISSES, Measure, OnProgress, Progress, clone
 from turnwise.cloning.demonstrations import demonstrations, shown_texts
 from turnwise.cloning.losses import ByPolicy, CloningRow, Whole
 from turnwise.cloning.partial import Partial
-from turnwise.cloning.rounds import Ground, Learner, Rounds
+from turnwise.cloning.rounds import Ground, Learner, Rounds, shared_out
 from turnwise.cloning.rows import Rows, Stored, expert_rows, takeover_rows
 from turnwise.cloning.selection import TokenSelection
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
-from turnwise.envs.interface import instructions_of
+from turnwise.envs.interface import instructions_of, world_name
 from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import TextEnv
 from turnwise.models.drawing import DRAW
@@ -173,14 +174,14 @@ def warmstart(
 ) -> Path:
     """Clone experts into a model folder in the cache; returns the folder.
 
-    ``worlds`` are those whose experts are cloned; the first also gives the tokenizer of a new model its words.
+    ``worlds`` are those whose experts are cloned, the run's own last.
     ``measure(model, tokenizer)`` returns the success that is compared with ``stop_success``. ``stored`` is cloned in
     the place of the expert. ``learner`` plays in rounds of takeovers, where the settings ask for them. A warm start
     that was interrupted goes on where it was saved, if it is ``resumable``. Raises ValueError where a world has no
     such expert, the model cannot be trained, or the expert cannot take over.
     """
     world = worlds[0].world
-    cloned, tokenizer = _beginning(cloning, world)
+    cloned, tokenizer = _beginning(cloning, worlds)
     folder, partial = _folder(cloning), _partial(cloning) if resumable else None
     rounds = None if learner is None else _rounds(cloning, tokenizer, worlds, learner)
     progress, lines = clone(
@@ -237,23 +238,34 @@ def _expert_rows(cloning: Cloning, tokenizer: Any, worlds: Sequence[Ground]) -> 
     ]
     if not others:
         return first
-    return _mixed([first, *others], [of.share for of in worlds], mix("worlds", cloning.seed))
+    return _mixed(worlds, [first, *others], mix("worlds", cloning.seed))
 
 
-def _mixed(rows: Sequence[Rows], shares: Sequence[float], seed: int) -> Rows:
-    """Demonstrations of several worlds, each drawn with the share of its world."""
-    rng = np.random.default_rng(seed)
+def _mixed(worlds: Sequence[Ground], rows: Sequence[Rows], seed: int) -> Rows:
+    """Demonstrations of several worlds, each drawn with the share of its world.
+
+    Raises ValueError where those of one do not fit into the context: it would vanish without a word.
+    """
+    rng, shares, missed = np.random.default_rng(seed), [of.share for of in worlds], [0] * len(worlds)
     while True:
-        yield next(rows[int(rng.choice(len(rows), p=shares))])
+        place = int(rng.choice(len(worlds), p=shares))
+        made = next(rows[place])
+        missed[place] = 0 if made else missed[place] + 1
+        if missed[place] >= MISSES:
+            raise ValueError(
+                f"no demonstration of {world_name(worlds[place].world)} fits into the context: raise "
+                "agent.max_context_tokens"
+            )
+        yield made
 
 
-def _beginning(cloning: Cloning, world: TextEnv) -> tuple[Whole | ByPolicy, Any]:
+def _beginning(cloning: Cloning, worlds: Sequence[Ground]) -> tuple[Whole | ByPolicy, Any]:
     """What is cloned into, and its tokenizer."""
     settings, model = cloning.settings, cloning.model
     all_tokens = settings.token_share == 1
     selection = None if all_tokens else TokenSelection(settings.token_share, settings.entropy_coef)
     if isinstance(model, ScratchModelConfig):
-        made, tokenizer = new_scratch_model(cloning, model, world)
+        made, tokenizer = new_scratch_model(cloning, model, worlds)
         return Whole(made, selection), tokenizer
     policy = begin_policy(cloning, model)
     if settings.lora is None and settings.microbatch_tokens is None:
@@ -289,9 +301,9 @@ def begin_policy(cloning: Cloning, model: PretrainedModelConfig) -> Policy:
     return policy
 
 
-def new_scratch_model(cloning: Cloning, model: ScratchModelConfig, world: TextEnv) -> tuple[Any, Any]:
-    """A model with random weights and its own tokenizer, before cloning."""
-    texts = _texts(cloning, world)
+def new_scratch_model(cloning: Cloning, model: ScratchModelConfig, worlds: Sequence[Ground]) -> tuple[Any, Any]:
+    """A model with random weights and a tokenizer of the worlds' words, before cloning."""
+    texts = _texts(cloning, worlds)
     tokenizer = train_tokenizer(
         texts, model.vocab_size, model.num_phrases, split_digits=model.split_digits, tools=model.tools
     )
@@ -299,13 +311,13 @@ def new_scratch_model(cloning: Cloning, model: ScratchModelConfig, world: TextEn
     return new_model(model, tokenizer, seed=cloning.seed, max_length=length).to(cloning.device), tokenizer
 
 
-def _texts(cloning: Cloning, world: TextEnv) -> list[str]:
-    """Texts of demonstrations for training a tokenizer: the world's words, as often as they occur."""
-    source = demonstrations(world, cloning.settings, mix("tokenizer", cloning.seed), cloning.rule)
+def _texts(cloning: Cloning, worlds: Sequence[Ground]) -> list[str]:
+    """Texts of demonstrations for training a tokenizer: the worlds' words, as often as they occur."""
     texts: list[str] = []
-    for _ in range(cloning.settings.tokenizer_episodes):
-        shown = next(source)
-        texts += shown_texts(shown, cloning.agent)
+    for of, num in zip(worlds, shared_out(cloning.settings.tokenizer_episodes, worlds), strict=True):
+        source = demonstrations(of.world, cloning.settings, mix("tokenizer", cloning.seed), cloning.rule)
+        for shown in islice(source, num):
+            texts += shown_texts(shown, cloning.agent)
     return texts
 
 

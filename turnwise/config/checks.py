@@ -357,13 +357,13 @@ def check_measurements(measured: EvalConfig, keep_checkpoint: str, num_updates: 
 
 def check_warmstart(clone: WarmstartConfig, env: EnvConfig, measured: EvalConfig) -> None:
     """Cloning keeps off the test split and off the split that chooses checkpoints, and every setting of it counts."""
-    own = ("split", "stop_split") if clone.env is None else ("stop_split",)
+    own = ("split", "stop_split") if clone.is_own else ("stop_split",)
     for name in own:
         if getattr(clone, name) == measured.test_split:
             raise ValueError(f"warmstart.{name} is the test split {measured.test_split!r}: it must stay unseen")
     if clone.env == env.id:
         raise ValueError("warmstart.env is the run's own world: leave it out, so that splits are proven apart")
-    if clone.env is None and clone.split == measured.split and measured.every:
+    if clone.is_own and clone.split == measured.split and measured.every:
         raise ValueError(f"warmstart.split and eval.split are both {clone.split!r}: choose two")
     default = WarmstartConfig()
     of_experts = ("expert", "env", "split", "noise", "noise_stale", "expert_jitter", "num_demonstrations", "takeovers")

@@ -185,7 +185,7 @@ def overlap_with(run: RunDirectory, tasks: Sequence[Task], checkpoint: WhichChec
     """
     config = run.config()
     uses: dict[str, tuple[str, int | None]] = {"trained on": (config.env.split, None)}
-    if config.warmstart is not None and config.warmstart.env is None and config.warmstart.source == EXPERT:
+    if config.warmstart is not None and config.warmstart.is_own and config.warmstart.source == EXPERT:
         uses["cloned on"] = (config.warmstart.split, None)
     if checkpoint == "best":
         uses["selected on"] = (config.eval.split, config.eval.tasks)

@@ -79,17 +79,16 @@ def open_panels(
 
 
 def _cloned(clone: WarmstartConfig | None, env: TextEnv) -> list[Sequence[Task]]:
-    """The tasks whose expert is cloned. A warm start in another world has none of this world's tasks.
+    """This world's tasks whose expert is cloned: none where another world alone is.
 
     Tasks of stored episodes are proven apart where they are read, before they are cloned.
     """
     if clone is None or clone.source != EXPERT:
         return []
-    if clone.env is None:
-        return [demonstrated(env, clone.split)]
-    with closed_after(make_env(clone.env, **clone.env_kwargs)) as world:
-        demonstrated(world, clone.split)
-    return []
+    if clone.env is not None:
+        with closed_after(make_env(clone.env, **clone.env_kwargs)) as world:
+            demonstrated(world, clone.split)
+    return [demonstrated(env, clone.split)] if clone.is_own else []
 
 
 def _subset(tasks: Sequence[Task], num: int) -> list[Task]:
