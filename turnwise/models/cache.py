@@ -251,8 +251,9 @@ class StepPlan:
         folded = query.reshape(singles.view * kv_heads, heads // kv_heads, dim)
         scores = torch.bmm(folded, keys.flatten(0, 1)[:, : singles.width].transpose(1, 2)).mul_(scale)
         scores = scores.view(singles.view, -1, singles.width).add_(singles.bias)
-        # Of scores in half precision too, torch computes the softmax in float32 and rounds it once.
-        weights = torch.softmax(scores, dim=-1).view(singles.view * kv_heads, -1, singles.width)
+        # The softmax is in float32, as in the learner's attention, also where keys are stored in half precision.
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        weights = weights.view(singles.view * kv_heads, -1, singles.width)
         output = torch.bmm(weights, values.flatten(0, 1)[:, : singles.width]).view(singles.view, heads, dim)
         return output if singles.whole else output.index_select(0, singles.slots)
 
