@@ -99,6 +99,10 @@ def test_a_run_is_steered_by_its_own_copy_of_the_vector_alone(model: Path, vecto
     Steering(0, torch.ones(32), 1.0, 9).save(copy)
     with pytest.raises(ValueError, match=r"does not restore the weights .*agent\.decoding\.steering"):
         trainer(asked, tmp_path / "moved")
+    copy.unlink()
+    with pytest.raises(ValueError, match="does not restore the weights"):
+        trainer(asked, tmp_path / "moved")  # of an earlier version: the file that is named is now another
+    assert not copy.exists(), "which is not kept as if the run had begun with it"
 
 
 def test_what_leaves_a_steered_run_says_that_it_is_not_steered(model: Path, vector: Path, tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ class AgentConfig(BaseModel):
 
     @property
     def unsteered(self) -> AgentConfig:
+        """The same without a steering vector."""
         return self.model_copy(update={"decoding": self.decoding.model_copy(update={"steering": None})})
 
     @field_validator("date", mode="before")

@@ -420,7 +420,6 @@ class Assembly:
         if not run.has_checkpoint and not (run.path / STEERING_FILE).exists():
             keep_vector(self.agent.decoding, run.path)
         self.agent = self.agent.kept_in(run.path)
-        self.config = self.config.model_copy(update={"agent": self.config.agent.kept_in(run.path)})
 
     def side(self, name: str, policy: Policy) -> Side:
         """One policy in training, with its sampler, learner and buffer."""
