@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from turnwise.agents.decoding import STEERING_FILE
 from turnwise.agents.opening import read_examples
 from turnwise.agents.templates import dated
 from turnwise.algorithms.registry import base_chain
@@ -30,6 +31,7 @@ from turnwise.evaluation.report import Report
 from turnwise.jsonfile import read_object
 from turnwise.models.loading import check_device
 from turnwise.models.settings import ORIGIN_FILE, ScratchModelConfig, made_from_scratch
+from turnwise.models.steering import Steering
 from turnwise.models.vllm import server
 from turnwise.models.vllm.install import check_installed
 from turnwise.monitoring.mirrors import check_mirrors
@@ -261,8 +263,8 @@ def warmstart(
 ) -> Path:
     """The folder of the warm-started model that ``config`` asks for; cloned unless the cache holds it.
 
-    With ``to`` a copy there, with ``agent.json`` beside it as ``export`` writes it. Raises ValueError where the
-    configuration has no warmstart section, the environment no expert, or ``to`` holds something.
+    With ``to`` a copy there, with ``agent.json`` beside it as ``export`` writes it, without a steering vector. Raises
+    ValueError where the configuration has no warmstart section, the environment no expert, or ``to`` holds something.
     """
     if to is not None:
         check_new(Path(to), "warmstart")
@@ -271,7 +273,7 @@ def warmstart(
         if to is None:
             return folder
         shutil.copytree(folder, to, dirs_exist_ok=True)
-        describe_agent(Path(to), assembly.agent, assembly.examples)
+        describe_agent(Path(to), assembly.agent.unsteered, assembly.examples)
     return Path(to)
 
 
@@ -297,9 +299,10 @@ def export(
 ) -> Path:
     """Write a run's policy as an ordinary Hugging Face folder, or as its peft ``adapter`` alone.
 
-    Beside it goes ``agent.json``: how the agent is shown the world, which ``evaluate`` reads. ``side`` is the role
-    whose policy is meant, where a game has one for each. Raises ValueError where the run, checkpoint or side is
-    missing, or ``out`` is a folder with something in it.
+    Beside it goes ``agent.json``: how the agent is shown the world, which ``evaluate`` reads. The weights of a steered
+    run do not hold its vector, which goes beside them, with a warning. ``side`` is the role whose policy is meant,
+    where a game has one for each. Raises ValueError where the run, checkpoint, side or vector is missing, or ``out`` is
+    a folder with something in it.
     """
     target, run = Path(out), RunDirectory.open(path)
     check_new(target, "export")
@@ -309,6 +312,13 @@ def export(
     chosen = sides[0] if side is None and len(sides) == 1 else side
     if chosen not in sides:
         raise unknown("side", side, sides, str(path))
+    if (steering := config.agent.decoding.steering) is not None:
+        Steering.read(steering.file)
+        warnings.warn(
+            f"{run.path} is a run of a steered policy, and the weights alone are another one: `turnwise evaluate "
+            f"{target}` and `turnwise serve` steer them by the {STEERING_FILE} beside them, and nobody else does",
+            stacklevel=2,
+        )
     policy = load_policies(run, sides, checkpoint or config.keep_checkpoint, device="cpu")[chosen]
     shown = policy.tokenizer.get_chat_template()
     if (fixed := dated(shown, config.agent.date)) != shown:  # elsewhere, too, it shows the day of the training

@@ -329,6 +329,13 @@ def test_a_copy_counts_the_windows_of_the_beginning_that_it_shares() -> None:
     assert both.trajectories[1].turns[1].entropies.tolist() == [2.0, 2.0, 0.0, 0.0]
     (alone,) = with_beginnings([Group(task(), (copy,))])
     assert alone.trajectories[0] is copy, "a parent that was lost"
+    for lost in (replace(copy, turns=copy.turns[:1], end="error"), replace(copy, turns=(), end="error")):
+        (group,) = with_beginnings([Group(task(), (parent, lost))])
+        assert group.trajectories[1] is lost, "its world failed before its own turn"
+        composed(parts(window=2, branches=1)[1], Group(task(), (parent, lost)))  # no error
+    short = replace(parent, turns=parent.turns[:1], end="error")
+    (group,) = with_beginnings([Group(task(), (short, copy))])
+    assert group.trajectories[1] is copy, "the parent's world failed, when it was played again"
     _, composer = parts(window=2, branches=1, quantile=1.0)
     streams = composed(composer, Group(task(), (parent, copy)))
     assert composer.threshold == 2.0

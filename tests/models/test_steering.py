@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from tests.models import tiny_model, tokenizer
@@ -181,6 +183,41 @@ def test_a_file_that_is_no_vector_is_refused(tmp_path: Path) -> None:
     for name in ("gone", "text", "m/model.safetensors"):
         with pytest.raises(ValueError, match=r"is no steering vector .*turnwise steering RUN --to FILE"):
             Steering.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("direction", "size", "match"),
+    [
+        (torch.zeros(4), 1.0, "finite, and not 0"),
+        (torch.tensor([1.0, math.nan]), 1.0, "finite, and not 0"),
+        (torch.tensor([1.0, math.inf]), 1.0, "finite, and not 0"),
+        (torch.ones(4), math.nan, "finite, and not 0"),
+        (torch.ones(4), 0.0, "finite, and not 0"),
+        (torch.ones(4, dtype=torch.int64), 1.0, r"torch\.int64 of shape \[4\], not floats"),
+        (torch.ones(2, 4), 1.0, r"torch\.float32 of shape \[2, 4\], not floats"),
+    ],
+)
+def test_a_vector_without_a_direction_is_refused(direction: Tensor, size: float, match: str, tmp_path: Path) -> None:
+    Steering(0, direction, size, 9).save(tmp_path / "v")
+    with pytest.raises(ValueError, match=rf"is no steering vector .*{match}"):
+        Steering.read(tmp_path / "v")
+
+
+def test_states_that_do_not_go_with_entropy_give_no_direction() -> None:
+    with pytest.raises(ValueError, match="no direction in them"):
+        fitted(torch.ones(3, 4), torch.tensor([0.0, 1.0, 2.0]), 0)
+
+
+def test_a_vector_is_found_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Steering(0, torch.ones(4), 1.0, 9).save(tmp_path / "v")
+    assert Steering.read("~/v").contexts == 9
+
+
+@pytest.mark.parametrize("strength", [0.0, math.nan, math.inf])
+def test_a_strength_that_adds_nothing_or_no_number_is_refused(strength: float) -> None:
+    with pytest.raises(ValidationError, match="leave agent.decoding.steering out" if strength == 0 else "finite"):
+        SteeringConfig(file="v", strength=strength)
 
 
 def episode(*turns: tuple[bool, list[int], list[int], list[float], int]) -> Trajectory:

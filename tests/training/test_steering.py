@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,19 @@ import torch
 from typer.testing import CliRunner
 
 from tests.faults.runs import assert_same, config, trainer
-from turnwise.assembly.players import model_agent, with_decoding_from_anywhere
+from turnwise.agents.decoding import STEERING_FILE, DecodingConfig, FloorConfig
+from turnwise.assembly.players import agent_settings, frozen_policy, model_agent, with_decoding_from_anywhere
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.settling import sampling_of
 from turnwise.cli import app
 from turnwise.config.files import load_config
+from turnwise.evaluation.contenders import settings_of
 from turnwise.evaluation.evaluate import evaluate
+from turnwise.jobs import export, warmstart
 from turnwise.models.policy import Policy
 from turnwise.models.steering import Steering, put
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.training.side import DisagreementError
 
 
@@ -66,14 +72,75 @@ def test_a_sampler_without_the_vector_is_found_out(model: Path, vector: Path, tm
         made.step()
 
 
-def test_a_run_goes_on_with_its_own_vector_alone(model: Path, vector: Path, tmp_path: Path) -> None:
+def kept(run: Path) -> str:
+    found = RunDirectory.open(run).config().agent.decoding.steering
+    assert found is not None
+    return found.file
+
+
+def test_a_run_is_steered_by_its_own_copy_of_the_vector_alone(model: Path, vector: Path, tmp_path: Path) -> None:
     asked = steered(model, vector, "num_updates=2")
     made = trainer(asked, tmp_path / "run")
     made.step()
     made.save()
     Steering(0, torch.ones(32), 1.0, 9).save(vector)
+    trainer(asked, tmp_path / "run")  # rewinds: the copy is what it was
+    trainer(steered(model, vector, "num_updates=2"), tmp_path / "other")
+    settings = [settings_of(RunDirectory.open(tmp_path / name).config().model_dump()) for name in ("run", "other")]
+    (tmp_path / "run").rename(tmp_path / "moved")
+    copy = tmp_path / "moved" / STEERING_FILE
+    assert kept(tmp_path / "moved") == str(copy)
+    evaluate(tmp_path / "moved", out=tmp_path / "e.json", checkpoint="last", tasks=2, split="train")
+    played = {t.adapter_hash for t in TrajectoryReader(tmp_path / "e.trajectories.jsonl.gz")}
+    assert played == {made.sides[0].policy.adapter_hash}, "the policy that was trained"
+    assert settings[0] != settings[1], "another vector is another method"
+    (tmp_path / "other" / STEERING_FILE).write_bytes(copy.read_bytes())
+    assert settings[0] == settings_of(RunDirectory.open(tmp_path / "other").config().model_dump()), "not so its place"
+    Steering(0, torch.ones(32), 1.0, 9).save(copy)
     with pytest.raises(ValueError, match=r"does not restore the weights .*agent\.decoding\.steering"):
-        trainer(asked, tmp_path / "run").rewind()
+        trainer(asked, tmp_path / "moved")
+    copy.unlink()
+    with pytest.raises(ValueError, match="does not restore the weights"):
+        trainer(asked, tmp_path / "moved")  # of an earlier version: the file that is named is now another
+    assert not copy.exists(), "which is not kept as if the run had begun with it"
+
+
+def test_what_leaves_a_steered_run_says_that_it_is_not_steered(model: Path, vector: Path, tmp_path: Path) -> None:
+    made = trainer(steered(model, vector, "num_updates=1"), tmp_path / "run")
+    out, run = tmp_path / "out", str(made.run.path)
+    with pytest.warns(UserWarning, match=r"steered policy, .*steering\.safetensors beside them"):
+        export(run, out)
+    vector.unlink()
+    stored = json.loads((out / "agent.json").read_text())["decoding"]["steering"]
+    assert stored == {"file": STEERING_FILE, "strength": 8.0}, "for any place of the folder"
+    found = agent_settings(out, None, {}).decoding.steering
+    assert found is not None
+    assert found.file == str(out / STEERING_FILE)
+    assert torch.equal(Steering.read(found.file).direction, Steering.read(kept(made.run.path)).direction)
+    match = r" was trained while it was steered \(by .*steering\.safetensors\), and is not steered here"
+    for name in (run, str(out)):
+        with pytest.warns(UserWarning, match="a teacher" + match):
+            frozen_policy(name, "a teacher", made.sides[0].policy)
+    with pytest.warns(UserWarning, match=r"model\.path=.*" + match):
+        trainer(config(out), tmp_path / "plain")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer(steered(out, out / STEERING_FILE), tmp_path / "again")
+        frozen_policy(str(model), "a teacher", made.sides[0].policy)
+    (made.run.path / STEERING_FILE).unlink()
+    with pytest.raises(ValueError, match="is no steering vector"):
+        export(run, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_clone_of_a_steered_runs_settings_is_not_steered(
+    model: Path, vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Assembly, "warmstart", lambda *_, **__: model)
+    asked = load_config("smoke", [f"agent.decoding.steering.file={vector}", "agent.decoding.floor.temperature=1.5"])
+    folder = warmstart(asked, to=tmp_path / "clone")
+    assert agent_settings(folder, None, {}).decoding == DecodingConfig(floor=FloorConfig(temperature=1.5))
+    assert not (folder / STEERING_FILE).exists()
 
 
 @pytest.mark.slow
@@ -143,8 +210,9 @@ def test_a_vector_is_fitted_to_a_run_and_an_evaluation_takes_it(model: Path, tmp
     assert f"steering vector: {file} (layer 0 of 2, 12 contexts" in done.output
     for wrong, match in (
         (["--checkpoint", "then"], "expected last, best or the number"),
-        (["--layer", "1"], "layer 1 cannot be steered"),
-        ([], "exists"),
+        (["--layer", "1", "--to", str(tmp_path / "x")], "layer 1 cannot be steered"),
+        (["--layer", "1"], f"{file} exists"),  # said before the model is loaded
+        (["--to", str(file / "v")], f"since {file} is no folder"),
     ):
         failed = CliRunner().invoke(app, ["steering", run, "--to", str(file), *wrong])
         assert match in str(failed.exception)
@@ -156,3 +224,31 @@ def test_a_vector_is_fitted_to_a_run_and_an_evaluation_takes_it(model: Path, tmp
         {t.adapter_hash for t in TrajectoryReader(tmp_path / f"{name}.trajectories.jsonl.gz")} for name in "ep"
     )
     assert with_it.isdisjoint(without)
+
+
+def test_a_vector_is_fitted_to_the_latest_episodes_before_the_checkpoint(
+    model: Path, vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(config(model, "num_updates=3"), tmp_path / "run")
+    for _ in range(3):
+        made.step()
+        made.save()
+    seen = list[int]()
+
+    def fit(model: Any, episodes: Any, *_: Any) -> Steering:
+        seen[:] = list(dict.fromkeys(t.policy_version for t in episodes))
+        return Steering.read(vector)
+
+    monkeypatch.setattr("turnwise.assembly.steering.fit", fit)
+    for more, expected in (
+        ([], [2, 1, 0]),
+        (["--checkpoint", "0"], [0]),
+        (["--updates", "1:"], [1, 2]),
+    ):
+        to = tmp_path / f"{len(list(tmp_path.iterdir()))}.safetensors"
+        done = CliRunner().invoke(app, ["steering", str(made.run.path), "--to", str(to), *more])
+        assert done.exit_code == 0, done.output
+        assert seen == expected
+    steered_run = trainer(steered(model, vector), tmp_path / "steered").run
+    failed = CliRunner().invoke(app, ["steering", str(steered_run.path), "--to", str(tmp_path / "no")])
+    assert "is itself steered" in str(failed.exception)

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from turnwise.heat import Heat, Sign, Spread
+
+STEERING_FILE = "steering.safetensors"
+"""In the folder of a steered run, and of a model that was exported from one: its own copy of the vector."""
 
 
 class Section(BaseModel):
@@ -111,8 +115,19 @@ class SteeringConfig(Section):
 
     file: str = Field(description="the vector, a file of `turnwise steering`")
     strength: float = Field(
-        0.1, description="length of what is added, as a share of the states' mean norm; below 0: surer actions"
+        0.1,
+        allow_inf_nan=False,
+        description="length of what is added, as a share of the states' mean norm; below 0: surer actions",
     )
+
+    @field_validator("strength")
+    @classmethod
+    def _does_something(cls, strength: float) -> float:
+        if strength == 0:
+            raise ValueError(
+                "0 adds nothing: leave agent.decoding.steering out, or set it to null where a run or a model has it"
+            )
+        return strength
 
 
 METHODS: Mapping[str, type[Section]] = {
@@ -135,6 +150,16 @@ class DecodingConfig(BaseModel):
     second: SecondConfig | None = Field(None, description="another model where this one is unsure (EAD)")
     floor: FloorConfig | None = Field(None, description="floors for the tokens of an action")
     steering: SteeringConfig | None = Field(None, description="states moved towards less sure actions (EAST)")
+
+    def kept_in(self, folder: str | Path) -> DecodingConfig:
+        """The same with the vector that a run's or a model's folder holds, if it does: the one that was named may since
+        have changed, or have another place.
+        """
+        vector = Path(folder) / STEERING_FILE
+        if self.steering is None or not vector.is_file():
+            return self
+        kept = self.steering.model_copy(update={"file": str(vector.absolute())})
+        return self.model_copy(update={"steering": kept})
 
     @property
     def names(self) -> list[str]:

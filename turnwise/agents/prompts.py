@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import date as Date
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -111,6 +112,15 @@ class AgentConfig(BaseModel):
     on_overflow: Literal["end", "restart"] = Field(
         "end", description="a turn that does not fit: end the episode (truncated), or open a fresh context"
     )
+
+    def kept_in(self, folder: str | Path) -> AgentConfig:
+        """The same with the steering vector that a run's or a model's folder holds (``DecodingConfig.kept_in``)."""
+        return self.model_copy(update={"decoding": self.decoding.kept_in(folder)})
+
+    @property
+    def unsteered(self) -> AgentConfig:
+        """The same without a steering vector."""
+        return self.model_copy(update={"decoding": self.decoding.model_copy(update={"steering": None})})
 
     @field_validator("date", mode="before")
     @classmethod

@@ -173,7 +173,8 @@ def around(base: Recipe, planner: WithinReplies) -> Recipe:
 def with_beginnings(groups: Sequence[Group]) -> tuple[Group, ...]:
     """Groups whose copies have the entropies of their parents in the beginning that they share of a reply.
 
-    They forced those tokens, and have 0 there. A parent that was lost leaves it so.
+    They forced those tokens, and have 0 there. A parent that was lost leaves it so. A copy whose world failed before
+    its own turn has no such beginning.
     """
     parents = {t.episode: t for group in groups for t in group.trajectories}
     return tuple(replace(group, trajectories=tuple(_begun(t, parents) for t in group.trajectories)) for group in groups)
@@ -183,8 +184,10 @@ def _begun(trajectory: Trajectory, parents: Mapping[str, Trajectory]) -> Traject
     fork = trajectory.fork
     if fork is None or fork.stored or not fork.tokens or fork.parent not in parents:
         return trajectory
-    turns = list(trajectory.turns)
-    own, first = turns[fork.turn], parents[fork.parent].turns[fork.turn]
+    turns, first_turns = list(trajectory.turns), parents[fork.parent].turns
+    if min(len(turns), len(first_turns)) <= fork.turn:
+        return trajectory
+    own, first = turns[fork.turn], first_turns[fork.turn]
     entropies = np.concatenate([first.entropies[: fork.tokens], own.entropies[fork.tokens :]])
     turns[fork.turn] = replace(own, entropies=entropies)
     return replace(trajectory, turns=tuple(turns))

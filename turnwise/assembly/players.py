@@ -5,20 +5,22 @@ endpoint.
 from __future__ import annotations
 
 import copy
+import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.chat_client import EndpointConfig
-from turnwise.agents.decoding import SecondConfig
+from turnwise.agents.decoding import STEERING_FILE, SecondConfig
 from turnwise.agents.endpoint import endpoint, is_endpoint
 from turnwise.agents.opening import Example, check_room, read_examples, write_examples
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted
 from turnwise.agents.untrained import settings_of_untrained
-from turnwise.assembly.steering import steer
+from turnwise.assembly.steering import keep_vector, steer
 from turnwise.cloning.examples import examples_for
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.checks import check_own
@@ -264,12 +266,25 @@ def frozen_policy(name: str, who: str, own: Policy, *, samples: bool = False) ->
     tokenizer than that of ``own``.
     """
     run, device = _run_of_one(name, who), str(own.device)
+    warn_if_steered(name, who)
     if run is None:
         found = Policy.load(name, lora=None, device=device)
     else:
         found = load_policies(run, [""], run.config().keep_checkpoint, device, samples=samples)[""]
     check_tokens(found.tokenizer, own.tokenizer, who)
     return found
+
+
+def warn_if_steered(name: str, who: str) -> None:
+    """Warn where a run, or the model of a folder, was trained steered, and its weights alone are loaded."""
+    run = open_run(name)
+    agent = _exported_agent(name) if run is None else run.config().agent
+    if agent is not None and (steering := agent.decoding.steering) is not None:
+        warnings.warn(
+            f"{who} was trained while it was steered (by {steering.file}), and is not steered here: this is another "
+            "policy than the one that was trained and measured",
+            stacklevel=2,
+        )
 
 
 def frozen_bytes(name: str, who: str, device: str) -> int:
@@ -386,8 +401,12 @@ def examples_of(
 
 
 def describe_agent(folder: Path, settings: AgentConfig, examples: tuple[Example, ...]) -> None:
-    """Write beside a model how its agent is shown the world, for ``evaluate``."""
-    (folder / AGENT_FILE).write_text(settings.model_dump_json(indent=1))
+    """Write beside a model how its agent is shown the world and steered, for ``evaluate``."""
+    keep_vector(settings.decoding, folder)
+    plain = settings.model_dump(mode="json")
+    if plain["decoding"]["steering"]:
+        plain["decoding"]["steering"]["file"] = STEERING_FILE
+    (folder / AGENT_FILE).write_text(json.dumps(plain, indent=1))
     if examples:
         write_examples(folder, examples)
 
@@ -425,14 +444,20 @@ def agent_settings(
     with roles where the world says that it speaks so (``in_roles``). A small model of ours knows nothing but its
     demonstrations, which have no instructions.
     """
-    saved = Path(target) / AGENT_FILE
+    trained = trained or _exported_agent(target)
     if trained is not None:
         known = _changed(trained.model_dump(), changes)
-    elif saved.is_file():
-        known = _changed({"examples": 0, **read_object(saved)}, changes)
     else:
         known = dict(changes) if made_from_scratch(target) else settings_of_untrained(changes, in_roles)
     return parse_section(AgentConfig, known, "agent")
+
+
+def _exported_agent(folder: str | Path) -> AgentConfig | None:
+    """The settings that an exported model's folder holds; None for any other. Raises ValueError for damaged ones."""
+    saved = Path(folder) / AGENT_FILE
+    if not saved.is_file():
+        return None
+    return parse_section(AgentConfig, {"examples": 0, **read_object(saved)}, "agent").kept_in(folder)
 
 
 def _changed(known: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

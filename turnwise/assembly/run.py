@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.collector import Collector
+from turnwise.agents.decoding import STEERING_FILE
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.guiding import NOTHING_OFFERED
 from turnwise.agents.opening import Example, read_examples, write_examples
@@ -36,11 +37,13 @@ from turnwise.assembly.players import (
     opponents,
     second_weights,
     sides_of,
+    warn_if_steered,
     with_decoding_from_anywhere,
 )
 from turnwise.assembly.settling import backend_of, has_vllm
 from turnwise.assembly.shards import ahead_of, check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source
+from turnwise.assembly.steering import keep_vector
 from turnwise.assembly.teachers import with_teacher_from_anywhere
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.demonstrations import check_stop_split
@@ -174,7 +177,7 @@ class Assembly:
     def check_sources(self) -> None:
         """Raise ValueError where the algorithm learns from a file that is not there, or from answers in a world that
         gives none, where the teacher or ``agent.decoding.second`` names no model, ``agent.decoding.steering`` no
-        vector, and as ``check_server`` does.
+        vector, and as ``check_server`` does. Warn where the model was trained steered, and the run is not.
         """
         recipe = build(self.config.algorithm, self.config.run_info)
         recipe.composer.check_sources()
@@ -190,6 +193,8 @@ class Assembly:
             check_frozen(second.model, f"agent.decoding.second.model={second.model}", self.config.device)
         if (steering := self.config.agent.decoding.steering) is not None:
             Steering.read(steering.file)
+        elif isinstance(self.config.model, PretrainedModelConfig):
+            warn_if_steered(self.config.model.path, f"model.path={self.config.model.path}")
         self.check_server()
 
     def check_server(self) -> None:
@@ -355,6 +360,7 @@ class Assembly:
             self.check_sources()
         panels, grader = self.panels, self.grader(run)  # first: what is refused is refused before a model is loaded
         self._keep_examples(run)
+        self._keep_vector(run)
         self.leader = lead(config.learner, config.device, run, self.side_names, config.ray)
         policies = policies or load_policies(run, self.side_names)
         sides = [self.side(name, policy) for name, policy in policies.items()]
@@ -407,6 +413,15 @@ class Assembly:
             self.examples = stored
         elif self.examples:
             write_examples(run.path, self.examples)
+
+    def _keep_vector(self, run: RunDirectory) -> None:
+        """The vector that the run began with, from its folder: the file that was named may change at any time.
+
+        A run that has a checkpoint and no such copy is of an earlier version, and goes by the name.
+        """
+        if not run.has_checkpoint and not (run.path / STEERING_FILE).exists():
+            keep_vector(self.agent.decoding, run.path)
+        self.agent = self.agent.kept_in(run.path)
 
     def side(self, name: str, policy: Policy) -> Side:
         """One policy in training, with its sampler, learner and buffer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnwise.agents.decoding import DecodingConfig
+from turnwise.agents.decoding import STEERING_FILE, DecodingConfig
 from turnwise.models.policy import Policy
 from turnwise.models.steering import Steering, check_layer, fitted, states_at
 from turnwise.trajectory import Trajectory, Turn
@@ -23,6 +24,14 @@ def steer(policy: Policy, decoding: DecodingConfig) -> None:
     """
     found = decoding.steering
     policy.steer(None if found is None else Steering.read(found.file).shift(found.strength))
+
+
+def keep_vector(decoding: DecodingConfig, folder: Path) -> None:
+    """Put a copy of the vector, if there is one, into a run's or a model's folder. Raises ValueError as ``steer``."""
+    if decoding.steering is not None:
+        file = Path(decoding.steering.file).expanduser()
+        Steering.read(file)
+        shutil.copyfile(file, folder / STEERING_FILE)
 
 
 def fit(model: Any, episodes: Iterable[Trajectory], layer: int | None = None, most: int = 512) -> Steering:
@@ -81,9 +90,16 @@ def action_entropy(turn: Turn) -> float:
     return float(turn.entropies[turn.thought_tokens :].sum())
 
 
-def write(steering: Steering, file: Path) -> None:
-    """Write a vector to a new file. Raises ValueError where there is one."""
+def check_new(file: Path) -> None:
+    """Raise ValueError where there is such a file, or none can be."""
     if file.exists():
         raise ValueError(f"{file} exists: give the name of a new file")
+    if (part := next((part for part in file.parents if part.exists()), None)) is not None and not part.is_dir():
+        raise ValueError(f"{file} cannot be made, since {part} is no folder: give the name of a new file in a folder")
+
+
+def write(steering: Steering, file: Path) -> None:
+    """Write a vector to a new file. Raises ValueError as ``check_new``."""
+    check_new(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     steering.save(file)

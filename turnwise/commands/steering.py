@@ -17,7 +17,12 @@ def steering(
     run: Annotated[str, typer.Argument(help="A run of one policy, whose stored episodes are taken.")],
     to: Annotated[Path, typer.Option("--to", help="A new file for the vector.")],
     layer: Annotated[int | None, typer.Option(min=0, help="After which layer, from 0; default: the middle.")] = None,
-    updates: Annotated[str, typer.Option(help="Of one update, or first:end (10:20 is without 20).")] = "",
+    updates: Annotated[
+        str,
+        typer.Option(
+            help="Of one update, or first:end (10:20 is without 20); default: the latest up to the checkpoint."
+        ),
+    ] = "",
     contexts: Annotated[int, typer.Option(min=2, help="How many contexts at most.")] = 512,
     checkpoint: Annotated[
         str, typer.Option(help="Whose states: last, best, or the number of an update; 0: before training.")
@@ -29,7 +34,7 @@ def steering(
     [dim]turnwise train household agent.decoding.steering.file=unsure.safetensors[/dim]
     """
     from turnwise.assembly.players import load_policies
-    from turnwise.assembly.steering import fit, write
+    from turnwise.assembly.steering import check_new, fit, write
     from turnwise.runs.trajectories import Selection, parse_updates, run_of, select
 
     quiet()
@@ -40,8 +45,18 @@ def steering(
     which = checkpoint if checkpoint in ("last", "best") else int(checkpoint) if checkpoint.isdigit() else None
     if which is None:
         raise ValueError(f"--checkpoint {checkpoint!r}: expected last, best or the number of an update")
-    model = load_policies(opened, sides, which)[""].sampler  # type: ignore[arg-type]
-    episodes = (stored.trajectory for stored in select(run, Selection(updates=parse_updates(updates))))
+    if opened.config().agent.decoding.steering is not None:
+        raise ValueError(
+            f"{run} is itself steered, so that its episodes are not those of the model whose states are read: take a "
+            "run that is not"
+        )
+    check_new(to)
+    chosen = parse_updates(updates)
+    policy = load_policies(opened, sides, which)[""]  # type: ignore[arg-type]
+    model = policy.sampler
+    newest_first = (range(update, update + 1) for update in range(policy.version, -1, -1))
+    ranges = newest_first if chosen is None else [chosen]
+    episodes = (stored.trajectory for each in ranges for stored in select(run, Selection(updates=each)))
     found = fit(model, episodes, layer, contexts)
     write(found, to)
     console.print(

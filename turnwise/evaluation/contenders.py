@@ -40,6 +40,8 @@ _INCIDENTAL = (
 )
 """Settings that do not make another method: they change no numbers, or are what is pooled over (the seed)."""
 
+_VECTOR = "agent.decoding.steering.file"
+
 Record = Mapping[str, Any]
 AXES: dict[str, Callable[[Record], float]] = {
     "turns": lambda line: line["turns"] * line["episodes"],
@@ -142,8 +144,14 @@ def _from_evaluation(path: Path, measured: Measured, drawn: Mapping[str, Any]) -
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a resolved configuration by dotted name, without those that do not make another method."""
-    return {name: value for name, value in flat(config).items() if not name.startswith(_INCIDENTAL)}
+    """The settings of a resolved configuration by dotted name, without those that do not make another method.
+
+    A steering vector is named by its content: each run has a copy of its own.
+    """
+    found = {name: value for name, value in flat(config).items() if not name.startswith(_INCIDENTAL)}
+    if (file := Path(found.get(_VECTOR, ""))).is_file():
+        found[_VECTOR] = f"SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    return found
 
 
 def _method_of(settings: Mapping[str, Any]) -> str:

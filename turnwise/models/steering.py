@@ -11,6 +11,7 @@ computes what the sampler did.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,18 +59,28 @@ class Steering:
 
     @classmethod
     def read(cls, file: str | Path) -> Steering:
-        """Inverse of ``save``. Raises ValueError for another file."""
+        """Inverse of ``save``; ``~`` is the home folder. Raises ValueError for another file, or without a direction."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(str(file), "pt") as opened:
+            with safe_open(str(Path(file).expanduser()), "pt") as opened:
                 facts = {name: kind((opened.metadata() or {})[name]) for name, kind in _FACTS.items()}
-                return cls(direction=opened.get_tensor("direction"), **facts)
+                found = cls(direction=opened.get_tensor("direction"), **facts)
+            _check_direction(found.direction, found.size)
+            return found
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(
                 f"{file} is no steering vector ({type(error).__name__}: {error}): `turnwise steering RUN --to FILE` "
                 "makes one"
             ) from error
+
+
+def _check_direction(direction: Tensor, size: float) -> None:
+    """Raises ValueError for what cannot be scaled to a length."""
+    if direction.ndim != 1 or not direction.is_floating_point():
+        raise ValueError(f"its direction is {direction.dtype} of shape {list(direction.shape)}, not floats [h]")
+    if not (0 < float(direction.double().norm()) < math.inf and 0 < size < math.inf):
+        raise ValueError("its direction and its size have to be finite, and not 0")
 
 
 def fitted(states: Tensor, entropies: Tensor, layer: int) -> Steering:
@@ -81,8 +92,13 @@ def fitted(states: Tensor, entropies: Tensor, layer: int) -> Steering:
             "them; take more episodes, or such as were sampled at a temperature above 0"
         )
     exact = states.double()
-    direction = weights @ exact / weights.sum() - exact.mean(0)
-    return Steering(layer, direction.float(), float(exact.norm(dim=1).mean()), len(weights))
+    direction = (weights @ exact / weights.sum() - exact.mean(0)).float()
+    if not 0 < float(direction.norm()) < math.inf:
+        raise ValueError(
+            f"the states of {len(weights)} contexts after layer {layer} do not go with the entropies of their actions: "
+            "there is no direction in them; take more episodes, or another layer"
+        )
+    return Steering(layer, direction, float(exact.norm(dim=1).mean()), len(weights))
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 config.yaml        the resolved configuration
 run.json           versions, commit, hashes of the panels, command, how tokens are drawn; locked during training
 model/             the base model (scratch models; a pretrained one stays where it is)
+steering.safetensors    the vector of a steered run
 metrics.jsonl      one record per update, on the disk before the next update begins
 trajectories.jsonl.gz   every training episode
 checkpoints/       turnwise.runs.checkpoints
@@ -92,9 +93,10 @@ class RunDirectory:
     def _read_config(self) -> RunConfig:
         _check_format(self.path / "run.json")
         try:
-            return parse_config(translated(yaml.safe_load((self.path / "config.yaml").read_text())))
+            found = parse_config(translated(yaml.safe_load((self.path / "config.yaml").read_text())))
         except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"{self.path / 'config.yaml'} cannot be read: {error}") from None
+        return found.model_copy(update={"agent": found.agent.kept_in(self.path)})
 
     @property
     def model_path(self) -> Path:
