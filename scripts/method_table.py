@@ -189,7 +189,8 @@ def recorded() -> tuple[dict[str, list[dict[str, float]]], dict[str, list[str]]]
             of = [(config, seed) for _, config, name, seed in runs if name == algorithm]
             difference = line["difference"]
             against = "" if difference is None else f"; to GRPO {points_of(difference['estimate'])}"
-            results[algorithm].append(f"`{of[0][0]}`, {len(of)} seeds: {success(line['after'])}{against}")
+            seeds = "1 seed" if len(of) == 1 else f"{len(of)} seeds"
+            results[algorithm].append(f"`{of[0][0]}`, {seeds}: {success(line['after'])}{against}")
     return mechanisms, results
 
 
