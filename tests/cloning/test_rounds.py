@@ -299,7 +299,8 @@ def test_an_expert_that_wins_nothing_there_says_so(tmp_path: Path, monkeypatch: 
         "warmstart.max_tokens=100",
         "warmstart.takeovers.disagreement_share=0",  # never at the first turn, where nobody has acted
     ]
-    with pytest.raises(ValueError, match=r"searching expert won none of the 5 episodes .* round 1.*takeovers=null"):
+    said = r"searching expert of test/Hopeless-v0 won none of the 5 episodes .* round 1.*takeovers=null"
+    with pytest.raises(ValueError, match=said):
         warmstart(load_config("smoke", given))
 
 

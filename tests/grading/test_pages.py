@@ -75,7 +75,7 @@ def test_the_settings_on_the_page_are_settings() -> None:
 def test_the_pages_run_is_paid_by_functions_and_a_judge_and_graded_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    by_functions, by_judge = (words for words in COMMANDS if words[1] == "train")
+    by_functions, by_judge, _ = (words for words in COMMANDS if words[1] == "train")
     with serving(judging(lambda lines: {"purposeful": "no", "tidy": "partly"})) as server:
         address = server.url.removeprefix("http://")
         asked = [word.replace("127.0.0.1:8000/v1", address) for word in by_judge]
