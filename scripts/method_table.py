@@ -55,7 +55,8 @@ written by hand. What a method is and where it differs from its paper is on its 
 - **acted**: what each mechanism counted of itself in recorded runs, mean over seeds; a share says how often it acted.
 - **result**: sampled success on unseen tasks after training, in %, with its 95 % interval and the number of episodes;
   what training gained, and the difference to GRPO, in points, paired by task and seed. Each begins with the
-  configuration, which may set a method otherwise than its page does; `learning/household` has the documented defaults.
+  configuration, which may set a method otherwise than its page does; `learning/household` and
+  `learning/sweep` have the documented defaults. A difference of one seed says nothing of other seeds.
 """
 
 
