@@ -220,7 +220,7 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Resul
                 )
     if trainer.settings.keep_checkpoint == "best" and trainer.best.update >= 0:
         trainer.load("best")
-    after = trainer.final()
+    after = trainer.final() if trainer.finished else before  # without an update it is the same model
     gain = _gain(before["sampled"], after["sampled"]) if before and after else None
     result = Result(trainer.run.path, before, after, gain, began.wall(), began.cpu())
     measured = {

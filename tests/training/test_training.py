@@ -17,6 +17,7 @@ from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.interface import Panel
 from turnwise.evaluation.evaluate import evaluate
+from turnwise.evaluation.report import Report
 from turnwise.jobs import export, resume, train, warmstart
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
@@ -83,6 +84,24 @@ def test_a_run_is_complete_on_disk(whole: Path) -> None:
     assert len(stored) == 4 * 2 * 3
     assert len({t.adapter_hash for t in stored}) == len({t.policy_version for t in stored}) == 4
     assert not [path for path in whole.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")], "no pickle anywhere"
+
+
+def test_a_run_without_updates_is_measured_once(tmp_path: Path) -> None:
+    """Such as alfworld-long, which ends with its warm start."""
+
+    found = list[str]()
+
+    class Reports(Callback):
+        def report(self, report: Report) -> None:
+            found.append(report.name)
+
+    little = ("num_updates=0", "eval={every: 0, test_tasks: 2}", "warmstart.max_tokens=2000", "agent.max_turns=2")
+    result = train(load_config("smoke", [*MODEL, *little]), tmp_path / "run", Reports())
+    assert found == ["sampled", "greedy"]
+    stored = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert stored["after"] == stored["before"]
+    assert result.gain is not None
+    assert result.gain.value == 0
 
 
 def test_the_same_seed_gives_the_same_run(whole: Path, tmp_path: Path) -> None:
