@@ -94,32 +94,32 @@ def test_adapters_learn_a_demonstration_and_the_base_stays(dtype: str) -> None:
 
 
 def test_settings_follow_the_kind_of_model(tmp_path: Path) -> None:
-    brought = load_config("household", [f"model.path={scratch_folder(tmp_path / 'model')}", "warmstart.noise=0.1"])
+    brought = load_config("cloned", [f"model.path={scratch_folder(tmp_path / 'model')}", "warmstart.noise=0.1"])
     assert brought.warmstart is not None
     assert brought.warmstart.lora == LoRAConfig()
     assert (brought.warmstart.adamw_lr, brought.warmstart.muon_lr, brought.warmstart.noise) == (1e-3, 0.0, 0.1)
     assert parse_config(brought.model_dump(mode="json")) == brought
-    whole = load_config("household", [f"model.path={tmp_path / 'model'}", "warmstart.lora=null"]).warmstart
+    whole = load_config("cloned", [f"model.path={tmp_path / 'model'}", "warmstart.lora=null"]).warmstart
     assert whole is not None
     assert (whole.lora, whole.muon_lr, whole.microbatch_tokens) == (None, 0.02, 1024)
-    small = load_config("household").warmstart
+    small = load_config("cloned").warmstart
     assert small is not None
     assert (small.lora, small.muon_lr, small.adamw_lr, small.microbatch_tokens) == (None, 0.02, 4e-3, None)
     (tmp_path / "model" / "warmstart.json").write_text(json.dumps({"from_scratch": True}))
-    ours = load_config("household", [f"model.path={tmp_path / 'model'}"]).warmstart
+    ours = load_config("cloned", [f"model.path={tmp_path / 'model'}"]).warmstart
     assert ours is not None
     assert ours.lora is None
     given = RunConfig(model=brought.model, warmstart=WarmstartConfig(noise=0.3))  # type: ignore[call-arg]
     assert given.warmstart is not None
     assert given.warmstart.noise == 0.3
     with pytest.raises(ValueError, match="muon_lr is for whole weight matrices"):
-        load_config("household", [f"model.path={tmp_path / 'none'}", "warmstart.muon_lr=0.02"])
+        load_config("cloned", [f"model.path={tmp_path / 'none'}", "warmstart.muon_lr=0.02"])
     with pytest.raises(ValueError, match=r"all of which are cloned: warmstart\.lora=null"):
-        load_config("household", ["warmstart.lora={}", "warmstart.muon_lr=0"])
+        load_config("cloned", ["warmstart.lora={}", "warmstart.muon_lr=0"])
 
 
 def test_old_runs_were_cloned_with_all_weights(tmp_path: Path) -> None:
-    run = RunDirectory.create(tmp_path / "run", load_config("household", ["model.path=some/model", "warmstart={}"]), {})
+    run = RunDirectory.create(tmp_path / "run", load_config("cloned", ["model.path=some/model", "warmstart={}"]), {})
     text = run.path.joinpath("config.yaml").read_text()
     start = text.index("  lora:\n    rank", text.index("warmstart:"))
     old = text[:start] + text[text.index("  batch_episodes", start) :].replace("muon_lr: 0.0", "muon_lr: 0.02")
@@ -265,7 +265,7 @@ def test_another_rank_needs_a_frozen_clone(brought: Make, tmp_path: Path) -> Non
 
 
 def test_the_clone_has_the_rank_that_rl_goes_on_with(tmp_path: Path) -> None:
-    config = load_config("household", [f"model.path={tmp_path}", "warmstart={}", "lora={rank: 8, alpha: 4}"])
+    config = load_config("cloned", [f"model.path={tmp_path}", "warmstart={}", "lora={rank: 8, alpha: 4}"])
     assert config.warmstart is not None
     assert config.warmstart.lora == config.lora == LoRAConfig(rank=8, alpha=4)
 
@@ -281,6 +281,6 @@ def test_an_adapter_can_be_cloned_on(brought: Make, tmp_path: Path) -> None:
 
 def test_a_scratch_model_is_cloned_as_ever() -> None:
     """The key of the cache and the loss of the first steps are those of the models that caches hold."""
-    config = load_config("household")
+    config = load_config("cloned")
     assert isinstance(config.model, ScratchModelConfig)
     assert Assembly(config).cloning.key == "f5e239ee82747755"

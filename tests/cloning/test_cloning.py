@@ -158,7 +158,7 @@ def test_the_cache_key_follows_what_matters() -> None:
 
 def test_models_without_induction_heads_have_the_keys_of_before() -> None:
     """The clones that caches hold were made when there were neither these heads nor a setting for the rotary base."""
-    cloning = Assembly(load_config("household")).cloning
+    cloning = Assembly(load_config("cloned")).cloning
     large = {**cloning.model.model_dump(exclude={"induction_heads"}), "head_dim": 64}
 
     def key(**settings: object) -> str:

@@ -377,7 +377,7 @@ def test_over_the_rounds_the_rates_fall_to_nothing(tmp_path: Path, monkeypatch: 
 
 def test_the_key_of_earlier_models_is_left_alone() -> None:
     def key(*settings: str) -> str:
-        return Assembly(load_config("household", settings)).cloning.key
+        return Assembly(load_config("cloned", settings)).cloning.key
 
     assert key() == key("warmstart.takeovers=null", "warmstart.num_steps=null") == key("warmstart.cooldown_share=0")
     small = "warmstart.batch_episodes=4"
@@ -399,7 +399,7 @@ def test_the_key_of_earlier_models_is_left_alone() -> None:
 )
 def test_settings_that_cannot_be(given: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        load_config("household", given)
+        load_config("cloned", given)
 
 
 def test_takeovers_are_an_expert_s(tmp_path: Path) -> None:

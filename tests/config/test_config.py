@@ -84,7 +84,7 @@ def test_shipped_configurations_build_and_survive_the_trip_to_disk(name: str) ->
     ],
 )
 def test_errors_name_what_is_wrong_and_what_is_right(settings: list[str], message: str) -> None:
-    raw = read_config("household")
+    raw = read_config("cloned")
     raw["seed"] = 0
     with pytest.raises(ValueError, match=r"\w") as caught:
         parse_config(override(raw, settings))
@@ -135,9 +135,9 @@ def test_choosing_an_algorithm_is_choosing_it_whole() -> None:
 def test_one_nested_setting_keeps_its_neighbours() -> None:
     spear = load_config("household", ["algorithm={type: spear}", "algorithm.replay_clip.share=0.05"]).algorithm
     assert spear.replay_clip == CovarianceSettings(share=0.05, low=0.2, high=6.0)  # type: ignore[attr-defined]
-    drbot = load_config("household", ["algorithm.base.clip_low=0.1", "algorithm.type=drbot"]).algorithm
+    drbot = load_config("cloned", ["algorithm.base.clip_low=0.1", "algorithm.type=drbot"]).algorithm
     assert drbot == DrBoTConfig(base=DrGRPOConfig(clip_low=0.1, clip_high=0.28))
-    other = load_config("household", ["algorithm.base.type=drbot"]).algorithm
+    other = load_config("cloned", ["algorithm.base.type=drbot"]).algorithm
     assert other == EPOConfig(base=DrBoTConfig()), "another base comes with its own defaults"
     deep = load_config("household", ["algorithm.type=spear", "algorithm.base.base.kl_coef=0.1"]).algorithm
     assert deep.base.base == DrGRPOConfig(kl_coef=0.1, clip_high=0.28)  # type: ignore[attr-defined]
@@ -149,7 +149,7 @@ def test_a_section_without_a_type_is_of_the_algorithm_that_is_there(tmp_path: Pa
     words = ["algorithm=spear", "algorithm.base=gigpo", "algorithm.base={gamma: 0.5}"]
     assert load_config("household", words).algorithm == SPEARConfig(base=GiGPOConfig(gamma=0.5))
     mine = tmp_path / "mine.yaml"
-    mine.write_text("extends: household\nalgorithm: {entropy_coef: 0.1, base: {clip_high: 0.5}}\n")
+    mine.write_text("extends: cloned\nalgorithm: {entropy_coef: 0.1, base: {clip_high: 0.5}}\n")
     own = EPOConfig(entropy_coef=0.1, base=GRPOConfig(drop_uniform_groups=False, clip_high=0.5))
     assert load_config(mine).algorithm == load_config(mine, algorithm="epo").algorithm == own
     assert load_config(mine, ["algorithm=epo"]).algorithm == own

@@ -121,7 +121,7 @@ def test_only_files_for_one_algorithm_have_settings_of_one() -> None:
 
 def test_a_base_is_named_with_what_builds_on_it() -> None:
     assert base_chain(load_config("household", algorithm="spear").algorithm) == "spear on drbot on drgrpo"
-    assert base_chain(load_config("household").algorithm) == "epo on grpo"
+    assert base_chain(load_config("cloned").algorithm) == "epo on grpo"
     assert base_chain(load_config("household", algorithm="ppo").algorithm) == "ppo"
 
 
