@@ -34,6 +34,7 @@ from turnwise.envs.interface import (
     world_name,
 )
 from turnwise.envs.returned import check_parts, check_seen, check_step, check_tasks, check_turn
+from turnwise.errors import with_place
 from turnwise.trajectory import Task
 
 __all__ = [
@@ -96,7 +97,7 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
         except WorldExitError:
             raise
         except Exception as error:  # a module of the user's: it may fail in any way
-            told = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            told = str(error) if isinstance(error, ImportError) else with_place(error)
             raise ValueError(f"environment {env_id!r}: cannot import module {module!r} ({told})") from error
     if name not in gymnasium.registry:
         if is_given(name):
@@ -122,7 +123,7 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
     except (ValueError, OSError, RuntimeError):  # as the world words it
         raise
     except Exception as error:  # whatever else a third party's world raises
-        raise ValueError(f"environment {name!r} could not be made: {type(error).__name__}: {error}") from error
+        raise ValueError(f"environment {name!r} could not be made: {with_place(error)}") from error
 
 
 def maker(env_id: str, **kwargs: Any) -> Callable[[], TextEnv]:
