@@ -319,8 +319,8 @@ def _run_of_one(name: str, who: str) -> RunDirectory | None:
 
 
 def open_run(target: str | Path) -> RunDirectory | None:
-    """The run at ``target``, if there is one."""
-    return RunDirectory.open(target) if (Path(target) / "config.yaml").is_file() else None
+    """The run at ``target``, if there is one. Raises ValueError as ``RunDirectory.find``."""
+    return RunDirectory.find(target)
 
 
 def players(
