@@ -376,7 +376,7 @@ class Rollouts:
         if rollout.attempts == 1:
             self._queued.appendleft(rollout)
             return
-        reason = with_place(error)[:200]
+        reason = with_place(error)[:400]
         if rollout.episode is not None:
             yield from self._finished(rollout, "error", reason)
             return

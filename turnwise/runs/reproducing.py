@@ -142,7 +142,7 @@ class Reproducer:
             episode = Episode(self._env, job, self.config.seed, seats)
             end, reason = play_out(episode)
         except (Exception, SystemExit) as error:  # whatever a third party's world raises
-            end, reason = "error", with_place(error)[:200]
+            end, reason = "error", with_place(error)[:400]
             close(self._env)
             self._env = self.config.env.make()
         if episode is None:
