@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Waiting threads should sleep, not spin: on shared cores spinning barriers cost several times the work itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -60,6 +62,8 @@ app.command()(steering)
 
 console = Console()
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 SettingsArg = Annotated[
     list[str] | None,
     typer.Argument(help="A configuration (a YAML path or a shipped name), then key.path=value settings."),
@@ -107,7 +111,8 @@ def train(
         typer.Option("--program", help='An agent program as the world: module:NAME or "python cli.py", with --tasks.'),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Their tasks: FILE.jsonl, or hf:DATASET[@REVISION][#CONFIG][:SPLIT].")
+        str | None,
+        typer.Option("--tasks", help=r"Their tasks: FILE.jsonl, or hf:DATASET\[@REVISION]\[#CONFIG]\[:SPLIT]."),
     ] = None,
     reward: Annotated[
         str | None, typer.Option("--reward", help="What judges an episode: module:FUNCTION(task, tools, reply).")
@@ -458,6 +463,7 @@ def _run(folder: Path, title: str, num_updates: int, work: Callable[[LiveDisplay
 
 def main() -> None:
     """Entry point: a user's mistake is one message and exit code 2, never a traceback (TURNWISE_DEBUG=1 shows it)."""
+    warnings.formatwarning = _sentence
     sys.path.insert(0, os.getcwd())  # so that module:Your/Env-v0 and module:recipe are found here, as with python -m
     try:
         app()
@@ -466,6 +472,11 @@ def main() -> None:
             raise
         Console(stderr=True).print(f"[red]Error:[/red] {escape(_reason(error))}", highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "exit_code", 2))
+
+
+def _sentence(message: Warning | str, *where: Any, **more: Any) -> str:
+    """A warning as one sentence, without its place and without the colours that gymnasium writes into its own."""
+    return f"Warning: {_COLOUR.sub('', str(message))}\n"
 
 
 def _reason(error: Exception) -> str:

@@ -7,10 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
+from rich.markup import render
 
 from turnwise import cli
 
@@ -64,6 +67,26 @@ def test_mistakes_are_one_message(
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_help_shows_its_brackets() -> None:
+    """To rich, ``[@URL]`` is markup: it would vanish."""
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    told = [getattr(param, "help", None) or "" for command in commands.values() for param in command.params]
+    assert len(told) > 100
+    for text in told:
+        assert render(text).plain == text.replace("\\[", "["), text
+
+
+def test_a_warning_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warnings.formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["turnwise", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    gymnasiums = "\x1b[33mWARN: The reward is a NaN value.\x1b[0m"
+    assert (
+        warnings.formatwarning(gymnasiums, UserWarning, "file.py", 1) == "Warning: WARN: The reward is a NaN value.\n"
+    )
 
 
 def test_a_mistake_shows_no_traceback(tmp_path: Path) -> None:

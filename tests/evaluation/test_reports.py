@@ -72,6 +72,15 @@ def test_too_many_failed_episodes_are_told_by_the_first_reason() -> None:
     assert found.too_many_errors(0.49).endswith(f"more than eval.max_error_share=0.49; the first: {found.first_error}")
 
 
+def test_episodes_that_could_not_begin_are_no_failures() -> None:
+    def played(*turns: int) -> Report:
+        return replace(report([False] * len(turns)), context_share=1.0, mean_turns=float(np.mean(turns)))
+
+    assert "no first prompt fits into agent.max_context_tokens" in played(0, 0).too_many_errors(1.0)
+    assert played(0, 1).too_many_errors(1.0) == "", "some could, and a full context ended them"
+    assert replace(played(0, 0), context_share=0.0).too_many_errors(1.0) == ""
+
+
 def test_several_samples_a_task_are_one_observation() -> None:
     made = report([True, False, True, True, False, False, True, False], samples=2)
     assert made.success is not None

@@ -69,8 +69,13 @@ class Report:
         return sum(map(len, self.outcomes))
 
     def too_many_errors(self, max_error_share: float) -> str:
-        """An error message where too many episodes failed, with the first reason; ``""`` where few enough did."""
+        """An error message where too many episodes failed, with the first reason, or none could begin; else ``""``."""
         played = self.num_episodes + self.errors
+        if self.num_episodes and self.context_share == 1 and not self.mean_turns:
+            return (
+                f"{self.name} on {self.env} {self.split}: no episode could begin, since no first prompt fits into "
+                "agent.max_context_tokens beside agent.max_reply_tokens: raise the former"
+            )
         if self.num_episodes and self.errors <= max_error_share * played:
             return ""
         if not played:
