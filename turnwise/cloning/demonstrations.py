@@ -7,7 +7,7 @@ how the expert recovers from a mistake. ``Demonstration.learn`` marks the expert
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,9 @@ from turnwise.agents.actions import written
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import TextEnv
-from turnwise.cloning.settings import WarmstartConfig
+from turnwise.cloning.settings import EXPERT, WarmstartConfig
 from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, shown_info, world_name
-from turnwise.envs.tasks import demonstrated, expert_of, no_exit, players_of, start, step
+from turnwise.envs.tasks import closed_after, demonstrated, expert_of, make_env, no_exit, players_of, start, step
 from turnwise.seeds import mix
 from turnwise.trajectory import Task
 
@@ -164,6 +164,29 @@ def demonstrations(
     rng = np.random.default_rng(mix("again", seed))
     while True:
         yield from (kept[int(place)] for place in rng.permutation(len(kept)))
+
+
+def cloned_tasks(clone: WarmstartConfig | None, env: TextEnv, name: str) -> list[Sequence[Task]]:
+    """The tasks of a run's world whose expert is cloned; its tasks call it ``name``.
+
+    They are of ``warmstart.env`` too, where that is the same world under another id. Those of another world are none of
+    this one's. Of stored episodes the tasks are proven apart where they are read. Raises ValueError where two worlds
+    are cloned whose tasks cannot be told apart.
+    """
+    if clone is None or clone.source != EXPERT:
+        return []
+    found = [demonstrated(env, clone.split)] if clone.is_own else []
+    if clone.env is not None:
+        with closed_after(make_env(clone.env, **clone.env_kwargs)) as world:
+            others = demonstrated(world, clone.split)
+            same = others[0].env == name
+            if same and clone.is_own:
+                raise ValueError(
+                    f"warmstart.env={clone.env} has the tasks of the run's own world, {name}, so that the two cannot "
+                    "be told apart: leave warmstart.own_share out, or warmstart.env"
+                )
+            found += [others] if same else []
+    return found
 
 
 def check_stop_split(env: TextEnv, config: WarmstartConfig) -> None:
