@@ -12,7 +12,7 @@ from turnwise.runs.directory import RunDirectory
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("lift", "ranked"):
+    for name in ("lift", "ranked", "oreo"):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.yaml").touch()
     (tmp_path / "runs" / "model").mkdir()
@@ -27,7 +27,7 @@ def test_a_misspelt_run_is_told_with_the_nearest_name(runs: Path) -> None:
     with pytest.raises(ValueError, match=told):
         evaluate("runs/lfit")
     with pytest.raises(ValueError, match=r"makes it$"):
-        RunDirectory.open(runs / "zzz")
+        RunDirectory.open(runs / "nope")
 
 
 def test_what_may_be_something_else_is_no_run(runs: Path) -> None:

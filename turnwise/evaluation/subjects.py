@@ -65,6 +65,10 @@ class Asked:
     max_error_share: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("tasks", "samples", "num_slots"):
+            given = getattr(self, name)
+            if given is not None and (not isinstance(given, int) or given < 1):
+                raise ValueError(f"{name}={given!r}: expected a whole number of at least 1")
         check_places(self.shards, self.ray, self.device)
         if self.ray is not None:
             check_installed()

@@ -82,7 +82,7 @@ class RunDirectory:
         """An existing run. Raises ValueError where there is none."""
         run = cls(path)
         if not (run.path / "config.yaml").is_file():
-            near = difflib.get_close_matches(run.path.name, _runs_beside(run.path), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(run.path.name, _runs_beside(run.path), n=1)
             hint = f". Did you mean {run.path.with_name(near[0])}?" if near else ""
             raise ValueError(
                 f"no run at {run.path}: expected a folder with config.yaml, as `turnwise train` makes it{hint}"
