@@ -33,8 +33,8 @@ from turnwise.envs.interface import (
     fitting,
     world_name,
 )
-from turnwise.envs.returned import check_parts, check_seen, check_step, check_tasks, check_turn
-from turnwise.errors import with_place
+from turnwise.envs.returned import check_parts, check_seen, check_step, check_tasks, check_turn, unfitting
+from turnwise.errors import place, with_place
 from turnwise.trajectory import Task
 
 __all__ = [
@@ -266,6 +266,10 @@ def step(env: TextEnv, action: str, players: Collection[str] = ()) -> tuple[str,
         returned: Any = env.step(action)
     except SystemExit as error:  # not no_exit: this is the inner loop
         raise WorldExitError(f"{world_name(env)} called sys.exit({error.code!r}) in step: SystemExit") from error
+    except (TypeError, ValueError) as error:
+        if "unpack" in str(error) and not place(error):  # by a wrapper of gymnasium, which sees it first
+            raise unfitting(env, "step", str(error)) from error
+        raise
     return _taken(env, returned, players)
 
 
