@@ -78,7 +78,7 @@ def test_episodes_that_could_not_begin_are_no_failures() -> None:
     def played(*turns: int) -> Report:
         return replace(report([False] * len(turns)), context_share=1.0, mean_turns=float(np.mean(turns)))
 
-    assert "no first prompt fits into agent.max_context_tokens" in played(0, 0).too_many_errors(1.0)
+    assert "no first prompt fits into the context: raise agent.max_context_tokens" in played(0, 0).too_many_errors(1.0)
     assert played(0, 1).too_many_errors(1.0) == "", "some could, and a full context ended them"
     assert replace(played(0, 0), context_share=0.0).too_many_errors(1.0) == ""
 

@@ -73,8 +73,9 @@ class Report:
         played = self.num_episodes + self.errors
         if self.num_episodes and self.context_share == 1 and not self.mean_turns:
             return (
-                f"{self.name} on {self.env} {self.split}: no episode could begin, since no first prompt fits into "
-                "agent.max_context_tokens beside agent.max_reply_tokens: raise the former"
+                f"{self.name} on {self.env} {self.split}: no episode could begin, since no first prompt fits into the "
+                "context: raise agent.max_context_tokens, which holds a reply of agent.max_reply_tokens too, or that of "
+                "the server"
             )
         if self.num_episodes and self.errors <= max_error_share * played:
             return ""
