@@ -74,7 +74,7 @@ class Report:
         if self.num_episodes and self.context_share == 1 and not self.mean_turns:
             return (
                 f"{self.name} on {self.env} {self.split}: no episode could begin, since no first prompt fits into the "
-                "context: raise agent.max_context_tokens, which holds a reply of agent.max_reply_tokens too, or that of "
+                "context: raise agent.max_context_tokens, which holds agent.max_reply_tokens too, or the context of "
                 "the server"
             )
         if self.num_episodes and self.errors <= max_error_share * played:
