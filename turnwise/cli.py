@@ -27,6 +27,7 @@ from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 from turnwise.commands.serve_vllm import serve_vllm
 from turnwise.commands.steering import steering
+from turnwise.errors import place, with_place
 
 if TYPE_CHECKING:
     from turnwise.commands.display import LiveDisplay
@@ -467,8 +468,9 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())  # so that module:Your/Env-v0 and module:recipe are found here, as with python -m
     try:
         app()
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        if os.environ.get("TURNWISE_DEBUG"):
+    except Exception as error:  # a user's world, program or function may raise anything
+        ours = not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)) and not place(error)
+        if ours or os.environ.get("TURNWISE_DEBUG"):
             raise
         Console(stderr=True).print(f"[red]Error:[/red] {escape(_reason(error))}", highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "exit_code", 2))
@@ -488,7 +490,7 @@ def _reason(error: Exception) -> str:
     if is_out_of_memory(error):
         return f"out of memory: lower rollout.num_slots or optimizer.microbatch_tokens ({error!r})"
     goes_on = "; `turnwise train --resume RUN` goes on" if sys.argv[1:2] in (["train"], ["demo"]) else ""
-    return f"{type(error).__name__}: {error} (TURNWISE_DEBUG=1 shows where{goes_on})"
+    return f"{with_place(error)} (TURNWISE_DEBUG=1 shows where{goes_on})"
 
 
 if __name__ == "__main__":

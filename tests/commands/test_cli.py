@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -45,7 +46,9 @@ def run(*words: str, cwd: Path, cache: Path | None = None) -> subprocess.Complet
         (["play", "--agent", "robot"], "unknown agent 'robot'"),
         (["evaluate", "randm"], "unknown agent 'randm'. Did you mean 'random'?"),
         (["export", "nowhere", "--to", "x"], "no run at nowhere"),
-        (["settings", "nothing"], "no settings under 'nothing'"),
+        (["settings", "nothing"], "no settings under 'nothing'. Try env"),
+        (["settings", "optimizr"], "no settings under 'optimizr'. Did you mean 'optimizer'?"),
+        (["settings", "optimizer.lrr"], "Did you mean 'optimizer.lr'?"),
         (["train", "device=gpu"], "unknown device 'gpu'"),
         (["train", "optimizer.betas=[0.9"], "is not a YAML value"),
         (["demo", "seed=x"], "seed: Input should be a valid integer"),
@@ -67,6 +70,28 @@ def test_mistakes_are_one_message(
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_a_user_s_own_code_raises_is_one_message(
+    debug: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        {}["floor"]
+
+    monkeypatch.setattr(cli, "app", fails)
+    monkeypatch.setenv("TURNWISE_DEBUG", "1" if debug else "")
+    with pytest.raises(KeyError if debug else SystemExit):
+        cli.main()
+    told = capsys.readouterr().err
+    assert bool(re.match(r"Error: KeyError \(test_cli\.py, line \d+\): 'floor'", told)) is not debug
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "place", lambda error: "")
+    monkeypatch.setattr(cli, "app", lambda: {}["ours"])
+    with pytest.raises(KeyError):
+        cli.main()
 
 
 def test_help_shows_its_brackets() -> None:

@@ -19,6 +19,7 @@ from turnwise.agents.seating import TextEnv
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
 from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, shown_info, world_name
 from turnwise.envs.tasks import closed_after, demonstrated, expert_of, make_env, no_exit, players_of, start, step
+from turnwise.errors import place, with_place
 from turnwise.seeds import mix
 from turnwise.trajectory import Task
 
@@ -49,6 +50,10 @@ def shown_texts(shown: Demonstration, agent: AgentConfig) -> list[str]:
             about = tool["function"]
             texts.append(f"{about['name']}({', '.join(about['parameters']['properties'])}): {about['description']}")
     return [*texts, *(written(action, agent.action_format) for action in shown.actions)]
+
+
+HOPELESS = 1000
+"""So many tasks an expert may lose before its first win. Splits are long: all of one may take hours."""
 
 
 class ToldExpert:
@@ -199,22 +204,39 @@ def check_stop_split(env: TextEnv, config: WarmstartConfig) -> None:
         )
 
 
+def _demonstrate(
+    env: TextEnv, task: Task, config: WarmstartConfig, seed: int, rule: SuccessRule | None
+) -> list[Demonstration]:
+    """As ``demonstrate``. Raises ValueError for whatever a user's world or expert raises, with its place there."""
+    try:
+        return demonstrate(env, task, config, seed, rule)
+    except Exception as error:
+        if not place(error):
+            raise
+        raise ValueError(
+            f"the {config.expert} expert of {world_name(env)} cannot demonstrate task {task.index} of {task.split!r}: "
+            f"{with_place(error)}. Mend the world, or its expert's act()"
+        ) from error
+
+
 def _fresh_demonstrations(
     env: TextEnv, config: WarmstartConfig, seed: int, rule: SuccessRule | None
 ) -> Iterator[Demonstration]:
     """Demonstrations of the split's tasks, in a new order for each pass, without end."""
     tasks = demonstrated(env, config.split)
-    passes = 0
+    passes, lost = 0, 0  # ``lost``: tasks before the first that is won
     while True:
         order = np.random.default_rng(mix("demonstrations", seed, passes)).permutation(len(tasks))
-        found = False
-        for place in order:
-            for shown in demonstrate(env, tasks[int(place)], config, mix("episode", seed, passes, int(place)), rule):
+        for index in order:
+            for shown in _demonstrate(env, tasks[int(index)], config, mix("episode", seed, passes, int(index)), rule):
                 if shown.success or not config.only_successes:
-                    found = True
+                    lost = -1
                     yield shown
-        if not found:
-            raise ValueError(
-                f"the {config.expert} expert won none of the {len(tasks)} tasks of {config.split!r}: nothing to clone"
-            )
+            lost += lost >= 0
+            if lost == min(len(tasks), HOPELESS):
+                raise ValueError(
+                    f"the {config.expert} expert of {world_name(env)} won none of {lost:,} of the {len(tasks):,} tasks "
+                    f"of {config.split!r}: nothing to clone. With less noise (warmstart.noise=0) it may win; "
+                    "warmstart.only_successes=false clones what it lost"
+                )
         passes += 1
