@@ -67,7 +67,7 @@ def settings_table(section: str) -> Table:
         near = difflib.get_close_matches(section, sorted(names), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"no settings under {section!r}.{hint} Try env, model, agent, warmstart, rewards, optimizer, eval"
+            f"no settings under {section!r}.{hint} Try env, model, agent, warmstart, algorithm, optimizer, eval"
         )
     for name, default, meaning in rows:
         table.add_row(*_cells(name, str(default), meaning))
