@@ -41,9 +41,12 @@ def play(
     if task >= len(tasks):
         raise ValueError(f"split {split!r} has {len(tasks)} tasks: --task is at most {len(tasks) - 1}")
     human = Scripted("human", lambda env, seed: HumanAgent(lambda text, info: _ask(console, text, info)))
-    learners = {"": human} if agent == "human" else _agents(agent, env, temperature)
+
+    def named(name: str) -> dict[str, AnyAgent]:
+        return {"": human} if name == "human" else _agents(name, env, temperature)
+
     alone = capability(env, HasPlayers) is None or opponent == "self"
-    others = None if alone else _agents(opponent, env, temperature)
+    learners, others = named(agent), None if alone else named(opponent)
     last = [""]
     try:
         played, *_ = play_episode(
