@@ -70,9 +70,7 @@ def build(config: Settings, run: RunInfo) -> Recipe:
     name = str(getattr(config, "type", ""))
     made = resolve(name).recipe(config, run)
     if not isinstance(made, Recipe):
-        raise ValueError(
-            f"Algorithm {name!r}: its recipe returned {made!r}; expected a turnwise.learning.recipe.Recipe"
-        )
+        raise ValueError(f"Algorithm {name!r}: recipe() returned {made!r}; expected a turnwise.learning.recipe.Recipe")
     if made.compares_answers:
         from turnwise.algorithms.votes import without_labels
 
