@@ -151,6 +151,13 @@ def test_what_is_said_twice_is_refused(tmp_path: Path, model: Path, run: Path) -
         turnwise.resume(run, env="turnwise/Sokoban-v0", progress=False)
     with pytest.raises(ValueError, match="settings is a list of texts"):
         trained(tmp_path / "run", str(model), settings="num_updates=1")
+    with pytest.raises(ValueError, match="settings is a list of texts"):
+        trained(tmp_path / "run", str(model), settings={"num_updates": 1})
+    with pytest.raises(ValueError, match="callbacks is a list of functions"):
+        trained(tmp_path / "run", str(model), callbacks=print)
+    for wrong in ({"tasks": -1}, {"tasks": 0}, {"samples": 0}, {"tasks": 2.5}, {"num_slots": 0}):
+        with pytest.raises(ValueError, match=r"\w+=\S+: expected a whole number of at least 1"):
+            turnwise.evaluate(run, **wrong)
     with pytest.raises(ValueError, match=r"loaded \(model, tokenizer\); got"):
         trained(tmp_path / "run", tiny_model())
     with pytest.raises(ValueError, match="another process does not know given/Cue-v0"):

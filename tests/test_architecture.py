@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "learning": {"clock", "errors", "heat", "replay", "trajectory"},
     "algorithms": {"errors", "heat", "learning", "replay", "seeds", "trajectory"},
     "monitoring": {"errors", "grading", "trajectory"},
-    "cloning": {"agents", "cache", "envs", "models", "replay", "seeds", "trajectory"},
+    "cloning": {"agents", "cache", "envs", "errors", "models", "replay", "seeds", "trajectory"},
     "config": {
         *("agents", "algorithms", "cloning", "envs", "errors", "grading", "learning", "models", "monitoring"),
         "moved",
@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
         *("agents", "algorithms", "assembly", "commands", "config", "envs", "evaluation", "evaluation.report", "jobs"),
         *("learning", "models", "runs", "training"),
     },
-    "cli": {"turnwise", "commands", "config", "evaluation", "jobs", "models", "runs", "training"},
+    "cli": {"turnwise", "commands", "config", "errors", "evaluation", "jobs", "models", "runs", "training"},
     "turnwise": {"moved", "registration"},
 }
 """Part -> the parts of ours that it may import, besides itself. Lower parts come first."""

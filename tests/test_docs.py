@@ -17,7 +17,7 @@ import typer
 
 from tests.test_architecture import ALLOWED, LEAVES
 from turnwise.cli import app
-from turnwise.config.files import load_config
+from turnwise.config.files import dump_config, load_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -63,6 +63,15 @@ def test_readme_commands_parse(line: str) -> None:
 @pytest.mark.parametrize("line", [line for text in TUTORIAL.values() for line in commands(text)])
 def test_tutorial_commands_parse(line: str) -> None:
     assert parse(shlex.split(line)[1:])
+
+
+def test_the_tutorial_shows_the_configuration_that_is_printed() -> None:
+    page = TUTORIAL["5-model"]
+    (line,) = [line for line in commands(page) if line.endswith("--print-config")]
+    given = parse(shlex.split(line)[1:]).params
+    printed = dump_config(load_config(None, given["settings"], env=given["env"], algorithm=given["algorithm"]))
+    (shown,) = re.findall(r"```yaml\n\.\.\.\n(.*?)\.\.\.\n```", page, re.DOTALL)
+    assert shown in printed
 
 
 @pytest.mark.parametrize("line", [line for page in AGENTS for line in commands((ROOT / "docs" / page).read_text())])

@@ -86,7 +86,7 @@ def train(
     folder = Path(out) if out is not None else jobs.new_folder(resolved)
     loaded = _loaded(model) if isinstance(model, tuple) else None
     with _display(progress, resolved) as display:
-        observer = Together([*([display] if display is not None else []), *callbacks])
+        observer = Together([*([display] if display is not None else []), *_listed(callbacks)])
         return jobs.train(resolved, folder, observer, loaded)
 
 
@@ -111,7 +111,7 @@ def resume(
             "environment that it began with, under the same name"
         )
     with _display(progress, shown) as display:
-        observer = Together([*([display] if display is not None else []), *callbacks])
+        observer = Together([*([display] if display is not None else []), *_listed(callbacks)])
         return jobs.resume(path, observer, settings)
 
 
@@ -238,7 +238,7 @@ def _configuration(
     rewards: Sequence[AnyReward],
 ) -> RunConfig:
     env_id, kwargs = named(env) if env is not None else (None, {})
-    if isinstance(settings, str) or not all(isinstance(word, str) for word in settings):
+    if isinstance(settings, str | Mapping) or not all(isinstance(word, str) for word in settings):
         raise ValueError(f"settings is a list of texts, such as ['num_updates=20']; got {settings!r}"[:200])
     if not isinstance(model, str | Path | tuple | None):
         raise ValueError(f"model is a folder, a hub name, or a loaded (model, tokenizer); got {type(model).__name__}")
@@ -261,6 +261,14 @@ def _configuration(
     if not isinstance(algorithm, Settings):
         return config
     return parse_config({**config.model_dump(mode="json"), "algorithm": algorithm.model_dump(mode="json")})
+
+
+def _listed(callbacks: Sequence[AnyCallback]) -> Sequence[AnyCallback]:
+    if not isinstance(callbacks, Sequence):
+        raise ValueError(
+            f"callbacks is a list of functions or turnwise.Callback objects, such as [print]; got {callbacks}"
+        )
+    return callbacks
 
 
 def _paying(rewards: Sequence[AnyReward]) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Waiting threads should sleep, not spin: on shared cores spinning barriers cost several times the work itself.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -25,6 +27,7 @@ from turnwise.commands import view as views
 from turnwise.commands.bench import quiet
 from turnwise.commands.serve_vllm import serve_vllm
 from turnwise.commands.steering import steering
+from turnwise.errors import place, with_place
 
 if TYPE_CHECKING:
     from turnwise.commands.display import LiveDisplay
@@ -59,6 +62,8 @@ app.command()(serve_vllm)
 app.command()(steering)
 
 console = Console()
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 SettingsArg = Annotated[
     list[str] | None,
@@ -107,7 +112,8 @@ def train(
         typer.Option("--program", help='An agent program as the world: module:NAME or "python cli.py", with --tasks.'),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Their tasks: FILE.jsonl, or hf:DATASET[@REVISION][#CONFIG][:SPLIT].")
+        str | None,
+        typer.Option("--tasks", help=r"Their tasks: FILE.jsonl, or hf:DATASET\[@REVISION]\[#CONFIG]\[:SPLIT]."),
     ] = None,
     reward: Annotated[
         str | None, typer.Option("--reward", help="What judges an episode: module:FUNCTION(task, tools, reply).")
@@ -458,14 +464,21 @@ def _run(folder: Path, title: str, num_updates: int, work: Callable[[LiveDisplay
 
 def main() -> None:
     """Entry point: a user's mistake is one message and exit code 2, never a traceback (TURNWISE_DEBUG=1 shows it)."""
+    warnings.formatwarning = _sentence
     sys.path.insert(0, os.getcwd())  # so that module:Your/Env-v0 and module:recipe are found here, as with python -m
     try:
         app()
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        if os.environ.get("TURNWISE_DEBUG"):
+    except Exception as error:  # a user's world, program or function may raise anything
+        ours = not isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)) and not place(error)
+        if ours or os.environ.get("TURNWISE_DEBUG"):
             raise
         Console(stderr=True).print(f"[red]Error:[/red] {escape(_reason(error))}", highlight=False, soft_wrap=True)
         sys.exit(getattr(error, "exit_code", 2))
+
+
+def _sentence(message: Warning | str, *where: Any, **more: Any) -> str:
+    """A warning as one sentence, without its place and without the colours that gymnasium writes into its own."""
+    return f"Warning: {_COLOUR.sub('', str(message))}\n"
 
 
 def _reason(error: Exception) -> str:
@@ -477,7 +490,7 @@ def _reason(error: Exception) -> str:
     if is_out_of_memory(error):
         return f"out of memory: lower rollout.num_slots or optimizer.microbatch_tokens ({error!r})"
     goes_on = "; `turnwise train --resume RUN` goes on" if sys.argv[1:2] in (["train"], ["demo"]) else ""
-    return f"{type(error).__name__}: {error} (TURNWISE_DEBUG=1 shows where{goes_on})"
+    return f"{with_place(error)} (TURNWISE_DEBUG=1 shows where{goes_on})"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
+_FRAME = re.compile(r'File "(.+?)", line (\d+)')
 
 
 class AgentError(ValueError):
@@ -31,3 +38,23 @@ def unknown(kind: str, given: object, known: Iterable[str], where: str = "") -> 
     hint = f" Did you mean {near[0]!r}?" if near else ""
     place = f" in {where}" if where else ""
     return ValueError(f"Unknown {kind} {given!r}{place}.{hint} Expected one of: {', '.join(names)}.")
+
+
+def with_place(error: BaseException) -> str:
+    """An error in a user's code, with its place there: ``KeyError (lift.py, line 26): 'floor'``."""
+    return f"{type(error).__name__}{place(error)}: {error}"
+
+
+def place(error: BaseException) -> str:
+    """The last line of a user's own code that an error came through, as `` (lift.py, line 26)``; "" for none.
+
+    Own code is neither installed, nor Python's, nor of turnwise. For an error of another process its ``trace`` is read.
+    """
+    frames = _FRAME.findall(getattr(error, "trace", ""))
+    frames += [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [(file, line) for file, line in frames if _is_own(file)]
+    return f" ({os.path.basename(own[-1][0])}, line {own[-1][1]})" if own else ""
+
+
+def _is_own(file: str) -> bool:
+    return not (file.startswith(("<", _PACKAGE)) or "site-packages" in file or "/lib/python" in file)

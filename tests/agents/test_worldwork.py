@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -168,7 +169,7 @@ def test_a_world_that_cannot_begin_is_an_error_too() -> None:
     source._num_players = 1
     found, _ = played(source)
     assert {t.end for t in found} == {"error"}
-    assert found[0].end_reason == "RuntimeError: no such simulator"
+    assert re.fullmatch(r"RuntimeError \(test_worldwork\.py, line \d+\): no such simulator", found[0].end_reason)
     assert source.engines[0].num_free == 4
 
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from tests.algorithms.fakes import BigramPolicy, groups, learner
 from tests.algorithms.test_spear import PLAIN, group_of, won
 from tests.algorithms.trees import ScriptedRollouts, task
 from turnwise.algorithms.arpo import ARPOConfig
-from turnwise.algorithms.common import FreshGroups, GroupAdvantage, PPOClip, ReferenceKL, TruncatedImportance
+from turnwise.algorithms.common import (
+    FreshGroups,
+    GroupAdvantage,
+    GroupCredit,
+    PPOClip,
+    ReferenceKL,
+    TruncatedImportance,
+)
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.gspo import GSPOConfig, SequenceClip
 from turnwise.algorithms.registry import ALGORITHMS, build, resolve
@@ -106,6 +114,19 @@ def test_group_credit(name: str) -> None:
     part = fresh(name, group_stats="rows").estimator
     assert isinstance(part, GroupAdvantage)
     assert part.stats == "rows"
+
+
+@pytest.mark.parametrize("wrong", [lambda returns: returns[:1], lambda returns: returns[:, None], torch.sum])
+@pytest.mark.parametrize("stats", ["trajectories", "rows"])
+def test_advantages_of_another_shape_are_refused(stats: Any, wrong: Any) -> None:
+    """Those of a sum, or of a column, would be broadcast to tokens that they are not of."""
+    credit = GroupCredit(stats, lambda returns, group, lengths: wrong(returns))
+    stream = StreamRecipe(credit, clip=PPOClip(0.2, 0.2, dual=None), aggregation=Aggregation("token-mean"))
+    made = learner(Recipe("own", FreshGroups(drop_uniform=False), (stream,)), BigramPolicy(), lr=1e-9)
+    buffer = TrajectoryBuffer(5)
+    buffer.add([group_of(0.0, 0.0, 0.0, 5.0)], 0)
+    with pytest.raises(ValueError, match=r"made advantages of shape \[.*\] from \d+ returns: expected one for each"):
+        made.update(buffer, 0)
 
 
 @pytest.mark.parametrize("num_minibatches", [1, 4])

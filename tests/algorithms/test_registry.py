@@ -10,6 +10,7 @@ import pytest
 
 import turnwise.algorithms
 from turnwise.algorithms.registry import ALGORITHMS
+from turnwise.config.files import load_config
 
 MODULES = Path(turnwise.algorithms.__file__).parent
 
@@ -48,3 +49,12 @@ def test_the_names_are_known_without_torch() -> None:
 def test_an_algorithm_is_imported_with_what_it_builds_on_and_no_other(name: str, expected: set[str]) -> None:
     found = imported_by(f"from turnwise.algorithms.registry import resolve\nresolve({name!r})")
     assert found & set(ALGORITHMS) == expected
+
+
+def test_an_algorithm_that_makes_no_recipe_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "forgetful.py").write_text(
+        "from turnwise.algorithms.grpo import GRPOConfig\ndef recipe(config: GRPOConfig, run):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=r"'forgetful:recipe': recipe\(\) returned None; expected a .*Recipe"):
+        load_config("smoke", algorithm="forgetful:recipe")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults.runs import config
 from turnwise.algorithms.registry import build
+from turnwise.assembly import players
 from turnwise.assembly.players import load_policies
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.teachers import teacher_of
@@ -153,3 +154,11 @@ def test_a_teacher_that_is_not_there_is_refused_before_anything_is_cloned(model:
     asked = config(model, f"algorithm={{type: distill, teacher: {tmp_path / 'nobody'}}}")
     with closing(Assembly(asked)) as assembly, pytest.raises(ValueError, match=r"teacher .*nobody"):
         assembly.check_sources()
+
+
+def test_a_name_that_nobody_can_have_is_refused_before_a_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(players, "gguf_of", lambda name: Path("small.gguf") if name == "smollm2" else None)
+    for name in ("random", "expert:knowing", "openai:m@http://h", "smollm2", "Qwen/Qwen3-0.6B", "tests"):
+        players.check_player(name)
+    with pytest.raises(ValueError, match=r"unknown agent 'smolm2'. Did you mean 'smollm2'\?"):
+        players.check_player("smolm2")

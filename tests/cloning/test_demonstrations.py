@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from tests.levers import Levers
 from turnwise.cloning.demonstrations import check_stop_split, demonstrate, demonstrations
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.envs.tasks import make_env, panel
@@ -37,6 +40,43 @@ def test_a_world_without_an_expert_says_so() -> None:
         next(
             demonstrations(make_env("tests.worlds:tests/Echo-v0"), WarmstartConfig(split="train", stop_split="test"), 0)
         )
+
+
+class Broken:
+    """Raises, or never wins."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def begin(self, observation: str, info: dict[str, Any]) -> None: ...
+
+    def act(self, observation: str, info: dict[str, Any]) -> str:
+        return {"lose": "sit down"}[self.answer]
+
+
+class Given(Levers):
+    def __init__(self, answer: str) -> None:
+        super().__init__()
+        self.answer, self.num = answer, 0
+
+    def expert(self, kind: str = "searching", *, seed: int = 0) -> Any:
+        self.num += 1
+        return Broken(self.answer)
+
+
+def test_what_an_expert_raises_is_told_with_its_place() -> None:
+    with pytest.raises(ValueError, match=r"cannot demonstrate task \d+ of 'train': KeyError \(test_dem.*line \d+\)"):
+        next(demonstrations(Given("leave"), WarmstartConfig(split="train"), 0))
+
+
+def test_an_expert_that_never_wins_is_given_up_soon() -> None:
+    """The split has 10,000 tasks."""
+    world = Given("lose")
+    with pytest.raises(ValueError, match=r"won none of 1,000 of the 10,000 tasks of 'train': nothing to clone"):
+        next(demonstrations(world, WarmstartConfig(split="train", noise=0.0), 0))
+    assert world.num == 1000
+    lost = next(demonstrations(world, WarmstartConfig(split="train", noise=0.0, only_successes=False), 0))
+    assert not lost.success
 
 
 def test_few_demonstrations_are_seen_again() -> None:

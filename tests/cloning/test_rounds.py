@@ -28,6 +28,7 @@ from turnwise.assembly.run import Assembly
 from turnwise.cloning import partial
 from turnwise.cloning import warmstart as cloned
 from turnwise.cloning.cloner import Progress, clone
+from turnwise.cloning.demonstrations import cloned_tasks
 from turnwise.cloning.losses import Whole
 from turnwise.cloning.rounds import Ground, Rounds, RoundScore
 from turnwise.cloning.settings import TakeoversConfig, WarmstartConfig
@@ -38,7 +39,6 @@ from turnwise.jobs import warmstart
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.trajectories import Selection, select
 from turnwise.runs.trajectory_tables import episode_page
-from turnwise.training import tasksets
 from turnwise.trajectory import Trajectory
 
 ROUNDS = ["warmstart.takeovers={rounds: 2, episodes: 5, tokens: 1500, demonstration_share: 0.3}"]
@@ -197,8 +197,29 @@ def test_what_is_measured_of_the_own_world_is_not_cloned() -> None:
         load_config("smoke", [*BESIDE, "warmstart.split=test"])
     config = load_config("smoke", [*BESIDE, "eval.split=held", "eval.every=0"])
     with closing(Assembly(config)) as assembly:
-        (own,) = tasksets._cloned(config.warmstart, assembly.world)
+        (own,) = cloned_tasks(config.warmstart, assembly.world, "turnwise/FrozenLake-v0")
         assert {task.env for task in own} == {"turnwise/FrozenLake-v0"}
+
+
+def test_the_own_world_under_another_id_is_kept_off_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tasks are the same by content, whatever its id; of other worlds the key of a task says nothing."""
+    spec = replace(gymnasium.spec("turnwise/FrozenLake-v0"), id="turnwise/Lake-v0")
+    monkeypatch.setitem(gymnasium.registry, "turnwise/Lake-v0", spec)
+    other = ["env.id=turnwise/FrozenLake-v0", "warmstart.env=turnwise/Lake-v0", "warmstart.stop_success=null"]
+    for split, refused in (("test", True), ("train", False), ("demonstrations", False)):
+        with closing(Assembly(load_config("smoke", [*other, f"warmstart.split={split}"]))) as assembly:
+            if refused:
+                with pytest.raises(ValueError, match="is also a training task"):
+                    assembly.panels  # noqa: B018
+            else:
+                assert assembly.panels.test
+    with (
+        closing(Assembly(load_config("smoke", [*other, "warmstart.own_share=0.5"]))) as assembly,
+        pytest.raises(ValueError, match=r"turnwise/Lake-v0 has the tasks of the run's own world, turnwise/FrozenLake"),
+    ):
+        assembly.panels  # noqa: B018
+    with pytest.raises(ValueError, match=r"warmstart\.env is the run's own world"):
+        load_config("smoke", [*other[:1], "warmstart.env=turnwise:turnwise/FrozenLake-v0"])
 
 
 def test_two_worlds_are_cloned_in_one_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
+from rich.markup import render
 
 from turnwise import cli
 
@@ -40,12 +44,15 @@ def run(*words: str, cwd: Path, cache: Path | None = None) -> subprocess.Complet
         (["evaluate", "random", "--env", "turnwise/Household-v0", "--split", "tset"], "Did you mean 'test'?"),
         (["evaluate", "./nomodel"], "no model at './nomodel'"),
         (["play", "--agent", "robot"], "unknown agent 'robot'"),
+        (["evaluate", "randm"], "unknown agent 'randm'. Did you mean 'random'?"),
         (["export", "nowhere", "--to", "x"], "no run at nowhere"),
-        (["settings", "nothing"], "no settings under 'nothing'"),
+        (["settings", "nothing"], "no settings under 'nothing'. Try env"),
+        (["settings", "optimizr"], "no settings under 'optimizr'. Did you mean 'optimizer'?"),
+        (["settings", "optimizer.lrr"], "Did you mean 'optimizer.lr'?"),
         (["train", "device=gpu"], "unknown device 'gpu'"),
         (["train", "optimizer.betas=[0.9"], "is not a YAML value"),
         (["demo", "seed=x"], "seed: Input should be a valid integer"),
-        (["evaluate", "random", "--out", "nodir/x.json", "--tasks", "1"], "nodir/x.json"),
+        (["evaluate", "random", "--out", "nodir/x.json", "--tasks", "1"], "no file can be made at nodir/x.json"),
         (["evaluate", "random", "agent.contxt=full", "--tasks", "1"], "random plays without a model"),
     ],
 )
@@ -63,6 +70,48 @@ def test_mistakes_are_one_message(
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_a_user_s_own_code_raises_is_one_message(
+    debug: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        {}["floor"]
+
+    monkeypatch.setattr(cli, "app", fails)
+    monkeypatch.setenv("TURNWISE_DEBUG", "1" if debug else "")
+    with pytest.raises(KeyError if debug else SystemExit):
+        cli.main()
+    told = capsys.readouterr().err
+    assert bool(re.match(r"Error: KeyError \(test_cli\.py, line \d+\): 'floor'", told)) is not debug
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "place", lambda error: "")
+    monkeypatch.setattr(cli, "app", lambda: {}["ours"])
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+def test_help_shows_its_brackets() -> None:
+    """To rich, ``[@URL]`` is markup: it would vanish."""
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    told = [getattr(param, "help", None) or "" for command in commands.values() for param in command.params]
+    assert len(told) > 100
+    for text in told:
+        assert render(text).plain == text.replace("\\[", "["), text
+
+
+def test_a_warning_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("warnings.formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["turnwise", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    gymnasiums = "\x1b[33mWARN: The reward is a NaN value.\x1b[0m"
+    assert (
+        warnings.formatwarning(gymnasiums, UserWarning, "file.py", 1) == "Warning: WARN: The reward is a NaN value.\n"
+    )
 
 
 def test_a_mistake_shows_no_traceback(tmp_path: Path) -> None:

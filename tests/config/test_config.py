@@ -80,6 +80,7 @@ def test_shipped_configurations_build_and_survive_the_trip_to_disk(name: str) ->
         (["seed.more=1"], "'seed' is a value, not a section"),
         (["scratch.optimizer.lr=1"], "Unknown setting 'scratch'"),
         (["algorithm=..:recipe"], "is not of the form module:recipe"),
+        (["rollout=4"], "rollout is a section of settings, rollout.NAME=VALUE; got 4"),
         (["algorithm=spear", "algorithm.fresh_clip.low=5"], "low < high is what a token is drawn between"),
     ],
 )
@@ -92,7 +93,7 @@ def test_errors_name_what_is_wrong_and_what_is_right(settings: list[str], messag
 
 
 def test_unknown_files_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Did you mean 'household'"):
+    with pytest.raises(ValueError, match=r"no configuration 'houshold'\. Did you mean 'household'"):
         read_config("houshold")
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1")
@@ -101,6 +102,20 @@ def test_unknown_files_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("- 1")
     with pytest.raises(ValueError, match="should hold `key: value` lines"):
         read_config(broken)
+    with pytest.raises(ValueError, match=r"there is no file '.*brokn.yaml'. Did you mean '.*broken.yaml'\?"):
+        read_config(tmp_path / "brokn.yaml")
+    with pytest.raises(ValueError, match=r"there is no file '.*nowhere/a.yaml'.$"):
+        read_config(tmp_path / "nowhere" / "a.yaml")
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """YAML would keep the last one without a word."""
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("rollout:\n  num_tasks: 4\nseed: 1\nrollout:\n  group_size: 2\n")
+    with pytest.raises(ValueError, match=r"not valid YAML: 'rollout' is there twice\s+in .*line 4"):
+        read_config(twice)
+    twice.write_text("a: &a {seed: 1}\nb: {<<: *a, seed: 2}\nc: {seed: 3}\n")
+    assert read_config(twice) == {"a": {"seed": 1}, "b": {"seed": 2}, "c": {"seed": 3}}
 
 
 def test_overrides_are_yaml_values() -> None:
@@ -298,7 +313,7 @@ def test_a_configuration_extends_another(tmp_path: Path) -> None:
     assert made.warmstart == below.warmstart
     assert made.algorithm.type == "grpo", "another type starts from its own defaults"  # type: ignore[attr-defined]
     (tmp_path / "lost.yaml").write_text("extends: hausehold\n")
-    with pytest.raises(ValueError, match="Did you mean 'household'"):
+    with pytest.raises(ValueError, match=r"no configuration .hausehold.\. Did you mean .household."):
         load_config(tmp_path / "lost.yaml")
 
 

@@ -20,7 +20,7 @@ from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 
 BOOK = Path(__file__).parents[2] / "docs" / "cookbook"
-PAGES = ("own_environment", "own_algorithm", "own_reward_shaper", "own_context")
+PAGES = ("own_environment", "own_game", "own_algorithm", "own_reward_shaper", "own_context")
 FILES = {
     name: text
     for page in PAGES
@@ -84,6 +84,17 @@ def test_the_commands_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "run: runs/lift" in shown["train smoke"]
     assert "100.0 %" in shown["evaluate expert"]
     assert Path("runs/lift/evaluation.json").exists()
+
+
+def test_a_game_of_one_s_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pettingzoo")
+    check, expert, train, measure = commands("own_game")
+    assert " 0 failed" in run([*check, "--seconds", "2"], monkeypatch, capsys)
+    assert "first" in run(expert, monkeypatch, capsys)
+    quick = [*QUICK.removesuffix(" warmstart.stop_tasks=2").split(), "rollout.num_tasks=2", "eval.greedy=false"]
+    assert "run: runs/nim" in run([*train, *quick, "agent.max_reply_tokens=8"], monkeypatch, capsys)
+    assert "draws" in run([*measure, "--tasks", "4"], monkeypatch, capsys)
+    assert {t.player for t in TrajectoryReader(Path("runs/nim/trajectories.jsonl.gz"))} == {"first", "second"}
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import pytest
+from gymnasium.wrappers import TimeLimit
 
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_episode
@@ -304,6 +306,29 @@ def test_the_wrong_number_of_parts_is_named(call: str, returned: object) -> None
         played()
 
 
+@pytest.mark.parametrize("returned", [None, ("a mug", 1.0, True, {})])
+def test_a_wrapper_that_sees_the_wrong_number_first_does_not_hide_it(returned: object) -> None:
+    """gymnasium unpacks what ``step`` returned before we do; the old API had four parts."""
+    env = TimeLimit(Short(info={"in": "step", "returns": returned}), 9)
+    start(env, Task("", "train", 0, "0"), 0)
+    with pytest.raises(ValueError, match=r"Short returned from step something else than a tuple \(observation, "):
+        step(env, "look")
+
+
+@pytest.mark.parametrize("error", [ValueError("too many values to unpack (expected 2)"), ValueError("no floor 9")])
+def test_what_a_world_s_own_code_raises_stays_as_it_is(error: ValueError) -> None:
+    env = Short(info={"in": ""})
+    start(env, Task("", "train", 0, "0"), 0)
+
+    def raises(action: str) -> Any:
+        raise error
+
+    env.step = raises  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=re.escape(str(error))) as caught:
+        step(env, "look")
+    assert caught.value is error
+
+
 @pytest.mark.parametrize("success", [0.5, -1, 1.0000001, 7])
 def test_a_success_between_or_beyond_is_refused(success: float) -> None:
     """It would count as a success."""
@@ -318,7 +343,8 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(
     name = f"offers_broken_{abs(hash(source))}"
     (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=rf"cannot import module '{name}' \(\w+Error: "):
+    place = "" if source.startswith("def") else rf" \({name}\.py, line 1\)"  # a syntax error's message has its own
+    with pytest.raises(ValueError, match=rf"cannot import module '{name}' \(\w+Error{place}: "):
         make_env(f"{name}:offers/Room-v0")
 
 
@@ -327,5 +353,5 @@ def test_a_world_that_cannot_be_made_is_one_sentence(monkeypatch: pytest.MonkeyP
         raise KeyError("LICENCE")
 
     monkeypatch.setattr(gymnasium, "make", made)
-    with pytest.raises(ValueError, match="'offers/Room-v0' could not be made: KeyError: 'LICENCE'"):
+    with pytest.raises(ValueError, match=r"made: KeyError \(test_offers\.py, line \d+\): 'LICENCE'"):
         make_env("offers/Room-v0")

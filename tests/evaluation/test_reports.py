@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +72,15 @@ def test_too_many_failed_episodes_are_told_by_the_first_reason() -> None:
     assert found.success.value == 1.0, "of those that count"
     assert found.too_many_errors(0.5) == ""
     assert found.too_many_errors(0.49).endswith(f"more than eval.max_error_share=0.49; the first: {found.first_error}")
+
+
+def test_episodes_that_could_not_begin_are_no_failures() -> None:
+    def played(*turns: int) -> Report:
+        return replace(report([False] * len(turns)), context_share=1.0, mean_turns=float(np.mean(turns)))
+
+    assert "no first prompt fits into the context: raise agent.max_context_tokens" in played(0, 0).too_many_errors(1.0)
+    assert played(0, 1).too_many_errors(1.0) == "", "some could, and a full context ended them"
+    assert replace(played(0, 0), context_share=0.0).too_many_errors(1.0) == ""
 
 
 def test_several_samples_a_task_are_one_observation() -> None:
@@ -159,6 +170,27 @@ def test_the_display_follows_a_run(terminal: bool) -> None:
     assert "2/4" in text
     assert "500 sampled tokens/s" in text
     assert "validation 25.0 %" in text
+
+
+@pytest.mark.parametrize(("terminal", "num", "shown"), [(False, 60, 20), (False, 3, 3), (False, 50, 25), (True, 60, 0)])
+def test_a_log_hears_of_the_updates_between_measurements(terminal: bool, num: int, shown: int) -> None:
+    """A terminal has a live panel; a file would say nothing until the end."""
+    out = io.StringIO()
+    display = LiveDisplay(Console(file=out, width=140, force_terminal=terminal, color_system=None), num, "title")
+    line = {"success": 0.5, "reward": 0.5, "entropy": 0.25, "invalid_share": 0.0}
+    for update in range(num):
+        display.update({**line, "update": update})
+    lines = out.getvalue().splitlines()
+    assert len(lines) == shown
+    if lines:
+        assert re.match(rf"  update +{num}/{num}  success 50.0 %  entropy 0.250  invalid 0.0 %", lines[-1])
+
+
+def test_an_unknown_success_is_told_as_such() -> None:
+    out = io.StringIO()
+    display = LiveDisplay(Console(file=out, width=140), 4, "title")
+    display.report(replace(report([True, False]), success=None, mean_return=1.5))
+    assert "mean return 1.500, 4 tasks. The world does not say what success is; env.success_threshold" in out.getvalue()
 
 
 def test_what_is_no_success_is_not_called_one() -> None:

@@ -442,7 +442,7 @@ def test_a_few_failed_episodes_are_counted_and_allowed(tmp_path: Path) -> None:
     model = scratch_folder(tmp_path / "model")
     found = evaluate(model, env=env, env_kwargs=moody, tasks=4, agent=agent, num_slots=1)
     assert (found.errors, found.num_episodes, found.mean_return) == (1, 3, 1.0)
-    assert found.first_error == "RuntimeError: the simulator is unwell"
+    assert re.fullmatch(r"RuntimeError \(worlds\.py, line \d+\): the simulator is unwell", found.first_error)
     for mark in marks.iterdir():
         mark.unlink()
     with pytest.raises(ValueError, match=r"1 of 4 episodes failed, .*max_error_share=0\.2; the first: RuntimeError"):

@@ -45,7 +45,7 @@ from turnwise.agents.seating import NO_IDS, CutShortError, Seat, TextEnv
 from turnwise.agents.wishes import Wishes
 from turnwise.agents.worldwork import Failure, WorldWork
 from turnwise.envs.interface import listed_actions
-from turnwise.errors import AgentError
+from turnwise.errors import AgentError, with_place
 from turnwise.models.drawing import LogitsError, Sampling
 from turnwise.models.engine import Engine, Reply
 from turnwise.seeds import mix
@@ -376,7 +376,7 @@ class Rollouts:
         if rollout.attempts == 1:
             self._queued.appendleft(rollout)
             return
-        reason = f"{type(error).__name__}: {error}"[:200]
+        reason = with_place(error)[:400]
         if rollout.episode is not None:
             yield from self._finished(rollout, "error", reason)
             return

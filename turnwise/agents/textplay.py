@@ -24,7 +24,7 @@ from turnwise.agents.episode import Episode, SuccessRule
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_out
 from turnwise.agents.seating import Seating, TextEnv
-from turnwise.errors import AgentError
+from turnwise.errors import AgentError, with_place
 from turnwise.seeds import mix
 from turnwise.trajectory import Trajectory
 
@@ -92,7 +92,7 @@ class _Worker:
             raise
         except (Exception, SystemExit) as error:  # whatever a third party's world raises, also where it would leave
             self.close()
-            return f"{type(error).__name__}: {error}"[:200]
+            return with_place(error)[:400]
         usage = sum((seat.agent.usage for seat in seats if isinstance(seat.agent, ChatAgent | RolesAgent)), Usage())
         found = episode.trajectories(end, reason, self.success)
         return Played(job, tuple(map(self.grade, found) if self.grade is not None else found), usage)

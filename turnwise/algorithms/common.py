@@ -97,14 +97,24 @@ class GroupCredit(AdvantageEstimator):
     def estimate(self, stream: Stream) -> Tensor:
         batch = stream.batch
         if self.stats == "rows":
-            per_row = self.compare(row_returns(stream), batch.group, batch.action_mask.sum(1))
+            per_row = self._compared(row_returns(stream), batch.group, batch.action_mask.sum(1))
         else:
             members = [(place, t) for place, group in enumerate(stream.samples.groups) for t in group.trajectories]
             totals = _doubles([stream.samples.rewards.total(n) for n in range(len(members))])
             group = torch.tensor([place for place, _ in members], dtype=torch.int64)
             lengths = torch.tensor([t.num_action_tokens for _, t in members], dtype=torch.int64)
-            per_row = self.compare(totals, group, lengths)[batch.trajectory]
+            per_row = self._compared(totals, group, lengths)[batch.trajectory]
         return per_row.float().unsqueeze(1) * batch.action_mask
+
+    def _compared(self, returns: Tensor, group: Tensor, lengths: Tensor) -> Tensor:
+        """Raises ValueError for advantages of another shape, which would be given to the wrong tokens."""
+        found = self.compare(returns, group, lengths)
+        if found.shape != returns.shape:
+            raise ValueError(
+                f"{self.compare} made advantages of shape {list(found.shape)} from {len(returns)} returns: expected "
+                "one for each"
+            )
+        return found
 
 
 class GroupAdvantage(GroupCredit):

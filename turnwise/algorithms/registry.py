@@ -62,9 +62,15 @@ def resolve(name: str) -> Algorithm:
 def build(config: Settings, run: RunInfo) -> Recipe:
     """The recipe of an algorithm's settings, ready for episodes that are played ahead where the run has them.
 
-    Raises ValueError for an algorithm that cannot be played ahead, and for votes beside what asks for labels.
+    Raises ValueError for an algorithm that makes none or cannot be played ahead, and for votes beside what asks for
+    labels.
     """
-    made = resolve(str(getattr(config, "type", ""))).recipe(config, run)
+    from turnwise.learning.recipe import Recipe  # here: a recipe brings torch
+
+    name = str(getattr(config, "type", ""))
+    made = resolve(name).recipe(config, run)
+    if not isinstance(made, Recipe):
+        raise ValueError(f"Algorithm {name!r}: recipe() returned {made!r}; expected a turnwise.learning.recipe.Recipe")
     if made.compares_answers:
         from turnwise.algorithms.votes import without_labels
 

@@ -5,6 +5,7 @@ endpoint.
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from turnwise.envs.tasks import TextEnv
 from turnwise.jsonfile import read_object
 from turnwise.learning.settings import laid_over
 from turnwise.models.adapters import check_use, load_start
+from turnwise.models.convert import NAMED, gguf_of
 from turnwise.models.engine import Engine, SlotEngine
 from turnwise.models.kinds import check_length, is_fast
 from turnwise.models.loading import end_ids, from_anywhere
@@ -319,8 +321,20 @@ def _run_of_one(name: str, who: str) -> RunDirectory | None:
 
 
 def open_run(target: str | Path) -> RunDirectory | None:
-    """The run at ``target``, if there is one."""
-    return RunDirectory.open(target) if (Path(target) / "config.yaml").is_file() else None
+    """The run at ``target``, if there is one. Raises ValueError as ``RunDirectory.find``."""
+    return RunDirectory.find(target)
+
+
+def check_player(name: str) -> None:
+    """Raise ValueError for a name that nobody can have: no scripted agent's, endpoint's, folder's or model's."""
+    if "/" in name or Path(name).exists() or scripted(name) or is_endpoint(name) or gguf_of(name):
+        return
+    near = difflib.get_close_matches(name, ("random", "expert", "expert:knowing", *NAMED), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"unknown agent {name!r}.{hint} Expected random, expert, expert:KIND, the folder of a run or of a model, a hub "
+        "name such as Qwen/Qwen2.5-0.5B-Instruct, or openai:MODEL@URL"
+    )
 
 
 def players(
@@ -341,6 +355,7 @@ def players(
     exported folder its agent settings; ``agent`` changes some of them. Raises ValueError for a target that is not
     there.
     """
+    check_player(str(target))
     found = scripted(str(target))
     if found is not None:
         if agent or checkpoint is not None:

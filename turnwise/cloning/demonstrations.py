@@ -7,7 +7,7 @@ how the expert recovers from a mistake. ``Demonstration.learn`` marks the expert
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,10 @@ from turnwise.agents.actions import written
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import TextEnv
-from turnwise.cloning.settings import WarmstartConfig
+from turnwise.cloning.settings import EXPERT, WarmstartConfig
 from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, shown_info, world_name
-from turnwise.envs.tasks import demonstrated, expert_of, no_exit, players_of, start, step
+from turnwise.envs.tasks import closed_after, demonstrated, expert_of, make_env, no_exit, players_of, start, step
+from turnwise.errors import place, with_place
 from turnwise.seeds import mix
 from turnwise.trajectory import Task
 
@@ -49,6 +50,10 @@ def shown_texts(shown: Demonstration, agent: AgentConfig) -> list[str]:
             about = tool["function"]
             texts.append(f"{about['name']}({', '.join(about['parameters']['properties'])}): {about['description']}")
     return [*texts, *(written(action, agent.action_format) for action in shown.actions)]
+
+
+HOPELESS = 1000
+"""So many tasks an expert may lose before its first win. Splits are long: all of one may take hours."""
 
 
 class ToldExpert:
@@ -166,6 +171,29 @@ def demonstrations(
         yield from (kept[int(place)] for place in rng.permutation(len(kept)))
 
 
+def cloned_tasks(clone: WarmstartConfig | None, env: TextEnv, name: str) -> list[Sequence[Task]]:
+    """The tasks of a run's world whose expert is cloned; its tasks call it ``name``.
+
+    They are of ``warmstart.env`` too, where that is the same world under another id. Those of another world are none of
+    this one's. Of stored episodes the tasks are proven apart where they are read. Raises ValueError where two worlds
+    are cloned whose tasks cannot be told apart.
+    """
+    if clone is None or clone.source != EXPERT:
+        return []
+    found = [demonstrated(env, clone.split)] if clone.is_own else []
+    if clone.env is not None:
+        with closed_after(make_env(clone.env, **clone.env_kwargs)) as world:
+            others = demonstrated(world, clone.split)
+            same = others[0].env == name
+            if same and clone.is_own:
+                raise ValueError(
+                    f"warmstart.env={clone.env} has the tasks of the run's own world, {name}, so that the two cannot "
+                    "be told apart: leave warmstart.own_share out, or warmstart.env"
+                )
+            found += [others] if same else []
+    return found
+
+
 def check_stop_split(env: TextEnv, config: WarmstartConfig) -> None:
     """Raises ValueError where success would be measured on the demonstrated tasks: both splits may mean train."""
     watched = demonstrated(env, config.split)[0].split
@@ -176,22 +204,39 @@ def check_stop_split(env: TextEnv, config: WarmstartConfig) -> None:
         )
 
 
+def _demonstrate(
+    env: TextEnv, task: Task, config: WarmstartConfig, seed: int, rule: SuccessRule | None
+) -> list[Demonstration]:
+    """As ``demonstrate``. Raises ValueError for whatever a user's world or expert raises, with its place there."""
+    try:
+        return demonstrate(env, task, config, seed, rule)
+    except Exception as error:
+        if not place(error):
+            raise
+        raise ValueError(
+            f"the {config.expert} expert of {world_name(env)} cannot demonstrate task {task.index} of {task.split!r}: "
+            f"{with_place(error)}. Mend the world, or its expert's act()"
+        ) from error
+
+
 def _fresh_demonstrations(
     env: TextEnv, config: WarmstartConfig, seed: int, rule: SuccessRule | None
 ) -> Iterator[Demonstration]:
     """Demonstrations of the split's tasks, in a new order for each pass, without end."""
     tasks = demonstrated(env, config.split)
-    passes = 0
+    passes, lost = 0, 0  # ``lost``: tasks before the first that is won
     while True:
         order = np.random.default_rng(mix("demonstrations", seed, passes)).permutation(len(tasks))
-        found = False
-        for place in order:
-            for shown in demonstrate(env, tasks[int(place)], config, mix("episode", seed, passes, int(place)), rule):
+        for index in order:
+            for shown in _demonstrate(env, tasks[int(index)], config, mix("episode", seed, passes, int(index)), rule):
                 if shown.success or not config.only_successes:
-                    found = True
+                    lost = -1
                     yield shown
-        if not found:
-            raise ValueError(
-                f"the {config.expert} expert won none of the {len(tasks)} tasks of {config.split!r}: nothing to clone"
-            )
+            lost += lost >= 0
+            if lost == min(len(tasks), HOPELESS):
+                raise ValueError(
+                    f"the {config.expert} expert of {world_name(env)} won none of {lost:,} of the {len(tasks):,} tasks "
+                    f"of {config.split!r}: nothing to clone. With less noise (warmstart.noise=0) it may win; "
+                    "warmstart.only_successes=false clones what it lost"
+                )
         passes += 1

@@ -23,6 +23,7 @@ from turnwise.agents.seating import ModelAgent, Seat, Seating, TextEnv
 from turnwise.cloning.demonstrations import NOT_LOST, ToldExpert, expert_for
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.envs.interface import world_name
+from turnwise.errors import with_place
 from turnwise.models.engine import Reply
 from turnwise.seeds import mix
 from turnwise.trajectory import Fork, Trajectory, Turn
@@ -154,7 +155,7 @@ class _Replay:
             raise ValueError(
                 f"the {taker.config.expert} expert of {world_name(taker.env)} cannot take over an episode of task "
                 f"{episode.task.index} of {episode.task.split!r}, in which {self._turn} turns were not its own "
-                f"({type(error).__name__}: {error}): mend its act(), or warmstart.takeovers=null"
+                f"({with_place(error)}): mend its act(), or warmstart.takeovers=null"
             ) from error
 
     def _act(self, action: str) -> None:

@@ -150,11 +150,10 @@ def _below(found: OwnBench) -> list[str]:
 
 
 def quiet() -> None:
-    """Switch off the loading bars of transformers, but not its warnings; print our own warnings as one sentence."""
+    """Switch off the loading bars of transformers, but not its warnings."""
     import warnings
 
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    warnings.formatwarning = lambda message, *where, **more: f"Warning: {message}\n"

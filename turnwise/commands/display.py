@@ -133,14 +133,24 @@ class LiveDisplay:
         self.curve.append(record["success"] if record["success"] is not None else record["reward"])
         if "eval_success" in record:
             self.evaluations.append((done, record["eval_success"]))
+        if "eval_success" in record or (self._plain and self._is_due(done)):
             self._say(self._line(record))
         for event in record.get("events", ()):
             self.warnings.append((done, event["name"]))
             self._say(f"  [yellow]{event['name']}[/yellow]  update {done}: {event['diagnosis']}. {event['advice']}")
 
+    def _is_due(self, done: int) -> bool:
+        """Whether a log, which has no live panel, gets a line of this update: some twenty of a run, and the last."""
+        return done == self.num_updates or done % max(1, self.num_updates // 20) == 0
+
     def report(self, report: Report) -> None:
         if report.success is not None:
             self._say(f"  {report.name:<8} success {estimate_text(report.success)}, {report.success.num} tasks")
+        elif report.num_episodes:
+            self._say(
+                f"  {report.name:<8} mean return {number_text(report.mean_return)}, {report.num_tasks} tasks. The "
+                "world does not say what success is; env.success_threshold does"
+            )
 
     def render(self) -> RenderableType:
         """The live panel as it is now."""
@@ -199,9 +209,10 @@ class LiveDisplay:
         goal = "reward" if record["success"] is None else "success"  # not every world says what success is
         told = partial(number_text, digits=2) if goal == "reward" else share_text
         entropy = UNKNOWN if record["entropy"] is None else f"{record['entropy']:.3f}"
+        validation = f"validation {told(record['eval_success'])}  " if "eval_success" in record else ""
         return (
             f"  update {record['update'] + 1:>4}/{self.num_updates}  {goal} {told(record[goal])}  "
-            f"validation {told(record['eval_success'])}  entropy {entropy}  "
+            f"{validation}entropy {entropy}  "
             f"invalid {share_text(record['invalid_share'])}  {self.clock() - self.started:.0f} s"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -60,10 +61,13 @@ def settings_table(section: str) -> Table:
         from turnwise.algorithms.description import describe  # here: it brings torch
 
         rows += [(f"algorithm.{s.name}", s.default, s.meaning) for s in describe(DEFAULT_ALGORITHM).settings]
-    rows = [row for row in rows if row[0].startswith(section)]
+    known, rows = rows, [row for row in rows if row[0].startswith(section)]
     if not rows:
+        names = {".".join(name.split(".")[: section.count(".") + 1]) for name, _, _ in known}
+        near = difflib.get_close_matches(section, sorted(names), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"no settings under {section!r}: try env, model, agent, warmstart, algorithm, rewards, optimizer, eval"
+            f"no settings under {section!r}.{hint} Try env, model, agent, warmstart, algorithm, optimizer, eval"
         )
     for name, default, meaning in rows:
         table.add_row(*_cells(name, str(default), meaning))

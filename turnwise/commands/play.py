@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from turnwise.agents.acting import as_player
-from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import HumanAgent, play_episode, scripted
 from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted, Seating
-from turnwise.assembly.players import open_run, players
+from turnwise.assembly.players import players
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import make_env, panel
 from turnwise.models.drawing import Sampling
@@ -43,9 +41,12 @@ def play(
     if task >= len(tasks):
         raise ValueError(f"split {split!r} has {len(tasks)} tasks: --task is at most {len(tasks) - 1}")
     human = Scripted("human", lambda env, seed: HumanAgent(lambda text, info: _ask(console, text, info)))
-    learners = {"": human} if agent == "human" else _agents(agent, env, temperature)
+
+    def named(name: str) -> dict[str, AnyAgent]:
+        return {"": human} if name == "human" else _agents(name, env, temperature)
+
     alone = capability(env, HasPlayers) is None or opponent == "self"
-    others = None if alone else _agents(opponent, env, temperature)
+    learners, others = named(agent), None if alone else named(opponent)
     last = [""]
     try:
         played, *_ = play_episode(
@@ -71,11 +72,6 @@ def _agents(name: str, env: Any, temperature: float) -> dict[str, AnyAgent]:
     found = scripted(name)
     if found is not None:
         return {"": found}
-    if not is_endpoint(name) and open_run(name) is None and not Path(name).exists() and "/" not in name:
-        raise ValueError(
-            f"unknown agent {name!r}: expected human, random, expert, expert:knowing, the folder of a run or of a "
-            "model, a hub name such as Qwen/Qwen2.5-0.5B-Instruct, or openai:MODEL@URL"
-        )
     made = players(name, env, num_slots=2)
     sampling = Sampling(temperature)
     return {role: as_player(who, sampling) if isinstance(who, ModelAgent) else who for role, who in made.items()}

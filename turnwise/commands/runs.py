@@ -95,7 +95,7 @@ def rejudge(
     ] = None,
     rubric: Annotated[str | None, typer.Option(help="Another rubric, a YAML file.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Another judge, openai:MODEL[@URL]. MODEL decides which verdicts are known.")
+        str | None, typer.Option(help=r"Another judge, openai:MODEL\[@URL]. MODEL decides which verdicts are known.")
     ] = None,
     functions: Annotated[
         list[str] | None, typer.Option("--functions", help="Other functions, MODULE:NAME; may be repeated.")

@@ -361,7 +361,7 @@ def check_warmstart(clone: WarmstartConfig, env: EnvConfig, measured: EvalConfig
     for name in own:
         if getattr(clone, name) == measured.test_split:
             raise ValueError(f"warmstart.{name} is the test split {measured.test_split!r}: it must stay unseen")
-    if clone.env == env.id:
+    if clone.env is not None and clone.env.rpartition(":")[2] == env.id.rpartition(":")[2]:  # with its module, or not
         raise ValueError("warmstart.env is the run's own world: leave it out, so that splits are proven apart")
     if clone.is_own and clone.split == measured.split and measured.every:
         raise ValueError(f"warmstart.split and eval.split are both {clone.split!r}: choose two")

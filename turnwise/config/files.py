@@ -129,7 +129,10 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:
     """The content of a file, and whether it comes with turnwise."""
     path = Path(name)
-    if path.suffix not in CONFIG_SUFFIXES and not _is_file(path):
+    if path.suffix in CONFIG_SUFFIXES and not _is_file(path):
+        near = difflib.get_close_matches(str(path), _files_beside(path), n=1, cutoff=0.6)
+        raise ValueError(f"there is no file {str(name)!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    if not _is_file(path):
         path = config_folder() / f"{name}.yaml"
     if not _is_file(path):
         near = difflib.get_close_matches(str(name), shipped_configs(), n=1, cutoff=0.4)
@@ -149,7 +152,19 @@ def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
     """YAML as Python values: read, not changed. Files extend each other, and the parser takes 10 ms a file."""
-    return yaml.safe_load(text)
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that a section has twice, of which YAML would drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _is_file(path: Path) -> bool:
@@ -158,6 +173,13 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def _files_beside(path: Path) -> list[str]:
+    try:
+        return [str(found) for found in path.parent.iterdir() if found.suffix in CONFIG_SUFFIXES and found.is_file()]
+    except (OSError, ValueError):  # no folder, or a name that none can have
+        return []
 
 
 def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

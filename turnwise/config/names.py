@@ -38,8 +38,10 @@ def explained(problem: Any, whole: type[BaseModel], algorithm: object = None) ->
         if moved := MOVED.get(shown.rpartition(".")[2] if shown.startswith("algorithm") else shown):
             return f"{shown} has moved: {moved}"
         return f"Unknown setting {shown!r}.{_nearest(shown, whole, algorithm)}"
+    if problem["type"] == "model_type":
+        return f"{shown} is a section of settings, {shown}.NAME=VALUE; got {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] in ("value_error", "model_type", "union_tag_invalid", "union_tag_not_found"):
+    if problem["type"] in ("value_error", "union_tag_invalid", "union_tag_not_found"):
         return f"{shown}: {message}" if shown else message
     return f"{shown}: {message}; got {problem['input']!r}"
 

@@ -141,7 +141,7 @@ class EvalConfig(Section):
     test_split: str | None = Field(
         "test", description="panel measured before and after training; None: no such measurement"
     )
-    test_tasks: int = Field(256, ge=1, description="tasks of the test panel")
+    test_tasks: int = Field(256, ge=1, description="tasks of the test panel, at most")
     samples: int = Field(1, ge=1, description="sampled episodes per task")
     greedy: bool = Field(True, description="measure greedy decoding as well as sampling, before and after training")
     max_error_share: float = Field(

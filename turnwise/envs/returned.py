@@ -27,6 +27,12 @@ _PARTS = {
 }
 
 
+def unfitting(env: TextEnv, call: str, why: str) -> ValueError:
+    """Of something that could not even be looked at, because a wrapper failed on it: ``why``."""
+    parts = ", ".join(_PARTS[call])
+    return ValueError(f"{world_name(env)} returned from {call} something else than a tuple ({parts}): {why}")
+
+
 def check_parts(env: TextEnv, call: str, returned: object) -> tuple[Any, ...]:
     """What ``reset`` or ``step`` (``call``) returned, which must be a tuple of the length that gymnasium defines."""
     if not isinstance(returned, tuple) or len(returned) != len(_PARTS[call]):

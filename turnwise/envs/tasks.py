@@ -33,7 +33,8 @@ from turnwise.envs.interface import (
     fitting,
     world_name,
 )
-from turnwise.envs.returned import check_parts, check_seen, check_step, check_tasks, check_turn
+from turnwise.envs.returned import check_parts, check_seen, check_step, check_tasks, check_turn, unfitting
+from turnwise.errors import place, with_place
 from turnwise.trajectory import Task
 
 __all__ = [
@@ -96,7 +97,7 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
         except WorldExitError:
             raise
         except Exception as error:  # a module of the user's: it may fail in any way
-            told = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            told = str(error) if isinstance(error, ImportError) else with_place(error)
             raise ValueError(f"environment {env_id!r}: cannot import module {module!r} ({told})") from error
     if name not in gymnasium.registry:
         if is_given(name):
@@ -122,7 +123,7 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
     except (ValueError, OSError, RuntimeError):  # as the world words it
         raise
     except Exception as error:  # whatever else a third party's world raises
-        raise ValueError(f"environment {name!r} could not be made: {type(error).__name__}: {error}") from error
+        raise ValueError(f"environment {name!r} could not be made: {with_place(error)}") from error
 
 
 def maker(env_id: str, **kwargs: Any) -> Callable[[], TextEnv]:
@@ -265,6 +266,10 @@ def step(env: TextEnv, action: str, players: Collection[str] = ()) -> tuple[str,
         returned: Any = env.step(action)
     except SystemExit as error:  # not no_exit: this is the inner loop
         raise WorldExitError(f"{world_name(env)} called sys.exit({error.code!r}) in step: SystemExit") from error
+    except (TypeError, ValueError) as error:
+        if "unpack" in str(error) and not place(error):  # by a wrapper of gymnasium, which sees it first
+            raise unfitting(env, "step", str(error)) from error
+        raise
     return _taken(env, returned, players)
 
 

@@ -102,7 +102,11 @@ class EvaluationFile:
         if not self.path.exists():
             made = {"format": FORMAT, "version": VERSION, "complete": False, "asked": dict(asked)}
             made |= {"provenance": about(), "targets": [], "pooled": {}, "usage": {}, "spent": None, "cost": None}
-            write_json(self.path, made)
+            try:
+                write_json(self.path, made)
+            except OSError as error:
+                told = f"no file can be made at {self.path} ({error.strerror}): choose another --out"
+                raise ValueError(told) from error
         raw = _raw(self.path)
         _same(self.path, raw["asked"], json.loads(json.dumps(asked)))
         self.episodes_path.touch()

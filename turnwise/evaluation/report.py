@@ -69,8 +69,14 @@ class Report:
         return sum(map(len, self.outcomes))
 
     def too_many_errors(self, max_error_share: float) -> str:
-        """An error message where too many episodes failed, with the first reason; ``""`` where few enough did."""
+        """An error message where too many episodes failed, with the first reason, or none could begin; else ``""``."""
         played = self.num_episodes + self.errors
+        if self.num_episodes and self.context_share == 1 and not self.mean_turns:
+            return (
+                f"{self.name} on {self.env} {self.split}: no episode could begin, since no first prompt fits into the "
+                "context: raise agent.max_context_tokens, which holds agent.max_reply_tokens too, or the context of "
+                "the server"
+            )
         if self.num_episodes and self.errors <= max_error_share * played:
             return ""
         if not played:

@@ -10,7 +10,7 @@ from typing import Any
 from turnwise.agents.chat_client import REACHED, EndpointConfig
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
-from turnwise.assembly.players import WhichCheckpoint, open_run
+from turnwise.assembly.players import WhichCheckpoint, check_player, open_run
 from turnwise.cloning.settings import EXPERT
 from turnwise.config.checks import check_places
 from turnwise.config.files import changed_grading, parse_section
@@ -65,6 +65,10 @@ class Asked:
     max_error_share: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("tasks", "samples", "num_slots"):
+            given = getattr(self, name)
+            if given is not None and (not isinstance(given, int) or given < 1):
+                raise ValueError(f"{name}={given!r}: expected a whole number of at least 1")
         check_places(self.shards, self.ray, self.device)
         if self.ray is not None:
             check_installed()
@@ -118,6 +122,7 @@ class Subject:
     def of(cls, target: str, asked: Asked) -> Subject:
         place, checkpoint = _checkpoint_in(target, asked.checkpoint)
         run = open_run(place)
+        check_player(place)
         config = run.config() if run else None
         same_env = config is not None and asked.env in (None, config.env.id)
         where = config.env if config is not None and same_env else EnvConfig(id=asked.env or EnvConfig().id)

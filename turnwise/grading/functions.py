@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.errors import AgentError
+from turnwise.errors import AgentError, with_place
 from turnwise.trajectory import Trajectory
 
 _EXPECTED = "expected a function of episode and task that returns a finite number"
@@ -80,7 +80,7 @@ def _imported(name: str) -> Callable[[Trajectory, Mapping[str, Any]], Any]:
         for part in attribute.split("."):
             found = getattr(found, part)
     except Exception as error:  # a module of the user's: it may fail in any way
-        told = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        told = str(error) if isinstance(error, ImportError | AttributeError) else with_place(error)
         raise ValueError(f"rewards.functions: {name!r} cannot be imported as module:name ({told})") from error
     if not callable(found):
         raise ValueError(f"rewards.functions: {name} is a {type(found).__name__}; {_EXPECTED}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.agents.worldwork import Order, WorldThreads
-from turnwise.errors import AgentError
+from turnwise.errors import AgentError, with_place
 from turnwise.grading.functions import EventLoop, RewardFunction
 from turnwise.grading.judge import Judge
 from turnwise.grading.settings import GradingConfig
@@ -64,7 +64,7 @@ class Grader:
             except AgentError:
                 raise
             except (Exception, SystemExit) as error:  # whatever a function of the user's raises, also where it leaves
-                raise RuntimeError(f"{function.name} raised {type(error).__name__}: {error}") from error
+                raise RuntimeError(f"{function.name} raised {with_place(error)}") from error
         if self.judge is not None:
             judge = self.judge.name
             judged, verdict = self.judge.grades(episode, task)

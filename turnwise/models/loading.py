@@ -162,7 +162,7 @@ def place(path: str | Path, dtype: DType = "auto") -> str:
     folder = Path(name).expanduser()
     if (folder / ADAPTER_FILE).is_file():
         raise _adapter(name, _base_name(folder))
-    if folder.is_dir() or name.startswith((".", "/", "~")):
+    if folder.exists() or name.startswith((".", "/", "~")):
         if not (folder / "config.json").exists():
             raise ValueError(f"no model at {name!r}: expected a Hugging Face folder with config.json")
         return str(folder)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class TrajectoryReader:
         """Of some ``updates`` (None: all) the trajectories whose record has the string ``containing``.
 
         Other members are not decompressed, other records not decoded. Raises ValueError that names the byte where the
-        file is not what it should be.
+        file is not what it should be. Warns of an incomplete member at the end.
         """
         end, sought = 0, json.dumps(containing)[1:-1].encode()
         for member in _members(self.path):
@@ -114,6 +115,12 @@ class TrajectoryReader:
             if updates is None or member.update in updates:
                 yield Flush(member.update, tuple(_trajectories(self.path, member, sought)), end)
         self.torn_bytes = self.path.stat().st_size - end
+        if self.torn_bytes:
+            warnings.warn(
+                f"the last {self.torn_bytes:,} bytes of {self.path} are no whole update (cut short, or still being "
+                "written) and are left out",
+                stacklevel=2,
+            )
 
     def __iter__(self) -> Iterator[Trajectory]:
         for flush in self.flushes():

@@ -13,6 +13,7 @@ changes.jsonl      settings that were changed at a resume, and after which updat
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import platform
@@ -81,8 +82,22 @@ class RunDirectory:
         """An existing run. Raises ValueError where there is none."""
         run = cls(path)
         if not (run.path / "config.yaml").is_file():
-            raise ValueError(f"no run at {run.path}: expected a folder with config.yaml, as `turnwise train` makes it")
+            near = difflib.get_close_matches(run.path.name, _runs_beside(run.path), n=1)
+            hint = f". Did you mean {run.path.with_name(near[0])}?" if near else ""
+            raise ValueError(
+                f"no run at {run.path}: expected a folder with config.yaml, as `turnwise train` makes it{hint}"
+            )
         return run
+
+    @classmethod
+    def find(cls, path: str | Path) -> RunDirectory | None:
+        """The run at ``path``, if there is one; None for what may be something else, such as a model.
+
+        Raises ValueError where nothing is at ``path``, in a folder of runs: a hub would be asked for it in vain.
+        """
+        place = Path(path)
+        misspelt = len(place.parts) > 1 and not place.exists() and _runs_beside(place)
+        return cls.open(place) if misspelt or (place / "config.yaml").is_file() else None
 
     def config(self) -> RunConfig:
         """The run's configuration, read once. Raises ValueError where it cannot be read."""
@@ -236,6 +251,13 @@ class RunDirectory:
     @property
     def has_checkpoint(self) -> bool:
         return bool(self.checkpoints.updates())
+
+
+def _runs_beside(path: Path) -> list[str]:
+    """The names of the runs in the folder that ``path`` would be in."""
+    if not path.parent.is_dir():
+        return []
+    return sorted(each.name for each in path.parent.iterdir() if (each / "config.yaml").is_file())
 
 
 def _check_format(made: Path) -> None:

@@ -25,6 +25,7 @@ from turnwise.agents.toolcalls import DIALECTS, Tools
 from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import close
+from turnwise.errors import with_place
 from turnwise.runs.directory import RunDirectory
 from turnwise.runs.exporting import chat_of
 from turnwise.runs.trajectories import Selection, Stored, episode_of, find, run_of, select
@@ -141,7 +142,7 @@ class Reproducer:
             episode = Episode(self._env, job, self.config.seed, seats)
             end, reason = play_out(episode)
         except (Exception, SystemExit) as error:  # whatever a third party's world raises
-            end, reason = "error", f"{type(error).__name__}: {error}"[:200]
+            end, reason = "error", with_place(error)[:400]
             close(self._env)
             self._env = self.config.env.make()
         if episode is None:

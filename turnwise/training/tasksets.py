@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from turnwise.cloning.settings import EXPERT, WarmstartConfig
+from turnwise.cloning.demonstrations import cloned_tasks
+from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.sections import EvalConfig
 from turnwise.envs.interface import Panel
-from turnwise.envs.tasks import TextEnv, closed_after, demonstrated, make_env, panel
+from turnwise.envs.tasks import TextEnv, panel
 from turnwise.seeds import mix
 from turnwise.trajectory import Task
 
@@ -72,23 +73,10 @@ def open_panels(
     train = panel(env, split)
     validation = _subset(panel(env, measured.split), measured.tasks) if measured.every else []
     test = _subset(panel(env, measured.test_split), measured.test_tasks) if measured.test_split else []
-    prove_disjoint([train, *_cloned(clone, env)], [validation, test])
+    prove_disjoint([train, *cloned_tasks(clone, env, train[0].env)], [validation, test])
     if len(train) < num_tasks:
         raise ValueError(f"split {split!r} has {len(train)} tasks, fewer than rollout.num_tasks={num_tasks}")
     return Panels(train, validation, test)
-
-
-def _cloned(clone: WarmstartConfig | None, env: TextEnv) -> list[Sequence[Task]]:
-    """This world's tasks whose expert is cloned: none where another world alone is.
-
-    Tasks of stored episodes are proven apart where they are read, before they are cloned.
-    """
-    if clone is None or clone.source != EXPERT:
-        return []
-    if clone.env is not None:
-        with closed_after(make_env(clone.env, **clone.env_kwargs)) as world:
-            demonstrated(world, clone.split)
-    return [demonstrated(env, clone.split)] if clone.is_own else []
 
 
 def _subset(tasks: Sequence[Task], num: int) -> list[Task]:

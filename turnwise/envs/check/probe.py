@@ -17,6 +17,7 @@ from turnwise.childprocess import EnvRaisedError
 from turnwise.envs.interface import Expert, HasExpert, HasTasks, Info, are_names, capability
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, expert_of, maker, panel, start
+from turnwise.errors import place
 from turnwise.trajectory import Task
 
 Outcome = Literal["passed", "failed", "skipped"]
@@ -247,11 +248,11 @@ def shown(value: object, length: int = 60) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception in one line: ``RuntimeError: the simulator died``. For another process, what was raised there."""
+    """An exception in one line: ``RuntimeError (lift.py, line 26): stuck``. For another process, that of there."""
     kind, message = type(error).__name__, str(error)
     if isinstance(error, EnvRaisedError):
         kind, message = error.type_name, error.message
-    return ": ".join([kind, *message.strip().splitlines()[:1]])
+    return ": ".join([kind + place(error), *message.strip().splitlines()[:1]])
 
 
 def _apart(one: object, other: object) -> str:

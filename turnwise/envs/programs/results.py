@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import traceback
 from dataclasses import dataclass
 from typing import Any
+
+from turnwise.errors import with_place
 
 _RETURNS = "return the reward: a number, or {'reward': number, 'success': True or False, 'score': number in [0, 1]}"
 
@@ -68,9 +68,4 @@ def _share(found: Any) -> bool:
 
 def raised(name: str, error: BaseException) -> str:
     """Which error ended the program, and where in its own code."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    own = next(
-        (f for f in reversed(frames) if "site-packages" not in f.filename and "/lib/python" not in f.filename), None
-    )
-    place = f" ({os.path.basename(own.filename)}, line {own.lineno})" if own else ""
-    return f"{name} raised {type(error).__name__}{place}: {error}"
+    return f"{name} raised {with_place(error)}"

@@ -36,7 +36,7 @@ from functools import cached_property
 from typing import IO, Any, Protocol
 
 from turnwise.envs.programs.results import Outcome, outcome_of, raised
-from turnwise.errors import AgentError
+from turnwise.errors import AgentError, with_place
 
 BLOCKED_S = 16.0
 """Seconds without a heartbeat after which the event loop counts as blocked."""
@@ -102,7 +102,7 @@ def program_of(run: str, env: Sequence[str] = ()) -> Program:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module of the user's: it may fail in any way
-        told = str(error) if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        told = str(error) if isinstance(error, ImportError | AttributeError) else with_place(error)
         raise ValueError(
             f"program {run!r} cannot be imported as module:function ({told}); a command line holds a space, such as "
             '"python my_cli.py"'
