@@ -27,7 +27,7 @@ from turnwise.config.checks import check_own
 from turnwise.config.files import parse_section
 from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, capability, instructions_of, speaks_in_roles
-from turnwise.envs.tasks import TextEnv
+from turnwise.envs.tasks import TextEnv, players_of
 from turnwise.jsonfile import read_object
 from turnwise.learning.settings import laid_over
 from turnwise.models.adapters import check_use, load_start
@@ -82,11 +82,14 @@ def opponents(
     threads: int | None = None,
     device: str = "cpu",
     asked: EndpointConfig | None = None,
+    shards: int | None = None,
 ) -> dict[str, AnyAgent] | None:
-    """Who has the seats of a game that learners leave; None for ``self``, and in a world of one player."""
+    """Who has the seats of a game that learners leave, as of ``players``; None for ``self``, and in a world of one
+    player.
+    """
     if name == "self" or capability(env, HasPlayers) is None:
         return None
-    return players(name, env, num_slots=num_slots, threads=threads, device=device, asked=asked)
+    return players(name, env, num_slots=num_slots, threads=threads, device=device, asked=asked, shards=shards)
 
 
 def load_policies(
@@ -333,13 +336,16 @@ def players(
     threads: int | None = None,
     device: str = "cpu",
     asked: EndpointConfig | None = None,
+    shards: int | None = None,
 ) -> dict[str, AnyAgent]:
     """Who plays, by role or player (``""``: every one).
 
     ``target`` is ``random``, ``expert[:KIND]``, a run folder, a model folder or hub name, or ``openai:MODEL[@URL]``,
     which is asked as ``asked`` says. A run brings its agent settings and the checkpoint that it names best or last, an
-    exported folder its agent settings; ``agent`` changes some of them. Raises ValueError for a target that is not
-    there.
+    exported folder its agent settings; ``agent`` changes some of them. A model has as many of ``num_slots`` as fit into
+    the free memory. ``shards`` are processes of this machine that play in the place of this one, with weights of their
+    own and all of the slots; 0: on other machines, None: this process plays. Raises ValueError for a target that is not
+    there, and where nothing fits.
     """
     found = scripted(str(target))
     if found is not None:
@@ -354,15 +360,17 @@ def players(
     settings = agent_settings(target, run.config().agent if run else None, agent or {}, speaks_in_roles(env))
     examples = examples_of(target, settings, agent or {}, lambda: env)
     shown: dict[str, Any] = {"examples": examples, "instructions": instructions_of(env)}
+    room: dict[str, Any] = {"device": device, "shards": shards, "players": max(1, len(players_of(env)))}
     if run is None:
-        num_slots = _fitting_slots(PretrainedModelConfig(path=str(target)), None, settings, num_slots, device)
+        num_slots = _fitting_slots(PretrainedModelConfig(path=str(target)), None, settings, num_slots, **room)
         policies = {"": Policy.load(target, lora=None, device=device)}
     else:
         config = run.config()
         chosen = config.keep_checkpoint if checkpoint is None else checkpoint
-        num_slots = _fitting_slots(config.model, config.lora, settings, num_slots, device)
+        num_slots = _fitting_slots(config.model, config.lora, settings, num_slots, **room)
         policies = load_policies(run, sides_of(env, config.game, config.env.id), chosen, device)
     made: dict[str, AnyAgent] = {}
+    shown["packed_weights"] = "auto" if shards is None else False
     for side, policy in policies.items():
         name = f"{target}#{side}" if side else str(target)
         made[side] = model_agent(policy, settings, num_slots=num_slots, threads=threads, name=name, **shown)
@@ -370,16 +378,29 @@ def players(
 
 
 def _fitting_slots(
-    model: ModelConfig, lora: LoRAConfig | None, settings: AgentConfig, num_slots: int, device: str
+    model: ModelConfig,
+    lora: LoRAConfig | None,
+    settings: AgentConfig,
+    num_slots: int,
+    *,
+    device: str,
+    shards: int | None,
+    players: int,
 ) -> int:
-    """As many of ``num_slots`` as fit into the free memory. Raises ValueError where none does."""
+    """As many of ``num_slots`` as fit into the free memory. Raises ValueError where those of one episode do not."""
     try:
         shape, second = shape_of(model, lora, device), second_bytes(settings, device)
     except ValueError:
         return num_slots  # whoever loads it says what is wrong
-    packed = is_packed("auto", shape, device)
     demand = Demand(
-        settings.max_context_tokens, num_slots, prompt_tokens(settings), device=device, second=second, packed=packed
+        settings.max_context_tokens,
+        num_slots,
+        prompt_tokens(settings),
+        device=device,
+        second=second,
+        packed=shards != 0 and is_packed("auto", shape, device),
+        shards=shards or 0,
+        players=players,
     )
     return fitting(shape, demand).num_slots
 

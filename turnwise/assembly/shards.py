@@ -86,6 +86,11 @@ def is_sharded(rollout: RolloutConfig, ray: RayConfig | None) -> bool:
     return in_shards(rollout, ray)
 
 
+def shares_memory(ray: RayConfig | None) -> bool:
+    """Whether shards are in the main memory of this machine."""
+    return ray is None or (ray.address == "local" and not ray.gpus_per_shard)
+
+
 def check_shards(
     world: TextEnv, env: EnvConfig, rollout: RolloutConfig, game: GameConfig | None, ray: RayConfig | None
 ) -> None:
