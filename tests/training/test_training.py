@@ -163,7 +163,7 @@ def trainer(path: Path, *settings: str) -> Trainer:
 def test_a_sampler_with_other_weights_stops_the_run(tmp_path: Path) -> None:
     made = trainer(tmp_path / "run")
     made.step()
-    _, target = next(iter(made.sides[0].policy._adapted.values()))
+    _, target = next(iter(made.sides[0].policy._copy.layers.values()))
     with torch.no_grad():
         target.weight.add_(0.05)  # the sampler drifts away from what its hash says
     with pytest.raises(DisagreementError, match="disagree on the log-probs"):
