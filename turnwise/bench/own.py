@@ -21,7 +21,8 @@ from turnwise.assembly.run import Assembly
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import Script, race
 from turnwise.clock import STAGES
-from turnwise.config.files import override, parse_config, target_config
+from turnwise.config.files import parse_config, target_config
+from turnwise.config.overrides import override
 from turnwise.config.sections import RolloutConfig
 from turnwise.models.engine import EngineCounts
 from turnwise.models.loading import check_device
