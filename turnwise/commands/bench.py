@@ -153,8 +153,7 @@ def quiet() -> None:
     """Switch off the loading bars of transformers, but not its warnings; print our own warnings as one sentence."""
     import warnings
 
-    import transformers
+    from turnwise.models.loading import without_bars
 
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    without_bars()
     warnings.formatwarning = lambda message, *where, **more: f"Warning: {message}\n"
