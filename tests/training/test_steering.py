@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 
 from tests.faults.runs import assert_same, config, trainer
 from turnwise.agents.decoding import STEERING_FILE, DecodingConfig, FloorConfig
-from turnwise.assembly.players import agent_settings, frozen_policy, model_agent, with_decoding_from_anywhere
+from turnwise.assembly.agent_files import agent_settings, with_decoding_from_anywhere
+from turnwise.assembly.frozen import frozen_policy
+from turnwise.assembly.players import model_agent
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.settling import sampling_of
 from turnwise.assembly.steering import keep_vector

@@ -11,7 +11,7 @@ import torch
 
 import turnwise
 from tests.training.tiny import MODEL, StopAfter, StopError, timeless
-from turnwise.assembly.players import load_policies
+from turnwise.assembly.policies import load_policies
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from turnwise.algorithms.registry import build
-from turnwise.assembly.players import second_bytes
+from turnwise.assembly.frozen import second_bytes
 from turnwise.assembly.shards import is_sharded, shares_memory
 from turnwise.assembly.teachers import teacher_bytes
 from turnwise.config.schema import RunConfig

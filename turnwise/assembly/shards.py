@@ -15,7 +15,7 @@ from turnwise.agents.opening import Example
 from turnwise.agents.playing import Playing
 from turnwise.assembly.collecting import Cast
 from turnwise.assembly.learners import launched
-from turnwise.assembly.players import new_policies, sides_of
+from turnwise.assembly.policies import new_policies, sides_of
 from turnwise.config.files import parse_config
 from turnwise.config.sections import GameConfig, LearnerConfig, RayConfig, RolloutConfig, in_shards
 from turnwise.envs.given import is_given

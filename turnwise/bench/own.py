@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnwise.assembly.players import load_policies, open_run
+from turnwise.assembly.policies import load_policies, open_run
 from turnwise.assembly.run import Assembly
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import Script, race

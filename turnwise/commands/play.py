@@ -13,7 +13,8 @@ from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import HumanAgent, play_episode, scripted
 from turnwise.agents.seating import AnyAgent, ModelAgent, Scripted, Seating
-from turnwise.assembly.players import open_run, players
+from turnwise.assembly.players import players
+from turnwise.assembly.policies import open_run
 from turnwise.envs.interface import HasPlayers, Info, capability
 from turnwise.envs.tasks import make_env, panel
 from turnwise.models.drawing import Sampling

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from turnwise.assembly.players import WhichCheckpoint
+    from turnwise.assembly.policies import WhichCheckpoint
 
 console = Console()
 

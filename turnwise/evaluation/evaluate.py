@@ -15,7 +15,7 @@ from turnwise.agents.playing import OnEpisode
 from turnwise.agents.seating import Seating
 from turnwise.agents.textplay import Played
 from turnwise.agents.untrained import advice
-from turnwise.assembly.players import WhichCheckpoint
+from turnwise.assembly.policies import WhichCheckpoint
 from turnwise.assembly.shards import check_endpoints
 from turnwise.config.sections import RayConfig
 from turnwise.envs.interface import HasPlayers, capability

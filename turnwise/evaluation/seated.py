@@ -18,7 +18,8 @@ from turnwise.agents.playing import Grader, Playing
 from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.worldwork import WorldThreads
-from turnwise.assembly.players import WhichCheckpoint, opponents, players
+from turnwise.assembly.players import opponents, players
+from turnwise.assembly.policies import WhichCheckpoint
 from turnwise.assembly.shards import host_of, shares_memory
 from turnwise.config.sections import RayConfig, RolloutConfig
 from turnwise.envs.interface import HasPlayers, capability
