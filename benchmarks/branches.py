@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from turnwise.assembly.players import load_policies, open_run
+from turnwise.assembly.policies import load_policies, open_run
 from turnwise.assembly.run import Assembly
 from turnwise.bench.own import UNMEASURED
 from turnwise.bench.rollout import Script, run_engine

@@ -106,11 +106,11 @@ def trained(folder: Path, path: Path, updates: int, *, stale: bool = False) -> d
     config = config_of(folder, updates)
     run, began, stopped = RunDirectory.create(path, config, {}), time.process_time(), None
     trainer = Assembly(config).trainer(run)
-    copy = trainer.sides[0].policy._copy
+    copy = trainer.sides[0].policy._copy.follow
     try:
         while not trainer.is_over:
             left_out = stale and trainer.finished == STALE_AFTER
-            trainer.sides[0].policy._copy = (lambda: None) if left_out else copy  # type: ignore[method-assign]
+            trainer.sides[0].policy._copy.follow = (lambda **_: None) if left_out else copy  # type: ignore[method-assign]
             line = trainer.step()
             print(f"  update {line['update'] + 1}: {_told(line)}", flush=True)
     except DisagreementError as error:

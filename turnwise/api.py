@@ -18,7 +18,9 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import ModelAgent
 from turnwise.algorithms.registry import resolve
-from turnwise.assembly.players import agent_settings, examples_of, load_policies, model_agent, open_run
+from turnwise.assembly.agent_files import agent_settings, examples_of
+from turnwise.assembly.players import model_agent
+from turnwise.assembly.policies import load_policies, open_run
 from turnwise.config.files import load_config, parse_config
 from turnwise.config.schema import RunConfig
 from turnwise.envs.given import named
@@ -35,7 +37,7 @@ from turnwise.runs.directory import RunDirectory
 from turnwise.training.observing import Observer, Together
 
 if TYPE_CHECKING:
-    from turnwise.assembly.players import WhichCheckpoint
+    from turnwise.assembly.policies import WhichCheckpoint
 
 AnyEnv = str | TextEnv | Callable[..., TextEnv]
 AnyModel = str | Path | tuple[Any, Any]

@@ -19,8 +19,9 @@ from turnwise.agents.decoding import STEERING_FILE
 from turnwise.agents.opening import read_examples
 from turnwise.agents.templates import dated
 from turnwise.algorithms.registry import base_chain
+from turnwise.assembly.agent_files import describe_agent
 from turnwise.assembly.learners import follow_if_told as follow_if_told
-from turnwise.assembly.players import describe_agent, load_policies
+from turnwise.assembly.policies import load_policies
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.settling import fitted, sampling_of
 from turnwise.cloning.cloner import OnProgress

@@ -11,7 +11,7 @@ import pytest
 from tests.faults.runs import config
 from turnwise.algorithms.registry import build
 from turnwise.assembly import players
-from turnwise.assembly.players import load_policies
+from turnwise.assembly.policies import load_policies
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.teachers import teacher_of
 from turnwise.envs import tasks

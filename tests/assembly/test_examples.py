@@ -15,7 +15,8 @@ from tests.faults.runs import config
 from tests.models import chatting_folder
 from turnwise.agents.opening import read_examples
 from turnwise.agents.prompts import AgentConfig
-from turnwise.assembly.players import agent_settings, describe_agent, players
+from turnwise.assembly.agent_files import agent_settings, describe_agent
+from turnwise.assembly.players import players
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.envs.tasks import make_env

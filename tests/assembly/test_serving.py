@@ -16,11 +16,14 @@ from tests.clients.dictation import deviation
 from tests.envs.programs.agents import LEVELS, post, said, send, user
 from tests.models import chatting_folder
 from turnwise.agents.rendering import Rendering
+from turnwise.agents.seating import Seat
 from turnwise.assembly.serving import Offer, Service
 from turnwise.cloning.chats import read_chats
+from turnwise.config.files import load_config
 from turnwise.envs.programs.running import Model
 from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
+from turnwise.runs.directory import RunDirectory
 from turnwise.runs.trajectories import Selection, select
 from turnwise.view.page import write_view
 
@@ -100,6 +103,38 @@ def test_a_reply_has_the_form_that_is_asked_for(folder: Path) -> None:
         assert (status, body["error"]["param"]) == (400, "response_format")
 
 
+def test_a_run_that_trained_at_a_vllm_server_keeps_forms_when_it_is_served(folder: Path, tmp_path: Path) -> None:
+    """The own engine plays, and nobody asks the server. A form that is refused is one client's alone."""
+    pytest.importorskip("llguidance")
+    own = [f"model.path={folder}", "lora.rank=2", "agent.max_reply_tokens=40", "agent.max_context_tokens=256"]
+    theirs = ["rollout.backend=vllm", "rollout.vllm.url=http://127.0.0.1:9"]
+    settings = ["env.kwargs.run=tests.envs.programs.agents:twice", "env.kwargs.tasks=x.jsonl", *own, *theirs]
+    run = RunDirectory.create(tmp_path / "run", load_config("program", ["warmstart=null", *settings]), {})
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": LEVELS}}
+    refused = {**schema, "json_schema": {"schema": {"not": {}}}}
+    with service(run.path, Offer(port=0, num_slots=2, checkpoint=0)) as model:
+        first = said(post(model, [user("mug")]))
+        assert post(model, [user("hi")], response_format=refused)[0] == 400
+        assert json.loads(said(post(model, [user("How?")], response_format=schema))["content"])["level"]
+        assert post(model, [user("mug"), first, user("And?")])[1]["id"] == "chatcmpl-1-1"
+
+
+def test_a_form_that_fails_in_the_middle_of_a_reply_is_told_to_its_client_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(seat: Seat) -> str:
+        return "the reply cannot be held to its form: no token" if "broken" in seat.observation else ""
+
+    monkeypatch.setattr(Seat, "fault", property(fault))
+    with service(folder) as model:
+        first = said(post(model, [user("mug")]))
+        status, body = post(model, [user("broken")])
+        told = "the model cannot reply to this request: the reply cannot be held to its form: no token"
+        assert (status, body["error"]["message"], body["error"]["code"]) == (400, told, "invalid")
+        assert post(model, [user("mug"), first, user("And?")])[1]["id"] == "chatcmpl-1-1"
+        assert post(model, [user("plate")])[0] == 200
+
+
 def test_a_request_that_does_not_fit_is_refused_and_the_next_one_is_not(folder: Path) -> None:
     with service(folder) as model:
         status, body = post(model, [user("mug " * 500)])
@@ -145,7 +180,7 @@ def test_a_template_that_refuses_a_request_is_heard(folder: Path, monkeypatch: p
         monkeypatch.setattr(Rendering, "text", text)
         status, body = post(model, [*messages, user("twice")])
         assert (status, body["error"]["code"]) == (400, "invalid")
-        assert "cannot be shown to the model: roles must alternate" in body["error"]["message"]
+        assert "cannot reply to this request: roles must alternate" in body["error"]["message"]
         assert post(model, [user("once")])[0] == 200
 
 

@@ -19,7 +19,8 @@ from tests.models import scratch_folder, tiny_model, tokenizer
 from tests.training.tiny import StopAfter, StopError, timeless
 from turnwise import cli
 from turnwise.agents.chat import ChatFormat
-from turnwise.assembly.players import load_policies, players
+from turnwise.assembly.players import players
+from turnwise.assembly.policies import load_policies
 from turnwise.assembly.run import Assembly
 from turnwise.cloning.losses import ByPolicy, CloningRow, Whole, cloning_loss
 from turnwise.cloning.rows import rows_of

@@ -89,6 +89,47 @@ def test_fewer_slots_are_made_where_not_all_would_fit(model: Path, monkeypatch: 
         evaluate(str(model), env=CUE, tasks=4, agent=agent)
 
 
+@pytest.mark.parametrize(("env", "num_players"), [(CUE, 1), (NIM, 2)])
+def test_the_weights_of_shards_are_counted(
+    env: str, num_players: int, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a copy beside that of the main process, and as few slots as one episode needs."""
+    agent: dict[str, Any] = {"max_reply_tokens": 2, "max_context_tokens": 32}
+    given: dict[str, Any] = {"env": env, "tasks": 16, "agent": agent, "num_slots": 16, "shards": 4}
+    shape = shape_of(PretrainedModelConfig(path=str(model)), None)
+    least = plan(shape, Demand(32, 4 * num_players, 8, shards=4)).total
+    assert plan(shape, Demand(32, 8 * num_players, 8)).total < least, "one process would have room for more"
+    divided: list[Any] = []
+    packed: list[Any] = []
+    monkeypatch.setattr(players, "wanted", lambda asked, weight: bool(packed.append(asked)))
+
+    class SeenError(Exception):
+        pass
+
+    def seen(host: Any, makes: Any, *rest: Any) -> None:
+        divided.extend([make.seated.num_slots for make, _ in makes])
+        raise SeenError
+
+    monkeypatch.setattr("turnwise.evaluation.seated.Shards", seen)
+    monkeypatch.setattr("turnwise.training.plan.available_memory", lambda device: least)
+    with (
+        pytest.warns(UserWarning, match=f"16 contexts at once could not .* going on with {4 * num_players} slots"),
+        pytest.raises(SeenError),
+    ):
+        evaluate(str(model), **given)
+    assert divided == [num_players] * 4
+    assert set(packed) == {False}, "this process does not play"
+    monkeypatch.setattr("turnwise.training.plan.available_memory", lambda device: least - 1)
+    one = "a single game of 2 players" if num_players == 2 else "a single context"
+    with pytest.raises(ValueError, match=rf"with {one} at a time in each of 4 shards.*lower rollout\.shards$"):
+        evaluate(str(model), **given)
+    monkeypatch.setattr("turnwise.evaluation.subjects.check_installed", lambda: None)
+    monkeypatch.setattr("turnwise.evaluation.seated.host_of", lambda *given, **more: None)
+    with pytest.raises(SeenError):  # no slot of them is on this machine
+        evaluate(str(model), **given, ray=RayConfig(address="auto"))
+    assert divided[4:] == [4] * 4
+
+
 def test_two_cannot_write_one_file(tmp_path: Path) -> None:
     asked = Asked(env=CUE, tasks=2)
     refused = []

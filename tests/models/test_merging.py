@@ -142,7 +142,7 @@ def test_a_merged_export_loads_as_a_plain_model_and_says_what_it_lost(tmp_path: 
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     weights = dict(plain.named_parameters())
     assert weights.keys() == dict(tiny_model().named_parameters()).keys()
-    for name, (layer, _) in policy._adapted.items():
+    for name, (layer, _) in policy._copy.layers.items():
         assert torch.equal(weights[f"{name}.weight"], merging.merged(layer))
     with torch.no_grad():
         for parameter in policy.parameters():

@@ -12,7 +12,7 @@ from tests.faults.runs import timeless
 from turnwise.agents.collector import Collector
 from turnwise.agents.playing import Grader
 from turnwise.assembly.collecting import TRAIN, Cast
-from turnwise.assembly.players import new_policies
+from turnwise.assembly.policies import new_policies
 from turnwise.assembly.shards import shards_of
 from turnwise.config.schema import RunConfig
 from turnwise.envs.tasks import panel

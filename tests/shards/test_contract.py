@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from turnwise.config.schema import RunConfig
 from turnwise.envs.tasks import panel
 from turnwise.grading.grader import Grader
 from turnwise.grading.settings import GradingConfig
+from turnwise.shards.shard import Served
 from turnwise.trajectory import RolloutFinished
 
 GROUPS = "algorithm=grpo"
@@ -125,3 +129,23 @@ def test_a_shard_that_is_lost_is_made_again(model: Path) -> None:
 def test_a_shard_may_be_lost_at_any_message(model: Path, shards: str, moment: Moment) -> None:
     step = 4 if shards == ONE else 1  # one shard is asked for one event at a time
     check_all_equal(config(model, TREE, shards), model, lambda num: ((n, moment) for n in range(0, num, step)))
+
+
+def test_a_shard_writes_no_loading_bars_into_the_display() -> None:
+    from transformers.utils import logging
+
+    seen = []
+
+    def make() -> Any:
+        seen.append(logging.is_progress_bar_enabled())
+        warnings.warn_explicit(
+            "an old name", FutureWarning, "modeling_utils.py", 1, module="transformers.modeling_utils"
+        )
+        return SimpleNamespace(described="described")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logging.enable_progress_bar()
+        assert Served().call("build", make) == "described"
+    logging.enable_progress_bar()
+    assert seen == [False]

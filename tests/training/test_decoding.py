@@ -16,7 +16,8 @@ from tests.shards.hosts import Here
 from tests.training.test_teacher import disturb
 from turnwise.agents.decoding import DecodingConfig
 from turnwise.assembly import players
-from turnwise.assembly.players import model_agent, with_decoding_from_anywhere
+from turnwise.assembly.agent_files import with_decoding_from_anywhere
+from turnwise.assembly.players import model_agent
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.settling import demand_of, fitted, sampling_of
 from turnwise.assembly.shards import shards_of

@@ -102,13 +102,13 @@ def sync_at_a_wrong_scale(side: Side, patch: pytest.MonkeyPatch) -> None:
 
 
 def merge_some_layers_only(side: Side, patch: pytest.MonkeyPatch) -> None:
-    kept = side.policy._adapted
-    side.policy._adapted = dict(list(kept.items())[:-1])
+    kept = side.policy._copy.layers
+    side.policy._copy.layers = dict(list(kept.items())[:-1])
     layer, target = list(kept.values())[-1]
     with torch.no_grad():
         target.weight.copy_(layer.base_layer.weight)
     side.sync(side.policy.version)
-    side.policy._adapted = kept
+    side.policy._copy.layers = kept
 
 
 def leave_the_agent_an_old_name(side: Side, patch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def zero_b(side: Side, patch: pytest.MonkeyPatch) -> None:
 
 
 def cast_one_weight(side: Side, patch: pytest.MonkeyPatch) -> None:
-    _, target = next(iter(side.policy._adapted.values()))
+    _, target = next(iter(side.policy._copy.layers.values()))
     target.weight.data = target.weight.data.bfloat16().float()
 
 
@@ -333,7 +333,7 @@ def test_one_copy_left_out_stops_the_next_update(
     made = half(tmp_path / "run", rate, f"model.dtype={dtype}")
     made.step()
     with monkeypatch.context() as patch:
-        patch.setattr(made.sides[0].policy, "_copy", lambda: None)
+        patch.setattr(made.sides[0].policy._copy, "follow", lambda **_: None)
         made.step()
     with pytest.raises(DisagreementError, match=r"merge: .* is not the learner's W \+ scale \* B A"):
         made.step()
@@ -345,7 +345,7 @@ def test_the_last_digit_of_one_weight_is_seen(
 ) -> None:
     made = half(tmp_path / "run", BOLD, f"rollout.packed_weights={packed}")
     made.step()
-    _, target = next(iter(made.sides[0].policy._adapted.values()))
+    _, target = next(iter(made.sides[0].policy._copy.layers.values()))
     copy = packed_weight(target)
     assert (copy is not None) == (packed == "auto" and works(torch.bfloat16))
     with torch.no_grad():

@@ -190,6 +190,27 @@ def test_slots_are_halved_to_one_in_each_shard_at_least(monkeypatch: pytest.Monk
     assert (few.num_slots, few.least_slots) == (2, 2), "more shards than episodes"
 
 
+def test_slots_of_a_game_are_halved_to_those_of_one_episode_in_each_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An episode of two players holds two contexts: 64 episodes as many as 128, and one in each of 40 shards 80."""
+    rollout = {"shards": 40, "num_slots": 256, "num_tasks": 8, "group_size": 8}
+    env = {"id": "tests.worlds:tests/Nim-v0"}
+    few: dict[str, Any] = {"eval": {"every": 0, "test_split": None}, "optimizer": {"microbatch_tokens": 64}}
+    config = run_config(env=env, rollout=rollout, warmstart=None, model={"path": "x"}, **few)
+    shape = Shape.of(tiny_model(), LoRAConfig(rank=4), 4)
+    monkeypatch.setattr("turnwise.assembly.settling.shape_of", lambda *given: shape)
+    demand = demand_of(config)[1]
+    assert (demand.players, demand.num_slots, demand.least_slots) == (2, 128, 80)
+    least = plan(shape, replace(demand, num_slots=80)).total
+    assert plan(shape, replace(demand, num_slots=64)).total < least < plan(shape, demand).total
+    monkeypatch.setattr("turnwise.training.plan.available_memory", lambda device: least)
+    with pytest.warns(UserWarning, match="128 contexts at once could not .* going on with 80 slots"):
+        assert fitted(config).rollout.num_slots == 80
+    with pytest.raises(ValueError, match=r"with a single game of 2 players at a time in each of 40 shards, "):
+        fit(shape, demand, least - 1)
+    unknown = config.model_copy(update={"env": config.env.model_copy(update={"id": "nowhere/Nothing-v0"})})
+    assert demand_of(unknown)[1].players == 1, "whoever plays says that there is no such world"
+
+
 def test_the_cache_is_as_large_as_a_real_one() -> None:
     for length in (100, 128, 129, 512, 700):
         cache = SlotCache(3, 2, 2, 8, dtype=torch.float32, device=torch.device("cpu"))

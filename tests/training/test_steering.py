@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typer.testing import CliRunner
 
 from tests.faults.runs import assert_same, config, trainer
 from turnwise.agents.decoding import STEERING_FILE, DecodingConfig, FloorConfig
-from turnwise.assembly.players import agent_settings, frozen_policy, model_agent, with_decoding_from_anywhere
+from turnwise.assembly.agent_files import agent_settings, with_decoding_from_anywhere
+from turnwise.assembly.frozen import frozen_policy
+from turnwise.assembly.players import model_agent
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.settling import sampling_of
+from turnwise.assembly.steering import keep_vector
 from turnwise.cli import app
 from turnwise.config.files import load_config
 from turnwise.evaluation.contenders import settings_of
@@ -103,6 +107,25 @@ def test_a_run_is_steered_by_its_own_copy_of_the_vector_alone(model: Path, vecto
     with pytest.raises(ValueError, match="does not restore the weights"):
         trainer(asked, tmp_path / "moved")  # of an earlier version: the file that is named is now another
     assert not copy.exists(), "which is not kept as if the run had begun with it"
+
+
+def test_a_process_that_dies_leaves_no_cut_copy_of_the_vector(
+    vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    decoding = DecodingConfig.model_validate({"steering": {"file": str(vector)}})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", dies)  # before the file has its name
+        with pytest.raises(OSError, match="No space left"):
+            keep_vector(decoding, folder)
+    assert not list(folder.iterdir())
+    keep_vector(decoding, folder)
+    assert [file.name for file in folder.iterdir()] == [STEERING_FILE]
+    assert (folder / STEERING_FILE).read_bytes() == vector.read_bytes()
 
 
 def test_what_leaves_a_steered_run_says_that_it_is_not_steered(model: Path, vector: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.faults.runs import config, trainer
-from turnwise.assembly import players
+from turnwise.assembly import frozen
 from turnwise.assembly.settling import demand_of
 from turnwise.assembly.teachers import teacher_bytes, teacher_of
 from turnwise.learning.recipe import Recipe
@@ -111,7 +111,7 @@ def test_a_teacher_must_be_named_and_have_one_policy(model: Path, monkeypatch: p
     with pytest.raises(ValueError, match=r"learns from a teacher: name one with algorithm\.teacher"):
         demand_of(config(model, "algorithm=distill"))
     game = SimpleNamespace(config=lambda: SimpleNamespace(game=object()))
-    monkeypatch.setattr(players, "open_run", lambda target: game)
+    monkeypatch.setattr(frozen, "open_run", lambda target: game)
     with pytest.raises(ValueError, match="teacher runs/duel is a run of a game"):
         teacher_bytes(named("runs/duel"), "cpu")
 

@@ -11,7 +11,7 @@ import torch
 
 import turnwise
 from tests.training.tiny import MODEL, StopAfter, StopError, timeless
-from turnwise.assembly.players import load_policies
+from turnwise.assembly.policies import load_policies
 from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
@@ -163,7 +163,7 @@ def trainer(path: Path, *settings: str) -> Trainer:
 def test_a_sampler_with_other_weights_stops_the_run(tmp_path: Path) -> None:
     made = trainer(tmp_path / "run")
     made.step()
-    _, target = next(iter(made.sides[0].policy._adapted.values()))
+    _, target = next(iter(made.sides[0].policy._copy.layers.values()))
     with torch.no_grad():
         target.weight.add_(0.05)  # the sampler drifts away from what its hash says
     with pytest.raises(DisagreementError, match="disagree on the log-probs"):

@@ -172,7 +172,7 @@ class Episode:
         self._advance(observation, info, terminated, truncated)
 
     def leave(self, why: str = "") -> None:
-        """Tell the world's client, if there is one, that the episode is over, and ``why`` its request was not shown."""
+        """Tell the world's client, if there is one, that the episode is over, and ``why`` its request has no reply."""
         if self.client is not None and self.end is None:
             with suppress(Exception, SystemExit):  # a world that fails at it fails again at its next reset
                 self.client.leave(why)

@@ -347,7 +347,7 @@ class Rollouts:
         seat = episode.to_move
         assert seat.model is not None
         if seat.fault:  # of the request: nothing is learned from the episode
-            self._stepping.begin(_EnvCall(rollout), partial(_raise, ValueError(seat.fault)))
+            self._stepping.begin(_EnvCall(rollout), partial(_refuse, episode, seat.fault))
             return
         wishes = Wishes.of(episode.info, rollout.job.temperature)
         reply = wishes.recorded(reply, self._sampling)
@@ -442,3 +442,8 @@ class Rollouts:
 
 def _raise(error: Failure) -> None:
     raise error
+
+
+def _refuse(episode: Episode, why: str) -> None:
+    episode.leave(why)
+    raise ValueError(why)

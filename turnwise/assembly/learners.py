@@ -32,7 +32,7 @@ from torch.distributed.rendezvous import rendezvous
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.prompts import AgentConfig
 from turnwise.algorithms.registry import build
-from turnwise.assembly.players import load_policies
+from turnwise.assembly.policies import load_policies
 from turnwise.assembly.rank_actors import RankActors
 from turnwise.assembly.steering import steer
 from turnwise.assembly.teachers import teacher_of

@@ -28,18 +28,12 @@ from turnwise.agents.playing import Playing
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.algorithms.registry import build
+from turnwise.assembly.agent_files import is_untrained, with_decoding_from_anywhere
 from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
+from turnwise.assembly.frozen import check_frozen, second_weights, warn_if_steered
 from turnwise.assembly.learners import lead, learner_of
-from turnwise.assembly.players import (
-    check_frozen,
-    is_untrained,
-    load_policies,
-    opponents,
-    second_weights,
-    sides_of,
-    warn_if_steered,
-    with_decoding_from_anywhere,
-)
+from turnwise.assembly.players import opponents
+from turnwise.assembly.policies import load_policies, sides_of
 from turnwise.assembly.settling import backend_of, has_vllm
 from turnwise.assembly.shards import ahead_of, check_shards, is_sharded, shards_of
 from turnwise.assembly.sources import stored_source

@@ -22,7 +22,8 @@ from turnwise.agents.jobs import Job
 from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.seating import ModelAgent
 from turnwise.agents.worldwork import WorldThreads
-from turnwise.assembly.players import WhichCheckpoint, open_run, players
+from turnwise.assembly.players import players
+from turnwise.assembly.policies import WhichCheckpoint, open_run
 from turnwise.config.files import parse_config
 from turnwise.envs.panels import content_key
 from turnwise.envs.programs.asked import Terms

@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 
 from turnwise.algorithms.registry import build
-from turnwise.assembly.players import second_bytes
-from turnwise.assembly.shards import is_sharded
+from turnwise.assembly.frozen import second_bytes
+from turnwise.assembly.shards import is_sharded, shares_memory
 from turnwise.assembly.teachers import teacher_bytes
 from turnwise.config.schema import RunConfig
+from turnwise.envs.tasks import closed_after, players_of
 from turnwise.models.precision import chosen_dtype
 from turnwise.models.settings import PretrainedModelConfig
 from turnwise.models.vllm.install import fits, installed
@@ -58,6 +59,15 @@ def sampling_of(config: RunConfig) -> tuple[Backend, str]:
     return backend, why
 
 
+def num_players(config: RunConfig) -> int:
+    """How many contexts an episode has; 1 where the world cannot be made, which is for whoever plays to tell."""
+    try:
+        with closed_after(config.env.make()) as world:
+            return max(1, len(players_of(world)))
+    except (ValueError, OSError, RuntimeError):
+        return 1
+
+
 def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     """What decides a run's memory: the model's shape, which is read without its weights, and how much is held at once.
 
@@ -69,12 +79,12 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
     collected = rollout.num_tasks * rollout.group_size
     validated = measuring.tasks * measuring.samples if measuring.every else 0
     tested = measuring.test_tasks * measuring.samples if measuring.test_split is not None else 0
-    recipe = build(config.algorithm, config.run_info)
+    recipe, players = build(config.algorithm, config.run_info), num_players(config)
     backend, sharded = backend_of(config)[0], is_sharded(rollout, config.ray)
-    here = config.ray is None or (config.ray.address == "local" and not config.ray.gpus_per_shard)
+    here = shares_memory(config.ray)
     demand = Demand(
         max_context_tokens=agent.max_context_tokens,
-        num_slots=min(rollout.num_slots, max(collected, validated, tested)) if here else 1,
+        num_slots=min(rollout.num_slots, players * max(collected, validated, tested)) if here else 1,
         prompt_tokens=prompt_tokens(agent),
         num_rows=-(-collected // config.optimizer.num_minibatches) * num_contexts(agent),
         microbatch_tokens=config.optimizer.microbatch_tokens,
@@ -91,6 +101,7 @@ def demand_of(config: RunConfig) -> tuple[Shape, Demand]:
         divided=config.learner.parallel == "fsdp2",
         ranks_elsewhere=config.ray is not None and config.ray.address != "local",
         vllm=rollout.vllm if backend == "vllm" and (here or has_vllm(config)) else None,
+        players=players,
     )
     return shape, demand
 

@@ -15,7 +15,7 @@ from turnwise.agents.opening import Example
 from turnwise.agents.playing import Playing
 from turnwise.assembly.collecting import Cast
 from turnwise.assembly.learners import launched
-from turnwise.assembly.players import new_policies, sides_of
+from turnwise.assembly.policies import new_policies, sides_of
 from turnwise.config.files import parse_config
 from turnwise.config.sections import GameConfig, LearnerConfig, RayConfig, RolloutConfig, in_shards
 from turnwise.envs.given import is_given
@@ -84,6 +84,11 @@ def _described(policies: Mapping[str, Policy], seconds: Mapping[str, str]) -> De
 def is_sharded(rollout: RolloutConfig, ray: RayConfig | None) -> bool:
     """Whether episodes are played outside this process."""
     return in_shards(rollout, ray)
+
+
+def shares_memory(ray: RayConfig | None) -> bool:
+    """Whether shards are in the main memory of this machine."""
+    return ray is None or (ray.address == "local" and not ray.gpus_per_shard)
 
 
 def check_shards(

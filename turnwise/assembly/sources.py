@@ -12,7 +12,7 @@ import numpy as np
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.opening import Example
 from turnwise.agents.prompts import AgentConfig
-from turnwise.assembly.players import open_run
+from turnwise.assembly.policies import open_run
 from turnwise.cloning.chats import read_chats
 from turnwise.cloning.rows import Rows, Stored, chats_as_rows, episode_rows, repeated
 from turnwise.cloning.settings import EXPERT, WarmstartConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from turnwise.agents.decoding import STEERING_FILE, DecodingConfig
 from turnwise.models.policy import Policy
 from turnwise.models.steering import Steering, check_layer, fitted, states_at
+from turnwise.runs.checkpoints import write_bytes
 from turnwise.trajectory import Trajectory, Turn
 
 
@@ -27,11 +27,14 @@ def steer(policy: Policy, decoding: DecodingConfig) -> None:
 
 
 def keep_vector(decoding: DecodingConfig, folder: Path) -> None:
-    """Put a copy of the vector, if there is one, into a run's or a model's folder. Raises ValueError as ``steer``."""
+    """Put a copy of the vector, if there is one, into a run's or a model's folder: a whole one or none.
+
+    Raises ValueError as ``steer``.
+    """
     if decoding.steering is not None:
         file = Path(decoding.steering.file).expanduser()
         Steering.read(file)
-        shutil.copyfile(file, folder / STEERING_FILE)
+        write_bytes(folder / STEERING_FILE, file.read_bytes())
 
 
 def fit(model: Any, episodes: Iterable[Trajectory], layer: int | None = None, most: int = 512) -> Steering:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turnwise.assembly.players import frozen_bytes, frozen_policy
+from turnwise.assembly.frozen import frozen_bytes, frozen_policy
 from turnwise.learning.recipe import Recipe
 from turnwise.learning.settings import Settings
 from turnwise.models.loading import from_anywhere

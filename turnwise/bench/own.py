@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnwise.assembly.players import load_policies, open_run
+from turnwise.assembly.policies import load_policies, open_run
 from turnwise.assembly.run import Assembly
 from turnwise.bench.floor import Load, Machine, Stopwatch
 from turnwise.bench.rollout import Script, race
 from turnwise.clock import STAGES
-from turnwise.config.files import override, parse_config, target_config
+from turnwise.config.files import parse_config, target_config
+from turnwise.config.overrides import override
 from turnwise.config.sections import RolloutConfig
 from turnwise.models.engine import EngineCounts
 from turnwise.models.loading import check_device

@@ -151,9 +151,6 @@ def _below(found: OwnBench) -> list[str]:
 
 def quiet() -> None:
     """Switch off the loading bars of transformers, but not its warnings."""
-    import warnings
+    from turnwise.models.loading import without_bars
 
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    without_bars()

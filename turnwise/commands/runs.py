@@ -114,7 +114,7 @@ def rejudge(
 
     from rich.progress import Progress
 
-    from turnwise.config.files import override
+    from turnwise.config.overrides import override
     from turnwise.runs.rejudging import rejudge as grade_again
     from turnwise.runs.trajectories import parse_updates
     from turnwise.runs.trajectory_tables import rejudged_table

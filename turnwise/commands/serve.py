@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from turnwise.assembly.players import WhichCheckpoint
+    from turnwise.assembly.policies import WhichCheckpoint
 
 console = Console()
 
@@ -57,7 +57,7 @@ def serve(
         api_key=api_key or os.environ.get("TURNWISE_SERVE_KEY"),
         name=name,
         record=record,
-        checkpoint=_checkpoint(checkpoint),
+        checkpoint=which_checkpoint(checkpoint),
         agent=_agent_settings(settings or []),
         num_slots=slots,
         idle_s=idle,
@@ -70,7 +70,8 @@ def serve(
         service.run()
 
 
-def _checkpoint(name: str | None) -> WhichCheckpoint | None:
+def which_checkpoint(name: str | None) -> WhichCheckpoint | None:
+    """What ``--checkpoint`` names. Raises ValueError for another word."""
     if name is not None and name.isdecimal():
         return int(name)
     if name not in (None, "last", "best"):
@@ -80,7 +81,7 @@ def _checkpoint(name: str | None) -> WhichCheckpoint | None:
 
 def _agent_settings(settings: Sequence[str]) -> dict[str, object]:
     """``agent.KEY=VALUE`` settings as a dictionary. Raises ValueError for others."""
-    from turnwise.config.files import override
+    from turnwise.config.overrides import override
 
     made = override({}, settings)
     if others := sorted(set(made) - {"agent"}):

@@ -33,7 +33,7 @@ def steering(
     [dim]turnwise steering RUN --to unsure.safetensors[/dim]
     [dim]turnwise train household agent.decoding.steering.file=unsure.safetensors[/dim]
     """
-    from turnwise.assembly.players import load_policies
+    from turnwise.assembly.policies import load_policies
     from turnwise.assembly.steering import check_new, fit, write
     from turnwise.runs.trajectories import Selection, parse_updates, run_of, select
 

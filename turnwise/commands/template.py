@@ -23,7 +23,7 @@ def template(
 ) -> None:
     """Tell what a model's chat template can do with tools, calls and results, and which settings it needs."""
     from turnwise.agents.rendering import TRIED, Rendering, abilities_of
-    from turnwise.assembly.players import open_run
+    from turnwise.assembly.policies import open_run
     from turnwise.models.loading import load_tokenizer
 
     quiet()

@@ -125,6 +125,6 @@ def print_numbers(to: Console, numbers: dict[str, Any], as_json: bool) -> None:
 
 
 def _kwargs(settings: list[str] | None) -> dict[str, Any]:
-    from turnwise.config.files import override
+    from turnwise.config.overrides import override
 
     return override({}, settings or [])

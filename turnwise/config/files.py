@@ -20,12 +20,13 @@ from pydantic import BaseModel, ValidationError
 
 from turnwise.agents.untrained import settings_of_untrained
 from turnwise.config.names import DEFAULT_ALGORITHM, explained, names_of, settings_of
+from turnwise.config.overrides import deep_copy, leaves, override, set_by
 from turnwise.config.schema import RunConfig
 from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
 from turnwise.grading.settings import GradingConfig
 from turnwise.learning.settings import laid_over
-from turnwise.models.settings import PretrainedModelConfig, made_from_scratch
+from turnwise.models.settings import made_from_scratch
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -79,7 +80,7 @@ def _settled(layers: Sequence[_Layer], scratch: bool) -> tuple[dict[str, Any], s
     made: dict[str, Any] = {}
     own: set[str] = set()
     for layer in layers:
-        settings = _deep_copy(layer.settings)
+        settings = deep_copy(layer.settings)
         kinds = {kind: settings.pop(kind, None) or {} for kind in ("scratch", "pretrained")}
         for kind, found in kinds.items():
             if not isinstance(found, Mapping):
@@ -91,7 +92,7 @@ def _settled(layers: Sequence[_Layer], scratch: bool) -> tuple[dict[str, Any], s
         if isinstance(chosen := made.get("algorithm"), dict):  # also for the next layer to be laid over
             made["algorithm"] = _typed(chosen, DEFAULT_ALGORITHM)
         if not layer.shipped:
-            own |= set(_leaves(settings))
+            own |= set(leaves(settings))
     return made, own
 
 
@@ -117,15 +118,6 @@ def _typed(section: Mapping[str, Any], default: str) -> dict[str, Any]:
     return made
 
 
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the values that a mapping sets, in nested sections too."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:
     """The content of a file, and whether it comes with turnwise."""
     path = Path(name)
@@ -146,7 +138,7 @@ def _read_yaml(name: str | Path) -> tuple[dict[str, Any], bool]:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(read, dict):
         raise ValueError(f"{path} should hold `key: value` lines; got {type(read).__name__}")
-    return _deep_copy(read), path.resolve().is_relative_to(config_folder().resolve())
+    return deep_copy(read), path.resolve().is_relative_to(config_folder().resolve())
 
 
 @lru_cache(maxsize=64)
@@ -182,86 +174,9 @@ def _files_beside(path: Path) -> list[str]:
         return []
 
 
-def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """The configuration with ``key.path=value`` settings laid over it; values are YAML (``true``, ``0.1``, ``[1, 2]``).
-
-    Of two settings for one key the later wins. Changing the ``type`` of a section drops the settings of the old type,
-    but keeps those that are given here.
-    """
-    made: dict[str, Any] = _deep_copy(config)
-    given: list[str] = []
-    for key, value in map(_setting, settings):
-        if isinstance(value, str) and _chooses_a_type(key):
-            key = f"{key}.type"
-        section, leaf = _place(made, key)
-        if isinstance(value, Mapping) and _chooses_a_type(key) and "type" not in value:  # settings of the present one
-            present = section.get(leaf)
-            present = present.get("type") if isinstance(present, Mapping) else present
-            value = value if present is None else {"type": present, **value}
-        if leaf == "type" and section.get("type", value) != value:
-            above = key.removesuffix("type")
-            _keep(section, [name.removeprefix(above).split(".") for name in given if name.startswith(above)])
-        section[leaf] = value
-        given.append(key)
-        if key == "model.path":  # another kind of model: what described the old one goes
-            known = set(PretrainedModelConfig.model_fields) - {"type"}
-            made["model"] = {k: v for k, v in section.items() if k in known or f"model.{k}" in given}
-            made["model"].pop("type", None)
-    return made
-
-
-def set_by(settings: Sequence[str]) -> set[str]:
-    """Dotted names of the values that ``key.path=value`` settings set."""
-    return set(_leaves(override({}, settings)))
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """The two sides of ``key.path=value``."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ValueError(f"{text!r} is not of the form key.path=value, such as optimizer.lr=1e-3")
-    return key, _yaml_value(value)
-
-
-def _chooses_a_type(key: str) -> bool:
-    """Whether a word given for ``key`` is the name of an algorithm: ``algorithm=spear``, ``algorithm.base=drbot``."""
-    return key == "algorithm" or (key.startswith("algorithm.") and set(key.split(".")[1:]) == {"base"})
-
-
-def _keep(section: dict[str, Any], places: Sequence[Sequence[str]]) -> None:
-    """Drop everything from a section except some places in it."""
-    kept = [(place, _at(section, place)) for place in places]
-    section.clear()
-    for place, value in kept:
-        inner, leaf = _place(section, ".".join(place))
-        inner[leaf] = value
-
-
-def _at(section: Any, place: Sequence[str]) -> Any:
-    for part in place:
-        section = section[part] if isinstance(section, Mapping) and part in section else None
-    return section
-
-
-def _place(made: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    """The section that a dotted key leads to, made where it is missing, and the key's last part."""
-    *parents, leaf = key.split(".")
-    section, above = made, ""
-    for parent in parents:
-        below = section.setdefault(parent, {})
-        if isinstance(below, str) and parent in ("algorithm", "base"):  # a base in a file, by its name
-            below = section[parent] = {"type": below}
-        if below is None:
-            below = section[parent] = {}
-        if not isinstance(below, dict):
-            raise ValueError(f"'{key}=...': {above + parent!r} is a value, not a section")
-        section, above = below, f"{above}{parent}."
-    return section, leaf
-
-
 def with_algorithm(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The configuration with algorithm ``name``. Its section is kept if it is for that one, and dropped otherwise."""
-    made: dict[str, Any] = _deep_copy(config)
+    made: dict[str, Any] = deep_copy(config)
     present = made.get("algorithm", DEFAULT_ALGORITHM)
     if (present.get("type", DEFAULT_ALGORITHM) if isinstance(present, Mapping) else present) != name:
         made["algorithm"] = {"type": name}
@@ -272,25 +187,6 @@ def config_for_env(env_id: str) -> str:
     """Name of the shipped configuration for an environment; ``default`` where there is none of its own."""
     name = env_id.rpartition("/")[2].rpartition("-v")[0].lower()
     return name if name in shipped_configs() else "default"
-
-
-def _yaml_value(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2020-99-99 looks like a date
-        raise ValueError(f"{text!r} is not a YAML value (an open bracket or quote?)") from None
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _deep_copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _deep_copy(v) for k, v in value.items()}
-    return list(value) if isinstance(value, list) else value
 
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:
@@ -307,7 +203,7 @@ def parse_section(
     the user set it; otherwise it goes back to its default. Raises ValueError as ``parse_config`` does.
     """
     place = (prefix,) if prefix else ()
-    left: dict[str, Any] = _deep_copy(raw)
+    left: dict[str, Any] = deep_copy(raw)
     while True:
         try:
             made = section.model_validate(left)
@@ -358,7 +254,7 @@ def changed_grading(own: GradingConfig, changes: Mapping[str, Any]) -> GradingCo
     made = laid_over(own.model_dump(include=set(GradingConfig.model_fields)), changes)
     if "functions" in changes:
         made["functions"] = changes["functions"] or {}
-    return parse_section(GradingConfig, made, "rewards", own=set(_leaves(changes)))
+    return parse_section(GradingConfig, made, "rewards", own=set(leaves(changes)))
 
 
 def load_config(

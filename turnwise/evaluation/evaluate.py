@@ -15,7 +15,7 @@ from turnwise.agents.playing import OnEpisode
 from turnwise.agents.seating import Seating
 from turnwise.agents.textplay import Played
 from turnwise.agents.untrained import advice
-from turnwise.assembly.players import WhichCheckpoint
+from turnwise.assembly.policies import WhichCheckpoint
 from turnwise.assembly.shards import check_endpoints
 from turnwise.config.sections import RayConfig
 from turnwise.envs.interface import HasPlayers, capability
@@ -208,6 +208,8 @@ class _Evaluator:
             device=asked.device,
             endpoint=asked.endpoint,
             seed=seed,
+            shards=asked.shards if asked.shards > 1 or asked.ray is not None else None,
+            ray=asked.ray,
         )
 
     def _check_decodings(self, seating: Seating, endpoints: Sequence[Endpoint]) -> None:
@@ -240,15 +242,8 @@ class _Evaluator:
                 part.add_seat(trajectory)
             self.on_episode(trajectory)
 
-        num, ray = self.asked.shards, self.asked.ray
-        with (
-            self._grading(subject) as grader,
-            closing(
-                seated.collector(seating, grader)
-                if num == 1 and ray is None
-                else seated.sharded(seating, num, ray, grader)
-            ) as collector,
-        ):
+        playing = seated.collector if seated.shards is None else seated.sharded
+        with self._grading(subject) as grader, closing(playing(seating, grader)) as collector:
             report, _ = evaluate_policy(
                 collector,
                 subject.tasks,

@@ -18,8 +18,9 @@ from turnwise.agents.playing import Grader, Playing
 from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.worldwork import WorldThreads
-from turnwise.assembly.players import WhichCheckpoint, opponents, players
-from turnwise.assembly.shards import host_of
+from turnwise.assembly.players import opponents, players
+from turnwise.assembly.policies import WhichCheckpoint
+from turnwise.assembly.shards import host_of, shares_memory
 from turnwise.config.sections import RayConfig, RolloutConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.settings import EnvConfig
@@ -36,7 +37,10 @@ USE = "measure"
 
 @dataclass(frozen=True, slots=True)
 class Seated:
-    """Everything that decides who plays. ``opponent`` None: nobody was asked for; ``usual_opponent`` then plays."""
+    """Everything that decides who plays. ``opponent`` None: nobody was asked for; ``usual_opponent`` then plays.
+
+    ``shards`` processes play in the place of this one, where ``ray`` says, or else on this machine; None: this one.
+    """
 
     target: str
     checkpoint: WhichCheckpoint | None
@@ -50,15 +54,19 @@ class Seated:
     device: str
     endpoint: EndpointConfig
     seed: int
+    shards: int | None = None
+    ray: RayConfig | None = None
 
     def seating(self, world: TextEnv, threads: int | None = None) -> tuple[Seating, int]:
         """Who has which seat, and how many seats of an episode are stored. ``threads`` of torch, while sampling."""
         game = capability(world, HasPlayers)
+        here = shares_memory(self.ray)
         made: dict[str, Any] = {
-            "num_slots": self.num_slots,
+            "num_slots": self.num_slots if here else self.num_players,
             "threads": threads,
             "device": self.device,
             "asked": self.endpoint,
+            "shards": self._num_shards * here if self.shards else None,
         }
         learners = players(self.target, world, checkpoint=self.checkpoint, agent=self.agent, **made)
         if game is None:
@@ -81,16 +89,18 @@ class Seated:
             grader=grader,
         )
 
-    def sharded(
-        self, seating: Seating, num_shards: int, ray: RayConfig | None = None, grader: Grader | None = None
-    ) -> Playing:
-        """Who plays in ``num_shards`` processes or actors, where ``seating`` is who would play in this one; close it.
+    @property
+    def _num_shards(self) -> int:
+        """Fewer than asked for where each could not hold an episode."""
+        return max(1, min(self.shards or 1, self.num_slots // self.num_players))
 
-        There are fewer where each could not hold an episode.
-        """
-        num_shards = max(1, min(num_shards, self.num_slots // self.num_players))
-        shares = [len(range(number, self.num_slots, num_shards)) for number in range(num_shards)]
-        there = self if ray is None else self._elsewhere(ray)
+    def sharded(self, seating: Seating, grader: Grader | None = None) -> Playing:
+        """Who plays in the shards, where ``seating`` is who would play in this process; close it."""
+        num_shards, num_slots, ray = self._num_shards, self.num_slots, self.ray
+        if shares_memory(ray):  # as many as fit
+            num_slots = min(model.engine.num_slots for model in seating.models)
+        shares = [len(range(number, num_slots, num_shards)) for number in range(num_shards)]
+        there = replace(self if ray is None else self._elsewhere(ray), shards=None, ray=None)
         drawn = [_SeatedShard(number, replace(there, num_slots=share)) for number, share in enumerate(shares)]
         usual = RolloutConfig()
         shards = Shards(
@@ -99,7 +109,7 @@ class Seated:
             _described(seating),
             {},
             Patience(usual.shard_timeout_s, usual.shard_losses),
-            self.num_slots,
+            num_slots,
         )
         return ShardedCollector(shards, USE, grader)
 

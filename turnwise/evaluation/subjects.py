@@ -10,7 +10,8 @@ from typing import Any
 from turnwise.agents.chat_client import REACHED, EndpointConfig
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
-from turnwise.assembly.players import WhichCheckpoint, check_player, open_run
+from turnwise.assembly.players import check_player
+from turnwise.assembly.policies import WhichCheckpoint, open_run
 from turnwise.cloning.settings import EXPERT
 from turnwise.config.checks import check_places
 from turnwise.config.files import changed_grading, parse_section

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -49,6 +50,14 @@ def load_model(path: str | Path, *, dtype: DType = "auto", device: str = "cpu") 
     if not is_fast(model.config):
         check_general(model, name)
     return model.to(device).eval(), tokenizer
+
+
+def without_bars() -> None:
+    """Switch off the loading bars of transformers in this process, and what it says of its own future versions."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def load_tokenizer(path: str | Path) -> Any:

@@ -1,10 +1,8 @@
 """The policy: a Hugging Face causal LM with LoRA adapters, as learner and as sampler.
 
-The learner is the peft model. ``score`` computes differentiable log-probabilities and entropies of a TokenBatch.
-
-The sampler is a copy for generation. It shares the memory of every weight without an adapter. Layers with an adapter
-hold merged weights W + scale * B A in float32; in half precision they hold base and adapter apart
-(``models/merging.py``). ``sync`` copies the learner's present weights to the sampler and computes their hash.
+The learner is the peft model. ``score`` computes differentiable log-probabilities and entropies of a TokenBatch
+(``models/scoring.py``). The sampler is a copy for generation, which shares most of its memory
+(``models/sampler_copy.py``). ``sync`` brings it the learner's present weights and computes their hash.
 
 A policy may begin with an adapter (``models/adapters.py``), which is trained on or stays frozen below a new one.
 
@@ -22,7 +20,6 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,50 +38,21 @@ from turnwise.models.adapters import (
     take_over,
     write_adapter,
 )
-from turnwise.models.allowed import Drawn, scored, scored_logits
 from turnwise.models.freed import give_back
-from turnwise.models.head import is_best
 from turnwise.models.kinds import is_fast
-from turnwise.models.layers import adapter, added, beside, is_half, switched_on
 from turnwise.models.loading import save_model
-from turnwise.models.lora_layers import as_the_sampler, check_layer, check_reached, targets_of, tell_left_out
-from turnwise.models.merging import (
-    MERGED_SHARE,
-    Survival,
-    SurvivalMeter,
-    held,
-    holds,
-    own_layer,
-    put,
-    unadapted,
-    unjoined,
-)
-from turnwise.models.packed_weights import pack as pack_weight
-from turnwise.models.packed_weights import packed_weight
-from turnwise.models.packing import Sharing, pack
+from turnwise.models.lora_layers import targets_of
+from turnwise.models.merging import MERGED_SHARE, Survival, SurvivalMeter
+from turnwise.models.packing import Sharing
 from turnwise.models.past import PastWeights, Weights
 from turnwise.models.paths import Forward, forward_of
-from turnwise.models.reading import Reading, by_head, read
+from turnwise.models.reading import Reading
+from turnwise.models.sampler_copy import SamplerCopy
+from turnwise.models.scoring import Scores, scores_of
 from turnwise.models.settings import AdapterUse, DType, LoRAConfig
 from turnwise.models.sharding import NOT_DIVIDED, DividedDecoder
 from turnwise.models.steering import Shift
 from turnwise.models.steering import put as put_shift
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Log-probabilities and entropies [B, T] in nats, 0 outside the action tokens. Column t belongs to token t.
-
-    ``hidden`` [M, h] float32 are the states that predict the M action tokens, row by row. ``best`` [B, T] is True on
-    action tokens that no other token is more probable than. ``readings`` [B, T] are what was asked to be read of the
-    vocabulary (``reading.py``), 0 outside the action tokens.
-    """
-
-    logprobs: Tensor
-    entropies: Tensor | None
-    hidden: Tensor | None = None
-    best: Tensor | None = None
-    readings: tuple[Tensor, ...] = ()
 
 
 class Policy:
@@ -118,8 +86,7 @@ class Policy:
         if start is not None and use == "merge":
             start.merge_into(model)
             start = None
-        self.sampler: Any = _sharing_copy(model).eval() if samples else None
-        self._adapted: dict[str, tuple[Any, Any]] = {}  # by name: the learner's layer, the sampler's
+        self._copy = SamplerCopy(model, samples=samples)
         self._names, self._reference = ([TRAINED] if lora else []), list[str]()
         self.model = model
         if lora is not None:
@@ -133,14 +100,14 @@ class Policy:
             self._reference = [START]
             if lora is None:
                 self.model.requires_grad_(True)  # so that the hash is of all that plays
-        self._adapt()
+        choose(self.model, self._names)
+        self._copy.adapt(self.model.get_base_model() if self._names else self.model, lora)
         self._base, self._checkpointing = model, gradient_checkpointing
         self._forward = forward_of(model, checkpointing=gradient_checkpointing)
-        self._copied: dict[str, Tensor] | None = None  # digests of the sampler's weights, where no others are like them
         self._frozen: tuple[Any, Forward] | None = None  # the reference policy, where all weights are trained
         self.adapter_hash = ""
         self._frozen_hash: str | None = None
-        self._meter = SurvivalMeter([layer for layer, own in self._adapted.values() if own is not None])
+        self._meter = SurvivalMeter([layer for layer, own in self._copy.layers.values() if own is not None])
         self.survival: Survival | None = None  # how much of the adapters a merge would keep; None in float32
         self.past = PastWeights()
         self.sync(version=0)
@@ -169,23 +136,10 @@ class Policy:
             use=use,
         )
 
-    def _adapt(self) -> None:
-        """Switch the policy's adapters on, and give the sampler layers of its own for them."""
-        choose(self.model, self._names)
-        inner = self.model.get_base_model() if self._names else self.model
-        fast = is_fast(inner.config)
-        for name, layer in inner.named_modules():
-            if hasattr(layer, "lora_A"):
-                check_layer(name, layer)
-                if switched_on(layer):
-                    if not fast:
-                        as_the_sampler(layer)
-                    own = None if self.sampler is None else own_layer(self.sampler, name, layer)
-                    self._adapted[name] = layer, own
-        if not fast and self.sampler is not None:
-            check_reached(inner, {name: layer for name, (layer, _) in self._adapted.items()})
-            if self.lora is not None and self.lora.target_modules == "all-linear":
-                tell_left_out(self.sampler, self._adapted)
+    @property
+    def sampler(self) -> Any:
+        """The model that samples; None where this process only learns."""
+        return self._copy.model
 
     @property
     def device(self) -> torch.device:
@@ -252,11 +206,11 @@ class Policy:
 
     @torch.no_grad()
     def sync(self, version: int) -> None:
-        """Copy the learner's present weights to the sampler, and update ``version``, ``adapter_hash``, ``survival``.
+        """Bring the learner's present weights to the sampler, and update ``version``, ``adapter_hash``, ``survival``.
 
         Where the weights are divided among ranks, each of them must call it.
         """
-        self._copy()
+        self._copy.follow(divided=self.is_divided, all_trained=self.lora is None)
         self.survival = self._meter.measure()
         self.adapter_hash = self.hash_of(self.trainable_state())
         if self.sampler is not None:
@@ -264,19 +218,6 @@ class Policy:
         self.version = version
         if self.past.num:
             self.past.add(self.weights())
-
-    def _copy(self) -> None:
-        for layer, target in self._adapted.values():
-            if target is not None:
-                put(target, held(layer))
-            elif self.is_divided:
-                held(layer)  # the rank that samples needs this one's part
-        if self._copied is not None:
-            self._copied = self._digests()
-        if self.lora is None and self.sampler is not None:  # its weights are the learner's own; packed ones are copies
-            for module in self.sampler.modules():
-                if (packed := packed_weight(module)) and module.weight is not None:
-                    packed.take(module.weight)
 
     def hash_of(self, state: Mapping[str, Tensor]) -> str:
         """The hash of the policy with these trainable tensors, and steered as it is now."""
@@ -316,15 +257,7 @@ class Policy:
             raise ValueError(NOT_DIVIDED)
         self._meter.keep_rows()
         self._forward = DividedDecoder(self._base, mesh, checkpointing=self._checkpointing)
-        if self.sampler is not None:
-            self._copied = self._digests()
-
-    @torch.no_grad()
-    def _digests(self) -> dict[str, Tensor]:
-        """A number for each weight of the sampler, which is another one when a bit of the weight changes."""
-        packed = {f"{name}.packed": packed_weight(module) for name, module in self.sampler.named_modules()}
-        weights = dict(self.sampler.named_parameters()) | {n: p.plain() for n, p in packed.items() if p is not None}
-        return {name: torch.hash_tensor(weight) for name, weight in weights.items()}
+        self._copy.keep_digests()
 
     def keep_reference(self) -> None:
         """Keep a frozen copy of the present weights as the reference policy. With LoRA there is one without a copy."""
@@ -334,25 +267,14 @@ class Policy:
 
     def pack(self) -> None:
         """Have the sampler multiply with packed weights from now on (packed_weights.py). They follow each ``sync``."""
-        for module in self.sampler.modules():
-            pack_weight(module)
+        self._copy.pack()
 
     def unlike(self) -> str | None:
         """The name of the first layer whose weights in the sampler differ from what ``sync`` would copy; None: none.
 
         Where the learner's weights are divided among ranks: from what ``sync`` copied.
         """
-        if self._copied is not None:
-            present = self._digests()
-            return next((name for name, number in self._copied.items() if not number.equal(present[name])), None)
-        for name, (layer, target) in self._adapted.items():
-            if not holds(target, held(layer)):
-                return name
-        modules: dict[str, Any] = dict(self.sampler.named_modules())
-        for name, module in modules.items():
-            if packed_weight(module) and name not in self._adapted and not holds(module, {"weight": module.weight}):
-                return name
-        return None
+        return self._copy.unlike()
 
     def score(
         self,
@@ -375,36 +297,12 @@ class Policy:
             if self._frozen is None:
                 raise ValueError("without LoRA there is a reference policy only where keep_reference() made a copy")
             base, forward = self._frozen
-        mask: Tensor = batch.action_mask.to(self.device)
         if torch.is_grad_enabled():
             give_back()
-        drawn = Drawn.of(batch)
-        kinds = None if drawn is None else drawn.kinds()
-        packed = pack(batch.tokens, batch.lengths.tolist(), batch.action_mask, self.device, self.sharing, kinds)
-        own = None if drawn is None else drawn.at(packed.origin)
+        given: dict[str, Any] = {"temperature": self.temperature, "sharing": self.sharing}
+        asked: dict[str, Any] = {"entropy": entropy, "hidden": hidden, "best": best, "readings": readings}
         with self._on(self._reference if reference else self._names):
-            states = forward.states(packed.ids, packed.plan).index_select(0, packed.before)
-            wanted: dict[str, Any] = {"temperature": self.temperature, "entropy": entropy}
-            if forward.linear_head:
-                head = _head(base, states)
-                values, entropies = scored(*head, packed.targets, own, **wanted)
-                highest = is_best(*head, packed.targets) if best else None
-                logits_of = by_head(*head)
-            else:
-                logits = forward.logits(states)
-                values, entropies = scored_logits(logits, packed.targets, own, **wanted)
-                highest = logits.detach().argmax(-1) == packed.targets if best else None
-                logits_of = logits.__getitem__
-            size = {"vocabulary": self._base.config.get_text_config().vocab_size, "temperature": self.temperature}
-            seen = read(states, packed.targets, own, logits_of, readings, **size) if readings else ()
-        empty = values.new_zeros(mask.shape)
-        return Scores(
-            empty.masked_scatter(mask, packed.to_rows(values)),
-            None if entropies is None else empty.masked_scatter(mask, packed.to_rows(entropies)),
-            packed.to_rows(states).float() if hidden else None,
-            None if highest is None else torch.zeros_like(mask).masked_scatter(mask, packed.to_rows(highest)),
-            tuple(empty.masked_scatter(mask, packed.to_rows(each)) for each in seen),
-        )
+            return scores_of(batch, base, forward, **given, **asked)
 
     def _on(self, names: list[str]) -> AbstractContextManager[None]:
         """A context in which these adapters are on."""
@@ -427,15 +325,11 @@ class Policy:
 
     def merged(self) -> Any:
         """The policy as a plain model with merged weights. All other weights share memory with the sampler."""
-        plain = _sharing_copy(self.sampler)
-        unjoined(plain, {name: layer for name, (layer, _) in self._adapted.items()})
-        return plain
+        return self._copy.merged()
 
     def unadapted(self) -> Any:
         """The model without its adapters, as a plain one. All weights share memory with the learner's."""
-        plain = _sharing_copy(self.sampler)
-        unadapted(plain, {name: layer for name, (layer, _) in self._adapted.items()})
-        return plain
+        return self._copy.unadapted()
 
     @property
     def is_adapted(self) -> bool:
@@ -445,7 +339,7 @@ class Policy:
     @property
     def rank(self) -> int:
         """The highest rank of its adapters in a layer, one beside another; 0 without any."""
-        layers = (layer for layer, _ in self._adapted.values())
+        layers = (layer for layer, _ in self._copy.layers.values())
         return max((sum(layer.r[name] for name in layer.active_adapters) for layer in layers), default=0)
 
     def save_adapter(self, folder: str | Path) -> None:
@@ -466,18 +360,6 @@ class Policy:
         else:
             write_adapter(Path(folder), self.model)
         self.tokenizer.save_pretrained(str(folder))
-
-
-def _head(model: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """States, weight and bias whose product are the logits. An adapter of the head is included where it is on."""
-    head = model.get_output_embeddings()
-    base = getattr(head, "base_layer", head)
-    if base is head or not switched_on(head):
-        return states, base.weight, base.bias
-    if is_half(base.weight.dtype):
-        low, high = adapter(head, base.weight.dtype)
-        return beside(states, low), torch.cat((base.weight, high), 1), base.bias
-    return states, base.weight + added(head), base.bias
 
 
 def _with_lora(model: Any, lora: LoRAConfig, seed: int) -> Any:
@@ -503,10 +385,3 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _sharing_copy(model: Any) -> Any:
-    """A copy of the modules without gradients, whose weights are in the same memory as the model's."""
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}
-    shared |= {id(buffer): buffer for buffer in model.buffers()}
-    return copy.deepcopy(model, shared)

@@ -13,6 +13,7 @@ from turnwise.agents.playing import Event, seed_globals
 from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.seating import ModelAgent
 from turnwise.clock import Clock
+from turnwise.models.loading import without_bars
 from turnwise.models.policy import Policy
 from turnwise.shards.messages import Batch, Command, Described, ForkFrom, Link, Session, Start
 from turnwise.training.noise import Limits, limits_of
@@ -141,6 +142,7 @@ class Served:
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a method of the shard; ``build`` makes it, from a function without arguments."""
         if name == "build":
+            without_bars()  # they would be written into the display of the main process
             make: Callable[[], Shard] = arguments[0]
             self._shard = make()
             return self._shard.described

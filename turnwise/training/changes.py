@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from turnwise.agents.chat_client import REACHED
-from turnwise.config.files import override, resolved, set_by
+from turnwise.config.files import resolved
+from turnwise.config.overrides import override, set_by
 from turnwise.learning.schedules import learning_rate_share
 from turnwise.learning.settings import OptimizerConfig
 

@@ -62,6 +62,7 @@ class Demand:
     divided: bool = False  # among them the frozen weights
     ranks_elsewhere: bool = False  # but for the first
     vllm: VllmConfig | None = None  # how vLLM samples, where it does
+    players: int = 1  # contexts of an episode, all of which are held while it is played
 
     @property
     def on_cpu(self) -> bool:
@@ -69,8 +70,8 @@ class Demand:
 
     @property
     def least_slots(self) -> int:
-        """One for each shard that has something to play."""
-        return max(1, min(self.shards, self.num_slots))
+        """Those of one episode for each shard that has something to play."""
+        return max(1, min(max(1, self.shards) * self.players, self.num_slots))
 
     @property
     def tokens(self) -> int:
@@ -260,7 +261,7 @@ def read_bytes(shape: Shape, tokens: int, device: str) -> int:
 def fit(shape: Shape, demand: Demand, available: int) -> Plan:
     """The plan as asked for where it fits into ``available`` bytes, else one with smaller microbatches or fewer slots.
 
-    Raises ValueError where not even one context at a time fits, in each shard.
+    Raises ValueError where not even one episode at a time fits, in each shard.
     """
     found = plan(shape, demand)
     while found.total > available:
@@ -284,9 +285,10 @@ def _smaller(shape: Shape, found: Plan) -> Demand | None:
 def _too_large(found: Plan, available: int) -> ValueError:
     largest = max((part for part in found.parts if part.stage in ("always", found.peak)), key=lambda part: part.bytes)
     doing = "this run needs" if found.demand.num_rows else "sampling needs"
+    one = f"a single game of {found.demand.players} players" if found.demand.players > 1 else "a single context"
     where = f" in each of {found.demand.shards} shards" if found.demand.shards > 1 else ""
     return ValueError(
-        f"{doing} {found.total / GIB:.2f} GiB with a single context at a time{where}, and "
+        f"{doing} {found.total / GIB:.2f} GiB with {one} at a time{where}, and "
         f"{available / GIB:.2f} GiB are free; most of it is {largest.name} ({largest.bytes / GIB:.2f} GiB, "
         f"{largest.how}): {_advice(largest, found.demand)}"
     )

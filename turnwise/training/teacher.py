@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from turnwise.models.policy import Policy, Scores
+from turnwise.models.policy import Policy
+from turnwise.models.scoring import Scores
 from turnwise.replay.batch import TokenBatch
 
 

@@ -187,7 +187,7 @@ class ServedEnv(gymnasium.Env[str, str]):
         return self._advance(self._talk, True)
 
     def leave(self, why: str = "") -> None:
-        """The conversation is over. Where its request cannot be shown (``why``), its client hears so."""
+        """The conversation is over. Where its request has no reply (``why``), its client hears so."""
         if self._talk is not None:
             self._talk.fail(why)
         self.close()

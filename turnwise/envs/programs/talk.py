@@ -71,6 +71,4 @@ class Talk:
     def fail(self, why: str) -> None:
         """Tell the client what is wrong with its request, where one is due."""
         if self._due is not None and why:
-            self._due.settle(
-                RefusedError(400, f"the request cannot be shown to the model: {why}", "invalid", "messages")
-            )
+            self._due.settle(RefusedError(400, f"the model cannot reply to this request: {why}", "invalid", "messages"))

@@ -132,7 +132,7 @@ class ProgramEnv(TaskEnv):
         return observation, reward, self._ended, False, info
 
     def leave(self, why: str = "") -> None:
-        """The episode is over. Where a request cannot be shown (``why``), its program hears so."""
+        """The episode is over. Where a request has no reply (``why``), its program hears so."""
         if self._talk is not None:
             self._talk.fail(why)
         self._ended = True
