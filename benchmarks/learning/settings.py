@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from arms import BASELINE, EPO, Arm, by_name
+from arms import AEPO, BASELINE, EMPG, EPO, SPEAR, Arm, by_name
 
 from turnwise.algorithms.registry import ALGORITHMS
 
@@ -109,11 +109,53 @@ SETTINGS: Mapping[str, Setting] = {
         num_seeds=3,
         tokens_per_update=5_000,
         cpu_s_per_1000=0.9,
-        warmstart_cpu_s=30.0,
+        warmstart_cpu_s=100.0,
         measure_cpu_s=2.0,
         test_tasks=192,
         untuned=(),
         arms=EPO,
+    ),
+    "empg": Setting(
+        config="learning/empg",
+        panel="test",
+        tuning_panel="validation",
+        budget=500_000,
+        num_seeds=3,
+        tokens_per_update=5_000,
+        cpu_s_per_1000=0.8,
+        warmstart_cpu_s=80.0,
+        measure_cpu_s=2.0,
+        test_tasks=192,
+        untuned=(),
+        arms=EMPG,
+    ),
+    "spear": Setting(
+        config="learning/spear",
+        panel="test",
+        tuning_panel="validation",
+        budget=500_000,
+        num_seeds=3,
+        tokens_per_update=5_000,
+        cpu_s_per_1000=0.9,
+        warmstart_cpu_s=110.0,
+        measure_cpu_s=2.0,
+        test_tasks=192,
+        untuned=(),
+        arms=SPEAR,
+    ),
+    "aepo": Setting(
+        config="learning/aepo",
+        panel="test",
+        tuning_panel="validation",
+        budget=800_000,
+        num_seeds=3,
+        tokens_per_update=8_000,
+        cpu_s_per_1000=0.8,
+        warmstart_cpu_s=300.0,
+        measure_cpu_s=2.0,
+        test_tasks=192,
+        untuned=(),
+        arms=AEPO,
     ),
     "smoke": Setting(
         config="learning/smoke",

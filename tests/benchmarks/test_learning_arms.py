@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 
 from tests.benchmarks.learning import learning_modules
 from tests.view.runs import attempt, episode, make_run, task, turn
+from turnwise.cloning.demonstrations import demonstrations
+from turnwise.cloning.settings import WarmstartConfig
+from turnwise.envs.tasks import maker
 from turnwise.evaluation.contenders import read_run
 from turnwise.learning.settings import Settings
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import Fork, Trajectory
 
-PAPERS = ("epo",)
+PAPERS = ("epo", "empg", "spear", "aepo")
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +167,73 @@ def test_epos_measures(modules: Any, tmp_path: Path) -> None:
     assert effects.updates_to_half(with_success(modules, at, [0.4] * 9)) == 10
     assert effects.spread_at_the_end(with_success(modules, at, [9.0] * 5 + [0.0, 0.5] * 15)) == pytest.approx(25.0)
     assert effects.entropies(of) == pytest.approx((0.0, 0.0, 1.0))
-    assert effects.lost_groups(modules.claims.Measured(read_run(at), read_run(at), 1.0))[:2] == (0.5, 1.0)
-    late = effects.entropy_by_turn(modules.claims.Measured(read_run(at), read_run(at), 1.0))
+    assert effects.lost_groups(measured(modules, at))[:2] == (0.5, 1.0)
+    late = effects.entropy_by_turn(measured(modules, at))
     assert late == pytest.approx(((0.1 + 0.1 + 0.5) / 3, (0.2 + 0.2 + 0.5) / 3, 0.3, 0.4))
+
+
+def test_empgs_measures(modules: Any, tmp_path: Path) -> None:
+    """The habit is counted at arrivals alone; credit is told by the entropy of the turn that has it."""
+
+    def played(update: int, sample: int, habits: int, reward: float) -> Trajectory:
+        actions = [word for n in range(2) for word in ("go to desk 1", "inventory" if n < habits else "look")]
+        turns = [turn("see", word, entropy=0.1 * (n + 1), first=n == 0) for n, word in enumerate([*actions, "look"])]
+        return episode(update, task(1), sample, [*turns[:-1], replace(turns[-1], reward=reward)])
+
+    updates = [[played(n, i, 2 if n < 5 else 1 - i, float(i)) for i in range(2)] for n in range(10)]
+    of = measured(modules, make_run(tmp_path / "run", updates, "rollout.group_size=2"))
+    assert modules.effects.half_life(of) == 9, "four of five updates have a quarter of it: .4 on average"
+    assert modules.effects.habit(of) == pytest.approx((1.0, (1.0 + 0.5) / 3, 0.25))
+    assert modules.effects.credit_by_entropy(of) == pytest.approx((1.0,) * 10), "GRPO: all turns of an episode alike"
+    sure = make_run(tmp_path / "empg", updates, "rollout.group_size=2", "algorithm.bonus_coef=0", algorithm="empg")
+    shares = modules.effects.credit_by_entropy(measured(modules, sure))
+    assert shares[0] > 1 > shares[-1]
+
+
+def measured(modules: Any, path: Path) -> Any:
+    run = read_run(path)
+    return modules.claims.Measured(run, run, 100.0 * len(run.metrics))
+
+
+def test_spears_measures(modules: Any, tmp_path: Path) -> None:
+    effects = modules.effects
+    groups = [[attempt(n, task(n), i, i == 0) for i in range(4)] for n in range(3)]
+    plain = measured(modules, make_run(tmp_path / "plain", groups, "rollout.group_size=4", ratio_max=2.0))
+    assert effects.pass_gap(plain) == pytest.approx((0.75, 0.75, 0.75))
+    assert all(value != value for value in effects.replayed(plain)), "nothing is replayed"
+    assert effects.ratios(plain) == (2.0, 2.0, 2.0)
+    assert effects.gap_to_test(plain) == pytest.approx(100 * (0.25 - 0.75))
+    spear = ("rollout.group_size=4", "algorithm.bonus_coef=0", "algorithm.base.group_share=1")
+    again = effects.replayed(measured(modules, make_run(tmp_path / "spear", groups, *spear, algorithm="spear")))
+    assert again == pytest.approx((4 / 3, 2.0, (0 + 0.25 + 0.5) / 3)), "one of four wins; then one, then two are kept"
+
+
+def test_aepos_measures(modules: Any, tmp_path: Path) -> None:
+    """Of four attempts three stand on one trunk; a copy of a copy counts for its root."""
+    of = task(1)
+    root, other, look = attempt(0, of, 0, True), attempt(0, of, 1, False), attempt(0, of, -1, False)
+    copy = replace(attempt(0, of, 2, False), fork=Fork(root.episode, 1))
+    second = replace(attempt(0, of, 3, False), fork=Fork(copy.episode, 1))
+    alone = [attempt(0, task(2), i, False) for i in range(4)]
+    run = measured(modules, make_run(tmp_path / "run", [[look, root, other, copy, second, *alone]]))
+    effects = modules.effects
+    assert effects.trunk_share(run)[0] == pytest.approx((0.75 + 0.25) / 2)
+    assert effects.budget_variance(run) == 1.0, "2 and 4 attempts from the root"
+    assert effects.branching_turns(run) == pytest.approx(2 / (2 + 2 + 1 + 1 + 8))
+
+
+@pytest.mark.parametrize("name", ["Mistaken", "Thoughtful"])
+def test_odd_experts_win_all_the_same(modules: Any, name: str) -> None:
+    """The habit comes after every arrival, noise or not; thoughts say what is done, and are not heard."""
+    with closing(maker(f"households:bench/{name}Household-v0", step_limit=40)()) as env:
+        clone = WarmstartConfig(stop_success=None, only_successes=False)
+        shown = list(islice(demonstrations(env, clone, seed=0), 8))
+    assert sum(each.success for each in shown) >= 7
+    for each in shown:
+        for was, now, learn in zip(each.actions, each.actions[1:], each.learn[1:], strict=False):
+            if name == "Mistaken" and learn:
+                assert (now == modules.households.HABIT) == was.startswith("go to ")
+            if name == "Thoughtful" and learn:
+                told = was.rpartition("</think>")[2]
+                thought, _, action = now.partition("</think>")
+                assert f"i did {told}. now i {action}." in thought
