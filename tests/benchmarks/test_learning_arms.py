@@ -222,6 +222,34 @@ def test_aepos_measures(modules: Any, tmp_path: Path) -> None:
     assert effects.branching_turns(run) == pytest.approx(2 / (2 + 2 + 1 + 1 + 8))
 
 
+TINY = (
+    *("model.hidden_size=32", "model.head_dim=16", "model.ffn_size=48", "model.qk_norm=1", "model.num_layers=2"),
+    *("rollout.num_tasks=1", "rollout.group_size=2", "num_updates=2", "eval.test_tasks=2", "agent.max_reply_tokens=3"),
+    *("warmstart.max_tokens=2000", "warmstart.tokenizer_episodes=10", "warmstart.stop_success=null"),
+)
+
+
+@pytest.mark.filterwarnings("ignore:not one of the first")
+@pytest.mark.parametrize(
+    ("setting", "arm"), [("epo", "ppo_epo"), ("empg", "grpo_empg"), ("spear", "spear"), ("aepo", "aepo")]
+)
+def test_an_arm_is_run_measured_and_shown(
+    modules: Any, setting: str, arm: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
+    tiny = replace(modules.settings.SETTINGS[setting], settings=TINY)
+    monkeypatch.setitem(modules.settings.SETTINGS, setting, tiny)
+    out, file, page = tmp_path / "out", tmp_path / "found.json", tmp_path / "page.md"
+    chosen = ["--setting", setting, "--out", str(out)]
+    assert modules.run.main([*chosen, "--only", arm, "--seeds", "0"]) == 0
+    modules.record.main([*chosen, "--to", str(file)])
+    (row,) = json.loads(file.read_text())["runs"]
+    assert (row["algorithm"], row["updates"]) == (arm, 2)
+    assert list(row["measures"]) == [claim.title for claim in modules.effects.EFFECTS[setting]]
+    modules.report.main(["--setting", setting, "--recorded", str(file), "--to", str(page)])
+    assert f"| {arm} | 0 | " in page.read_text()
+
+
 @pytest.mark.parametrize("name", ["Mistaken", "Thoughtful"])
 def test_odd_experts_win_all_the_same(modules: Any, name: str) -> None:
     """The habit comes after every arrival, noise or not; thoughts say what is done, and are not heard."""
