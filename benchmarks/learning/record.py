@@ -52,6 +52,8 @@ def main(words: Sequence[str] | None = None) -> None:
     given.to.write_text(json.dumps(found, indent=1) + "\n")
     if unsaid := [f"{row['algorithm']} {row['seed']}" for row in ordered if "config" not in row]:
         print(f"{len(unsaid)} older rows do not say their settings, so that they were not compared: {unsaid}")
+    if later := resolved.later:
+        print(f"Settings that came later than some of the runs, so that they were not compared: {later}")
 
 
 def known(path: Path, setting: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 A file says the settings that all of its methods share, and beside them those of each method. They are the resolved
 ones, defaults included, without seed, paths and what changes no number: a default that changes between two commits is
-a difference too.
+a difference too. A setting that came later is none, since one of the two commits does not know it; it is named.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,14 @@ _OWN = ("algorithm.",)
 
 @dataclass
 class Resolved:
-    """The settings by method, each by dotted name, and the words of the command that set some of them."""
+    """The settings by method, each by dotted name, and the words of the command that set some of them.
+
+    ``later`` are settings that not all runs know, with their values.
+    """
 
     of: dict[str, dict[str, Any]] = field(default_factory=dict)
     given: dict[str, set[str]] = field(default_factory=dict)
+    later: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Resolved:
@@ -41,20 +45,25 @@ class Resolved:
         the commands say, those of other methods.
         """
         plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-        self.given[name] = words = self.given.get(name, set()) | _words(command)
+        self.given[name] = self.given.get(name, set()) | _words(command)
         for other, known in self.of.items():
-            free = set() if other == name else words | self.given.get(other, set())
-            names = [key for key in {**known, **plain} if key not in free]
-            if other != name:
-                names = [key for key in names if not key.startswith(_OWN)]
-            if differing := [key for key in names if known.get(key) != plain.get(key)]:
-                shown = ", ".join(f"{key} ({known.get(key)!r}, here {plain.get(key)!r})" for key in sorted(differing))
+            compared = self._compared(name, other, {**known, **plain})
+            if differing := sorted(key for key in compared & known.keys() & plain.keys() if known[key] != plain[key]):
+                shown = ", ".join(f"{key} ({known[key]!r}, here {plain[key]!r})" for key in differing)
                 raise ValueError(
                     f"{name} was trained with other settings here than {other} in the file: {shown}. Runs that differ "
                     "in them cannot be put together: name another file with --to, or run the older ones again"
                 )
+            self.later |= {key: {**known, **plain}[key] for key in compared & (known.keys() ^ plain.keys())}
         self.of[name] = plain
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _compared(self, name: str, other: str, settings: Iterable[str]) -> set[str]:
+        """The settings in which two methods, or two runs of one, must agree."""
+        if other == name:
+            return set(settings)
+        free = self.given[name] | self.given.get(other, set())
+        return {key for key in settings if key not in free and not key.startswith(_OWN)}
 
     def plain(self) -> dict[str, Any]:
         """What a file keeps: ``settings`` that all share, ``settings_of`` each method; {} of none."""

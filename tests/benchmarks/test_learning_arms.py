@@ -150,6 +150,23 @@ def test_what_a_command_gives_may_differ_between_methods(modules: Any) -> None:
         resolved.add("grpo", {"optimizer.lr": 2e-3, "algorithm.type": "grpo"}, "turnwise train x optimizer.lr=2e-3")
 
 
+def test_a_setting_that_came_later_is_named(
+    modules: Any, played: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "found.json"
+    record(modules, played, file)
+    assert "came later" not in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    del found["settings"]["warmstart.own_share"], found["runs"][0]["config"]
+    file.write_text(json.dumps(found))
+    runs_of_arms(modules, tmp_path / "later", {"grpo_bonus": [[attempt(n, task(0), 0, True)] for n in range(2)]})
+    record(modules, tmp_path / "later", file)
+    told = capsys.readouterr().out
+    assert "came later than some of the runs, so that they were not compared: {'warmstart.own_share': 0.0}" in told
+    assert "1 older rows do not say their settings, so that they were not compared: ['ppo 0']" in told
+    assert json.loads(file.read_text())["settings_of"]["grpo_bonus"]["warmstart.own_share"] == 0.0
+
+
 def with_success(modules: Any, path: Path, heights: list[float]) -> Any:
     run = read_run(path)
     line = run.metrics[0]
