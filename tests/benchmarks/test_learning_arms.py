@@ -180,8 +180,8 @@ def test_epos_measures(modules: Any, tmp_path: Path) -> None:
     longer = [episode(n, task(1), 0, turns) for n in (0, 1)]
     at = make_run(tmp_path / "run", [[longer[0], attempt(0, task(2), 0, True)], [longer[1]]])
     of = with_success(modules, at, [0.0] * 10 + [1.0] * 5)
-    assert effects.updates_to_half(of) == 13
-    assert effects.updates_to_half(with_success(modules, at, [0.4] * 9)) == 10
+    assert effects.updates_to(of) == (12, 13)
+    assert effects.updates_to(with_success(modules, at, [0.4] * 9)) == (5, 10)
     assert effects.spread_at_the_end(with_success(modules, at, [9.0] * 5 + [0.0, 0.5] * 15)) == pytest.approx(25.0)
     assert effects.entropies(of) == pytest.approx((0.0, 0.0, 1.0))
     assert effects.lost_groups(measured(modules, at))[:2] == (0.5, 1.0)
