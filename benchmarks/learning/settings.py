@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from arms import AEPO, BASELINE, EMPG, EPO, SPEAR, Arm, by_name
 
@@ -61,6 +62,22 @@ class Setting:
         return max(1, round(self.budget / self.tokens_per_update))
 
 
+def _taken_apart(name: str, arms: Mapping[str, Arm], **costs: Any) -> Setting:
+    """A setting with arms, 100 updates each. EPO's costs are measured, those of the others were guessed from them."""
+    return Setting(
+        config=f"learning/{name}",
+        panel="test",
+        tuning_panel="validation",
+        budget=100 * costs["tokens_per_update"],
+        num_seeds=3,
+        measure_cpu_s=2.0,
+        test_tasks=192,
+        untuned=(),
+        arms=arms,
+        **costs,
+    )
+
+
 SETTINGS: Mapping[str, Setting] = {
     "household": Setting(
         config="learning/household",
@@ -101,62 +118,10 @@ SETTINGS: Mapping[str, Setting] = {
         methods=("grpo", "epo", "empg", "spear", "aepo"),
         untuned=("optimizer.lr=1e-3",),
     ),
-    "epo": Setting(
-        config="learning/epo",
-        panel="test",
-        tuning_panel="validation",
-        budget=500_000,
-        num_seeds=3,
-        tokens_per_update=5_000,
-        cpu_s_per_1000=0.9,
-        warmstart_cpu_s=100.0,
-        measure_cpu_s=2.0,
-        test_tasks=192,
-        untuned=(),
-        arms=EPO,
-    ),
-    "empg": Setting(
-        config="learning/empg",
-        panel="test",
-        tuning_panel="validation",
-        budget=500_000,
-        num_seeds=3,
-        tokens_per_update=5_000,
-        cpu_s_per_1000=0.8,
-        warmstart_cpu_s=80.0,
-        measure_cpu_s=2.0,
-        test_tasks=192,
-        untuned=(),
-        arms=EMPG,
-    ),
-    "spear": Setting(
-        config="learning/spear",
-        panel="test",
-        tuning_panel="validation",
-        budget=500_000,
-        num_seeds=3,
-        tokens_per_update=5_000,
-        cpu_s_per_1000=0.9,
-        warmstart_cpu_s=110.0,
-        measure_cpu_s=2.0,
-        test_tasks=192,
-        untuned=(),
-        arms=SPEAR,
-    ),
-    "aepo": Setting(
-        config="learning/aepo",
-        panel="test",
-        tuning_panel="validation",
-        budget=800_000,
-        num_seeds=3,
-        tokens_per_update=8_000,
-        cpu_s_per_1000=0.8,
-        warmstart_cpu_s=300.0,
-        measure_cpu_s=2.0,
-        test_tasks=192,
-        untuned=(),
-        arms=AEPO,
-    ),
+    "epo": _taken_apart("epo", EPO, tokens_per_update=5_000, cpu_s_per_1000=0.8, warmstart_cpu_s=100.0),
+    "empg": _taken_apart("empg", EMPG, tokens_per_update=5_000, cpu_s_per_1000=0.8, warmstart_cpu_s=100.0),
+    "spear": _taken_apart("spear", SPEAR, tokens_per_update=5_000, cpu_s_per_1000=1.2, warmstart_cpu_s=100.0),
+    "aepo": _taken_apart("aepo", AEPO, tokens_per_update=10_000, cpu_s_per_1000=0.8, warmstart_cpu_s=200.0),
     "smoke": Setting(
         config="learning/smoke",
         panel="test",
