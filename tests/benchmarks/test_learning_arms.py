@@ -239,6 +239,23 @@ def test_aepos_measures(modules: Any, tmp_path: Path) -> None:
     assert effects.branching_turns(run) == pytest.approx(2 / (2 + 2 + 1 + 1 + 8))
 
 
+def test_the_trigger_is_a_quantile_of_the_turns_that_are_asked(
+    modules: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the first turn that a path played itself, nor what a copy shares with its parent."""
+    turns = [turn("see", "go", entropy=h, first=n == 0) for n, h in enumerate((0.1, 0.2, 0.3, 0.5))]
+    root, size = episode(0, task(1), 0, turns), len(turns[0].action_ids)
+    copy = replace(episode(0, task(1), 1, turns), fork=Fork(root.episode, 2))
+    given = ("rollout.group_size=2", "algorithm.log_vocabulary=2")
+    at = make_run(tmp_path / "run", [[root, copy]], *given, algorithm="arpo")
+    found = list(modules.trigger.readiness(modules.trigger.RunDirectory.open(at)))
+    assert found == pytest.approx([0.5 + 0.2 * size * rise / 2 for rise in (0.1, 0.2, 0.4, 0.4)])
+    modules.trigger.main([str(at), "--share", "1"])
+    assert float(capsys.readouterr().out) == pytest.approx(found[0], abs=1e-4)
+    with pytest.raises(ValueError, match="is no run of arpo or aepo"):
+        list(modules.trigger.readiness(modules.trigger.RunDirectory.open(make_run(tmp_path / "grpo", [[root]]))))
+
+
 TINY = (
     *("model.hidden_size=32", "model.head_dim=16", "model.ffn_size=48", "model.qk_norm=1", "model.num_layers=2"),
     *("rollout.num_tasks=1", "rollout.group_size=2", "num_updates=2", "eval.test_tasks=2", "agent.max_reply_tokens=3"),
@@ -269,16 +286,21 @@ def test_an_arm_is_run_measured_and_shown(
 
 @pytest.mark.parametrize("name", ["Mistaken", "Thoughtful"])
 def test_odd_experts_win_all_the_same(modules: Any, name: str) -> None:
-    """The habit comes after every arrival, noise or not; thoughts say what is done, and are not heard."""
+    """The habit comes after nearly every arrival, noise or not; thoughts say what is done, and are not heard."""
     with closing(maker(f"households:bench/{name}Household-v0", step_limit=40)()) as env:
         clone = WarmstartConfig(stop_success=None, only_successes=False)
-        shown = list(islice(demonstrations(env, clone, seed=0), 8))
-    assert sum(each.success for each in shown) >= 7
+        shown = list(islice(demonstrations(env, clone, seed=0), 24))
+    assert sum(each.success for each in shown) >= 23
+    habits: list[bool] = []
     for each in shown:
         for was, now, learn in zip(each.actions, each.actions[1:], each.learn[1:], strict=False):
-            if name == "Mistaken" and learn:
-                assert (now == modules.households.HABIT) == was.startswith("go to ")
+            if name == "Mistaken" and learn and was.startswith("go to "):
+                habits.append(now == modules.households.HABIT)
+            elif name == "Mistaken" and learn:
+                assert now != modules.households.HABIT
             if name == "Thoughtful" and learn:
                 told = was.rpartition("</think>")[2]
                 thought, _, action = now.partition("</think>")
                 assert f"i did {told}. now i {action}." in thought
+    if name == "Mistaken":
+        assert 0.9 < sum(habits) / len(habits) < 1
