@@ -69,13 +69,14 @@ SPEAR: Mapping[str, Arm] = {
 }
 """Dr.BoT without its filter of groups, and SPEAR on it: whole, and without one of its parts."""
 
-_BASE_KEPT = f"algorithm.base.{_KEPT}"
+_TREES = (f"algorithm.base.{_KEPT}", "algorithm.threshold=0.584")
+"""A fifth of the turns of the clone's first update pass this threshold (trigger.py; seed 0)."""
 AEPO: Mapping[str, Arm] = {
-    "arpo": Arm("arpo", (_BASE_KEPT,)),
-    "penalty_0": Arm("aepo", (_BASE_KEPT, "algorithm.penalty=0"), "arpo"),
-    "aepo": Arm("aepo", (_BASE_KEPT,), "arpo"),
-    "penalty_0.2": Arm("aepo", (_BASE_KEPT, "algorithm.penalty=0.2"), "arpo"),
-    "no_balance": Arm("aepo", (_BASE_KEPT, "algorithm.balance=false"), "arpo"),
-    "no_clip": Arm("aepo", (_BASE_KEPT, "algorithm.balanced_clip=false"), "arpo"),
+    "arpo": Arm("arpo", _TREES),
+    "penalty_0": Arm("aepo", (*_TREES, "algorithm.penalty=0"), "arpo"),
+    "aepo": Arm("aepo", _TREES, "arpo"),
+    "penalty_0.2": Arm("aepo", (*_TREES, "algorithm.penalty=0.2"), "arpo"),
+    "no_balance": Arm("aepo", (*_TREES, "algorithm.balance=false"), "arpo"),
+    "no_clip": Arm("aepo", (*_TREES, "algorithm.balanced_clip=false"), "arpo"),
 }
 """ARPO, and AEPO with other penalties of consecutive branchings, without the balanced budget, without its clip."""

@@ -63,7 +63,7 @@ class Setting:
 
 
 def _taken_apart(name: str, arms: Mapping[str, Arm], **costs: Any) -> Setting:
-    """A setting with arms, 100 updates each. EPO's costs are measured, those of the others were guessed from them."""
+    """A setting with arms, 100 updates each. The costs of EPO and AEPO come from pilots, the others from EPO's."""
     return Setting(
         config=f"learning/{name}",
         panel="test",
@@ -121,7 +121,7 @@ SETTINGS: Mapping[str, Setting] = {
     "epo": _taken_apart("epo", EPO, tokens_per_update=5_000, cpu_s_per_1000=0.8, warmstart_cpu_s=100.0),
     "empg": _taken_apart("empg", EMPG, tokens_per_update=5_000, cpu_s_per_1000=0.8, warmstart_cpu_s=100.0),
     "spear": _taken_apart("spear", SPEAR, tokens_per_update=5_000, cpu_s_per_1000=1.2, warmstart_cpu_s=100.0),
-    "aepo": _taken_apart("aepo", AEPO, tokens_per_update=10_000, cpu_s_per_1000=0.8, warmstart_cpu_s=200.0),
+    "aepo": _taken_apart("aepo", AEPO, tokens_per_update=11_000, cpu_s_per_1000=0.8, warmstart_cpu_s=60.0),
     "smoke": Setting(
         config="learning/smoke",
         panel="test",
