@@ -18,6 +18,9 @@ from turnwise.view.credit import Recipes, name_of
 BINS = 30
 """Parts of the budget over which a learning curve is averaged."""
 
+Measurement = float | tuple[float, ...]
+"""A number, or several that are shown together: a course, a profile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -116,7 +119,7 @@ class Claim:
     title: str
     paper: str
     better: str
-    measure: Callable[[Measured], float]
+    measure: Callable[[Measured], Measurement]
     says: str
 
 
@@ -148,6 +151,12 @@ CLAIMS = (
         "however alike they end",
     ),
 )
+
+
+def number(value: Measurement) -> float:
+    """A measurement that is a single number."""
+    assert not isinstance(value, tuple)
+    return value
 
 
 def over_seeds(values: Sequence[float]) -> Estimate | None:

@@ -1,9 +1,10 @@
-"""The design of the learning benchmark: settings, methods, the trials that tune each, budgets. No training here.
+"""The design of the learning benchmark: cells, their commands, the trials that tune each method. No training here.
 
 Every method has the same warm start and tasks for a seed, the same budget of sampled tokens, and three tuning trials
 of as many tokens, with a seed and a panel that the results never see: one at each of two learning rates, and at the
 better rate one with another value of a setting of its own. The trial with the highest sampled success is taken.
-A setting whose runs are too dear for that has no trials: every method takes its defaults and one rate there.
+A setting whose runs are too dear for that has no trials: every method takes its defaults and one rate there. So do the
+arms of a setting that takes one method apart, and they make equally many updates.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from turnwise.algorithms.registry import ALGORITHMS
+from arms import Arm
+from settings import SETTINGS
+
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.evaluation.contenders import read_run
 from turnwise.runs.directory import RunDirectory
 
-BASELINE = "grpo"
 TUNING_SEED = 1000
 RATES = ("6e-4", "1.6e-3")
 """Around 1e-3, with which the shipped configuration learns."""
@@ -70,107 +72,16 @@ OTHERWISE: Mapping[str, tuple[str, ...]] = {
 }
 """What a method's last trial changes; for those that are not here, the number of optimizer steps."""
 
-TAUGHT = ("distill", "igpo", "empo")
-"""Methods that learn from something other than rewards: a teacher, the right answer, votes. No budget makes them
-comparable."""
-
 _ANY = ("optimizer.num_minibatches=2",)
 NUM_TRIALS = len(RATES) + 1
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A shipped configuration with its panels, and the budget of a run and of a trial, in sampled tokens.
-
-    ``tokens_per_update`` and the CPU seconds (per 1000 tokens, of a warm start, of a measurement of 100 tasks) come
-    from earlier runs of EPO; the first spans the schedules of trials, the others only the estimate.
-    """
-
-    config: str
-    panel: str
-    tuning_panel: str
-    budget: int
-    num_seeds: int
-    tokens_per_update: int
-    cpu_s_per_1000: float
-    warmstart_cpu_s: float
-    measure_cpu_s: float
-    test_tasks: int
-    methods: tuple[str, ...] | None = None
-    settings: tuple[str, ...] = ()
-    untuned: tuple[str, ...] | None = None
-    """What every method runs with where there are no trials; (): with the configuration's own rate."""
-
-    def names(self) -> list[str]:
-        """The methods, the baseline first; None: every algorithm there is that learns from reward."""
-        found = self.methods or tuple(name for name in ALGORITHMS if name not in TAUGHT)
-        return sorted(found, key=lambda name: name != BASELINE)
-
-    @property
-    def num_updates(self) -> int:
-        """Updates of a whole budget, as far as one can know before the first run."""
-        return max(1, round(self.budget / self.tokens_per_update))
-
-
-SETTINGS: Mapping[str, Setting] = {
-    "household": Setting(
-        config="learning/household",
-        panel="test",
-        tuning_panel="validation",
-        budget=200_000,
-        num_seeds=5,
-        tokens_per_update=7_400,
-        cpu_s_per_1000=0.46,
-        warmstart_cpu_s=170.0,
-        measure_cpu_s=1.8,
-        test_tasks=256,
-    ),
-    "sweep": Setting(
-        config="learning/sweep",
-        panel="test",
-        tuning_panel="validation",
-        budget=40_000,
-        num_seeds=3,
-        tokens_per_update=4_000,
-        cpu_s_per_1000=0.9,
-        warmstart_cpu_s=65.0,
-        measure_cpu_s=2.0,
-        test_tasks=192,
-        untuned=(),
-    ),
-    "alfworld": Setting(
-        config="learning/alfworld",
-        panel="valid_unseen",
-        tuning_panel="valid_train",
-        budget=200_000,
-        num_seeds=3,
-        tokens_per_update=9_400,
-        cpu_s_per_1000=1.7,
-        warmstart_cpu_s=800.0,
-        measure_cpu_s=10.0,
-        test_tasks=134,
-        methods=("grpo", "epo", "empg", "spear", "aepo"),
-        untuned=("optimizer.lr=1e-3",),
-    ),
-    "smoke": Setting(
-        config="learning/smoke",
-        panel="test",
-        tuning_panel="validation",
-        budget=1_500,
-        num_seeds=2,
-        tokens_per_update=750,
-        cpu_s_per_1000=1.0,
-        warmstart_cpu_s=5.0,
-        measure_cpu_s=3.0,
-        test_tasks=8,
-    ),
-}
-"""``smoke`` tries every part in minutes; nothing is learned there."""
-
-
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run: a tuning trial (``choice`` numbers it), or, with ``choice`` None, a seed of the benchmark itself."""
+    """One run: a tuning trial (``choice`` numbers it), or, with ``choice`` None, a seed of the benchmark itself.
+
+    ``method`` is the name of a method or of an arm.
+    """
 
     setting: str
     method: str
@@ -178,8 +89,13 @@ class Cell:
     choice: int | None = None
 
     @property
+    def arm(self) -> Arm:
+        """What is run."""
+        return SETTINGS[self.setting].arm(self.method)
+
+    @property
     def budget(self) -> int:
-        """Sampled tokens."""
+        """Sampled tokens; where arms are run, what is expected."""
         return SETTINGS[self.setting].budget
 
     @property
@@ -229,19 +145,21 @@ def score(trial: Cell, out: Path) -> float:
 def command(cell: Cell, out: Path) -> list[str]:
     """What trains the cell, after ``turnwise train``; its choices are settings of the command line, and nothing else.
 
-    Raises ValueError for a seed whose method's trials are not all finished.
+    Where there are no trials, the configuration says all but the method. Raises ValueError for a seed whose method's
+    trials are not all finished.
     """
-    setting = SETTINGS[cell.setting]
+    setting, arm = SETTINGS[cell.setting], cell.arm
+    words = [setting.config, "--algorithm", arm.algorithm, f"seed={cell.seed}", *setting.settings, *arm.settings]
+    if setting.untuned is not None:
+        return [*words, *setting.untuned]
     if cell.choice is None:
         panel, (choice, num_updates) = setting.panel, tuned(cell.setting, cell.method, out)
     else:
         panel, choice = setting.tuning_panel, choice_of(cell, out)
         num_updates = setting.num_updates
     return [
-        *(setting.config, "--algorithm", cell.method, f"seed={cell.seed}", f"num_updates={num_updates}"),
-        *(f"max_sampled_tokens={cell.budget}", f"eval.test_split={panel}", f"eval.test_tasks={cell.num_tasks}"),
-        *setting.settings,
-        *choice,
+        *(*words, f"num_updates={num_updates}", f"max_sampled_tokens={cell.budget}"),
+        *(f"eval.test_split={panel}", f"eval.test_tasks={cell.num_tasks}", *choice),
     ]
 
 
@@ -268,3 +186,14 @@ def is_finished(path: Path) -> bool:
     """Whether a cell has been measured after training."""
     evaluation = RunDirectory(path).evaluation_path
     return evaluation.exists() and "after" in json.loads(evaluation.read_text())
+
+
+def finished_cells(setting: str, out: Path) -> list[Cell]:
+    """The seeds, not the trials, of every method whose folder is there; in the setting's order, others after them."""
+    known = SETTINGS[setting].names()
+    here = [path.name for path in sorted((out / setting).iterdir())] if (out / setting).is_dir() else []
+    order = sorted(here, key=lambda name: (known.index(name) if name in known else len(known), name))
+    if SETTINGS[setting].arms:
+        order = [name for name in order if name in known]  # only a method can be one of your own
+    found = cells(setting, order, range(SETTINGS[setting].num_seeds))
+    return [cell for cell in found if cell.choice is None and is_finished(out / cell.folder)]

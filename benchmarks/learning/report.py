@@ -1,6 +1,8 @@
 """Tables and learning curves of the finished cells, as Markdown and SVG.
 
 python benchmarks/learning/report.py --to docs/learning.md --svg docs/images/learning.svg
+python benchmarks/learning/report.py --setting epo --recorded benchmarks/results/learning_epo.json --to epo.md
+                                              the arms of a setting, from a file of record.py
 """
 
 from __future__ import annotations
@@ -11,8 +13,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from claims import CLAIMS, Measured, over_seeds
-from design import BASELINE, SETTINGS, Cell, cells, is_finished, tuned
+from arms import BASELINE
+from arms_report import arms_page
+from claims import CLAIMS, Measured, number, over_seeds
+from design import Cell, finished_cells, tuned
+from record import known
+from settings import SETTINGS
 
 from turnwise.evaluation.compare import Comparison, compare
 from turnwise.evaluation.comparison_view import curves_svg, markdown
@@ -25,8 +31,16 @@ def main(words: Sequence[str] | None = None) -> None:
     asked.add_argument("--setting", choices=list(SETTINGS), default="household")
     asked.add_argument("--out", type=Path, default=Path("runs/learning"), help="what run.py was told")
     asked.add_argument("--to", type=Path, required=True, help="Markdown file to write")
-    asked.add_argument("--svg", type=Path, required=True, help="SVG file to write")
+    asked.add_argument("--svg", type=Path, help="SVG file to write; not of arms")
+    asked.add_argument("--recorded", type=Path, help="file of record.py; of arms")
     given = asked.parse_args(words)
+    if SETTINGS[given.setting].arms:
+        if given.recorded is None or given.svg is not None:
+            asked.error(f"{given.setting} has arms: their table is made of --recorded FILE, and they have no --svg")
+        _write(given.to, arms_page(given.setting, known(given.recorded, given.setting)))
+        return
+    if given.svg is None or given.recorded is not None:
+        asked.error(f"{given.setting} is reported from its runs: give --svg FILE, and no --recorded")
     finished = finished_cells(given.setting, given.out)
     if not any(cell.method == BASELINE for cell in finished):
         asked.error(
@@ -34,21 +48,13 @@ def main(words: Sequence[str] | None = None) -> None:
         )
     comparison = compare([given.out / cell.folder for cell in finished], baseline=BASELINE)
     picture = os.path.relpath(given.svg, given.to.parent)
-    for file, text in (
-        (given.svg, curves_svg(comparison)),
-        (given.to, page(given.setting, given.out, finished, comparison, picture)),
-    ):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+    _write(given.svg, curves_svg(comparison))
+    _write(given.to, page(given.setting, given.out, finished, comparison, picture))
 
 
-def finished_cells(setting: str, out: Path) -> list[Cell]:
-    """The seeds, not the trials, of every method whose folder is there; the baseline first."""
-    known = SETTINGS[setting].names()
-    here = [path.name for path in sorted((out / setting).iterdir())] if (out / setting).is_dir() else []
-    order = sorted(here, key=lambda name: (known.index(name) if name in known else len(known), name))
-    found = cells(setting, order, range(SETTINGS[setting].num_seeds))
-    return [cell for cell in found if cell.choice is None and is_finished(out / cell.folder)]
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
 
 
 def page(setting: str, out: Path, finished: Sequence[Cell], comparison: Comparison, picture: str) -> str:
@@ -74,7 +80,7 @@ def _claims(out: Path, finished: Sequence[Cell], comparison: Comparison) -> str:
     for (method, seed), run in runs.items():
         if seed in base:
             of = Measured(run, base[seed], comparison.horizon["tokens"])
-            values[method, seed] = [claim.measure(of) for claim in CLAIMS]
+            values[method, seed] = [number(claim.measure(of)) for claim in CLAIMS]
     lines = [
         ["method", *(f"{claim.title} ({claim.paper}: {claim.better})" for claim in CLAIMS)],
         ["---"] * (len(CLAIMS) + 1),

@@ -6,9 +6,12 @@
     python benchmarks/learning/run.py --setting smoke              every part on a tiny model, nothing learned
     python benchmarks/learning/run.py --setting sweep --by-seed --recorded benchmarks/results/learning_sweep.json
                                                                    the cells that this file lacks, seed by seed
+    python benchmarks/learning/run.py --setting epo --only grpo,grpo_epo
+                                                                   some arms of EPO, where its claims can show
 
-A cell (setting, algorithm, seed) is a run folder below --out, which every command on runs can open. Finished cells are
-skipped, interrupted ones resumed. Cells use one thread: on two cores start two of these, with different --only.
+A cell (setting, algorithm or arm, seed) is a run folder below --out, which every command on runs can open. Finished
+cells are skipped, interrupted ones resumed. Cells use one thread: on two cores start two of these, with different
+--only.
 The design is in design.py; ``report.py`` makes the tables.
 """
 
@@ -28,10 +31,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import transformers
-from design import SETTINGS, TUNING_SEED, Cell, cells, command, configured, is_finished
+from design import TUNING_SEED, Cell, cells, command, configured, is_finished
 from driver import run_cell
 from record import known
 from rich.console import Console
+from settings import SETTINGS
 
 from turnwise.commands.display import LiveDisplay
 from turnwise.errors import unknown
@@ -41,7 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """The exit code: 1 where a cell could not be finished."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--setting", choices=list(SETTINGS), default="household")
-    asked.add_argument("--only", help="some of the algorithms, by name, with commas (module:recipe too)")
+    asked.add_argument("--only", help="some of the algorithms or arms, by name, with commas (module:recipe too)")
     asked.add_argument("--seeds", help="some of the seeds, such as 0,1")
     asked.add_argument("--out", type=Path, default=Path("runs/learning"))
     asked.add_argument("--by-seed", action="store_true", help="the first seed of all algorithms first")
@@ -72,12 +76,12 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def selected(setting: str, only: str | None, seeds: str | None) -> list[Cell]:
-    """The cells asked for, in the order in which they are run. Raises ValueError for an unknown algorithm."""
-    known = SETTINGS[setting].names()
+    """The cells asked for, in the order in which they are run. Raises ValueError for an unknown algorithm or arm."""
+    known, has_arms = SETTINGS[setting].names(), bool(SETTINGS[setting].arms)
     methods = only.split(",") if only else known
     for name in methods:
-        if name not in known and ":" not in name:
-            raise unknown("algorithm", name, known, f"setting {setting}")
+        if name not in known and (has_arms or ":" not in name):
+            raise unknown("arm" if has_arms else "algorithm", name, known, f"setting {setting}")
     numbers = [int(seed) for seed in seeds.split(",")] if seeds else list(range(SETTINGS[setting].num_seeds))
     return list(cells(setting, methods, numbers))
 
@@ -101,7 +105,11 @@ def done(cell: Cell, out: Path) -> bool:
 
 def plan(setting: str, chosen: Sequence[Cell], out: Path) -> str:
     """A Markdown table of what is done and what is left, with the cost of the rest."""
-    lines = ["| algorithm | tuning trials | seeds | tokens | CPU hours left |", "| --- | --- | --- | --- | --- |"]
+    found = SETTINGS[setting]
+    lines = [
+        f"| {'arm' if found.arms else 'algorithm'} | tuning trials | seeds | tokens | CPU hours left |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     hours = 0.0
     for method in dict.fromkeys(cell.method for cell in chosen):
         own = [cell for cell in chosen if cell.method == method]
@@ -112,13 +120,14 @@ def plan(setting: str, chosen: Sequence[Cell], out: Path) -> str:
         shown = [f"{sum(cell not in left for cell in kind)} of {len(kind)}" for kind in kinds]
         lines.append(f"| {method} | {' | '.join(shown)} | {sum(cell.budget for cell in own):,} | {cost:.1f} |")
     seeds = {cell.seed for cell in chosen if not is_finished(out / cell.folder)}
-    starts = len(seeds) * SETTINGS[setting].warmstart_cpu_s / 3600
+    starts = len(seeds) * found.warmstart_cpu_s / 3600
+    spent = f"{found.num_updates} updates, some {found.budget:,}" if found.arms else f"{found.budget:,}"
     trials = f"; seed {TUNING_SEED} is the trials'" if TUNING_SEED in seeds else ""
     return "\n".join(
         [
             *lines,
             "",
-            f"{SETTINGS[setting].budget:,} sampled tokens a trial and a seed",
+            f"{spent} sampled tokens {'a seed' if found.arms else 'a trial and a seed'}",
             f"{hours:.1f} CPU hours to go, and up to {starts:.1f} for {len(seeds)} warm starts (cached{trials}). "
             "Two at once on two cores: half of that in wall hours.",
         ]

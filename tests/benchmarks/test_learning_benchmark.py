@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tests.benchmarks.learning import learning_modules
 from tests.training.tiny import StopAfter, StopError
 from tests.view.runs import attempt, episode, make_run, task, turn
 from turnwise.algorithms.registry import ALGORITHMS, resolve
@@ -27,33 +27,19 @@ from turnwise.runs.directory import RunDirectory
 from turnwise.training.observing import Callback
 from turnwise.trajectory import Trajectory
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "learning"
-
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[Any]:
-    """The benchmark's modules, found as its scripts find them; its smallest setting made smaller."""
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(FOLDER))
-    import claims
-    import design
-    import driver
-    import record
-    import report
-    import run
-
-    smoke = replace(design.SETTINGS["smoke"], budget=200, tokens_per_update=60, test_tasks=2)
-    short = ("rollout.num_tasks=1", "rollout.group_size=2", "agent.max_reply_tokens=3", "eval.greedy=false")
-    small = replace(smoke, num_seeds=1, settings=(*smoke.settings, *short))
-    patch.setitem(design.SETTINGS, "smoke", small)
-    patch.setattr(design, "RATES", ("1e-3",))
-    patch.setattr(design, "NUM_TRIALS", 2)
-    patch.setattr(design, "TUNING_SEED", 0)  # one warm start for all
-    loaded = {"claims": claims, "design": design, "driver": driver, "record": record, "report": report, "run": run}
-    yield type("Modules", (), loaded)
-    patch.undo()
-    for name in loaded:
-        sys.modules.pop(name)
+    """The benchmark's modules; its smallest setting made smaller."""
+    with learning_modules() as (found, patch):
+        smoke = replace(found.settings.SETTINGS["smoke"], budget=200, tokens_per_update=60, test_tasks=2)
+        short = ("rollout.num_tasks=1", "rollout.group_size=2", "agent.max_reply_tokens=3", "eval.greedy=false")
+        small = replace(smoke, num_seeds=1, settings=(*smoke.settings, *short))
+        patch.setitem(found.settings.SETTINGS, "smoke", small)
+        patch.setattr(found.design, "RATES", ("1e-3",))
+        patch.setattr(found.design, "NUM_TRIALS", 2)
+        patch.setattr(found.design, "TUNING_SEED", 0)  # one warm start for all
+        yield found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,7 +71,7 @@ def test_a_setting_without_trials_gives_every_method_the_same_rate(modules: Any)
     assert [cell.choice for cell in cells] == [None] * 6
     configs = [modules.design.configured(cell, Path("none")) for cell in cells]
     assert {config.optimizer.lr for config in configs} == {1e-3}
-    assert {config.num_updates for config in configs} == {modules.design.SETTINGS["alfworld"].num_updates}
+    assert {config.num_updates for config in configs} == {modules.settings.SETTINGS["alfworld"].num_updates}
 
 
 @pytest.mark.parametrize("method", list(ALGORITHMS))
@@ -94,7 +80,7 @@ def test_every_algorithm_has_its_trials_and_starts_alike(
 ) -> None:
     """A method that joins the registry joins the benchmark."""
     monkeypatch.setattr(modules.design, "score", lambda trial, out: 0.5)
-    assert (method in modules.design.SETTINGS["household"].names()) == (method not in modules.design.TAUGHT)
+    assert (method in modules.settings.SETTINGS["household"].names()) == (method not in modules.settings.TAUGHT)
     configs = [trial(modules, method, choice=choice) for choice in range(modules.design.NUM_TRIALS)]
     assert len({config.model_dump_json() for config in configs}) == modules.design.NUM_TRIALS
     grpo = trial(modules, "grpo")
@@ -120,7 +106,7 @@ def test_a_row_is_one_command(modules: Any) -> None:
 
 
 def test_trials_never_see_the_panel_of_the_results(modules: Any) -> None:
-    for setting in modules.design.SETTINGS.values():
+    for setting in modules.settings.SETTINGS.values():
         assert setting.panel != setting.tuning_panel
     assert trial(modules, "grpo").eval.test_split == "validation"
 
@@ -148,7 +134,7 @@ def test_the_plan_counts_and_costs(modules: Any, finished: Path, capsys: pytest.
     assert "| rloo | 0 of 2 | 0 of 1 |" in shown
     assert "200 sampled tokens a trial and a seed" in shown
     cells = list(modules.design.cells("household", ["grpo"], [0]))
-    setting = modules.design.SETTINGS["household"]
+    setting = modules.settings.SETTINGS["household"]
     measured = 2 * setting.test_tasks / 100 * setting.measure_cpu_s
     assert cells[-1].expected_cpu_s == pytest.approx(setting.budget / 1000 * setting.cpu_s_per_1000 + measured)
 
@@ -298,9 +284,8 @@ def test_a_setting_with_its_own_rate_changes_nothing(modules: Any) -> None:
     config = modules.design.configured(cell, Path("none"))
     named = load_config("learning/sweep", ["seed=2"], algorithm="gigpo")
     assert config == named, "what the file records as its command"
-    assert f"turnwise train {' '.join(modules.record.short(cell, Path('none')))}" == (
-        "turnwise train learning/sweep --algorithm gigpo seed=2"
-    )
+    words = modules.design.command(cell, Path("none"))
+    assert words == ["learning/sweep", "--algorithm", "gigpo", "seed=2"]
 
 
 def test_cells_are_recorded_and_known_from_then_on(
@@ -341,7 +326,7 @@ def test_rows_of_other_panels_are_refused(modules: Any) -> None:
         {"algorithm": name, "seed": 0, "panel_hash": name, "outcomes": "01", "commit": "a"} for name in ("grpo", "epo")
     ]
     with pytest.raises(ValueError, match="epo, seed 0, was measured on another panel than grpo"):
-        modules.record.recorded(rows)
+        modules.record.recorded(rows, modules.settings.SETTINGS["smoke"])
 
 
 def test_a_file_of_another_setting_is_refused(modules: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
