@@ -116,7 +116,9 @@ def test_training_that_fails_closes_them_too(tmp_path: Path) -> None:
         train(config, tmp_path / "run", Crash("train"))
     assert all_closed()
     Counted.fails_in = ""
-    with pytest.raises(CollectionError, match=r"sampled on .*2 of 2 episodes failed.*: RuntimeError: the simulator"):
+    with pytest.raises(
+        CollectionError, match=r"sampled on .*2 of 2 episodes failed.*: RuntimeError \(.*\): the simulator"
+    ):
         train(config, tmp_path / "measured", Crash("measure"))
     assert all_closed()
     Counted.fails_in = ""
@@ -141,7 +143,7 @@ def test_a_world_that_cannot_be_closed_does_not_keep_the_others_open(
 
 def test_a_warm_start_that_fails_closes_them(tmp_path: Path) -> None:
     Counted.fails_in = "step"
-    with pytest.raises(RuntimeError, match="the simulator died"):
+    with pytest.raises(ValueError, match="the simulator died"):
         warmstart(load_config("smoke", [f"env.id={WORLD}", *TINY]))
     assert all_closed()
 

@@ -33,7 +33,7 @@ def test_every_command_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TURNWISE_API_KEY", "sk-cookbook-secret")
-    monkeypatch.setattr(cli, "console", Console(width=200))
+    monkeypatch.setattr("turnwise.commands.measuring.console", Console(width=200))
     with serving(looking) as server:
         for words in commands(server.url):
             monkeypatch.setattr(sys, "argv", ["turnwise", *words])

@@ -428,7 +428,7 @@ def test_the_command_line_evaluates_an_endpoint_and_compares_it(
 
     def run(*words: str) -> str:
         monkeypatch.setattr("sys.argv", ["turnwise", *words])
-        monkeypatch.setattr(cli, "console", Console(width=160))
+        monkeypatch.setattr("turnwise.commands.measuring.console", Console(width=160))
         with pytest.raises(SystemExit) as ended:
             cli.main()
         told = capsys.readouterr()

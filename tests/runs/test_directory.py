@@ -21,10 +21,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_misspelt_run_is_told_with_the_nearest_name(runs: Path) -> None:
-    told = r"no run at runs/lfit: .*Did you mean runs/lift\?"
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=r"no run at runs/lfit: .*Did you mean runs/lift\?"):
         RunDirectory.open(runs / "lfit")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=r"no run and no model at runs/lfit\. Did you mean runs/lift\?"):
         evaluate("runs/lfit")
     with pytest.raises(ValueError, match=r"makes it$"):
         RunDirectory.open(runs / "nope")

@@ -82,10 +82,9 @@ class RunDirectory:
         """An existing run. Raises ValueError where there is none."""
         run = cls(path)
         if not (run.path / "config.yaml").is_file():
-            near = difflib.get_close_matches(run.path.name, _runs_beside(run.path), n=1)
-            hint = f". Did you mean {run.path.with_name(near[0])}?" if near else ""
             raise ValueError(
-                f"no run at {run.path}: expected a folder with config.yaml, as `turnwise train` makes it{hint}"
+                f"no run at {run.path}: expected a folder with config.yaml, as `turnwise train` makes it"
+                f"{_nearest(run.path)}"
             )
         return run
 
@@ -96,8 +95,9 @@ class RunDirectory:
         Raises ValueError where nothing is at ``path``, in a folder of runs: a hub would be asked for it in vain.
         """
         place = Path(path)
-        misspelt = len(place.parts) > 1 and not place.exists() and _runs_beside(place)
-        return cls.open(place) if misspelt or (place / "config.yaml").is_file() else None
+        if len(place.parts) > 1 and not place.exists() and _runs_beside(place):
+            raise ValueError(f"no run and no model at {place}{_nearest(place)}")
+        return cls(place) if (place / "config.yaml").is_file() else None
 
     def config(self) -> RunConfig:
         """The run's configuration, read once. Raises ValueError where it cannot be read."""
@@ -251,6 +251,12 @@ class RunDirectory:
     @property
     def has_checkpoint(self) -> bool:
         return bool(self.checkpoints.updates())
+
+
+def _nearest(path: Path) -> str:
+    """Which run beside ``path`` may be meant, as the end of an error."""
+    near = difflib.get_close_matches(path.name, _runs_beside(path), n=1)
+    return f". Did you mean {path.with_name(near[0])}?" if near else ""
 
 
 def _runs_beside(path: Path) -> list[str]:
