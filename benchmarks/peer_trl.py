@@ -77,7 +77,7 @@ def main(words: Sequence[str] | None = None) -> None:
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--modes", default=",".join(MODES), help=f"of TRL, with commas; {GATEWAY}: our endpoint")
     asked.add_argument("--test-tasks", type=int, default=256, help="0: costs alone")
-    asked.add_argument("--config", default="household", help="world, agent, model and warm start")
+    asked.add_argument("--config", default="cloned", help="world, agent, model and warm start")
     asked.add_argument("--json", action="store_true")
     given = asked.parse_args(words)
     modes = [mode for mode in given.modes.split(",") if mode]

@@ -27,7 +27,7 @@ ALGORITHMS = [
     *("ppo", "reinforce_pp", "rloo", "spear"),
 ]
 SHORT = ["num_updates=2", "eval.every=2", "eval.tasks=4", "eval.test_tasks=8", "threads=1"]
-WINNING = ["household", "rollout.num_tasks=4", "rollout.group_size=8", *SHORT]  # a clone that wins a third of them
+WINNING = ["cloned", "rollout.num_tasks=4", "rollout.group_size=8", *SHORT]  # a clone that wins a third of them
 SMALL = ["smoke", "rollout.group_size=8", *SHORT]
 GAME = ["num_updates=2", "eval.every=0", "eval.test_tasks=8", "warmstart.max_tokens=60000", "rollout.num_tasks=4"]
 OTHERS: dict[str, list[str]] = {

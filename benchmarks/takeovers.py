@@ -44,7 +44,7 @@ def main() -> None:
     rounds = [each for each in words.settings if each.startswith("warmstart.takeovers")]
     shared = [each for each in words.settings if each not in rounds]
     unmeasured = ["warmstart.stop_success=null", "warmstart.check_every=150000"]
-    started = [*shared, *unmeasured, f"warmstart.max_tokens={words.tokens}"]
+    started = [*shared, *unmeasured, f"warmstart.max_tokens={words.tokens}", "warmstart.takeovers=null"]
     made = {CLONE: _made(words.out, CLONE, words.config, started)}
     going_on = [
         *("model={}", f"model.path={words.out / CLONE}", *shared, *unmeasured),
