@@ -41,7 +41,7 @@ INTRODUCTION = """# All methods in one table
 
 `python scripts/method_table.py` writes this page from the code, the tests and the recorded runs; nothing in it is
 written by hand. What a method is and where it differs from its paper is on its own page, how the runs were made in the
-[benchmarks](benchmarks.md).
+[benchmarks](benchmarks/index.md).
 
 - **points**: the [extension points](cookbook/own_algorithm.md) that the method's own parts use, at its documented
   defaults and beside those of its base. W shapes rewards, D composes streams (other than all fresh groups), R plans

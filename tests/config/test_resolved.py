@@ -88,7 +88,7 @@ def test_writing_the_table_keeps_the_rest_of_a_page(name: str) -> None:
 def test_a_page_reads_in_one_order(name: str) -> None:
     found = re.findall(r"^## (.*)$", page(name), re.MULTILINE)
     assert found == [heading for heading in SECTIONS if heading in found or heading != "Where the defaults come from"]
-    assert "](../benchmarks.md" in page(name).partition("## What was measured")[2]
+    assert "](../benchmarks/" in page(name).partition("## What was measured")[2]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
