@@ -147,6 +147,10 @@ def test_what_is_said_twice_is_refused(tmp_path: Path, model: Path, run: Path) -
         trained(tmp_path / "run", str(model), algorithm=chosen)
     with pytest.raises(ValueError, match="env is given as an object"):
         trained(tmp_path / "run", str(model), settings=["env.id=turnwise/Sokoban-v0"])
+    with pytest.raises(
+        ValueError, match=r"two values of model\.path are asked for, .* by an argument and \"other\" by"
+    ):
+        trained(tmp_path / "run", str(model), settings=["model.path=other"])
     with pytest.raises(ValueError, match="give the environment that it began with"):
         turnwise.resume(run, env="turnwise/Sokoban-v0", progress=False)
     with pytest.raises(ValueError, match="settings is a list of texts"):
