@@ -127,7 +127,8 @@ def test_a_time_limit_of_a_given_world_is_kept() -> None:
 
 def test_worlds_of_the_same_name_are_cloned_each_anew(model: Path) -> None:
     env_id, _ = named(Cue)
-    assert not Assembly(load_config("smoke", [f"env.id={env_id}", "eval={every: 0, test_split: null}"])).is_cached
+    config = load_config("smoke", [f"env.id={env_id}", "eval={every: 0, test_split: null}"])
+    assert not Assembly(config).warmstart.is_cached
 
 
 def test_a_model_that_was_given_survives_a_restart(tmp_path: Path, model: Path) -> None:

@@ -435,7 +435,7 @@ def test_over_the_rounds_the_rates_fall_to_nothing(tmp_path: Path, monkeypatch: 
 
 def test_the_key_of_earlier_models_is_left_alone() -> None:
     def key(*settings: str) -> str:
-        return Assembly(load_config("cloned", settings)).cloning.key
+        return Assembly(load_config("cloned", settings)).warmstart.cloning.key
 
     assert key() == key("warmstart.takeovers=null", "warmstart.num_steps=null") == key("warmstart.cooldown_share=0")
     small = "warmstart.batch_episodes=4"

@@ -190,8 +190,8 @@ def test_a_run_s_own_wins_are_cloned(brought: Callable[..., RunConfig], tmp_path
         warmstart(config)
     writer.append(1, [episode(n) for n in range(3)])
     with closing(Assembly(config)) as assembly:
-        key = assembly.cloning.key
-        folder = assembly.warmstart()
+        key = assembly.warmstart.cloning.key
+        folder = assembly.warmstart.make()
         tasks = assembly.panels.test
     assert json.loads((folder / "warmstart.json").read_text())["tasks"] == [f"key-train-{n}" for n in range(3)]
     run = RunDirectory.create(tmp_path / "run", config, {})
@@ -201,9 +201,9 @@ def test_a_run_s_own_wins_are_cloned(brought: Callable[..., RunConfig], tmp_path
     assert (overlap_with(run, [known, *tasks], "last") or {})["cloned on"] == 1
     writer.append(2, [replace(episode(9), task=replace(tasks[0], split="train"))])
     with closing(Assembly(config)) as assembly:
-        assert assembly.cloning.key != key, "other episodes, another clone"
+        assert assembly.warmstart.cloning.key != key, "other episodes, another clone"
         with pytest.raises(ValueError, match=f"evaluation task {tasks[0].key} is also a training task"):
-            assembly.warmstart()
+            assembly.warmstart.make()
 
 
 def test_prompts_that_cannot_be_made_again_are_refused(brought: Callable[..., RunConfig], tmp_path: Path) -> None:
