@@ -45,7 +45,9 @@ def main() -> None:
     torch.set_num_threads(config.threads)
     env = make_env(config.env.id, **config.env.kwargs)
     assert isinstance(config.model, ScratchModelConfig)
-    model, tokenizer = new_scratch_model(Assembly(config).cloning, config.model, [Ground(env, config.env.make)])
+    model, tokenizer = new_scratch_model(
+        Assembly(config).warmstart.cloning, config.model, [Ground(env, config.env.make)]
+    )
     seen = 0
 
     def watch(progress: Progress) -> None:

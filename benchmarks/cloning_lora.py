@@ -34,7 +34,7 @@ def main() -> None:
     config = load_config(words.config, ["model={}", f"model.path={words.model}", "warmstart={}", *words.settings])
     assert config.warmstart is not None
     assert isinstance(config.model, PretrainedModelConfig)
-    cloning = Assembly(config).cloning
+    cloning = Assembly(config).warmstart.cloning
     world = config.env.make()
     policy = begin_policy(cloning, config.model)
     chat = ChatFormat(policy.tokenizer, config.agent.system, date=config.agent.date)

@@ -111,7 +111,7 @@ class Subject:
         self.settings, assembly = self.config.warmstart, Assembly(self.config)
         self.world = assembly.world
         self.model, self.tokenizer = new_scratch_model(
-            assembly.cloning, self.config.model, [Ground(self.world, self.config.env.make)]
+            assembly.warmstart.cloning, self.config.model, [Ground(self.world, self.config.env.make)]
         )
         self.chat = ChatFormat.of(self.tokenizer, self.config.agent)
 

@@ -127,7 +127,8 @@ def test_a_time_limit_of_a_given_world_is_kept() -> None:
 
 def test_worlds_of_the_same_name_are_cloned_each_anew(model: Path) -> None:
     env_id, _ = named(Cue)
-    assert not Assembly(load_config("smoke", [f"env.id={env_id}", "eval={every: 0, test_split: null}"])).is_cached
+    config = load_config("smoke", [f"env.id={env_id}", "eval={every: 0, test_split: null}"])
+    assert not Assembly(config).warmstart.is_cached
 
 
 def test_a_model_that_was_given_survives_a_restart(tmp_path: Path, model: Path) -> None:
@@ -147,6 +148,10 @@ def test_what_is_said_twice_is_refused(tmp_path: Path, model: Path, run: Path) -
         trained(tmp_path / "run", str(model), algorithm=chosen)
     with pytest.raises(ValueError, match="env is given as an object"):
         trained(tmp_path / "run", str(model), settings=["env.id=turnwise/Sokoban-v0"])
+    with pytest.raises(
+        ValueError, match=r"two values of model\.path are asked for, .* by an argument and \"other\" by"
+    ):
+        trained(tmp_path / "run", str(model), settings=["model.path=other"])
     with pytest.raises(ValueError, match="give the environment that it began with"):
         turnwise.resume(run, env="turnwise/Sokoban-v0", progress=False)
     with pytest.raises(ValueError, match="settings is a list of texts"):

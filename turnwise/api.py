@@ -22,6 +22,7 @@ from turnwise.assembly.agent_files import agent_settings, examples_of
 from turnwise.assembly.players import model_agent
 from turnwise.assembly.policies import load_policies, open_run
 from turnwise.config.files import load_config, parse_config
+from turnwise.config.overrides import beside
 from turnwise.config.schema import RunConfig
 from turnwise.envs.given import named
 from turnwise.envs.interface import TextEnv, speaks_in_roles
@@ -247,19 +248,21 @@ def _configuration(
     words = [f"env.kwargs={json.dumps(kwargs)}"] if kwargs else []
     if isinstance(model, tuple):
         path = str(getattr(_loaded(model)[0], "name_or_path", "") or type(model[0]).__name__)
-        words += ["model={}", f"model.path={json.dumps(path)}", "warmstart=null"]
+        words += [f"model.path={json.dumps(path)}"]
     elif model is not None:
         words += [f"model.path={json.dumps(str(model))}"]
     chosen = algorithm if isinstance(algorithm, str) or algorithm is None else _name_of(algorithm)
     words += _paying(rewards)
     objects = {
         "rewards": bool(rewards),
-        "env": env is not None,
+        "env": env is not None and not isinstance(env, str),
         "model": isinstance(model, tuple),
         "algorithm": isinstance(algorithm, Settings),
     }
     _check_words(settings, objects)
-    config = load_config(name, [*words, *settings], env=env_id, algorithm=chosen)
+    loaded = ["model={}", "warmstart=null"] if isinstance(model, tuple) else []
+    words = [*loaded, *beside(words, settings, by="an argument")]
+    config = load_config(name, words, env=env_id, algorithm=chosen)
     if not isinstance(algorithm, Settings):
         return config
     return parse_config({**config.model_dump(mode="json"), "algorithm": algorithm.model_dump(mode="json")})

@@ -144,9 +144,9 @@ def train(
     from turnwise.commands.shorthands import world_of
     from turnwise.config.files import dump_config, load_config
 
-    name, given = _words(settings, [f"seed={seed}"] if seed is not None else [])
     env, more = world_of(env, tools=tools, mcp=mcp or (), program=program, tasks=tasks, reward=reward)
-    config = load_config(name, [*more, *given], env=env, algorithm=algorithm)
+    name, given = _words(settings, [*more, *([f"seed={seed}"] if seed is not None else [])])
+    config = load_config(name, given, env=env, algorithm=algorithm)
     if print_config:
         typer.echo(dump_config(config), nl=False)
         return
@@ -258,9 +258,9 @@ def warmstart(
     from turnwise.jobs import warmstart as run_warmstart
     from turnwise.models.loading import check_device
 
-    name, given = _words(settings)
+    name, given = _words(settings, [f"model.path={json.dumps(model)}"] if model is not None else [])
     if model is not None:
-        given = ["model={}", f"model.path={json.dumps(model)}", *given]
+        given = ["model={}", *given]
     config = load_config(name, given, env=env)
     if config.warmstart is None:  # as for a pretrained model
         config = load_config(name, ["warmstart={}", *given], env=env)
@@ -296,10 +296,12 @@ def export(
 
 
 def _words(given: list[str] | None, more: Sequence[str] = ()) -> tuple[str | None, list[str]]:
-    """(name of a configuration, settings): the first word without ``=`` is the name."""
+    """(name of a configuration, settings): the first word without ``=`` is the name. Options stand for ``more``."""
+    from turnwise.config.overrides import beside
+
     words = list(given or [])
     name = words.pop(0) if words and "=" not in words[0] else None
-    return name, [*words, *more]
+    return name, beside(more, words)
 
 
 def _run(folder: Path, title: str, num_updates: int, work: Callable[[LiveDisplay], Result], ending: Ending) -> Result:

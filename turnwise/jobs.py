@@ -156,7 +156,7 @@ def _check_server(assembly: Assembly) -> None:
     if config.rollout.vllm.url is None:
         return
     server.check(config.rollout.vllm.url, config.agent.max_context_tokens)
-    if assembly.model is None and isinstance(config.model, ScratchModelConfig) and not assembly.is_cached:
+    if assembly.model is None and isinstance(config.model, ScratchModelConfig) and not assembly.warmstart.is_cached:
         raise ValueError(
             "rollout.vllm.url: the warm start is yet to make this run's model, so that no server can have it. Make it "
             "with `turnwise warmstart CONFIG --to FOLDER`, of the same configuration, then `turnwise serve-vllm FOLDER`"
@@ -198,7 +198,7 @@ def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, b
     _check_server(assembly)
     observer.engine(*sampling_of(assembly.config))
     if assembly.config.warmstart is not None:
-        observer.stage("cached" if assembly.is_cached else "clone")
+        observer.stage("cached" if assembly.warmstart.is_cached else "clone")
     assembly.make_model(run, observer.cloning)
     with closing(assembly.trainer(run, observer)) as trainer:
         before = trainer.final()
@@ -270,7 +270,7 @@ def warmstart(
     if to is not None:
         check_new(Path(to), "warmstart")
     with closing(Assembly(config)) as assembly:
-        folder = assembly.warmstart(on_progress, fresh=fresh)
+        folder = assembly.warmstart.make(on_progress, fresh=fresh)
         if to is None:
             return folder
         shutil.copytree(folder, to, dirs_exist_ok=True)
@@ -281,7 +281,7 @@ def warmstart(
 def has_warmstart(config: RunConfig) -> bool:
     """Whether the cache holds the model that ``config`` asks for, so that ``warmstart`` need not clone."""
     with closing(Assembly(config)) as assembly:
-        return assembly.is_cached
+        return assembly.warmstart.is_cached
 
 
 def check_new(folder: Path, who: str) -> None:

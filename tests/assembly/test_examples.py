@@ -115,11 +115,11 @@ def test_an_exported_model_brings_its_examples(run: RunDirectory, model: Path, t
 
 def test_examples_leave_the_key_of_a_clone_alone(model: Path) -> None:
     with closing(Assembly(config(model, *SEARCH, "warmstart={}"))) as assembly:
-        plain = assembly.cloning
+        plain = assembly.warmstart.cloning
     with closing(Assembly(config(model, *SEARCH, "warmstart={}", "agent.examples=0"))) as assembly:
-        assert assembly.cloning.key == plain.key
+        assert assembly.warmstart.cloning.key == plain.key
     with closing(Assembly(config(model, *SEARCH, "warmstart={}", "agent.examples=1"))) as assembly:
-        assert assembly.cloning.key != plain.key
+        assert assembly.warmstart.cloning.key != plain.key
 
 
 def test_a_world_in_roles_is_played_in_roles_unless_told_otherwise(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_every_algorithm_has_its_trials_and_starts_alike(
     grpo = trial(modules, "grpo")
     for config in configs:
         assert config.algorithm.model_dump()["type"] == method
-        assert Assembly(config).cloning.key == Assembly(grpo).cloning.key
+        assert Assembly(config).warmstart.cloning.key == Assembly(grpo).warmstart.cloning.key
         assert (config.env, config.rollout, config.eval, config.seed) == (
             *(grpo.env, grpo.rollout, grpo.eval, grpo.seed),
         )

@@ -95,20 +95,21 @@ def test_demonstrations_may_come_from_another_world(monkeypatch: pytest.MonkeyPa
     config = load_config("frozenlake", [*elsewhere, "eval.test_tasks=4", "eval.tasks=4"])
     seen = []
     monkeypatch.setattr(
-        "turnwise.assembly.run.warmstart",
+        "turnwise.assembly.warmstart.warmstart",
         lambda cloning, worlds, *_, **__: seen.extend((each.world.unwrapped, each.share) for each in worlds),
     )
     with closing(Assembly(config)) as assembly:
-        assembly.warmstart(fresh=True)
+        assembly.warmstart.make(fresh=True)
         assert [(world.difficulty, share) for world, share in seen] == [("hard", 1)]
         assert assembly.panels.test  # whose tasks are none of the demonstrated ones
-        assert assembly.cloning.key != Assembly(load_config("frozenlake", [elsewhere[0]])).cloning.key
+        easy = Assembly(load_config("frozenlake", [elsewhere[0]]))
+        assert assembly.warmstart.cloning.key != easy.warmstart.cloning.key
     both = load_config("frozenlake", [*elsewhere, "eval.test_tasks=4", "eval.tasks=4", "warmstart.own_share=0.25"])
     with closing(Assembly(both)) as assembly:
-        assembly.warmstart(fresh=True)
+        assembly.warmstart.make(fresh=True)
         assert [share for _, share in seen[1:]] == [0.75, 0.25]
         assert seen[2][0] is assembly.world.unwrapped
-        assert assembly.cloning.key != Assembly(config).cloning.key
+        assert assembly.warmstart.cloning.key != Assembly(config).warmstart.cloning.key
     with pytest.raises(ValueError, match="Did you mean 'turnwise/Household-v0'"):
         _ = Assembly(load_config("frozenlake", ["warmstart.env=turnwise/Hausehold-v0"])).panels
     with pytest.raises(ValueError, match="own world: leave it out"):
@@ -143,7 +144,7 @@ def test_set_phrases_leave_names_alone() -> None:
 
 def test_the_cache_key_follows_what_matters() -> None:
     def key(*settings: str) -> str:
-        return Assembly(load_config("household", settings)).cloning.key
+        return Assembly(load_config("household", settings)).warmstart.cloning.key
 
     assert key() == key("num_updates=3", "optimizer.lr=1e-5", "algorithm=grpo")
     others = (
@@ -158,7 +159,7 @@ def test_the_cache_key_follows_what_matters() -> None:
 
 def test_models_without_induction_heads_have_the_keys_of_before() -> None:
     """The clones that caches hold were made when there were neither these heads nor a setting for the rotary base."""
-    cloning = Assembly(load_config("cloned")).cloning
+    cloning = Assembly(load_config("cloned")).warmstart.cloning
     large = {**cloning.model.model_dump(exclude={"induction_heads"}), "head_dim": 64}
 
     def key(**settings: object) -> str:

@@ -36,7 +36,7 @@ from turnwise.cloning.takeovers import is_won
 from turnwise.commands.display import LiveDisplay
 from turnwise.config.files import load_config
 from turnwise.jobs import warmstart
-from turnwise.replay.store import TrajectoryReader
+from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
 from turnwise.runs.trajectories import Selection, select
 from turnwise.runs.trajectory_tables import episode_page
 from turnwise.trajectory import Trajectory
@@ -310,19 +310,56 @@ class Sulking(Puller):
 gymnasium.register("test/Hopeless-v0", Hopeless, disable_env_checker=True)
 
 
+HOPELESS = [
+    *GIVEN,
+    "env.id=tests.cloning.test_rounds:test/Hopeless-v0",
+    "warmstart.noise=0",
+    "warmstart.max_tokens=100",
+    "warmstart.takeovers.disagreement_share=0",  # never at the first turn, where nobody has acted
+]
+NONE_WON = r"searching expert of test/Hopeless-v0 won none of the 5 episodes that it took over in round "
+
+
 def test_an_expert_that_wins_nothing_there_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it has lost so many, in all rounds, that it is no chance."""
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path))
     monkeypatch.setattr("turnwise.cloning.takeovers._TRIES", 1)
-    given = [
-        *GIVEN,
-        "env.id=tests.cloning.test_rounds:test/Hopeless-v0",
-        "warmstart.noise=0",
-        "warmstart.max_tokens=100",
-        "warmstart.takeovers.disagreement_share=0",  # never at the first turn, where nobody has acted
-    ]
-    said = r"searching expert of test/Hopeless-v0 won none of the 5 episodes .* round 1.*takeovers=null"
-    with pytest.raises(ValueError, match=said):
-        warmstart(load_config("smoke", given))
+    monkeypatch.setattr("turnwise.cloning.rounds._ENOUGH", 10)
+    said = r"searching expert of test/Hopeless-v0 won none of the 10 episodes .* up to round 2: .*takeovers=null"
+    with pytest.warns(UserWarning, match=f"{NONE_WON}1"), pytest.raises(ValueError, match=said):
+        warmstart(load_config("smoke", HOPELESS))
+
+
+def test_a_few_episodes_that_it_lost_by_chance_do_not_end_the_warm_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Demonstrations alone are learned in such a round."""
+    monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path))
+    monkeypatch.setattr("turnwise.cloning.takeovers._TRIES", 1)
+    with pytest.warns(UserWarning, match=NONE_WON) as told:
+        folder = warmstart(load_config("smoke", HOPELESS))
+    assert len([each for each in told if "won none of the 5" in str(each.message)]) == 2
+    rounds = {line["round"]["number"]: line["round"] for line in lines_of(folder) if "round" in line}
+    assert {number: each["won"] for number, each in rounds.items()} == {1: 0.0, 2: 0.0}
+    assert lines_of(folder)[-1]["tokens"] >= 3000
+
+
+def test_one_win_in_an_earlier_round_is_enough(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows that the expert can go on; wins on another ground do not."""
+    monkeypatch.setattr("turnwise.cloning.rounds._ENOUGH", 5)
+    rounds = rounds_on([Ground(Levers(), Levers)], WarmstartConfig(takeovers=TakeoversConfig(episodes=5)))
+    rounds.path = tmp_path / "takeovers.jsonl.gz"
+    (first, _) = episodes_of(made)
+    taken = [e for e in first if e.fork is not None]
+    lost = [replace(e, success=False) for e in taken]
+    TrajectoryWriter(rounds.path).append(1, [e for e in first if e.fork is None] + [*lost[1:], taken[0]])
+    with pytest.warns(UserWarning, match="won none of the 5 episodes that it took over in round 2"):
+        rounds._check_won(2, 0, lost)
+    monkeypatch.setattr(rounds, "_place_of", lambda _: 1)
+    with pytest.raises(ValueError, match="won none of the 5 episodes that it took over up to round 2"):
+        rounds._check_won(2, 0, lost)
+    with pytest.raises(ValueError, match="could take over no episode of round 1: each of the 5 failed"):
+        rounds._check_won(1, 0, [])
 
 
 # --- steps and rates ---
@@ -398,7 +435,7 @@ def test_over_the_rounds_the_rates_fall_to_nothing(tmp_path: Path, monkeypatch: 
 
 def test_the_key_of_earlier_models_is_left_alone() -> None:
     def key(*settings: str) -> str:
-        return Assembly(load_config("cloned", settings)).cloning.key
+        return Assembly(load_config("cloned", settings)).warmstart.cloning.key
 
     assert key() == key("warmstart.takeovers=null", "warmstart.num_steps=null") == key("warmstart.cooldown_share=0")
     small = "warmstart.batch_episodes=4"

@@ -24,7 +24,7 @@ from turnwise.cloning.rows import chat_rows, chats_as_rows, episode_rows, repeat
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
-from turnwise.evaluation.subjects import overlap_with
+from turnwise.evaluation.overlap import overlap_with
 from turnwise.jobs import warmstart
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
@@ -190,20 +190,20 @@ def test_a_run_s_own_wins_are_cloned(brought: Callable[..., RunConfig], tmp_path
         warmstart(config)
     writer.append(1, [episode(n) for n in range(3)])
     with closing(Assembly(config)) as assembly:
-        key = assembly.cloning.key
-        folder = assembly.warmstart()
+        key = assembly.warmstart.cloning.key
+        folder = assembly.warmstart.make()
         tasks = assembly.panels.test
     assert json.loads((folder / "warmstart.json").read_text())["tasks"] == [f"key-train-{n}" for n in range(3)]
     run = RunDirectory.create(tmp_path / "run", config, {})
     run.model_path.symlink_to(folder)
-    assert "cloned on" not in overlap_with(run, tasks, "last")
+    assert "cloned on" not in (overlap_with(run, tasks, "last") or {})
     known = replace(tasks[0], key="key-train-1")
-    assert overlap_with(run, [known, *tasks], "last")["cloned on"] == 1
+    assert (overlap_with(run, [known, *tasks], "last") or {})["cloned on"] == 1
     writer.append(2, [replace(episode(9), task=replace(tasks[0], split="train"))])
     with closing(Assembly(config)) as assembly:
-        assert assembly.cloning.key != key, "other episodes, another clone"
+        assert assembly.warmstart.cloning.key != key, "other episodes, another clone"
         with pytest.raises(ValueError, match=f"evaluation task {tasks[0].key} is also a training task"):
-            assembly.warmstart()
+            assembly.warmstart.make()
 
 
 def test_prompts_that_cannot_be_made_again_are_refused(brought: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_chats_are_cloned_and_cannot_be_checked(brought: Callable[..., RunConfig
     run.model_path.symlink_to(folder)
     with closing(Assembly(config)) as assembly:
         tasks = assembly.panels.test
-    assert overlap_with(run, tasks, "last")["in what was cloned, which cannot be checked"] == len(tasks)
+    assert overlap_with(run, tasks, "last") == {"in what was cloned, which cannot be checked": len(tasks)}
     written(file, GOOD, GOOD)
     assert warmstart(config) != folder
 

@@ -214,11 +214,11 @@ def test_the_cache_is_named_where_a_warm_start_comes_from_it(tmp_path: Path, mon
         folder.mkdir(parents=True, exist_ok=True)
         return Path(folder)
 
-    monkeypatch.setattr("turnwise.assembly.run.warmstart", clone)
+    monkeypatch.setattr("turnwise.assembly.warmstart.warmstart", clone)
     monkeypatch.setattr(Assembly, "trainer", stop_here)
     told = []
     for name in ("first", "second"):
-        assert Assembly(made).is_cached == (name == "second")
+        assert Assembly(made).warmstart.is_cached == (name == "second")
         console = Console(record=True, width=140, file=io.StringIO())
         with pytest.raises(KeyboardInterrupt):
             experiment.train(made, tmp_path / name, LiveDisplay(console, 1, "title"))

@@ -29,6 +29,7 @@ from turnwise.config.files import (
     shipped_configs,
     with_algorithm,
 )
+from turnwise.config.overrides import beside
 from turnwise.config.sections import EvalConfig
 from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.models.settings import ORIGIN_FILE, PretrainedModelConfig, ScratchModelConfig
@@ -196,6 +197,30 @@ def test_two_names_for_one_algorithm_are_refused() -> None:
     with pytest.raises(ValueError, match="two algorithms are asked for, 'spear' by name and 'grpo' by a setting"):
         load_config("household", ["algorithm=grpo"], algorithm="spear")
     assert load_config("household", ["algorithm=spear"], algorithm="spear").algorithm == SPEARConfig()
+
+
+def test_two_names_for_one_world_are_refused() -> None:
+    cue = "turnwise/Wordle-v0"
+    for other in (["env.id=turnwise/Sokoban-v0"], ["env={id: turnwise/Sokoban-v0}"]):
+        with pytest.raises(
+            ValueError, match="two worlds are asked for, 'turnwise/Wordle-v0' by name and 'turnwise/Sokoban"
+        ):
+            load_config("smoke", other, env=cue)
+    for same in ([f"env.id={cue}"], ["env={success_threshold: 0.5}"]):
+        assert load_config("smoke", same, env=cue).env.id == cue
+
+
+def test_an_option_and_a_setting_may_say_the_same() -> None:
+    """And what an option says stays where a setting would drop it with its section."""
+    assert beside(["seed=3"], ["num_updates=2", "seed=3"]) == ["seed=3", "num_updates=2", "seed=3"]
+    assert beside(["model.path=a"], ["model.dtype=float32", "lora=null"])
+    for settings in (["seed=4"], ["seed=3", "seed=4"], ["seed=null"]):
+        with pytest.raises(
+            ValueError, match=r"two values of seed are asked for, 3 by an option and (4|null) by a setting"
+        ):
+            beside(["seed=3"], settings)
+    with pytest.raises(ValueError, match=r'two values of model\.path are asked for, "a" by an argument'):
+        beside(["model.path=a"], ["model={dtype: float32}"], by="an argument")
 
 
 def test_an_algorithm_section_that_is_none_is_refused_or_replaced(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 from rich.console import Console
@@ -27,8 +28,9 @@ from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import curves_svg, markdown
 from turnwise.evaluation.evaluate import evaluate, evaluate_all
 from turnwise.evaluation.file import read_evaluation
+from turnwise.evaluation.overlap import overlap_with
 from turnwise.evaluation.report import Report
-from turnwise.evaluation.subjects import Asked, overlap_with
+from turnwise.evaluation.subjects import Asked, Subject
 from turnwise.evaluation.tables import evaluation_table
 from turnwise.jobs import train
 from turnwise.models.settings import PretrainedModelConfig
@@ -312,6 +314,39 @@ def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path], tmp_pat
     validation = panel(make_env(HOUSEHOLD), "validation")[:5]
     assert overlap_with(run, validation, "last") == {"selected on": 5}, "the cloning stopped by them"
     assert overlap_with(run, panel(make_env(HOUSEHOLD), "train")[:2], "best") == {"trained on": 2, "cloned on": 2}
+
+
+LAKE, BESIDE = "turnwise/FrozenLake-v0", ["warmstart.split=train", "warmstart.stop_success=null"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_demonstrations_of_another_world_are_counted_there(share: float, tmp_path: Path) -> None:
+    """As those of the own world are, where they are cloned beside them; in a third world nobody can know."""
+    cloned = [f"env.id={LAKE}", f"warmstart.env={HOUSEHOLD}", f"warmstart.own_share={share}", *BESIDE]
+    run = RunDirectory.create(tmp_path / "run", load_config("smoke", cloned), {})
+    there, own = ([panel(make_env(env), split)[:3] for split in ("train", "test")] for env in (HOUSEHOLD, LAKE))
+    for env_id in (HOUSEHOLD, f"turnwise:{HOUSEHOLD}"):
+        assert overlap_with(run, there[0], "last", env_id) == {"cloned on": 3}
+        assert overlap_with(run, there[1], "last", env_id) == {}
+    assert overlap_with(run, own[0], "last") == {"trained on": 3, **({"cloned on": 3} if share else {})}
+    assert overlap_with(run, own[1], "last") == {}
+    assert overlap_with(run, panel(make_env(CUE), "test")[:3], "last", CUE) is None
+    asked = Asked(env=HOUSEHOLD, split="train", tasks=3)
+    assert Subject.of(str(run.path), asked).overlap == {"cloned on": 3}
+
+
+def test_the_own_world_under_another_id_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its demonstrations are of the same tasks; where it cannot be opened that is said of all of them."""
+    spec = replace(gymnasium.spec(LAKE), id="turnwise/Lake-v0")
+    monkeypatch.setitem(gymnasium.registry, "turnwise/Lake-v0", spec)
+    beside = [f"env.id={LAKE}", "warmstart.env=turnwise/Lake-v0", *BESIDE]
+    run = RunDirectory.create(tmp_path / "run", load_config("smoke", beside), {})
+    tasks = [*panel(make_env(LAKE), "train")[:2], *panel(make_env(LAKE), "test")[:2]]
+    for env_id in (LAKE, "turnwise/Lake-v0"):
+        assert overlap_with(run, tasks, "last", env_id) == {"trained on": 2, "cloned on": 2}
+    monkeypatch.delitem(gymnasium.registry, "turnwise/Lake-v0")
+    told = {"trained on": 2, "in turnwise/Lake-v0, which cannot be opened here": 4}
+    assert overlap_with(run, tasks, "last") == told
 
 
 # --- endpoints ---

@@ -281,7 +281,7 @@ def test_weights_in_float16_are_not_trained(tmp_path: Path, monkeypatch: pytest.
     save_model(model.half(), tokenizer, tmp_path / "half")
     config = load_config("smoke", [f"model.path={tmp_path / 'half'}", "warmstart={}"])
     with pytest.raises(ValueError, match=r"stored in float16.*model\.dtype=bfloat16"):
-        begin_policy(Assembly(config).cloning, config.model)
+        begin_policy(Assembly(config).warmstart.cloning, config.model)
     policy = Policy.load(tmp_path / "half", lora=LoRAConfig(rank=2))
     with pytest.raises(ValueError, match="stored in float16"):
         Assembly(config).side("", policy)

@@ -69,7 +69,8 @@ def test_a_clone_is_of_one_precision(stored_half: Path, monkeypatch: pytest.Monk
     keys = []
     for able in (True, False):
         monkeypatch.setattr(precision, "multiplies_bfloat16", lambda able=able: able)
-        keys.append(Assembly(load_config("smoke", [f"model={{path: {stored_half}}}", "warmstart={}"])).cloning.key)
+        config = load_config("smoke", [f"model={{path: {stored_half}}}", "warmstart={}"])
+        keys.append(Assembly(config).warmstart.cloning.key)
     assert keys[0] != keys[1]
 
 

@@ -207,7 +207,7 @@ def test_a_clone_is_the_same_with_and_without_a_vector(vector: Path) -> None:
     plain = load_config("smoke")
     asked = load_config("smoke", [f"agent.decoding.steering.file={vector}"])
     hot = load_config("smoke", ["agent.decoding.floor.temperature=1.5"])
-    keys = [Assembly(each).cloning.key for each in (plain, asked, hot)]
+    keys = [Assembly(each).warmstart.cloning.key for each in (plain, asked, hot)]
     assert keys[0] == keys[1] != keys[2]
 
 

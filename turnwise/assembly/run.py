@@ -13,54 +13,39 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
-from turnwise.agents.chat import ChatFormat
-from turnwise.agents.collector import Collector
 from turnwise.agents.decoding import STEERING_FILE
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.guiding import NOTHING_OFFERED
 from turnwise.agents.opening import Example, read_examples, write_examples
 from turnwise.agents.playing import Playing
 from turnwise.agents.prompts import AgentConfig
-from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.algorithms.registry import build
 from turnwise.assembly.agent_files import is_untrained, with_decoding_from_anywhere
 from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
 from turnwise.assembly.frozen import check_frozen, second_weights, warn_if_steered
 from turnwise.assembly.learners import lead, learner_of
-from turnwise.assembly.players import opponents
 from turnwise.assembly.policies import load_policies, sides_of
 from turnwise.assembly.settling import backend_of, has_vllm
 from turnwise.assembly.shards import ahead_of, check_shards, is_sharded, shards_of
-from turnwise.assembly.sources import stored_source
 from turnwise.assembly.steering import keep_vector
 from turnwise.assembly.teachers import with_teacher_from_anywhere
+from turnwise.assembly.warmstart import WarmStart
 from turnwise.cloning.cloner import OnProgress
-from turnwise.cloning.demonstrations import check_stop_split
 from turnwise.cloning.examples import examples_for
-from turnwise.cloning.rounds import Ground
-from turnwise.cloning.rows import Stored
-from turnwise.cloning.settings import WarmstartConfig
-from turnwise.cloning.warmstart import Cloning, cached_model, forget, new_scratch_model, warmstart
 from turnwise.config.schema import RunConfig
-from turnwise.config.sections import GameConfig
-from turnwise.envs.given import is_given
 from turnwise.envs.interface import HasPlayers, capability, gives_answers, world_name
-from turnwise.envs.tasks import TextEnv, close, closed_after, maker, panel, start, told_of
-from turnwise.evaluation.playing import WARMSTART_KEY, evaluate_policy
+from turnwise.envs.tasks import TextEnv, close, start, told_of
 from turnwise.grading.grader import Grader, grader_of
 from turnwise.grading.ranking import Ranker
 from turnwise.grading.verdicts import FILE as VERDICTS
 from turnwise.learning.planning import GroupPlanner, NoRollouts, Planner
 from turnwise.learning.recipe import layers
-from turnwise.models.engine import SlotEngine
-from turnwise.models.loading import end_ids, from_anywhere, save_model
+from turnwise.models.loading import from_anywhere, save_model
 from turnwise.models.policy import Policy
-from turnwise.models.settings import PretrainedModelConfig, ScratchModelConfig
+from turnwise.models.settings import PretrainedModelConfig
 from turnwise.models.steering import Steering
 from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.watchdog import Watchdog
@@ -74,7 +59,7 @@ from turnwise.training.observing import Callback, Observer
 from turnwise.training.ranks import ProcessRanks
 from turnwise.training.shape import settled_dtype
 from turnwise.training.side import Side
-from turnwise.training.tasksets import Panels, TaskOrder, open_panels, prove_disjoint
+from turnwise.training.tasksets import Panels, TaskOrder, open_panels
 from turnwise.training.trainer import LoopSettings, Trainer
 
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
@@ -209,131 +194,17 @@ class Assembly:
         if (ranker := self.ranker(run, planner or GroupPlanner(self.config.rollout.group_size))) is not None:
             ranker.close()
 
+    @cached_property
+    def warmstart(self) -> WarmStart:
+        """What is cloned before the run begins, if a warm start is configured."""
+        return WarmStart(self)
+
     def make_model(self, run: RunDirectory, on_progress: OnProgress | None = None) -> None:
         """Put the model that the run begins with into its folder, where it is not one that stays in its own place."""
         if self.model is not None:
             save_model(*self.model, run.model_path)
         elif self.config.warmstart is not None:
-            shutil.copytree(self.warmstart(on_progress), run.model_path)
-
-    def unlearned_model(self, run: RunDirectory) -> None:
-        """The same without cloning: the clone that the cache holds, else the model that would be cloned."""
-        config = self.config
-        if config.warmstart is None:
-            return
-        if (cached := cached_model(self.cloning)) is not None:
-            run.model_path.symlink_to(cached)
-        elif isinstance(config.model, ScratchModelConfig):
-            save_model(
-                *new_scratch_model(self.cloning, config.model, [Ground(self.world, config.env.make)]), run.model_path
-            )
-
-    @property
-    def is_cached(self) -> bool:
-        """Whether the model that a warm start would make is in the cache."""
-        return not self._is_given and cached_model(self.cloning) is not None
-
-    @property
-    def _is_given(self) -> bool:
-        """Whether a world was given as an object, whose name does not say what it does."""
-        return any(is_given(world) for world in (self.config.env.id, self.cloning.settings.env or ""))
-
-    def warmstart(self, on_progress: OnProgress | None = None, *, fresh: bool = False) -> Path:
-        """The folder of the cloned model, in the cache; cloned now where it is not there, or with ``fresh``.
-
-        Raises ValueError where the configuration has no warmstart section, or the world no such expert.
-        """
-        cloning = self.cloning
-        if not fresh and self.is_cached and (cached := cached_model(cloning)) is not None:
-            return cached
-        if fresh:
-            forget(cloning)
-        settings, stored, resumable = cloning.settings, self.stored, not self._is_given
-        if stored is not None and stored.tasks is not None:
-            prove_disjoint([stored.tasks], [self.panels.validation, self.panels.test])
-        elif settings.is_own and settings.stop_success is not None:
-            check_stop_split(self.world, settings)
-        with ExitStack() as opened:
-            worlds = [self._demonstrated(settings, opened)]
-            if settings.own_share:
-                worlds.append(Ground(self.world, self.config.env.make, settings.own_share))
-            return warmstart(
-                cloning, worlds, self._measure, on_progress, stored=stored, learner=self._playing, resumable=resumable
-            )
-
-    def _demonstrated(self, settings: WarmstartConfig, opened: ExitStack) -> Ground:
-        """The world that demonstrations are of first: another, or the run's own."""
-        if settings.env is None:
-            return Ground(self.world, self.config.env.make)
-        make = maker(settings.env, **settings.env_kwargs)
-        return Ground(opened.enter_context(closed_after(make())), make, 1 - settings.own_share)
-
-    @cached_property
-    def stored(self) -> Stored | None:
-        """What a warm start clones in the place of an expert. Raises ValueError where it is not there."""
-        clone = self.config.warmstart
-        config = self.config
-        return None if clone is None else stored_source(clone, config.env, self.agent, config.seed)
-
-    @property
-    def cloning(self) -> Cloning:
-        """Everything that decides the warm-started model. Raises ValueError without a warmstart section."""
-        config = self.config
-        if config.warmstart is None:
-            raise ValueError("this configuration has no `warmstart:` section: nothing to clone")
-        return Cloning(
-            settings=config.warmstart,
-            model=config.model,
-            agent=self.agent,
-            env=config.env,
-            seed=config.seed,
-            device=config.device,
-            described=self.settled().model_dump(mode="json"),
-            examples=self.examples,
-            content="" if self.stored is None else self.stored.content,
-        )
-
-    def _measure(self, model: Any, tokenizer: Any) -> float:
-        """Sampled success (T = 1, or mean return where success is unknown) of a model that is being cloned.
-
-        A quarter of the stopping panel's tasks is enough to see that a model is far from the goal.
-        """
-        config, settings = self.config, self.config.warmstart
-        assert settings is not None
-        assert settings.stop_success is not None
-        game = config.game or GameConfig()
-        others = opponents(game.eval_opponent, self.world, num_slots=config.rollout.num_slots)
-        seating = Seating({"": self._playing(model, tokenizer)}, others)
-        tasks = panel(self.world, settings.stop_split)
-        rate = 0.0
-        with closing(Collector(self.config.env.make, seating, seed=config.seed, success=self.success)) as collector:
-            for num in (max(1, settings.stop_tasks // 4), settings.stop_tasks):
-                report, _ = evaluate_policy(
-                    collector,
-                    tasks[:num],
-                    name="warmstart",
-                    max_tokens=config.agent.max_reply_tokens,
-                    key=WARMSTART_KEY,
-                )
-                if why := report.too_many_errors(config.eval.max_error_share):
-                    raise ValueError(why)
-                rate = report.success.value if report.success else report.mean_return
-                if rate < settings.stop_success - 0.15:
-                    break
-        return rate
-
-    def _playing(self, model: Any, tokenizer: Any) -> ModelAgent:
-        """An agent of a model that is being cloned."""
-        config = self.config
-        chat = ChatFormat.of(tokenizer, config.agent, end_ids(model))
-        engine = SlotEngine(
-            model,
-            num_slots=config.rollout.num_slots,
-            max_length=config.agent.max_context_tokens,
-            end_ids=chat.end_ids,
-            threads=config.rollout.threads,
-        )
-        return ModelAgent(engine, chat, config.agent, examples=self.examples)
+            shutil.copytree(self.warmstart.make(on_progress), run.model_path)
 
     def trainer(self, run: RunDirectory, observer: Observer | None = None) -> Trainer:
         """The loop with all that it works on, and the policies that the run begins with; close it."""

@@ -113,8 +113,8 @@ def _measured(target: str, settings: Sequence[str], env: str | None, folder: Pat
     torch.set_num_threads(config.threads)
     with closing(Assembly(config)) as assembly:
         run = RunDirectory.create(folder, config, assembly.panels.hashes())
-        if source is None:
-            assembly.unlearned_model(run)
+        if source is None and config.warmstart is not None:
+            assembly.warmstart.put_unlearned(run)
         which = kept if source is not None and source.has_checkpoint else None
         policies = load_policies(source or run, assembly.side_names, which)
         trainer = assembly.trainer_of(_Seen, run, policies=policies)

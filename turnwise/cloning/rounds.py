@@ -7,6 +7,7 @@ number of the round. A warm start that was interrupted in a round reads them the
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ Learner = Callable[[Any, Any], ModelAgent]
 
 _ATTEMPTS = 4
 """Takeovers of one episode, at most: the rest of its turns would show the same again and again."""
+
+_ENOUGH = 30
+"""Takeovers without a win that are no chance: an expert that wins one of ten loses so many in a row in 4 % of cases."""
 
 _KEY = 1 << 43
 """Keys that the learner's replies are drawn with count from here, apart from those of updates and measurements."""
@@ -135,7 +139,7 @@ class Rounds:
     def play(self, number: int, model: Any, tokenizer: Any) -> None:
         """Play a round with the model as it is now, have the expert take over, and keep the episodes.
 
-        Raises ValueError where an expert cannot take over in this world, or does not win from where the learner gets.
+        Raises ValueError where an expert cannot take over in this world, or never wins from where the learner gets.
         """
         agent = self._learner(model, tokenizer)
         played, taken = list[Trajectory](), list[Trajectory]()
@@ -161,13 +165,41 @@ class Rounds:
             again = (attempt,) if attempt > 1 else ()
             drawn = np.random.default_rng(mix("cut", self._seed, number, at, *again, *self._mark(place)))
             taken += taker.take_over(job, plays, drawn, attempt)
-        if not any(map(is_won, taken)):
-            raise ValueError(
-                f"the {self._config.expert} expert of {world_name(ground.world)} won none of the {len(taken)} episodes "
-                f"that it took over in round {number}: it cannot go on from where a learner gets. Leave takeovers out: "
-                "warmstart.takeovers=null"
-            )
+        self._check_won(number, place, taken)
         return played, taken
+
+    def _check_won(self, number: int, place: int, taken: Sequence[Trajectory]) -> None:
+        """Warn where the expert won none of what it took over on a ground in this round.
+
+        Raises ValueError where there was nothing to take over, and where so many of all rounds so far were lost, and
+        none won, that it is no chance.
+        """
+        if any(map(is_won, taken)):
+            return
+        world, expert = world_name(self._grounds[place].world), f"the {self._config.expert} expert"
+        if not taken:
+            raise ValueError(
+                f"{expert} of {world} could take over no episode of round {number}: each of the {self._nums[place]} "
+                f"failed in its world, or has no turn. `turnwise check-env {world}` may show why"
+            )
+        before = self._taken_before(number, place) if number > 1 else []
+        tried = len(before) + len(taken)
+        if tried >= _ENOUGH and not any(map(is_won, before)):
+            raise ValueError(
+                f"{expert} of {world} won none of the {tried} episodes that it took over up to round {number}: it "
+                "cannot go on from where a learner gets. Leave takeovers out: warmstart.takeovers=null"
+            )
+        warnings.warn(
+            f"{expert} of {world} won none of the {len(taken)} episodes that it took over in round {number}, which is "
+            "learned without them: with few episodes this can be chance (warmstart.takeovers.episodes)",
+            stacklevel=2,
+        )
+
+    def _taken_before(self, number: int, place: int) -> list[Trajectory]:
+        """What the expert took over on a ground in the rounds before."""
+        flushes = TrajectoryReader(self.path).flushes(range(1, number))
+        every = (episode for flush in flushes for episode in flush.trajectories if episode.fork is not None)
+        return [episode for episode in every if self._place_of(episode) == place]
 
     def _mark(self, place: int) -> tuple[str, ...]:
         """What keeps the draws on a second ground apart from those on the first."""
@@ -192,7 +224,8 @@ class Rounds:
     def round(self, number: int, demonstrations: Rows) -> Round:
         """A round that was played; ``demonstrations`` are those that its takeovers are mixed with.
 
-        Raises ValueError where no takeover fits into the context.
+        They are all that is learned where no takeover was won. Raises ValueError where none that was won fits into the
+        context.
         """
         flush = next(TrajectoryReader(self.path).flushes(range(number, number + 1)))
         taken = [episode for episode in flush.trajectories if episode.fork is not None]
@@ -212,14 +245,14 @@ class Rounds:
             mean_return=float(np.mean([episode.total_reward for episode in played])),
             won=len(won) / len(taken),
         )
-        return Round(score, self._mixed(number, rows, demonstrations))
+        return Round(score, self._mixed(number, rows, demonstrations) if rows else demonstrations)
 
     def _rows(self, number: int, place: int, won: Sequence[Trajectory]) -> list[list[CloningRow]]:
-        """The rows of a ground's takeovers."""
+        """The rows of a ground's takeovers that were won."""
         world = self._grounds[place].world
         found = [episode for episode in won if self._place_of(episode) == place]
         rows = [made for episode in found if (made := self._rows_of(episode, world))]
-        if not rows:
+        if found and not rows:
             raise ValueError(
                 f"none of the {len(found)} episodes of {world_name(world)} that the expert took over and won in round "
                 f"{number} fits into the context: raise agent.max_context_tokens"

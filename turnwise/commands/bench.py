@@ -74,10 +74,12 @@ def _against_vllm(words: list[str], episodes: int, as_json: bool) -> None:
 
     from turnwise.bench.against_vllm import bench_vllm
     from turnwise.config.files import load_config
+    from turnwise.config.overrides import beside
 
     model = words.pop(0) if words and "=" not in words[0] else None
-    place = ["model={}", f"model.path={model}", "warmstart=null"] if model else []
-    config = load_config("household", [*place, "lora=null", "rollout.backend=vllm", *words])
+    if model:
+        words = ["model={}", "warmstart=null", *beside([f"model.path={model}"], words, by="name")]
+    config = load_config("household", ["lora=null", "rollout.backend=vllm", *words])
     quiet()
     dtype: DType = getattr(config.model, "dtype", "float32")
     given: dict[str, Any] = {

@@ -63,7 +63,7 @@ def evaluate(
     from rich.progress import Progress
 
     from turnwise.config.files import parse_section
-    from turnwise.config.overrides import override
+    from turnwise.config.overrides import beside, override
     from turnwise.evaluation.evaluate import evaluate_all
     from turnwise.evaluation.subjects import Asked, Overrides
     from turnwise.evaluation.tables import evaluation_table
@@ -71,7 +71,7 @@ def evaluate(
     settings = [word for word in targets if "=" in word and not os.path.exists(word)]  # False for a long one
     options = [f"endpoint.base_url={base_url}"] if base_url is not None else []
     options += [f"rollout.shards={shards}"] if shards is not None else []
-    changes = parse_section(Overrides, override({}, [*settings, *options]))
+    changes = parse_section(Overrides, override({}, beside(options, settings)))
     quiet()
     torch.set_num_threads(threads)
     asked = Asked(

@@ -33,11 +33,12 @@ def plan(
 
     from turnwise.assembly.settling import demand_of
     from turnwise.config.files import load_config
+    from turnwise.config.overrides import beside
     from turnwise.training.plan import GIB, available_memory, fit
 
     words = list(settings or [])
     name = words.pop(0) if words and "=" not in words[0] else None
-    config = load_config(name, [*words, *([f"model.path={model}"] if model else [])], env=env)
+    config = load_config(name, beside([f"model.path={model}"] if model else [], words), env=env)
     available = int(memory * GIB) if memory is not None else available_memory(config.device)
     shape, asked = demand_of(config)
     plan = fit(shape, asked, available)

@@ -114,16 +114,16 @@ def rejudge(
 
     from rich.progress import Progress
 
-    from turnwise.config.overrides import override
+    from turnwise.config.overrides import beside, override
     from turnwise.runs.rejudging import rejudge as grade_again
     from turnwise.runs.trajectories import parse_updates
     from turnwise.runs.trajectory_tables import rejudged_table
 
     words = [word if word.startswith("rewards.") else f"rewards.{word}" for word in settings or []]
-    words += [f"rewards.judge.rubric={json.dumps(rubric)}"] if rubric is not None else []
-    words += [f"rewards.judge.model={json.dumps(model)}"] if model is not None else []
-    words += [f"rewards.functions={json.dumps(functions)}"] if functions else []
-    changes = override({}, words).get("rewards", {})
+    options = [f"rewards.judge.rubric={json.dumps(rubric)}"] if rubric is not None else []
+    options += [f"rewards.judge.model={json.dumps(model)}"] if model is not None else []
+    options += [f"rewards.functions={json.dumps(functions)}"] if functions else []
+    changes = override({}, beside(options, words)).get("rewards", {})
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("episodes", total=None)
         found = grade_again(

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from turnwise.agents.untrained import settings_of_untrained
 from turnwise.config.names import DEFAULT_ALGORITHM, explained, names_of, settings_of
-from turnwise.config.overrides import deep_copy, leaves, override, set_by
+from turnwise.config.overrides import beside, deep_copy, leaves, override, set_by
 from turnwise.config.schema import RunConfig
 from turnwise.envs.settings import EnvConfig
 from turnwise.errors import UnusedSettingError
@@ -266,7 +266,8 @@ def load_config(
 ) -> RunConfig:
     """Read a configuration, lay settings over it, and validate it.
 
-    Without ``name`` it is the shipped configuration for ``env``. Raises ValueError with one line for each problem.
+    Without ``name`` it is the shipped configuration for ``env``. Raises ValueError with one line for each problem, and
+    where ``env`` or ``algorithm`` is one and the settings name another.
     """
     layers = _layers(name if name is not None else config_for_env(env or EnvConfig().id))
     raw, own = _settled(layers, scratch=True)
@@ -279,12 +280,15 @@ def load_config(
     resolved = override(raw, settings)
     if not _is_from_scratch(resolved) and isinstance(resolved.setdefault("agent", {}), dict):
         resolved["agent"] = settings_of_untrained(resolved["agent"])
-    chosen = resolved.get("algorithm")
-    if algorithm is not None and isinstance(chosen, Mapping) and chosen.get("type", algorithm) != algorithm:
-        raise ValueError(
-            f"two algorithms are asked for, {algorithm!r} by name and {chosen['type']!r} by a setting: keep one"
-        )
+    _check_one("worlds", env, resolved.get("env"), "id")
+    _check_one("algorithms", algorithm, resolved.get("algorithm"), "type")
     return parse_section(RunConfig, resolved, own={*own, *set_by(settings)})
+
+
+def _check_one(what: str, asked: str | None, section: Any, key: str) -> None:
+    """Raise ValueError where ``asked``, given by its name, is not what the settings of its section left."""
+    if asked is not None and isinstance(section, dict) and (found := section.setdefault(key, asked)) != asked:
+        raise ValueError(f"two {what} are asked for, {asked!r} by name and {found!r} by a setting: keep one")
 
 
 def target_config(target: str, settings: Sequence[str] = (), *, env: str | None = None) -> RunConfig:
@@ -298,7 +302,8 @@ def target_config(target: str, settings: Sequence[str] = (), *, env: str | None 
         return load_config(target, settings, env=env)
     if near := difflib.get_close_matches(target, shipped, n=1, cutoff=0.8):
         raise ValueError(f"no run, model or configuration {target!r}. Did you mean {near[0]!r}?")
-    return load_config(None, ["model={}", f"model.path={target}", "warmstart=null", *settings], env=env)
+    words = beside([f"model.path={target}"], settings, by="name")
+    return load_config(None, ["model={}", "warmstart=null", *words], env=env)
 
 
 def _is_from_scratch(raw: Mapping[str, Any]) -> bool:

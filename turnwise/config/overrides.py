@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,21 @@ def override(config: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
             made["model"] = {k: v for k, v in section.items() if k in known or f"model.{k}" in given}
             made["model"].pop("type", None)
     return made
+
+
+def beside(shorthands: Sequence[str], settings: Sequence[str], by: str = "an option") -> list[str]:
+    """The settings that options or arguments stand for, such as ``seed=3`` for ``--seed 3``, then those by name.
+
+    Raises ValueError where the two leave different values: one of them would be dropped without a word.
+    """
+    words = [*shorthands, *settings]
+    meant, made = override({}, shorthands), override({}, words)
+    for name in leaves(meant):
+        asked, found = (_at(each, name.split(".")) for each in (meant, made))
+        if asked != found:
+            one, other = (json.dumps(value, default=str) for value in (asked, found))
+            raise ValueError(f"two values of {name} are asked for, {one} by {by} and {other} by a setting: keep one")
+    return words
 
 
 def set_by(settings: Sequence[str]) -> set[str]:

@@ -100,7 +100,10 @@ class Run:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read a run's folder. Raises ValueError where it is no run, or was not measured after training."""
+    """Read a run's folder.
+
+    Raises ValueError where it is no run, was not measured after training, or lacks records of updates.
+    """
     run = RunDirectory.open(path)
     found = read_object(run.evaluation_path) if run.evaluation_path.exists() else {}
     if not found.get("after"):
@@ -111,7 +114,12 @@ def read_run(path: str | Path) -> Run:
     before, after = (_reports(run, found.get(when, {})) for when in ("before", "after"))
     config = run.config()
     settings = settings_of(config.model_dump(mode="json"))
-    start, metrics = start_of(run), run.metrics()
+    start, (metrics, missing) = start_of(run), run.logged()
+    if missing:
+        raise ValueError(
+            f"{missing}: what training spent, and the curves, would be wrong. Copy the run again if it is a copy; its "
+            f"measurements can be compared as files: `turnwise evaluate {run.path} --out FILE` for each run"
+        )
     try:
         for line in metrics:
             _ = line["success"], line["reward"], [cost(line) for cost in AXES.values()]

@@ -30,8 +30,9 @@ class Report:
     reason of the first one.
 
     ``overlap`` counts the tasks that the agent may have met before, by their use: ``trained on``, ``cloned on`` or
-    ``selected on`` (they chose the checkpoint, or ended the cloning). It is empty where it is proven that there are
-    none, and None where that is unknown. ``graded`` is what functions and a judge gave, if any did.
+    ``selected on`` (they chose the checkpoint, or ended the cloning). It is empty where it is proven that its run met
+    none, and None where that is unknown. What the run's model met before is not counted. ``graded`` is what functions
+    and a judge gave, if any did.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The targets of an evaluation: what is asked, which panel each is measured on, and whether it has met these tasks."""
+"""The targets of an evaluation: what is asked, and which panel each is measured on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import check_player
 from turnwise.assembly.policies import WhichCheckpoint, open_run
-from turnwise.cloning.settings import EXPERT
 from turnwise.config.checks import check_places
 from turnwise.config.files import changed_grading, parse_section
 from turnwise.config.sections import EvalConfig, EvaluationOverrides, GameConfig, RayConfig
@@ -21,11 +20,10 @@ from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import closed_after, panel
 from turnwise.errors import UnusedSettingError
 from turnwise.evaluation.contenders import settings_of, start_of
+from turnwise.evaluation.overlap import overlap_with
 from turnwise.grading.settings import GradingConfig
-from turnwise.jsonfile import read_object
 from turnwise.models.drawing import DRAW
 from turnwise.models.engine import Sampling
-from turnwise.models.settings import ORIGIN_FILE
 from turnwise.runs.directory import RunDirectory
 from turnwise.shards.ray_actors import check_installed
 from turnwise.trajectory import Task
@@ -139,8 +137,8 @@ class Subject:
         with closed_after(where.make()) as world:
             tasks = panel(world, split or "test")[:num]
         overlap = None
-        if run is not None and config is not None and same_env:
-            overlap = overlap_with(run, tasks, checkpoint or config.keep_checkpoint)
+        if run is not None and config is not None:
+            overlap = overlap_with(run, tasks, checkpoint or config.keep_checkpoint, where.id)
         own = config.rewards if config is not None and same_env else GradingConfig()
         return cls(place, run, checkpoint, where, same_env, tasks, overlap, changed_grading(own, asked.rewards))
 
@@ -182,39 +180,6 @@ class Subject:
             **({"draw": DRAW} if seating.models else {}),
             **({"rewards": _graders(self.grading)} if self.grading.grades else {}),
         }
-
-
-def overlap_with(run: RunDirectory, tasks: Sequence[Task], checkpoint: WhichCheckpoint) -> dict[str, int]:
-    """How many of the tasks the run may have met, by use; {} where it is proven that it met none.
-
-    Tasks are compared by their content.
-    """
-    config = run.config()
-    uses: dict[str, tuple[str, int | None]] = {"trained on": (config.env.split, None)}
-    if config.warmstart is not None and config.warmstart.is_own and config.warmstart.source == EXPERT:
-        uses["cloned on"] = (config.warmstart.split, None)
-    if checkpoint == "best":
-        uses["selected on"] = (config.eval.split, config.eval.tasks)
-    elif config.warmstart is not None and config.warmstart.stop_success is not None:
-        uses["selected on"] = (config.warmstart.stop_split, config.warmstart.stop_tasks)
-    with closed_after(config.env.make()) as world:
-        found = {}
-        for use, (split, num) in uses.items():
-            met = panel(world, split) if num is None else Panel("", split, tuple(panel(world, split)[:num]))
-            knows = met.may_contain if isinstance(met, Panel) else {task.key for task in met}.__contains__
-            found[use] = sum(knows(task.key) for task in tasks)
-    if config.warmstart is not None and config.warmstart.source != EXPERT:
-        found |= _in_stored(run, tasks)
-    return {use: num for use, num in found.items() if num}
-
-
-def _in_stored(run: RunDirectory, tasks: Sequence[Task]) -> dict[str, int]:
-    """How many of the tasks the stored episodes or chats that were cloned are of."""
-    origin = run.model_path / ORIGIN_FILE
-    known = read_object(origin).get("tasks") if origin.is_file() else None
-    if known is None:
-        return {"in what was cloned, which cannot be checked": len(tasks)}
-    return {"cloned on": len({task.key for task in tasks} & set(known))}
 
 
 def _checkpoint_in(target: str, asked: WhichCheckpoint | None) -> tuple[str, WhichCheckpoint | None]:

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +38,7 @@ from turnwise.models.settings import PretrainedModelConfig
 from turnwise.replay.store import truncate_after
 from turnwise.runs.checkpoints import Checkpoint, CheckpointFolder, CheckpointName, write_text
 from turnwise.runs.lock import locked
+from turnwise.runs.records import read_records
 from turnwise.runs.translating import translated
 
 FORMAT = 2
@@ -191,22 +192,13 @@ class RunDirectory:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All complete records of metrics.jsonl. Raises ValueError, which names the line, where one is damaged."""
-        return [line for line, _ in self._lines()]
+        return list(read_records(self.metrics_path).lines)
 
-    def _lines(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Each complete line with the position of the byte after it."""
-        if not self.metrics_path.exists():
-            return
-        end = 0
-        for number, raw in enumerate(self.metrics_path.read_bytes().splitlines(keepends=True), start=1):
-            if not raw.endswith(b"\n"):
-                return
-            end += len(raw)
-            try:
-                line: dict[str, Any] = json.loads(raw)
-            except ValueError as error:
-                raise ValueError(f"{self.metrics_path} is damaged: line {number} is not JSON: {error}") from None
-            yield line, end
+    def logged(self) -> tuple[list[dict[str, Any]], str]:
+        """As ``metrics``, with what is missing of the updates that the newest checkpoint is after; "" for nothing."""
+        finished = max(self.checkpoints.updates(), default=0)  # read first: a run in progress logs, then saves
+        found = read_records(self.metrics_path)
+        return list(found.lines), found.lacks(finished)
 
     def cut(self, finished: int) -> None:
         """Drop checkpoints, trajectories and records after ``finished`` updates, which the run will repeat.
@@ -217,10 +209,9 @@ class RunDirectory:
         if self.trajectories_path.exists():
             truncate_after(self.trajectories_path, finished - 1)
         if self.metrics_path.exists():
-            ends = [end for line, end in self._lines() if line["update"] < finished]
-            os.truncate(self.metrics_path, ends[-1] if ends else 0)
-            if len(ends) < finished:
-                warnings.warn(f"{self.metrics_path} holds {len(ends)} of {finished} updates", stacklevel=2)
+            os.truncate(self.metrics_path, read_records(self.metrics_path).end_of(finished))
+        if missing := read_records(self.metrics_path).lacks(finished):
+            warnings.warn(f"{missing}: the run goes on without them", stacklevel=2)
 
     def restart(self, *, keep_model: bool = False) -> None:
         """Drop the files of a run that stopped before its first checkpoint.

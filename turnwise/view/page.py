@@ -70,7 +70,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _run(run: RunDirectory, name: str, limit: int) -> tuple[dict[str, Any], list[str]]:
-    config, metrics = run.config(), run.metrics()
+    config, (metrics, missing) = run.config(), run.logged()
     episodes = read_episodes(run, metrics, limit)
     made = {
         **describe(run, name),
@@ -80,7 +80,7 @@ def _run(run: RunDirectory, name: str, limit: int) -> tuple[dict[str, Any], list
         "events": events(metrics),
         "evaluation": evaluation(run),
         "episodes": episodes.index,
-        "notes": episodes.notes,
+        "notes": [*([f"{missing}: curves and sums are of the rest."] if missing else []), *episodes.notes],
     }
     return made, episodes.blocks
 
