@@ -164,6 +164,7 @@ RUNS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
         {
             **{"StoredStarts/stored_share": (0.5, 0.5), "StoredStarts/won_share": (0.1, 1)},
             **{"StoredStarts/depth": (1, 3), "StoredStarts/kept_episodes": (1, 6)},
+            "StoredStarts/lost_share": (0, 0),
         },
     ),
     "oreo": (
