@@ -21,8 +21,8 @@ INDEX = """# Algorithms
 
 `turnwise train --algorithm NAME` trains an algorithm with its documented defaults. `turnwise algorithms NAME` prints
 its equations, its settings, and where it differs from the paper and the released code. What each one reached is on its
-page and in the [benchmarks](../benchmarks/index.md); [one table](../methods.md) has what holds each and what was measured. A
-[how-to page](../cookbook/own_algorithm.md) shows how to write one of your own.
+page and in the [benchmarks](../benchmarks/index.md); [one table](../methods.md) has what holds each and what was
+measured. A [how-to page](../cookbook/own_algorithm.md) shows how to write one of your own.
 
 The lists say what is new in an algorithm. Bases are whole algorithms. So are
 WHOLE: what is new in them is the credit.
