@@ -80,7 +80,8 @@ class Turn:
     ``Trajectory.grading`` says. ``processing`` says where that distribution was restricted; None: nowhere.
     ``thought_tokens`` is the number of tokens up to the end of the reply's thought: its action begins there.
     ``request`` says what was asked in roles, as JSON of the keys "messages", "after" and "tools" that the world gave;
-    "": it spoke in observations alone.
+    "": it spoke in observations alone. ``state_key`` tells the state that was answered apart from the task's
+    others; "": the world does not say.
     """
 
     observation: str
@@ -98,6 +99,7 @@ class Turn:
     processing: Processing | None = None
     thought_tokens: int = 0
     request: str = ""
+    state_key: str = ""
 
     @property
     def action_mask(self) -> BoolArray:
@@ -159,7 +161,8 @@ class Trajectory:
 
     ``policy_version`` counts the updates behind the sampling policy and ``adapter_hash`` identifies its
     weights. A forked trajectory is complete without its parent. ``last_anchor`` is the anchor after the last action, or
-    the observation's text; "" where nobody acted, where several players take turns, and in old records. ``given`` is
+    the observation's text; "" where nobody acted, where several players take turns, and in old records.
+    ``last_state_key`` is the state's key there, "" also where the world tells none. ``given`` is
     what the world told of the task and the agent did not see (``info["task"]`` of the reset), as JSON; "" for nothing.
     ``grading`` says what functions and a judge paid; None where the rewards are the world's. ``num_refused`` counts the
     requests of its client that did not fit into the context: they are no turns. ``answer`` is what the episode
@@ -186,6 +189,7 @@ class Trajectory:
     grading: Grading | None = None
     num_refused: int = 0
     answer: str = ""
+    last_state_key: str = ""
 
     def told(self) -> dict[str, Any]:
         """What the world told of the task, read from ``given``; {} for nothing."""

@@ -135,10 +135,13 @@ def test_the_state_after_the_last_action_is_kept() -> None:
     observation, info = start(env, played.task, played.seed)
     for turn in played.turns:
         assert (turn.observation, turn.anchor) == (observation, info.get("anchor", ""))
+        assert turn.state_key == info["state_key"]
         observation, _, _, _, info = step(env, turn.action)
     assert played.last_anchor == info.get("anchor", observation)
+    assert played.last_state_key == info["state_key"]
     (echoed,) = collector().collect(jobs_for(tasks(1), 1, 0), SAMPLING)
     assert echoed.last_anchor not in {"", echoed.turns[-1].observation}
+    assert {echoed.last_state_key, *(turn.state_key for turn in echoed.turns)} == {""}  # this world tells none
 
 
 def test_a_full_context_ends_the_episode_or_opens_a_fresh_one() -> None:

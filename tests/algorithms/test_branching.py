@@ -252,7 +252,7 @@ def test_branches_leave_where_entropy_rises() -> None:
     of_root, of_copy = (found[n].turns[2].action_ids.tolist() for n in (0, 2))
     assert of_root != of_copy, "they differ in the very turn that was unsure"
     rollouts = ScriptedRollouts(lambda key, attempt, turn: levels[turn], lengths=(5,))
-    found = of_task(ARPOConfig(initial=2, form="released", bias=0.0, **UNIT)).plan([task()], rollouts)
+    found = of_task(ARPOConfig(initial=2, form="released", **UNIT)).plan([task()], rollouts)
     assert {t.fork.turn for t in found if t.fork} <= {1, 2, 3, 4}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -136,7 +137,7 @@ def test_a_lost_episode_is_judged_by_where_it_ended(last: str) -> None:
     found = credit(part, of(won, lost), table((0.0, 0.0, 8.0), (0.0,)))
     nearer = 8 * (0.5 - 0.25) if last else 8 * (0.5**4 - 0.25)  # else a state of its own, farther than all known ones
     assert found == [pytest.approx([-nearer / 2, 0.0, 0.0]), pytest.approx([nearer / 2])]
-    assert part.acted() == {"compared_share": 0.5}
+    assert part.acted()["compared_share"] == 0.5
 
 
 def test_what_a_turn_gained_and_what_an_episode_counts() -> None:
@@ -149,6 +150,47 @@ def test_what_a_turn_gained_and_what_an_episode_counts() -> None:
     assert part.returns(stream).tolist() == [4.0, 8.0, 8.0, 8.0, 8.0]
     found = part.modify(stream)[1][batch.action_mask[1]].unique().tolist()  # from a: 4, 8, 8 of mean 20 / 3; from b: 0
     assert found == pytest.approx([1.0, 1.0 + 4 / 3])
+
+
+def in_states(trajectory: Trajectory, keys: Sequence[str], actions: str) -> Trajectory:
+    """The episode in a world that tells the keys of its states, the last one too, with these actions."""
+    told = zip(trajectory.turns, keys[:-1], actions, strict=True)
+    turns = tuple(replace(turn, state_key=key, action=action) for turn, key, action in told)
+    return replace(trajectory, turns=turns, last_state_key=keys[-1])
+
+
+@pytest.mark.parametrize("states", ["key", "anchor"])
+def test_no_way_leads_through_a_text_that_states_share(states: str) -> None:
+    """The text n answers what fails, in states 1 and 2. The won episode met it one turn before its goal.
+
+    A lost episode fails in its first state, and another one goes on to state 2. By the text, failing led next to the
+    goal. By the keys it led nowhere, and going on led nearer.
+    """
+    won = in_states(ended(0, "abn", "won", True), "1223", "gfg")
+    failed = in_states(ended(1, "a", "n", False), "11", "f")
+    went = in_states(ended(2, "a", "b", False), "12", "g")
+    config = GraphGPOConfig(gamma=0.5, states=states, **RAW)  # type: ignore[arg-type]
+    part, groups = GoalDistance(config, 8.0), of(won, failed, went)
+    rewards = table((0.0, 0.0, 8.0), (0.0,), (0.0,))
+    returns = part.returns(Stream(Samples(groups, rewards), layout(groups))).tolist()
+    found = [credits[0] for credits in credit(part, groups, rewards)]
+    if states == "key":
+        assert returns == [4.0, 4.0, 8.0, 2.0, 4.0]  # 1 is two turns away, 2 is one
+        assert found == pytest.approx([2 / 3, -4 / 3, 2 / 3])
+        assert part.acted() == {"compared_share": 1.0, "contradicted_share": 0.0}
+    else:
+        assert returns == [2.0, 4.0, 8.0, 4.0, 2.0]  # by the text: b two turns away, n one
+        assert found == pytest.approx([-2 / 3, 4 / 3, -2 / 3])
+        assert part.acted() == {"compared_share": 0.6, "contradicted_share": 0.0}
+
+
+def test_turns_that_contradict_each_other_are_counted() -> None:
+    """From a the same action led to b and to c: a stands for several states."""
+    groups = of(*(in_states(ended(n, "a", last, False), ["", ""], "g") for n, last in enumerate("bcb")))
+    other = in_states(ended(3, "a", "d", False), ["", ""], "f")
+    part = GoalDistance(GraphGPOConfig(), 1.0)
+    credit(part, of(*groups[0].trajectories, other), table((0.0,), (0.0,), (0.0,), (0.0,)))
+    assert part.acted()["contradicted_share"] == 3 / 4
 
 
 @pytest.mark.parametrize(("goal", "values"), [("success", [4.0, 4.0, 4.0]), ("reward", [8.0, 4.0, 4.0])])

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tests.algorithms.fakes import BigramPolicy, buffer_of, groups, learner
+from tests.algorithms.fakes import BigramPolicy, Sampler, buffer_of, episode, groups, learner
 from tests.golden.builders import credit_of, recipe_of, stream_of
 from turnwise.algorithms.bnpo import BNPOConfig
 from turnwise.algorithms.bundles import BundleCredit
@@ -16,11 +17,15 @@ from turnwise.algorithms.canon import CANONConfig
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.halves import HalvesCredit
 from turnwise.algorithms.maxrl import MaxRLConfig
+from turnwise.algorithms.opo import OPOConfig
 from turnwise.algorithms.rae import RAEConfig, SeatBaselines
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.riskpo import RiskPOConfig
-from turnwise.learning.parts import Stream
+from turnwise.learning.parts import Samples, Stream
+from turnwise.learning.rewards import RewardTable
 from turnwise.learning.settings import RewardSettings, RunInfo, Settings
+from turnwise.replay.batch import layout
+from turnwise.trajectory import Group, Processing
 
 RUN = RunInfo(10, 4)
 ONE = torch.ones(1, 1, dtype=torch.bool)
@@ -35,6 +40,20 @@ def credit(config: Settings, group: list[int], earned: list[float], own: list[fl
 def test_a_lone_winner_counts_by_its_rarity() -> None:
     assert credit(MaxRLConfig(), [0] * 8, [1.0] + [0.0] * 7) == pytest.approx([7.0] + [-1.0] * 7)
     assert credit(MaxRLConfig(), [0, 0, 1, 1], [0.0, 0.0, 1.0, 1.0]) == [0.0] * 4
+
+
+@pytest.mark.parametrize("stats", ["trajectories", "rows"])
+def test_lengths_count_tokens_that_were_chosen(stats: str) -> None:
+    """Two replies of four tokens. Three of the first one's were the only ones allowed, so its length is 1, not 4."""
+    sampler = Sampler.of(BigramPolicy(), np.random.default_rng(0))
+    held, free = (episode(sampler, sample=s, num_turns=1, num_actions=4) for s in range(2))
+    ids = held.turns[0].action_ids[:3]
+    only = Processing(np.array([1, 1, 1, 0], np.int32), ids, np.zeros(4, np.bool_))
+    held = replace(held, turns=(replace(held.turns[0], processing=only),))
+    made = (Group(held.task, (held, free)),)
+    rewards = RewardTable(((1.0,), (0.0,)), ((0.0,), (0.0,)))
+    found = credit_of(recipe_of(OPOConfig(group_stats=stats)), Stream(Samples(made, rewards), layout(made)))
+    assert [float(row[row != 0].unique()) for row in found] == pytest.approx([1 - 1 / 5, -1 / 5])
 
 
 def test_penalties_come_after_the_division() -> None:

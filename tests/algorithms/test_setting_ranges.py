@@ -19,6 +19,7 @@ from turnwise.algorithms.dapo import OverlongSettings
 from turnwise.algorithms.dppo import DPPOConfig
 from turnwise.algorithms.drgrpo import DrGRPOConfig
 from turnwise.algorithms.ear import EARConfig
+from turnwise.algorithms.empg import EMPGConfig
 from turnwise.algorithms.epo import EPOConfig
 from turnwise.algorithms.grpo import GRPOConfig
 from turnwise.algorithms.kl_cov import KLCovConfig
@@ -178,6 +179,8 @@ def test_a_number_is_taken_up_to_the_ends_of_its_range_and_no_further(
         (SPEARConfig, {"bonus_course": "constant", "bonus_share": 0.5}, "never falls"),
         (SPEARConfig, {"replay_coef": 0.0, "phases": "sequential"}, "phases would have no effect"),
         (SPEARConfig, {"replay_coef": 0.0, "replay_clip": None}, "replay_clip would have no effect"),
+        (AEPOConfig, {"form": "released", "bias": 0.7}, "bias belongs to form=paper"),
+        (EMPGConfig, {"bonus_coef": 0.0, "clarity": 2.0}, "bonus_coef=0 pays none"),
     ],
 )
 def test_settings_that_contradict_each_other(config: type[Settings], values: dict[str, Any], message: str) -> None:

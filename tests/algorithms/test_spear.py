@@ -397,6 +397,20 @@ def test_parts_that_contradict_each_other() -> None:
     assert build(SPEARConfig(base=ClipCovConfig(), fresh_clip=None), RUN).name == "spear"
 
 
+def test_kl_and_entropy_are_means_over_the_tokens_that_have_them() -> None:
+    """The replay has no reference and no entropy term. A policy that stands still reports the same without a replay."""
+    base = GRPOConfig(kl_coef=0.01, drop_uniform_groups=False)
+    found = []
+    for config in (EPOConfig(base=base), EPOConfig(base=SPEARConfig(**{**PLAIN, "base": base}))):
+        policy = BigramPolicy()
+        made, buffer = made_by(config, policy, lr=1e-12)
+        found.append(go(made, buffer, policy, range(3))[-1])
+    alone, replaying = found
+    assert replaying.stream_rows[STREAM] > 0
+    assert replaying.kl_reference == pytest.approx(alone.kl_reference, rel=1e-5)
+    assert replaying.policy_entropy == pytest.approx(alone.policy_entropy, rel=1e-5)
+
+
 def test_clip_cov_is_on_both_streams() -> None:
     every = CovarianceSettings(share=1.0, low=-1e9, high=1e9)
     recipe = build(SPEARConfig(base=BASE, fresh_clip=every, replay_clip=every), RUN)

@@ -66,6 +66,23 @@ def test_a_win_pays_one_and_ends() -> None:
     assert (results[-1][4]["success"], results[-1][4]["score"]) == (True, 1.0)
 
 
+def test_the_key_tells_states_with_one_text_apart() -> None:
+    """What fails changes nothing, and answers alike everywhere. The key follows the state, not the way to it."""
+    env = make()
+    _, info = env.reset(options=PICK)
+    keys = [info["state_key"]]
+    for action in ("nonsense", PLAN[0], "nonsense", PLAN[1], "nonsense", "look"):
+        observation, *_, info = env.step(action)
+        keys.append(info["state_key"])
+        assert (observation == "Nothing happens.") == (action == "nonsense")
+    start, failed, at_desk, failed_there, holding, failed_holding, looked = keys
+    assert (start, at_desk, holding, holding) == (failed, failed_there, failed_holding, looked)
+    assert len({start, at_desk, holding}) == 3
+    for action in ("move cd 1 to desk 1", "take cd 1 from desk 1"):
+        *_, info = env.step(action)
+    assert info["state_key"] == holding
+
+
 def test_any_string_is_an_action_and_nothing_else_is() -> None:
     env = make()
     _, before = env.reset(options=PICK)

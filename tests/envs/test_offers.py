@@ -225,6 +225,7 @@ def test_a_game_without_roles_is_not_taken_for_a_world_of_one() -> None:
         ({"score": float("nan")}, r"info\['score'\] nan; expected a number in"),
         ({"score": "high"}, r"info\['score'\] 'high'; expected a number in"),
         ({"task_type": 3}, r"info\['task_type'\] 3; expected a string"),
+        ({"state_key": 3}, r"info\['state_key'\] 3; expected a string"),
         ({"admissible_actions": [("look",)]}, r"in info\['admissible_actions'\] \('look',\); expected a string"),
     ],
 )

@@ -62,7 +62,10 @@ RUNS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
         # In this world every lever leads to the same next state.
         {"StateValues/compared_share": (0, 0), "StateValues/gain_share": (0.1, 1)},
     ),
-    "graphgpo": ("{type: graphgpo, kl_coef: 0.0}", {"GoalDistance/compared_share": (0, 0)}),  # for the same reason
+    "graphgpo": (
+        "{type: graphgpo, kl_coef: 0.0}",
+        {"GoalDistance/compared_share": (0, 0), "GoalDistance/contradicted_share": (0, 0)},  # for the same reason
+    ),
     "igpo": (
         "{type: igpo, kl_coef: 0.0}",
         {

@@ -82,6 +82,20 @@ def test_the_last_anchor_is_kept_and_an_older_record_has_none(tmp_path: Path) ->
     assert ["last_anchor" in line for line in lines if "version" not in line] == [False, True, False]
 
 
+def test_keys_of_states_are_kept_and_an_older_record_has_none(tmp_path: Path) -> None:
+    old, keyed = trajectory(turn(None)), trajectory(replace(turn(None), state_key="4f"))
+    ended = replace(old, last_state_key="5a")
+    writer = TrajectoryWriter(tmp_path / "file")
+    for update, made in enumerate((old, keyed, ended)):
+        writer.append(update, [made])
+    read = [(t.turns[0].state_key, t.last_state_key) for t in TrajectoryReader(tmp_path / "file")]
+    assert read == [("", ""), ("4f", ""), ("", "5a")]
+    lines = list(map(json.loads, gzip.decompress((tmp_path / "file").read_bytes()).splitlines()))
+    assert [line["version"] for line in lines if "version" in line] == [1, 8, 8]
+    assert "state_key" not in to_record(old)["turns"][0]
+    assert "last_state_key" not in to_record(old)
+
+
 def test_an_unprocessed_turn_is_written_as_it_always_was() -> None:
     assert "processing" not in to_record(trajectory(turn(None)))["turns"][0]
 

@@ -79,6 +79,16 @@ def test_a_run_of_before_has_no_induction_heads() -> None:
     assert parse_config(raw).model.induction_heads is True  # type: ignore[union-attr]
 
 
+def test_a_run_of_before_takes_texts_for_states() -> None:
+    """GraphGPO's setting came later, on any base; a stored configuration of now says it."""
+    for base in (False, True):
+        algorithm: dict[str, Any] = {"type": "graphgpo"}
+        raw = yaml.safe_load(dump_config(load_config("household", algorithm="graphgpo")))
+        made = translated({**raw, "algorithm": {"type": "empg", "base": algorithm} if base else algorithm})["algorithm"]
+        assert (made["base"] if base else made)["states"] == "anchor"
+        assert translated(raw)["algorithm"]["states"] == "key"
+
+
 def test_engines_of_before_are_one_collector() -> None:
     """They moved numbers by rounding alone; shards play other trees, and cannot make a world given as an object."""
     raw = yaml.safe_load(dump_config(load_config("household")))

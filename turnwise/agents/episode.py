@@ -156,6 +156,7 @@ class Episode:
                 processing=reply.processing,
                 thought_tokens=thought_tokens,
                 request=request_of(self.info),
+                state_key=self._state_key(),
             )
         )
         for player, earned in rewards.items():
@@ -321,6 +322,7 @@ class Episode:
                 given=self.given,
                 num_refused=self.num_refused,
                 answer=self._answer() if not seat.player else "",
+                last_state_key=self._state_key() if seat.turns and not seat.player else "",
             )
             for seat in self.seats.values()
             if seat.recorded
@@ -328,6 +330,10 @@ class Episode:
 
     def _anchor(self) -> str:
         return str(self.info.get("anchor", "")) or self.observation
+
+    def _state_key(self) -> str:
+        found = self.info.get("state_key")
+        return found if isinstance(found, str) else ""
 
     def _answer(self) -> str:
         found = self.info.get("answer") if gives_answers(self.env) else None

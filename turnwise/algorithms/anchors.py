@@ -2,6 +2,10 @@
 
 GiGPO, HGPO, G2PO and GraphGPO compare turns of a task by the states that they met. An anchor identifies such a state:
 it is what the environment says in ``info["anchor"]``, else the observation's text.
+
+Different states may have one text: "Nothing happens." follows whatever failed, wherever the player is. Turns there are
+compared although their states differ. But a *way* through such a text may not exist: it leads into the text in one
+state and out of it in another. So what looks for ways asks for the world's ``info["state_key"]``, where there is one.
 """
 
 from __future__ import annotations
@@ -16,28 +20,47 @@ from torch import Tensor
 
 from turnwise.learning.credit import discounted_returns
 from turnwise.learning.parts import Stream
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import Trajectory, Turn
 
 State = tuple[int, Hashable]
 """The number of a task, and what tells its states apart; None: its goal."""
 
 
-def states_of(stream: Stream) -> list[tuple[int, str]]:
-    """(task, anchor) of every turn of the stream's trajectories, [N] in their order."""
-    return [(place, turn.anchor or turn.observation) for place, t in _members(stream) for turn in t.turns]
+def states_of(stream: Stream, *, by_key: bool = False) -> list[tuple[int, str]]:
+    """(task, anchor) of every turn of the stream's trajectories, [N] in their order.
+
+    With ``by_key`` the key of its state is in the anchor's place, where there is one.
+    """
+    return [(place, _name(turn, by_key)) for place, t in _members(stream) for turn in t.turns]
 
 
-def following_states(stream: Stream, won: Sequence[bool]) -> list[State]:
+def _name(turn: Turn, by_key: bool) -> str:
+    return (turn.state_key if by_key else "") or turn.anchor or turn.observation
+
+
+def following_states(stream: Stream, won: Sequence[bool], *, by_key: bool = False) -> list[State]:
     """(task, anchor) of the state that every turn led to, [N]; None is the goal, where each of the ``won`` ends.
 
-    An episode that was recorded without its last anchor ends in a state of its own.
+    An episode that was recorded without its last anchor ends in a state of its own. ``by_key`` as of ``states_of``.
     """
     found = list[State]()
     for number, ((place, trajectory), reached) in enumerate(zip(_members(stream), won, strict=True)):
-        found += [(place, turn.anchor or turn.observation) for turn in trajectory.turns[1:]]
+        found += [(place, _name(turn, by_key)) for turn in trajectory.turns[1:]]
         if trajectory.turns:
-            found.append((place, None if reached else trajectory.last_anchor or ("end", number)))
+            last = (trajectory.last_state_key if by_key else "") or trajectory.last_anchor or ("end", number)
+            found.append((place, None if reached else last))
     return found
+
+
+def contradicted(states: Sequence[State], actions: Sequence[str], following: Sequence[State]) -> list[bool]:
+    """Whether another turn took the same action in the same state and was led to another one, [N].
+
+    In a world that repeats itself no state is left so: what is taken for one are several.
+    """
+    led = defaultdict[tuple[State, str], set[State]](set)
+    for state, action, reached in zip(states, actions, following, strict=True):
+        led[state, action].add(reached)
+    return [len(led[turn]) > 1 for turn in zip(states, actions, strict=True)]
 
 
 def goal_distances(states: Sequence[State], following: Sequence[State]) -> dict[State, int]:

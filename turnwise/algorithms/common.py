@@ -86,7 +86,8 @@ def succeeded(trajectory: Trajectory, earned: Sequence[float], success: float) -
 class GroupCredit(AdvantageEstimator):
     """Credit by comparison within groups, given to all action tokens of a return alike.
 
-    ``compare`` makes advantages [N] from returns, group numbers and lengths in action tokens, all [N].
+    ``compare`` makes advantages [N] from returns, group numbers and lengths in action tokens, all [N]. Tokens that were
+    no choice count in no length: they have no gradient.
     ``trajectories``: one return per trajectory. ``rows``: one per row, as verl-agent releases it: long
     trajectories weigh more where a row is a turn, and each row answers for its own turns' penalties only.
     """
@@ -102,7 +103,8 @@ class GroupCredit(AdvantageEstimator):
             members = [(place, t) for place, group in enumerate(stream.samples.groups) for t in group.trajectories]
             totals = _doubles([stream.samples.rewards.total(n) for n in range(len(members))])
             group = torch.tensor([place for place, _ in members], dtype=torch.int64)
-            lengths = torch.tensor([t.num_action_tokens for _, t in members], dtype=torch.int64)
+            lengths = torch.zeros(len(members), dtype=torch.int64)
+            lengths = lengths.index_add(0, batch.trajectory, batch.action_mask.sum(1))
             per_row = self._compared(totals, group, lengths)[batch.trajectory]
         return per_row.float().unsqueeze(1) * batch.action_mask
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from turnwise.algorithms.composition import AnyAlgorithm, base_recipe
 from turnwise.algorithms.grpo import GRPOConfig
+from turnwise.errors import UnusedSettingError
 from turnwise.learning.parts import AdvantageModifier, Stream, required
 from turnwise.learning.recipe import About, Recipe
 from turnwise.learning.settings import RunInfo, Settings
@@ -61,6 +62,12 @@ class EMPGConfig(Settings):
         "as a share of a success.",
     )
     centre: bool = Field(default=True, description="Take the mean over the update's turns off in the end.")
+
+    @model_validator(mode="after")
+    def _bonus_is_consistent(self) -> EMPGConfig:
+        if not self.bonus_coef and self.changed("clarity"):
+            raise UnusedSettingError("clarity", "clarity shapes the bonus, and bonus_coef=0 pays none")
+        return self
 
 
 class Turns(NamedTuple):

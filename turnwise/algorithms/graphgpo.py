@@ -10,6 +10,9 @@ brought about, and from the last state of a won episode to the goal. A turn is j
     A     = episode_coef A_E + step_coef A_S;   A_E: GRPO's advantage of the episode
 
 norm(x) = (x - mean) / (std + eps), or x - mean. A lost episode that crosses the path of a won one earns credit there.
+
+A state is the world's ``info["state_key"]``, else its anchor. The anchor is often the observation's text, which states
+share. Ways that nobody can go then lead to the goal: docs/algorithms/graphgpo.md.
 """
 
 from __future__ import annotations
@@ -20,7 +23,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from turnwise.algorithms.anchors import anchor_groups, following_states, goal_distances, on_tokens, states_of
+from turnwise.algorithms.anchors import (
+    State,
+    anchor_groups,
+    contradicted,
+    following_states,
+    goal_distances,
+    on_tokens,
+    states_of,
+)
 from turnwise.algorithms.common import succeeded
 from turnwise.algorithms.settings import ClipSettings, StandardScoreSettings
 from turnwise.learning.credit import group_advantages
@@ -37,7 +48,8 @@ ABOUT = About(
         "The goal is a success, or where the world tells none a return of its worth; released: any positive return "
         "(goal=reward).",
         "The paper counts the turn itself, too: a constant factor, gone where the std divides.",
-        "Its runs add where the player is and what it holds to the observation; here a state is the world's anchor.",
+        "Its runs add where the player is and what it holds to the observation, and compare that and the admissible "
+        "actions; here a state is the key that the world tells, else its anchor (states=anchor).",
         "A_E compares one return per trajectory; released: one per step row (group_stats=rows).",
         "Texts that are merely alike are different states.",
     ),
@@ -46,6 +58,7 @@ ABOUT = About(
         "gamma": "released on Sokoban; .1 on ALFWorld, .2 on WebShop, where a penalty of .01 outweighs two turns",
         "relative": "released",
         "goal": "ours; released: reward",
+        "states": "ours; released: the observation, longer than the world's own, and the admissible actions",
         "normalize_std": "released",
     },
 )
@@ -59,10 +72,16 @@ class GraphGPOConfig(StandardScoreSettings, ClipSettings):
     episode_coef: float = Field(default=1.0, ge=0, description="Weight of the episode's advantage (w_E).")
     gamma: float = Field(default=0.8, ge=0, le=1, description="Factor per turn of distance to the goal (gamma).")
     relative: bool = Field(
-        default=False, description="Whether the state that a turn left counts too: what it gained, not where it led."
+        default=False,
+        description="Whether the state that a turn left counts too: what it gained, not where it led. Where the std "
+        "divides this changes the weight of penalties alone.",
     )
     goal: Literal["success", "reward"] = Field(
         default="success", description="Which episodes reach the goal: those that succeed, or all of positive return."
+    )
+    states: Literal["key", "anchor"] = Field(
+        default="key",
+        description="What tells states apart: the key that the world tells, else the anchor; or the anchor alone.",
     )
 
 
@@ -72,10 +91,11 @@ class GoalDistance(AdvantageModifier):
     def __init__(self, config: GraphGPOConfig, success: float) -> None:
         self.config, self.success = config, success
         self.reads_success = config.goal == "success"
+        self.by_key = config.states == "key"
 
     def modify(self, stream: Stream) -> Tensor:
         advantages = required(stream.batch.advantages, "advantages") * self.config.episode_coef
-        states = states_of(stream)
+        states = states_of(stream, by_key=self.by_key)
         if not states:
             return advantages
         own = torch.tensor([o for row in stream.samples.rewards.own for o in row], dtype=torch.float64)
@@ -83,16 +103,22 @@ class GoalDistance(AdvantageModifier):
         eps = self.config.std_eps * self.success
         step = group_advantages(self.returns(stream) + own, anchors, normalize_std=self.config.normalize_std, eps=eps)
         self.occurred.count("compared_share", step != 0, len(step))
+        actions = [turn.action for t in stream.samples.trajectories for turn in t.turns]
+        apart = contradicted(states, actions, self._following(stream))
+        self.occurred.count("contradicted_share", sum(apart), len(apart))
         return advantages + (self.config.step_coef * on_tokens(stream, step)).to(advantages.dtype)
 
     def returns(self, stream: Stream) -> Tensor:
         """R of every turn without its penalty, [N] float64 in units of reward."""
-        states, following = states_of(stream), following_states(stream, self._won(stream))
+        states, following = states_of(stream, by_key=self.by_key), self._following(stream)
         distances = goal_distances(states, following)
         before = torch.tensor([distances[s] for s in states], dtype=torch.float64)
         after = torch.tensor([distances[s] for s in following], dtype=torch.float64)
         exponent = after - before + 1 if self.config.relative else after
         return self.success * self.config.gamma**exponent
+
+    def _following(self, stream: Stream) -> list[State]:
+        return following_states(stream, self._won(stream), by_key=self.by_key)
 
     def _won(self, stream: Stream) -> list[bool]:
         found = []

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from turnwise.algorithms.branching import (
     Branch,
@@ -37,6 +37,7 @@ from turnwise.algorithms.branching import (
     segment_entropy,
 )
 from turnwise.algorithms.composing import ComposerAround
+from turnwise.errors import UnusedSettingError
 from turnwise.learning.metrics import Occurrences
 from turnwise.learning.parts import Composer
 from turnwise.learning.planning import Rollouts
@@ -75,6 +76,12 @@ class TreeSettings(Settings):
     pace: Literal["path", "lockstep"] = Field(
         default="path", description="Each path decides by itself, or all wait for one another (released)."
     )
+
+    @model_validator(mode="after")
+    def _readiness_is_consistent(self) -> TreeSettings:
+        if self.form == "released" and self.changed("bias"):
+            raise UnusedSettingError("bias", "bias belongs to form=paper; form=released draws a number in its place")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ These keys of ``info`` are read where they are present:
     success              bool: whether the task is solved
     score                float in [0, 1]
     valid                bool: whether the last action was understood
+    anchor               str: GiGPO and its like compare a task's turns with equal ones; absent: the observation's text
+    state_key            str: differs between any two states of a task, even where their texts are equal: a key and an
+                         action decide the next key; GraphGPO looks for ways through states
     task_type            str: the task's type, for tables, where the panel does not give it
     answer               str: what the episode answered, in the form in which answers are compared, "" before that; of a
                          world that says so beforehand, with the attribute ``gives_answers`` (True)

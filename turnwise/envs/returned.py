@@ -93,8 +93,9 @@ def _check_info(env: TextEnv, info: Info) -> None:
         raise _wrong(env, "info['score']", info["score"], "a number in [0, 1]")
     if not isinstance(info.get("valid", True), _FLAGS):
         raise _wrong(env, "info['valid']", info["valid"], "True or False")
-    if not isinstance(info.get("task_type") or "", str):
-        raise _wrong(env, "info['task_type']", info["task_type"], "a string")
+    for name in ("task_type", "state_key"):
+        if not isinstance(info.get(name) or "", str):
+            raise _wrong(env, f"info[{name!r}]", info[name], "a string")
     _check_asked(env, info)
     for name in ("admissible_actions", "listed_actions"):
         actions = info.get(name)

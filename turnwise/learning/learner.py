@@ -367,9 +367,9 @@ def _tally_policy(
         kl_behaviour=total(kl_estimate(behaviour, ctx.logprobs, "k3")),
     )
     if reference is not None:
-        tally.add(kl_reference=total(kl_estimate(ctx.logprobs, reference, "k3")))
+        tally.add(kl_reference=total(kl_estimate(ctx.logprobs, reference, "k3")), referred=ctx.mask.sum())
     if ctx.entropy is not None:
-        tally.add(entropy=total(ctx.entropy))
+        tally.add(entropy=total(ctx.entropy), measured=ctx.mask.sum())
     tally.ratio_max = max(tally.ratio_max, float(ratio.masked_fill(~ctx.mask, 0.0).max()) if ratio.numel() else 0.0)
 
 
@@ -384,13 +384,13 @@ def _metrics(tally: Tally, samples: Samples, streams: Streams, rate: float, ahea
         loss=tally.per_step("loss"),
         policy_loss=tally.per_step("policy_loss"),
         entropy=_mean(tokens) if tokens.size else None,
-        policy_entropy=tally.per_token("entropy"),
+        policy_entropy=tally.per_token("entropy", "measured"),
         clip_share=tally.per_token("clipped") or 0.0,
         dual_clip_share=tally.per_token("dual_clipped") or 0.0,
         ratio_mean=tally.per_token("ratio") or 0.0,
         ratio_max=tally.ratio_max,
         kl_behaviour=tally.per_token("kl_behaviour") or 0.0,
-        kl_reference=tally.per_token("kl_reference"),
+        kl_reference=tally.per_token("kl_reference", "referred"),
         grad_norm=_mean(np.array(norms)),
         learning_rate=rate,
         return_mean=_mean(np.array(returns)),

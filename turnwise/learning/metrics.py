@@ -148,9 +148,12 @@ class Tally:
         self.sums = summed(ranks.gather(self.sums))
         self.ratio_max = max(ranks.gather(self.ratio_max))
 
-    def per_token(self, name: str) -> float | None:
-        """Mean over the action tokens seen, None if the sum was never taken."""
-        return None if name not in self.sums else self.sums[name] / max(self.sums["tokens"], 1.0)
+    def per_token(self, name: str, among: str = "tokens") -> float | None:
+        """Mean over the action tokens seen, None if the sum was never taken.
+
+        ``among`` counts those tokens that the sum was taken of: not every stream has a reference, or its entropy.
+        """
+        return None if name not in self.sums else self.sums[name] / max(self.sums[among], 1.0)
 
     def per_step(self, name: str) -> float:
         """Mean over optimizer steps, skipped ones included."""

@@ -24,7 +24,7 @@ _PROCESSING = {"counts": "<i4", "ids": "<i4", "forced": "|b1", "temperatures": "
 def to_record(trajectory: Trajectory) -> dict[str, Any]:
     """Every field of the trajectory, nested as it is; later ones only where there is something in them."""
     record: dict[str, Any] = _plain(trajectory)
-    for later in ("last_anchor", "given", "grading", "num_refused", "answer"):
+    for later in ("last_anchor", "given", "grading", "num_refused", "answer", "last_state_key"):
         if not record[later]:
             del record[later]  # as before there was one
     for later in ("stored", "tokens") if record["fork"] else ():
@@ -63,8 +63,9 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
     record = {f.name: _plain(getattr(turn, f.name)) for f in fields(turn) if f.name != "processing"}
     if not turn.thought_tokens:
         del record["thought_tokens"]  # as before there were any
-    if not turn.request:
-        del record["request"]
+    for later in ("request", "state_key"):
+        if not record[later]:
+            del record[later]
     record |= _texts(record, _ARRAYS)
     if turn.processing is not None:
         found = {name: getattr(turn.processing, name) for name in _PROCESSING}

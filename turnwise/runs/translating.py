@@ -31,7 +31,7 @@ def translated(raw: Any) -> Any:
         made["rollout"] = {k: v for k, v in rollout.items() if k != "engines"}
     algorithm = made.get("algorithm")
     if isinstance(algorithm, Mapping):
-        made["algorithm"] = algorithm = _without_heat(algorithm)
+        made["algorithm"] = algorithm = _as_before(algorithm)
     if "rewards" in made or not isinstance(algorithm, Mapping):
         return made
     innermost = _innermost(algorithm)
@@ -43,11 +43,14 @@ def translated(raw: Any) -> Any:
     return made
 
 
-def _without_heat(algorithm: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An algorithm of a run from before HAPO had a temperature, on any base."""
-    below = algorithm.get("base")
-    own = {"heat": 0.0} if algorithm.get("type") == "hapo" else {}
-    return {**own, **algorithm, **({"base": _without_heat(below)} if isinstance(below, Mapping) else {})}
+_BEFORE: Mapping[Any, Mapping[str, Any]] = {"hapo": {"heat": 0.0}, "graphgpo": {"states": "anchor"}}
+"""What was so before an algorithm had the setting: HAPO's temperature, GraphGPO's keys of states."""
+
+
+def _as_before(algorithm: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An algorithm of a run from before it had some settings, on any base."""
+    below, own = algorithm.get("base"), _BEFORE.get(algorithm.get("type"), {})
+    return {**own, **algorithm, **({"base": _as_before(below)} if isinstance(below, Mapping) else {})}
 
 
 def _innermost(algorithm: Mapping[str, Any]) -> Mapping[str, Any]:

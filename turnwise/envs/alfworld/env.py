@@ -16,6 +16,8 @@ from turnwise.envs.alfworld.world import State
 from turnwise.envs.interface import Expert, Info, Panel
 from turnwise.envs.world import SnapshotEnv
 
+_64_BITS = (1 << 64) - 1
+
 INSTRUCTIONS = """\
 An action is one command, written exactly as in the list of admissible actions, in lower case:
   go to <place>, open <place>, close <place>, examine <place or held object>, look, inventory,
@@ -32,7 +34,8 @@ class ALFWorldEnv(SnapshotEnv):
     ``source`` gives the games; without one, ``open_games(data)`` finds them. ``step_limit``: the papers' 50.
 
     ``info``: ``admissible_actions`` (sorted), ``success``, ``score`` (0.0 or 1.0), ``valid`` (False after
-    "Nothing happens."), ``task_type``, ``task`` (the sentence), ``game`` (its id).
+    "Nothing happens."), ``task_type``, ``task`` (the sentence), ``game`` (its id), ``state_key`` (of all that changes;
+    many states answer with the same text).
     """
 
     instructions = INSTRUCTIONS
@@ -99,6 +102,7 @@ class ALFWorldEnv(SnapshotEnv):
             "task_type": game.goal.type,
             "task": game.task,
             "game": game.id,
+            "state_key": f"{hash(simulator.snapshot()) & _64_BITS:016x}",  # numbers alone: the same in every process
         }
 
     def expert(self, kind: str = "searching", *, seed: int = 0) -> Expert:
