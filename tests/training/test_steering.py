@@ -20,6 +20,7 @@ from turnwise.assembly.players import model_agent
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.settling import sampling_of
 from turnwise.assembly.steering import keep_vector
+from turnwise.assembly.warmstart import WarmStart
 from turnwise.cli import app
 from turnwise.config.files import load_config
 from turnwise.evaluation.contenders import settings_of
@@ -159,7 +160,7 @@ def test_what_leaves_a_steered_run_says_that_it_is_not_steered(model: Path, vect
 def test_a_clone_of_a_steered_runs_settings_is_not_steered(
     model: Path, vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Assembly, "warmstart", lambda *_, **__: model)
+    monkeypatch.setattr(WarmStart, "make", lambda *_, **__: model)
     asked = load_config("smoke", [f"agent.decoding.steering.file={vector}", "agent.decoding.floor.temperature=1.5"])
     folder = warmstart(asked, to=tmp_path / "clone")
     assert agent_settings(folder, None, {}).decoding == DecodingConfig(floor=FloorConfig(temperature=1.5))
