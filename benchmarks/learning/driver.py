@@ -6,8 +6,10 @@ An interrupted cell goes on from its last checkpoint, to the numbers of an unbro
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
+from turnwise.assembly.run import Assembly
 from turnwise.config.schema import RunConfig
 from turnwise.jobs import resume, train
 from turnwise.runs.directory import RunDirectory
@@ -25,7 +27,9 @@ def run_cell(config: RunConfig, path: Path, observer: Observer) -> None:
         shutil.rmtree(path, ignore_errors=True)  # what a crash before the first checkpoint left
         train(config, path, observer)
         return
-    if run.config() != config:
+    with closing(Assembly(config)) as assembly:
+        asked = assembly.settled()  # a run's folder keeps what the configuration leaves open, too
+    if run.config() != asked:
         raise ValueError(
             f"{path} was run with other settings than the benchmark's now: remove it, or choose another --out"
         )

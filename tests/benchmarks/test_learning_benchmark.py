@@ -167,7 +167,9 @@ def test_the_best_trial_is_taken_and_spans_the_schedules(modules: Any, finished:
 def test_an_interrupted_cell_goes_on_to_the_same_numbers(modules: Any, finished: Path, tmp_path: Path) -> None:
     whole = RunDirectory(finished / "smoke" / "grpo" / "seed-0")
     assert len(whole.metrics()) >= 2
-    config = whole.config()
+    cell = next(each for each in modules.run.selected("smoke", "grpo", "0") if each.choice is None)
+    config = modules.design.configured(cell, finished)
+    assert config.rollout.backend is None, "a run keeps it settled"
     with pytest.raises(StopError):
         modules.driver.run_cell(config, tmp_path / "cell", StopAfter(2))
     assert not modules.design.is_finished(tmp_path / "cell")

@@ -1,14 +1,19 @@
 """How far the log-probs of sampler and learner may differ on the same tokens with the same weights: rounding.
 
-In float32 they agree to 1e-4 nats. In half precision the rounding depends on the model. Between any two ways to compute
-them, the log-probs of a model with 135 M real weights differ by .04 nats on average, those of a small one by .001. So
-the model's own rounding is measured when a run begins or is resumed, before anything is trained. The model answers a
-few prompts. The log-probs of these tokens by the sampler and by the learner are compared with those of a third way,
-transformers' own forward pass. The smaller of the two distances is the floor: if one of the two had a fault, the
-other's distance would still be rounding alone.
+In float32 they agree to 1e-4 nats, but for single tokens: where attention is sharp (models with induction heads) the
+worst of some thousand tokens differs by 1e-5 to 6e-5 from update to update, and once in 300 updates by 1.25e-4, while
+the mean is 4e-7. So the 99th percentile has the limit of 1e-4, and any token one of 1e-3.
 
-The rule: in an update the mean and the 99th percentile of the differences stay within three times the floor's. The
-limit is ``LEAST`` at least, which small models never reach, and it is widened by 1 + 2 / sqrt(n) for n compared tokens.
+In half precision the rounding depends on the model. Between any two ways to compute them, the log-probs of a model
+with 135 M real weights differ by .04 nats on average, those of a small one by .001. So the model's own rounding is
+measured when a run begins or is resumed, before anything is trained. The model answers a few prompts. The log-probs of
+these tokens by the sampler and by the learner are compared with those of a third way, transformers' own forward pass.
+The smaller of the two distances is the floor: if one of the two had a fault, the other's distance would still be
+rounding alone.
+
+The rule in half precision: in an update the mean and the 99th percentile of the differences stay within three times
+the floor's. The limit is ``LEAST`` at least, which small models never reach, and it is widened by 1 + 2 / sqrt(n) for
+n compared tokens.
 
 Why three: the same weights on other texts were seen at .2 to 1.6 times the floor from update to update, and learning
 sharpens a policy, which scales its rounding. Numeric faults (adapters off, another mask, a temperature that is wrong by
@@ -38,8 +43,8 @@ FACTOR = 3.0
 """Times the measured floor."""
 LEAST = (0.02, 0.2)
 """Mean and 99th percentile in nats that are always allowed in half precision."""
-FLOAT32 = 1e-4
-"""The largest difference in nats that is allowed on any token in float32."""
+FLOAT32 = (1e-4, 1e-3)
+"""99th percentile and largest difference in nats that are allowed in float32."""
 
 _TOKENS = 512  # to measure on, at least; fewer where replies end at once
 _MOST_REPLIES, _REPLY = 64, 64
@@ -61,14 +66,14 @@ class Limits:
     def allow(self, seen: Agreement) -> bool:
         """Whether the differences are within the limits; False where they are not finite."""
         if not self.half:
-            return seen.max_abs <= FLOAT32
+            return seen.p99 <= FLOAT32[0] and seen.max_abs <= FLOAT32[1]
         mean, p99 = self.of(seen.num_tokens)
         return seen.mean_abs <= mean and seen.p99 <= p99
 
     def told(self, num_tokens: int) -> str:
         """The limits for a message."""
         if not self.half:
-            return f"max {FLOAT32:.0e}"
+            return f"99th percentile {FLOAT32[0]:.0e}, max {FLOAT32[1]:.0e}"
         mean, p99 = self.of(num_tokens)
         return f"mean {mean:.3g}, p99 {p99:.3g}, from the model's own rounding"
 
