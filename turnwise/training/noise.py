@@ -1,8 +1,8 @@
 """How far the log-probs of sampler and learner may differ on the same tokens with the same weights: rounding.
 
 In float32 they agree to 1e-4 nats, but for single tokens: where attention is sharp (models with induction heads) the
-worst of some thousand tokens differs by 1e-5 to 6e-5 from update to update, and once in 300 updates by 1.25e-4, while
-the mean is 4e-7. So the 99th percentile has the limit of 1e-4, and any token one of 1e-3.
+worst of some thousand tokens differs by 1e-5 to 6e-5 in most updates. In one of 300 it differed by 1.25e-4, where the
+mean was 4e-7. So the 99th percentile has the limit of 1e-4, and any token one of 1e-3.
 
 In half precision the rounding depends on the model. Between any two ways to compute them, the log-probs of a model
 with 135 M real weights differ by .04 nats on average, those of a small one by .001. So the model's own rounding is
