@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from turnwise.cloning.losses import Cloned, CloningRow, Scored
+from turnwise.cloning.muon import Muon
 from turnwise.cloning.settings import WarmstartConfig
 
 
@@ -24,9 +25,7 @@ class Cloner:
             torch.optim.AdamW(others, lr=config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0)
         ]
         if matrices:
-            self.optimizers.append(
-                torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=0.0, adjust_lr_fn="original")
-            )
+            self.optimizers.append(Muon(matrices, lr=config.muon_lr))
         self._peaks = [group["lr"] for o in self.optimizers for group in o.param_groups]
         self.steps = 0
 
