@@ -71,11 +71,12 @@ def parse_action(
     return ParsedAction(_checked(lines[-1] if lines else "").text, False)
 
 
-def written(action: str, style: ActionFormat, dialect: Dialect = DIALECTS["hermes"]) -> str:
-    """A reply that holds this action and nothing else, as an expert's is shown."""
+def written(action: str, style: ActionFormat, dialect: Dialect = DIALECTS["hermes"], thought: str = "") -> str:
+    """A reply that holds this action, after a thought where there is one, and nothing else: as an expert's is shown."""
+    before = f"<think>\n{thought}\n</think>\n\n" if thought else ""
     if style == "calls":
-        return dialect.write(heard(action))
-    return f"<action>{action}</action>" if style == "tags" else action
+        return before + dialect.write(heard(action))
+    return before + (f"<action>{action}</action>" if style == "tags" else action)
 
 
 def answer(reply: str) -> str | None:

@@ -158,8 +158,11 @@ class ChatFormat:
         return np.asarray([*missing, *opening.ids, *segment, *self._header], np.int32)
 
     def reply(self, text: str) -> IntArray:
-        """The tokens [A] of a demonstrated reply: ``text`` without a thought, and the end token."""
-        lead = "</think>\n\n" if self._layout.opened else self._layout.lead
+        """The tokens [A] of a demonstrated reply and its end token. ``text`` may begin with a thought."""
+        lead = self._layout.lead
+        if self._layout.opened:  # the header has the tag that begins a thought
+            thinking = text.removeprefix("<think>")
+            lead, text = ("</think>\n\n", text) if thinking == text else ("", thinking.lstrip())
         first, *more = self._tagged(lead + self._layout.of_assistant(text) + self._trail)
         ids = list(self._spelled(first)) if first else []
         for tag, between in zip(more[::2], more[1::2], strict=True):

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from turnwise.agents.actions import written
+from turnwise.agents.actions import ActionFormat, written
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import TextEnv
+from turnwise.agents.toolcalls import DIALECTS, Dialect
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
-from turnwise.envs.interface import CanBeOverruled, Expert, Info, fitting, shown_info, world_name
+from turnwise.envs.interface import CanBeOverruled, Expert, Info, Thinks, fitting, shown_info, world_name
 from turnwise.envs.tasks import closed_after, demonstrated, expert_of, make_env, no_exit, players_of, start, step
 from turnwise.errors import place, with_place
 from turnwise.seeds import mix
@@ -31,7 +32,8 @@ NOT_LOST = 0.5
 class Demonstration:
     """One player's episode, turn by turn. ``learn[n]`` is False where noise chose the action of turn n.
 
-    ``infos`` are what the world told beside its observations, as far as an agent is shown it.
+    ``infos`` are what the world told beside its observations, as far as an agent is shown it. ``thoughts`` are those
+    before each action, "" for none; () where the expert tells none at all.
     """
 
     observations: tuple[str, ...]
@@ -39,6 +41,12 @@ class Demonstration:
     actions: tuple[str, ...]
     learn: tuple[bool, ...]
     success: bool
+    thoughts: tuple[str, ...] = ()
+
+    def replies(self, style: ActionFormat, dialect: Dialect) -> list[str]:
+        """What the player says at each turn: the thought, and the action as an agent writes it."""
+        turns = zip(self.actions, self.thoughts or [""] * len(self.actions), strict=True)
+        return [written(action, style, dialect, thought) for action, thought in turns]
 
 
 def shown_texts(shown: Demonstration, agent: AgentConfig) -> list[str]:
@@ -49,7 +57,7 @@ def shown_texts(shown: Demonstration, agent: AgentConfig) -> list[str]:
         for tool in info.get("tools", ()):
             about = tool["function"]
             texts.append(f"{about['name']}({', '.join(about['parameters']['properties'])}): {about['description']}")
-    return [*texts, *(written(action, agent.action_format) for action in shown.actions)]
+    return [*texts, *shown.replies(agent.action_format, DIALECTS["hermes"])]
 
 
 HOPELESS = 1000
@@ -73,6 +81,19 @@ class ToldExpert:
             raise ValueError(f"the expert answered {action!r}"[:150] + "; expected an action, which is a string")
         return action
 
+    def thought(self) -> str:
+        """What the expert thought before its last action; "" where it tells none.
+
+        Raises ValueError where that is no string, or holds the tags that mark a thought.
+        """
+        if (thinking := fitting(self._expert, Thinks, "the expert")) is None:
+            return ""
+        with no_exit("the expert", "thought"):
+            found = thinking.thought()
+        if not isinstance(found, str) or "think>" in found:
+            raise ValueError(f"the expert's thought is {found!r}"[:150] + "; expected a string without <think> tags")
+        return found.strip()
+
     def overrule(self, action: str) -> None:
         """Tell the expert that ``action`` is played, and not its own."""
         if overrulable := fitting(self._expert, CanBeOverruled, "the expert"):
@@ -95,6 +116,7 @@ class _Demonstrator:
         self.infos: list[Info] = []
         self.actions: list[str] = []
         self.learn: list[bool] = []
+        self.thoughts: list[str] = []
 
     def act(self, observation: str, info: Info) -> str:
         action = self._expert.act(observation, info)
@@ -112,12 +134,18 @@ class _Demonstrator:
         self.infos.append(shown_info(info))
         self.actions.append(action)
         self.learn.append(not noisy)
+        self.thoughts.append("" if noisy else self._expert.thought())
         return action
 
     def shown(self, success: bool) -> Demonstration:
         """The episode so far as a demonstration."""
         return Demonstration(
-            tuple(self.observations), tuple(self.infos), tuple(self.actions), tuple(self.learn), success
+            tuple(self.observations),
+            tuple(self.infos),
+            tuple(self.actions),
+            tuple(self.learn),
+            success,
+            tuple(self.thoughts),
         )
 
 

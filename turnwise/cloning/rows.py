@@ -81,8 +81,9 @@ def rows_of(
     context = new_context(chat, agent, instructions, examples)
     prompt, continues = context.begin(shown.observations[0], shown.infos[0]), False
     made = _Rows(chat, observation_weight, _ahead(chat, agent, instructions, examples, shown.infos[0]))
-    for n, (action, learn) in enumerate(zip(shown.actions, shown.learn, strict=True)):
-        reply = chat.reply(written(action, agent.action_format, chat.dialect))
+    said = shown.replies(agent.action_format, chat.dialect)
+    for n, (action, text, learn) in enumerate(zip(shown.actions, said, shown.learn, strict=True)):
+        reply = chat.reply(text)
         made.add(prompt, continues, reply, learn)
         if n + 1 < len(shown.actions):
             prompt, continues = context.extend(reply, action, shown.observations[n + 1], shown.infos[n + 1])

@@ -159,9 +159,10 @@ class _Replay:
             ) from error
 
     def _act(self, action: str) -> None:
-        """Take an action of the expert, written as the learner would write it."""
+        """Take the action that the expert has just advised, written as the learner would write it."""
         agent = self._taker.agent
-        text = written(action, agent.config.action_format, agent.chat.dialect)
+        thought = self._experts[self._episode.to_move.player].thought()
+        text = written(action, agent.config.action_format, agent.chat.dialect, thought)
         ids = agent.chat.reply(text)
         nothing = np.zeros(len(ids), np.float32)
         self._episode.step(action, Reply(-1, ids, nothing, nothing, True), text)

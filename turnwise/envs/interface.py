@@ -190,6 +190,17 @@ class CanBeOverruled(Protocol):
 
 
 @runtime_checkable
+class Thinks(Protocol):
+    """An expert that tells what it thought before its last action; "" where it was nothing.
+
+    A demonstration has the thought before the action, between ``<think>`` and ``</think>``. The world gets the action
+    alone.
+    """
+
+    def thought(self) -> str: ...
+
+
+@runtime_checkable
 class HasExpert(Protocol):
     """A world that demonstrates its tasks.
 

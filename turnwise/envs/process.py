@@ -35,6 +35,7 @@ from turnwise.envs.interface import (
     Info,
     Panel,
     TextEnv,
+    Thinks,
     are_names,
     capability,
     fitting,
@@ -236,12 +237,13 @@ class Served:
     def restore(self, snapshot: Any) -> None:
         self.world.restore(snapshot)
 
-    def expert(self, number: int, kind: str, seed: int, forgotten: list[int]) -> bool:
-        """Make an expert and keep it under ``number``. Returns whether it has a method ``overrule``."""
+    def expert(self, number: int, kind: str, seed: int, forgotten: list[int]) -> list[str]:
+        """Make an expert and keep it under ``number``. Returns which methods it has that an expert may lack."""
         for old in forgotten:
             self.experts.pop(old, None)
         self.experts[number] = expert_of(self.env, kind, seed)
-        return fitting(self.experts[number], CanBeOverruled, f"the expert of {world_name(self.env)}") is not None
+        name = f"the expert of {world_name(self.env)}"
+        return [each for each, (protocol, _) in _ABILITIES.items() if fitting(self.experts[number], protocol, name)]
 
     def ask_expert(self, number: int, method: str, *arguments: Any) -> Any:
         return getattr(self.experts[number], method)(*arguments)
@@ -276,9 +278,9 @@ class WithSnapshots(ProcessEnv):
 class WithExpert(ProcessEnv):
     def expert(self, kind: str = "searching", *, seed: int = 0) -> Expert:
         child, number, forgotten = self._living(), next(self._numbers), list(self._forgotten)
-        overrulable = child.ask("expert", number, kind, seed, forgotten, limit=self._step_limit)
+        abilities = child.ask("expert", number, kind, seed, forgotten, limit=self._step_limit)
         del self._forgotten[: len(forgotten)]
-        made = (OverrulableExpert if overrulable else RemoteExpert)(child, number, self._step_limit)
+        made = _expert_class(frozenset(abilities))(child, number, self._step_limit)
         # Told with the next expert, not at once: objects are collected at any time, also during another call.
         weakref.finalize(made, self._forgotten.append, number).atexit = False
         return made
@@ -339,9 +341,27 @@ class RemoteExpert:
         return self._child.ask("ask_expert", self._number, method, *arguments, limit=self._limit)
 
 
-class OverrulableExpert(RemoteExpert):
+class Overruled(RemoteExpert):
     def overrule(self, action: str) -> None:
         self._ask("overrule", action)
+
+
+class Thinking(RemoteExpert):
+    def thought(self) -> Any:
+        return self._ask("thought")
+
+
+_ABILITIES: dict[str, tuple[Any, type[RemoteExpert]]] = {
+    "overrule": (CanBeOverruled, Overruled),
+    "thought": (Thinks, Thinking),
+}
+
+
+@cache
+def _expert_class(abilities: frozenset[str]) -> type[RemoteExpert]:
+    """A RemoteExpert with these methods, and no others."""
+    bases = tuple(extended for name, (_, extended) in _ABILITIES.items() if name in abilities)
+    return type("RemoteExpert", bases or (RemoteExpert,), {"__doc__": RemoteExpert.__doc__, "__module__": __name__})
 
 
 class RemotePanel(Panel):

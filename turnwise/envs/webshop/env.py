@@ -184,15 +184,19 @@ class WebShopEnv(SnapshotEnv):
         return info
 
     def expert(self, kind: str = "searching", *, seed: int = 0) -> Expert:
-        """ "knowing" sees the goal and the products; "searching" reads the pages only, and is varied by ``seed``."""
+        """ "knowing" sees the goal and the products; "searching" reads the pages only, and is varied by ``seed``;
+        "thinking" does as "searching" does, and tells why.
+        """
         from turnwise.envs.webshop.expert import TOO_MANY, KnowingExpert, SearchingExpert
+        from turnwise.envs.webshop.thinking import ThinkingExpert
 
         if kind == "knowing":
             return KnowingExpert(self)
-        if kind == "searching":
-            # our own products have every word of an instruction on their pages, or lack what it says
-            return SearchingExpert(self.step_limit, 0.0 if self._own_catalogue else TOO_MANY, seed)
-        raise unknown("expert", kind, ("knowing", "searching"))
+        if kind not in ("searching", "thinking"):
+            raise unknown("expert", kind, ("knowing", "searching", "thinking"))
+        # our own products have every word of an instruction on their pages, or lack what it says
+        too_many = 0.0 if self._own_catalogue else TOO_MANY
+        return (SearchingExpert if kind == "searching" else ThinkingExpert)(self.step_limit, too_many, seed)
 
 
 def queries(instruction: str) -> list[str]:

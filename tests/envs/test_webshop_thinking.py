@@ -1,0 +1,73 @@
+"""The expert that tells why: it acts as the searching one does, and what it says is so."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import pytest
+
+from turnwise.cloning.demonstrations import Demonstration, demonstrate
+from turnwise.cloning.settings import WarmstartConfig
+from turnwise.envs.webshop.env import WebShopEnv
+from turnwise.envs.webshop.expert import words
+
+NUM = 120
+
+
+@lru_cache(maxsize=1)
+def _shop() -> WebShopEnv:
+    return WebShopEnv(num_products=2000)
+
+
+@lru_cache(maxsize=2)
+def _shown(kind: str) -> list[Demonstration]:
+    shop, config = _shop(), WarmstartConfig(expert=kind)
+    tasks = shop.tasks("demonstrations")
+    return [shown for n in range(NUM) for shown in demonstrate(shop, tasks[n], config, n)]
+
+
+def test_it_acts_as_the_searching_expert_does_also_after_actions_of_others() -> None:
+    assert [shown.actions for shown in _shown("thinking")] == [shown.actions for shown in _shown("searching")]
+    assert all(shown.thoughts == ("",) * len(shown.actions) for shown in _shown("searching"))
+
+
+def test_what_it_says_of_a_page_is_so() -> None:
+    counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good"), 0)
+    for shown in _shown("thinking"):
+        clicked: set[str] = set()
+        instruction = shown.observations[0]
+        for page, thought, action in zip(shown.observations, shown.thoughts, shown.actions, strict=True):
+            for line in thought.splitlines():
+                name, _, verdict = line.rpartition(" ")
+                if verdict in ("yes", "no"):
+                    options = re.split(r"[\[\]|]", page)
+                    there = name in options or set(words(name)) <= set(words(page))
+                    assert there == (verdict == "yes"), (page, line)
+                    assert name in instruction
+                elif found := re.fullmatch(r"(\[(b\d+)\] .*): (tried|good|over [\d.]+|no \w+)", line):
+                    assert found[1] in page.splitlines()
+                    verdict = found[3].split()[0]
+                    assert (verdict == "tried") <= (found[2] in clicked)
+                    assert (verdict == "good") <= (action == f"click[{found[2]}]")
+                elif found := re.fullmatch(r"price: \$([\d.]+).* (over|under) ([\d.]+)", line):
+                    verdict = found[2]
+                    assert (float(found[1]) > float(found[3])) == (verdict == "over")
+                    assert f"lower than {found[3]} dollars" in instruction
+                counts[verdict] = counts.get(verdict, 0) + 1
+            clicked |= set(re.findall(r"click\[(b\d+)\]", action))
+    assert all(counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good")), counts
+
+
+def test_it_counts_its_steps_and_says_when_it_is_in_a_hurry() -> None:
+    hurried = 0
+    for shown in _shown("thinking"):
+        own = [(n, thought) for n, thought in enumerate(shown.thoughts) if thought]
+        assert all(thought.splitlines()[0] == f"left {15 - n}" for n, thought in own)
+        hurried += sum("hurry" in thought for _, thought in own)
+    assert hurried > NUM / 10
+
+
+def test_another_expert_is_unknown() -> None:
+    with pytest.raises(ValueError, match="knowing, searching, thinking"):
+        _shop().expert("thinkin")
