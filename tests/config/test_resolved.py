@@ -32,9 +32,8 @@ SECTIONS = (
     "What was measured",
 )
 FOR_ONE_ALGORITHM = {
-    "alfworld-long": "gigpo",
+    "alfworld-gigpo": "gigpo",
     "alfworld-rl": "gigpo",
-    "alfworld-short": "gigpo",
     "alfworld-smollm2": "gigpo",
     "papers/alfworld-spear": "spear",
     "papers/webshop-gigpo": "gigpo",

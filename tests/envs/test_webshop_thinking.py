@@ -33,7 +33,7 @@ def test_it_acts_as_the_searching_expert_does_also_after_actions_of_others() -> 
 
 
 def test_what_it_says_of_a_page_is_so() -> None:
-    counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good"), 0)
+    counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good", "take"), 0)
     for shown in _shown("thinking"):
         clicked: set[str] = set()
         instruction = shown.observations[0]
@@ -45,18 +45,18 @@ def test_what_it_says_of_a_page_is_so() -> None:
                     there = name in options or set(words(name)) <= set(words(page))
                     assert there == (verdict == "yes"), (page, line)
                     assert name in instruction
-                elif found := re.fullmatch(r"(\[(b\d+)\] .*): (tried|good|over [\d.]+|no \w+)", line):
+                elif found := re.fullmatch(r"(\[(b\d+)\] .*?)(?: of [\d.]+)?: (tried|good|over|take|no \w+)", line):
                     assert found[1] in page.splitlines()
                     verdict = found[3].split()[0]
                     assert (verdict == "tried") <= (found[2] in clicked)
-                    assert (verdict == "good") <= (action == f"click[{found[2]}]")
-                elif found := re.fullmatch(r"price: \$([\d.]+).* (over|under) ([\d.]+)", line):
-                    verdict = found[2]
-                    assert (float(found[1]) > float(found[3])) == (verdict == "over")
-                    assert f"lower than {found[3]} dollars" in instruction
+                    assert (verdict in ("good", "take")) <= (action == f"click[{found[2]}]")
+                elif found := re.fullmatch(r"price: \$([\d.]+).* of ([\d.]+): (over|under)", line):
+                    verdict = found[3]
+                    assert (float(found[1]) > float(found[2])) == (verdict == "over")
+                    assert f"lower than {found[2]} dollars" in instruction
                 counts[verdict] = counts.get(verdict, 0) + 1
             clicked |= set(re.findall(r"click\[(b\d+)\]", action))
-    assert all(counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good")), counts
+    assert all(counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good", "take")), counts
 
 
 def test_it_counts_its_steps_and_says_when_it_is_in_a_hurry() -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from turnwise.envs.interface import Info
-from turnwise.envs.webshop.expert import SearchingExpert, Sight, words
+from turnwise.envs.webshop.expert import Offer, SearchingExpert, Sight, words
 
 
 class ThinkingExpert(SearchingExpert):
@@ -29,33 +29,34 @@ class ThinkingExpert(SearchingExpert):
         return self._thought
 
     def _choose(self, page: Sight) -> str:
-        told = [f"left {self._steps_left}", *self._compared(page)]
+        left, hurried = self._steps_left, self._hurried
+        told = [] if hurried and page.place == "results" else list(self._compared(page))
         action = super()._choose(page)
-        self._thought = "\n".join(told)
+        if hurried and page.place == "results" and (asin := action[len("click[") : -1]) in page.listed:
+            told = [f"{_line(asin, page.listed[asin])}: take"]
+        self._thought = "\n".join([f"left {left}", *(["hurry"] if hurried else []), *told])
         return action
 
     def _compared(self, page: Sight) -> Iterator[str]:
-        if self._hurried:
-            yield "hurry"
-        elif page.place == "results":
+        if page.place == "results":
             yield from self._offers(page)
         elif page.place == "item":
             yield from self._product(page)
         elif page.place == "sub":
             said = words(page.says)
             sought = ((stem, word) for stem, word in self._spelled.items() if word in self._sought)
-            yield from (f"{word} {'yes' if stem in said else 'no'}" for stem, word in sought)
+            yield from (_verdict(word, stem in said) for stem, word in sought)
 
     def _offers(self, page: Sight) -> Iterator[str]:
         """Each offer up to the first that is opened, and why it is not."""
         wish = self._wish
         kind = wish.kind if any(wish.kind in words(offer.title) for offer in page.listed.values()) else ""
         for asin, offer in page.listed.items():
-            line = f"[{asin}] {offer.title}, {offer.price}"
+            line = _line(asin, offer) + self._of_limit
             if asin in self._refused:
                 yield f"{line}: tried"
             elif offer.lowest > wish.price:
-                yield f"{line}: over {self._limit}"
+                yield f"{line}: over"
             elif kind and kind not in words(offer.title):
                 yield f"{line}: no {self._spelled.get(kind, kind)}"
             else:
@@ -64,20 +65,37 @@ class ThinkingExpert(SearchingExpert):
         yield "next"
 
     def _product(self, page: Sight) -> Iterator[str]:
-        """What is on the page of what is wanted; once that is known, nothing more."""
+        """What the page has of what is wanted; once that is known, nothing more."""
         assert page.offer is not None
-        wish, shown = self._wish, self._shown[self._asin]
-        unseen = [word for stem, word in self._spelled.items() if stem in wish.words and stem not in shown]
-        if self._asin in self._features_read:
-            if not any(name in self._chosen for name in wish.options):
-                yield f"lacks {' '.join(unseen)}" if unseen else "has all"
-            return
+        wish, shown, has_read = self._wish, self._shown[self._asin], self._asin in self._features_read
+        wanted = [(stem, word) for stem, word in self._spelled.items() if stem in wish.words]
+        unseen = [word for stem, word in wanted if stem not in shown]
         if any(name in self._chosen for name in wish.options):
             return
-        for name, value in wish.options.items():
-            yield f"{value} {'yes' if value in page.options.get(name, ()) else 'no'}"
+        if not has_read or self._hurried:
+            for name, value in wish.options.items():
+                yield _verdict(value, value in page.options.get(name, ()))
+        if self._hurried:
+            return
+        if has_read:
+            yield f"lacks {' '.join(unseen)}" if unseen else "has all"
+            return
         if self._limit:
-            yield f"{page.offer.price} {'over' if page.offer.lowest > wish.price else 'under'} {self._limit}"
-        self._sought = tuple(unseen)
-        if unseen:
-            yield f"look for {' '.join(unseen)}"
+            yield f"{page.offer.price}{self._of_limit}: {'over' if page.offer.lowest > wish.price else 'under'}"
+        titled = words(page.offer.title)
+        yield from (_verdict(word, stem in titled) for stem, word in wanted)
+        self._sought = tuple(word for stem, word in wanted if stem not in titled)
+
+    @property
+    def _of_limit(self) -> str:
+        """What stands behind a price, so that the two are compared side by side."""
+        return f" of {self._limit}" if self._limit else ""
+
+
+def _line(asin: str, offer: Offer) -> str:
+    """An offer as the page of results lists it."""
+    return f"[{asin}] {offer.title}, {offer.price}"
+
+
+def _verdict(what: str, there: bool) -> str:
+    return f"{what} {'yes' if there else 'no'}"
