@@ -159,3 +159,18 @@ def test_the_table_of_imports_is_the_one_that_is_held() -> None:
     leaves, found = rows[0][0], {part: allowed for (part,), allowed in rows[1:]}
     assert leaves == LEAVES
     assert found == ALLOWED
+
+
+def test_the_index_of_decisions_lists_each_with_what_became_of_it() -> None:
+    """A decision that another one took the place of says so below its title, and in the index."""
+    folder = ROOT / "docs" / "adr"
+    rows = []
+    for page in sorted(folder.glob("[0-9]*.md")):
+        title, _, below, *_ = page.read_text().split("\n")
+        number, name = re.fullmatch(r"# ADR (\d+): (.+)", title).groups()  # type: ignore[union-attr]
+        became = re.match(r"\*(Superseded|Amended) by \[ADR (\d+)\]\(([\w.-]+)\)", below)
+        since = f"{became[1].lower()} by [{became[2]}]({became[3]}) " if became else ""
+        assert became is None or became[3].startswith(f"{int(became[2]):03}-")
+        rows.append(f"| [{number}]({page.name}) | {name} | {since}|")
+    index = (folder / "index.md").read_text()
+    assert [line for line in index.splitlines() if line.startswith("| [")] == rows
