@@ -96,8 +96,9 @@ def test_links_lead_somewhere() -> None:
 
 
 def tells_to_install(text: str) -> bool:
-    """Whether a pip line asks the index for ``turnwise``: there the name is another project's (docs/adr/020)."""
-    return bool(re.search(r"""pip3? install (?:-\S+ (?:[\w./]+ )?)*["']?turnwise(?![-\w/])""", text))
+    """Whether a pip line asks the index for ``turnwise``, which is another project's there, or ``turnwise-rl``, which
+    is nobody's yet (docs/adr/020)."""
+    return bool(re.search(r"""pip3? install (?:-\S+ (?:[\w./]+ )?)*["']?turnwise(?:-rl)?(?![-\w/])""", text))
 
 
 def test_no_file_tells_to_install_another_project() -> None:
@@ -109,8 +110,8 @@ def test_no_file_tells_to_install_another_project() -> None:
 
 def test_a_line_that_installs_another_project_is_found() -> None:
     name = "turnwise"
-    wrong = ["{}", '"{}[envs]"', "-U {}", "-c constraints.txt '{}[view]'"]
-    right = ['-e ".[envs]"', "{}-rl", '"{}-rl[view]"', "trl   (beside {})"]
+    wrong = ["{}", '"{}[envs]"', "-U {}", "-c constraints.txt '{}[view]'", "{}-rl", '"{}-rl[view]"']
+    right = ['-e ".[envs]"', "trl   (beside {})", "trl   (beside {}-rl)"]
     assert all(tells_to_install(f"pip install {line}".format(name)) for line in wrong)
     assert not any(tells_to_install(f"pip install {line}".format(name)) for line in right)
 
