@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from tests.test_architecture import ALLOWED, LEAVES
+from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.cli import app
 from turnwise.config.files import dump_config, load_config
 
@@ -149,6 +150,10 @@ def test_the_layout_page_names_what_is_there() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     for module in (ROOT / "turnwise").glob("*.py"):
         assert module.name in page or module.name == "__init__.py", f"{module.name} is not on the architecture page"
+    recipes = {ROOT / "turnwise" / "algorithms" / f"{name}.py" for name in ALGORITHMS}
+    packages = {path.parent for path in (ROOT / "turnwise").glob("*/__init__.py")} - {ROOT / "turnwise" / "commands"}
+    for module in {module for package in packages for module in package.glob("[!_]*.py")} - recipes:
+        assert f"`{module.stem}`" in page, f"{module.relative_to(ROOT)} is not on the architecture page"
 
 
 def test_the_table_of_imports_is_the_one_that_is_held() -> None:
