@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from tests.test_architecture import ALLOWED, LEAVES
+from turnwise.algorithms.registry import ALGORITHMS
 from turnwise.cli import app
 from turnwise.config.files import dump_config, load_config
 
@@ -96,8 +97,9 @@ def test_links_lead_somewhere() -> None:
 
 
 def tells_to_install(text: str) -> bool:
-    """Whether a pip line asks the index for ``turnwise``: there the name is another project's (docs/adr/020)."""
-    return bool(re.search(r"""pip3? install (?:-\S+ (?:[\w./]+ )?)*["']?turnwise(?![-\w/])""", text))
+    """Whether a pip line asks the index for ``turnwise``, which is another project's there, or ``turnwise-rl``, which
+    is nobody's yet (docs/adr/020)."""
+    return bool(re.search(r"""pip3? install (?:-\S+ (?:[\w./]+ )?)*["']?turnwise(?:-rl)?(?![-\w/])""", text))
 
 
 def test_no_file_tells_to_install_another_project() -> None:
@@ -109,8 +111,8 @@ def test_no_file_tells_to_install_another_project() -> None:
 
 def test_a_line_that_installs_another_project_is_found() -> None:
     name = "turnwise"
-    wrong = ["{}", '"{}[envs]"', "-U {}", "-c constraints.txt '{}[view]'"]
-    right = ['-e ".[envs]"', "{}-rl", '"{}-rl[view]"', "trl   (beside {})"]
+    wrong = ["{}", '"{}[envs]"', "-U {}", "-c constraints.txt '{}[view]'", "{}-rl", '"{}-rl[view]"']
+    right = ['-e ".[envs]"', "trl   (beside {})", "trl   (beside {}-rl)"]
     assert all(tells_to_install(f"pip install {line}".format(name)) for line in wrong)
     assert not any(tells_to_install(f"pip install {line}".format(name)) for line in right)
 
@@ -148,6 +150,10 @@ def test_the_layout_page_names_what_is_there() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     for module in (ROOT / "turnwise").glob("*.py"):
         assert module.name in page or module.name == "__init__.py", f"{module.name} is not on the architecture page"
+    recipes = {ROOT / "turnwise" / "algorithms" / f"{name}.py" for name in ALGORITHMS}
+    packages = {path.parent for path in (ROOT / "turnwise").glob("*/__init__.py")} - {ROOT / "turnwise" / "commands"}
+    for module in {module for package in packages for module in package.glob("[!_]*.py")} - recipes:
+        assert f"`{module.stem}`" in page, f"{module.relative_to(ROOT)} is not on the architecture page"
 
 
 def test_the_table_of_imports_is_the_one_that_is_held() -> None:
@@ -159,3 +165,18 @@ def test_the_table_of_imports_is_the_one_that_is_held() -> None:
     leaves, found = rows[0][0], {part: allowed for (part,), allowed in rows[1:]}
     assert leaves == LEAVES
     assert found == ALLOWED
+
+
+def test_the_index_of_decisions_lists_each_with_what_became_of_it() -> None:
+    """A decision that another one took the place of says so below its title, and in the index."""
+    folder = ROOT / "docs" / "adr"
+    rows = []
+    for page in sorted(folder.glob("[0-9]*.md")):
+        title, _, below, *_ = page.read_text().split("\n")
+        number, name = re.fullmatch(r"# ADR (\d+): (.+)", title).groups()  # type: ignore[union-attr]
+        became = re.match(r"\*(Superseded|Amended) by \[ADR (\d+)\]\(([\w.-]+)\)", below)
+        since = f"{became[1].lower()} by [{became[2]}]({became[3]}) " if became else ""
+        assert became is None or became[3].startswith(f"{int(became[2]):03}-")
+        rows.append(f"| [{number}]({page.name}) | {name} | {since}|")
+    index = (folder / "index.md").read_text()
+    assert [line for line in index.splitlines() if line.startswith("| [")] == rows

@@ -14,7 +14,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-INSTALL = 'pip install "turnwise-rl[grammar]"'
+INSTALL = 'pip install -e ".[grammar]"'
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 """The schema of every JSON object."""
 

@@ -2,7 +2,7 @@
 
     tasks: questions.jsonl                          one source: its rows are dealt to train, validation and test
     tasks: {train: a.jsonl, test: b.jsonl}          the splits as they are given
-    tasks: hf:openai/gsm8k#main                     a dataset (pip install 'turnwise-rl[export]'), all of its rows
+    tasks: hf:openai/gsm8k#main                     a dataset (pip install -e ".[export]"), all of its rows
     tasks: {train: "hf:openai/gsm8k#main:train"}    one of its splits; @REVISION after the name pins it
 
 A row is a JSON object. Its content decides where it is dealt to (docs/adr/007-content-decides-the-split.md), and its
@@ -176,7 +176,7 @@ def _dataset(name: str) -> Iterator[Mapping[str, Any]]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(f"tasks={_HF}{name} needs the package datasets: pip install 'turnwise-rl[export]'") from None
+        raise ValueError(f'tasks={_HF}{name} needs the package datasets: pip install -e ".[export]"') from None
     name, _, split = name.partition(":")
     name, _, configuration = name.partition("#")
     name, _, revision = name.partition("@")

@@ -25,7 +25,7 @@ SAID_AFTER_S = 20.0
 def check_installed() -> None:
     """Raise ValueError where Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
-        raise ValueError('ray.address needs Ray: pip install "turnwise-rl[ray]", or leave the section ray out')
+        raise ValueError('ray.address needs Ray: pip install -e ".[ray]", or leave the section ray out')
 
 
 class Cluster:

@@ -355,9 +355,9 @@ def test_a_schema_that_is_nested_too_deeply_is_refused() -> None:
 
 def test_without_the_library_forms_are_refused_or_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formed, "is_installed", lambda: False)
-    with pytest.raises(RefusedError, match=r"pip install .turnwise-rl\[grammar\].*function_calling"):
+    with pytest.raises(RefusedError, match=r"pip install -e .\.\[grammar\].*function_calling"):
         asked(user("hi"), response_format={"type": "json_object"})
-    with pytest.raises(RefusedError, match=r"pip install .turnwise-rl\[grammar\].*offer that function alone"):
+    with pytest.raises(RefusedError, match=r"pip install -e .\.\[grammar\].*offer that function alone"):
         asked(user("hi"), tools=[FIND], tool_choice={"type": "function", "function": {"name": "find"}})
     found = asked(user("hi"), tools=[FIND], tool_choice="required")
     assert (found.sampling, found.ignored) == ({}, ("tool_choice",))

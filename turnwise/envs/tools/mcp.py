@@ -112,7 +112,7 @@ def _opener(where: str) -> Callable[[], Any]:
         from mcp import StdioServerParameters, stdio_client
         from mcp.client import streamable_http as http
     except ImportError:
-        raise ValueError("servers of tools need the package mcp: pip install 'turnwise-rl[mcp]'") from None
+        raise ValueError('servers of tools need the package mcp: pip install -e ".[mcp]"') from None
     if where.startswith(("http://", "https://")):
         return lambda: http.streamable_http_client(where)
     try:

