@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -307,3 +307,13 @@ def group_by_task(trajectories: Iterable[Trajectory]) -> list[Group]:
     for trajectory in trajectories:
         members[trajectory.task.key, trajectory.player, trajectory.stored_start].append(trajectory)
     return [Group(found[0].task, tuple(found)) for found in members.values()]
+def counted(trajectories: Sequence[Trajectory]) -> list[int]:
+    """Places of the episodes that the means of an update are over.
+
+    An episode that failed, or was only looked at, is in no mean. One that starts in a stored state is in them only
+    where there are no others: its beginning was played before.
+    """
+    sound = [n for n, t in enumerate(trajectories) if t.end != "error" and not t.only_looked_at]
+    return [n for n in sound if trajectories[n].stored_start is None] or sound
+
+
