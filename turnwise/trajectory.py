@@ -265,6 +265,11 @@ class Trajectory:
         return max(sum(len(turn.action_ids) for turn in own) - fork.tokens, 0)
 
     @property
+    def num_played_turns(self) -> int:
+        """Turns that were played for this trajectory: those that a fork shares belong to its parent."""
+        return len(self.turns[0 if self.fork is None else self.fork.turn :])
+
+    @property
     def num_tokens(self) -> int:
         return sum(len(turn.prompt_ids) + len(turn.action_ids) for turn in self.turns)
 
@@ -301,12 +306,6 @@ class Group:
     trajectories: tuple[Trajectory, ...]
 
 
-def group_by_task(trajectories: Iterable[Trajectory]) -> list[Group]:
-    """Group trajectories by task key, player and stored start, in order of first appearance."""
-    members = defaultdict[tuple[str, str, tuple[str, int] | None], list[Trajectory]](list)
-    for trajectory in trajectories:
-        members[trajectory.task.key, trajectory.player, trajectory.stored_start].append(trajectory)
-    return [Group(found[0].task, tuple(found)) for found in members.values()]
 def counted(trajectories: Sequence[Trajectory]) -> list[int]:
     """Places of the episodes that the means of an update are over.
 
@@ -317,3 +316,9 @@ def counted(trajectories: Sequence[Trajectory]) -> list[int]:
     return [n for n in sound if trajectories[n].stored_start is None] or sound
 
 
+def group_by_task(trajectories: Iterable[Trajectory]) -> list[Group]:
+    """Group trajectories by task key, player and stored start, in order of first appearance."""
+    members = defaultdict[tuple[str, str, tuple[str, int] | None], list[Trajectory]](list)
+    for trajectory in trajectories:
+        members[trajectory.task.key, trajectory.player, trajectory.stored_start].append(trajectory)
+    return [Group(found[0].task, tuple(found)) for found in members.values()]

@@ -202,16 +202,34 @@ def test_what_is_no_success_is_not_called_one() -> None:
         "seconds": {"collect": 2.0, "update": 1.0, "evaluate": 0.0},
     }
     with LiveDisplay(console, 4, "title") as display:
-        display.update(record)
+        for reward in (-1.0, 1.5):
+            display.update({**record, "reward": reward})
+        console.print(display.render())
     known = report([True, False, True, True])
     gain = Estimate(2.0, 1.5, 2.5, 4)
     console.print(gain_line(gain, replace(known, success=None)))
     console.print(gain_line(Estimate(0.5, 0.25, 0.75, 4), known))
     text = console.export_text()
     assert "reward 1.50  validation 2.50  entropy –" in text
-    assert "success" not in text
+    assert "reward  ▁█" in text, "from the lowest to the highest"
+    assert "success" not in text.replace("success –", "")
     assert "+2.000 of mean return [+1.500, +2.500] over 4 tasks" in text
     assert "+50.0 points [+25.0, +75.0] over 4 tasks" in text
+
+
+def test_a_run_that_plays_nothing_shows_no_reward_of_0() -> None:
+    console = Console(record=True, width=140)
+    record = {
+        **dict.fromkeys(("success", "reward", "turns", "invalid_share", "entropy")),
+        **{"update": 3, "grad_norm": 0.1, "kl_behaviour": 0.0, "sampled_tokens": 0},
+        "seconds": {"collect": 0.0, "update": 1.0, "evaluate": 0.0},
+    }
+    with LiveDisplay(console, 4, "title") as display:
+        display.update(record)
+        console.print(display.render())
+    text = console.export_text()
+    assert "reward –  entropy –  invalid –" in text
+    assert "turns –" in text
 
 
 def test_sparkline() -> None:

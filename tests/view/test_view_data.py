@@ -31,7 +31,7 @@ from turnwise.learning.settings import RunInfo
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import wilson
-from turnwise.trajectory import Trajectory, group_by_task
+from turnwise.trajectory import Fork, Trajectory, group_by_task
 from turnwise.view.credit import Credited, Recipes, _collect
 from turnwise.view.episodes import Episodes, outcome, pack, read_episodes
 from turnwise.view.runs import columns, comparison, describe, evaluation, events, validation
@@ -253,6 +253,14 @@ def test_intervals_are_over_tasks() -> None:
 def test_metrics_by_column() -> None:
     lines = [{"update": 0, "a": 1.0, "seconds": {"collect": 2.0}, "events": []}, {"update": 1, "b": float("nan")}]
     assert columns(lines) == {"update": [0, 1], "a": [1.0, None], "seconds/collect": [2.0, None], "b": [None, None]}
+
+
+def test_the_curve_leaves_out_what_began_in_a_stored_state() -> None:
+    """As the run's own success does: an attempt that starts at the end of a won episode is easily won."""
+    lost = [attempt(0, task(n), 0, False) for n in range(4)]
+    stored = [replace(attempt(0, task(9), n, True), fork=Fork("won before", 1, stored=True)) for n in (1, 2)]
+    assert outcome(group_by_task([*lost, *stored])) == wilson(0, 4)
+    assert outcome(group_by_task(stored)) == wilson(1, 1), "there are no others"
 
 
 def test_events_keep_the_order_and_old_runs_have_none() -> None:
