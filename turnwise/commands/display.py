@@ -299,7 +299,8 @@ def result_table(result: Result) -> Table:
         earlier = {**sampled_before.per_type, **sampled_before.per_player} if sampled_before else {}
         for kind, after in {**sampled_after.per_type, **sampled_after.per_player}.items():
             before = earlier.get(kind)
-            table.add_row(kind, str(after.num), estimate_text(before) if before else "", estimate_text(after))
+            told = estimate_text(before) if before else ""
+            table.add_row(kind, str(sampled_after.episodes_of(kind)), told, estimate_text(after))
         if sampled_after.graded is not None:
             table.add_section()
             _add_grades(table, sampled_before.graded if sampled_before else None, sampled_after.graded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -305,7 +306,7 @@ class _Evaluator:
         usage = sum(used.values(), Usage())
         alone = seating.opponents is None or not any(_endpoints(Seating({}, seating.opponents)))
         sound = sum(trajectory.end != "error" for trajectory in trajectories)
-        tokens = usage.completion_tokens / sound if alone and sound else report.mean_action_tokens
+        tokens = usage.completion_tokens / sound if alone and sound else math.nan  # else an opponent's are among them
         return replace(report, usage=usage, mean_action_tokens=tokens)
 
 
