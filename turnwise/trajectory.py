@@ -8,6 +8,7 @@ were drawn, for ever.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -203,13 +204,13 @@ class Trajectory:
 
     @property
     def total_reward(self) -> float:
-        """Undiscounted sum of the raw rewards."""
-        return float(sum(turn.reward for turn in self.turns))
+        """Undiscounted sum of the raw rewards, rounded once: ten times 0.1 is 1, and the order is no matter."""
+        return math.fsum(self.rewards)
 
     @property
     def world_reward(self) -> float:
         """Undiscounted sum of the world's own rewards."""
-        return self.total_reward if self.grading is None else float(sum(self.grading.world))
+        return self.total_reward if self.grading is None else math.fsum(self.grading.world)
 
     def ungraded(self) -> Trajectory:
         """The trajectory as its world alone rewarded it."""

@@ -298,6 +298,11 @@ def test_seeds_of_one_method_are_pooled_and_nothing_else(tmp_path: Path, runs: l
         evaluate_all([str(runs[0]), "expert"], Asked())
 
 
+def test_a_threshold_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"env\.success_threshold=0\.5 would have no effect: .*Cue-v0 says by itself"):
+        evaluate("random", env=CUE, tasks=2, success_threshold=0.5)
+
+
 def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path], tmp_path: Path) -> None:
     assert evaluate(runs[0], tasks=3).overlap == {}, "proven by content"
     assert evaluate(runs[0], tasks=3, split="validation").overlap == {}
