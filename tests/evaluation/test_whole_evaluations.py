@@ -303,6 +303,17 @@ def test_a_threshold_that_would_do_nothing_is_refused() -> None:
         evaluate("random", env=CUE, tasks=2, success_threshold=0.5)
 
 
+def test_what_ended_the_cloning_is_counted_beside_what_chose_the_checkpoint(tmp_path: Path) -> None:
+    apart = [
+        "warmstart.split=train",
+        "warmstart.stop_success=0.3",
+        "warmstart.stop_split=demonstrations",
+        "keep_checkpoint=best",
+    ]
+    run = RunDirectory.create(tmp_path / "apart", load_config("smoke", apart), {})
+    assert overlap_with(run, panel(make_env(HOUSEHOLD), "demonstrations")[:2], "best") == {"selected on": 2}
+
+
 def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path], tmp_path: Path) -> None:
     assert evaluate(runs[0], tasks=3).overlap == {}, "proven by content"
     assert evaluate(runs[0], tasks=3, split="validation").overlap == {}

@@ -276,6 +276,14 @@ def test_a_measurement_has_an_interval_where_it_is_a_share() -> None:
     ]
 
 
+def test_the_interval_of_a_measurement_is_that_of_the_tasks_that_were_played() -> None:
+    """A panel may be shorter than eval.tasks, and a share of one a share of the other too."""
+    rate = wilson(50, 100)
+    logged = {"low": rate.low, "high": rate.high, "num": 100}
+    found = validation([{"update": 3, "eval_success": 0.5, "eval_interval": logged}], 128)
+    assert found == [{"update": 3, "value": 0.5, **logged}]
+
+
 def test_an_evaluation_of_another_version_is_one_message(tmp_path: Path) -> None:
     run = RunDirectory.open(make_run(tmp_path / "run", []))
     assert evaluation(run)["after"]["sampled"]["per_type"]["fetch"]["value"] == 0.75  # type: ignore[index]
