@@ -27,7 +27,7 @@ from turnwise.envs.tasks import make_env, panel
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import curves_svg, markdown
 from turnwise.evaluation.evaluate import evaluate, evaluate_all
-from turnwise.evaluation.file import read_evaluation
+from turnwise.evaluation.file import EvaluationFile, read_evaluation
 from turnwise.evaluation.overlap import overlap_with
 from turnwise.evaluation.report import Report
 from turnwise.evaluation.subjects import Asked, Subject
@@ -209,6 +209,17 @@ def test_what_is_refused_before_it_begins_leaves_no_file(tmp_path: Path) -> None
         evaluate("expert", env=CUE, split="tets", tasks=2, out=tmp_path / "e.json")
     assert list(tmp_path.iterdir()) == []
     evaluate("expert", env=CUE, split="test", tasks=2, out=tmp_path / "e.json")  # another question, the same file
+
+
+def test_what_a_judge_was_asked_before_an_interruption_counts(tmp_path: Path) -> None:
+    for asked, total in ((2.0, 2.0), (3.0, 5.0)):
+        file = EvaluationFile(tmp_path / "e.json", {"tasks": 2})
+        file.describe(0, {"target": "expert"})
+        file.pause({"requests": asked, "cost": asked / 8})
+        assert file.judged() == {"requests": total, "cost": total / 8}
+    file = EvaluationFile(tmp_path / "e.json", {"tasks": 2})
+    file.pause({})
+    assert file.judged() == {"requests": 5.0, "cost": 0.625}
 
 
 def test_another_evaluation_is_refused_by_what_differs(tmp_path: Path, runs: list[Path], model: Path) -> None:

@@ -125,7 +125,7 @@ def evaluate_all(
         measured = tuple(evaluator.measure(number, subject) for number, subject in enumerate(subjects))
     finally:
         if file is not None:
-            file.pause()
+            file.pause(evaluator.judged)
     names = measured[0].reports
     pooled = {name: pool([m.reports[name] for m in measured]) for name in names} if len(measured) > 1 else {}
     origin, spent = (file.provenance, file.spent()) if file is not None else (about(), evaluator.spent())
@@ -138,7 +138,8 @@ def evaluate_all(
         if (why := report.too_many_errors(subject.max_error_share(asked)))
     )
     asks = asked.plain(targets)
-    evaluation = Evaluation(asks, origin, measured, pooled, used[0], used[1], refused, evaluator.judged or None)
+    judged = evaluator.judged if file is None else file.judged()
+    evaluation = Evaluation(asks, origin, measured, pooled, used[0], used[1], refused, judged or None)
     if file is not None:
         file.finish(evaluation)
     return evaluation
