@@ -22,7 +22,7 @@ from turnwise.envs.given import named
 from turnwise.runs.directory import RunDirectory
 
 SHORT = (
-    *("env.success_threshold=0.5", "num_updates=2", "rollout={num_tasks: 4, group_size: 4, num_slots: 16}"),
+    *("num_updates=2", "rollout={num_tasks: 4, group_size: 4, num_slots: 16}"),
     *("eval={every: 0, test_tasks: 4}", "agent={max_reply_tokens: 4, max_context_tokens: 512}", "checkpoint_every=1"),
     *("optimizer.lr=1e-2", "algorithm.kl_coef=0", "algorithm.drop_uniform_groups=false"),
 )

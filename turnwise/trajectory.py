@@ -8,8 +8,9 @@ were drawn, for ever.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -203,13 +204,13 @@ class Trajectory:
 
     @property
     def total_reward(self) -> float:
-        """Undiscounted sum of the raw rewards."""
-        return float(sum(turn.reward for turn in self.turns))
+        """Undiscounted sum of the raw rewards, rounded once: ten times 0.1 is 1, and the order is no matter."""
+        return math.fsum(self.rewards)
 
     @property
     def world_reward(self) -> float:
         """Undiscounted sum of the world's own rewards."""
-        return self.total_reward if self.grading is None else float(sum(self.grading.world))
+        return self.total_reward if self.grading is None else math.fsum(self.grading.world)
 
     def ungraded(self) -> Trajectory:
         """The trajectory as its world alone rewarded it."""
@@ -265,6 +266,11 @@ class Trajectory:
         return max(sum(len(turn.action_ids) for turn in own) - fork.tokens, 0)
 
     @property
+    def num_played_turns(self) -> int:
+        """Turns that were played for this trajectory: those that a fork shares belong to its parent."""
+        return len(self.turns[0 if self.fork is None else self.fork.turn :])
+
+    @property
     def num_tokens(self) -> int:
         return sum(len(turn.prompt_ids) + len(turn.action_ids) for turn in self.turns)
 
@@ -299,6 +305,16 @@ class Group:
 
     task: Task
     trajectories: tuple[Trajectory, ...]
+
+
+def counted(trajectories: Sequence[Trajectory]) -> list[int]:
+    """Places of the episodes that the means of an update are over.
+
+    An episode that failed, or was only looked at, is in no mean. One that starts in a stored state is in them only
+    where there are no others: its beginning was played before.
+    """
+    sound = [n for n, t in enumerate(trajectories) if t.end != "error" and not t.only_looked_at]
+    return [n for n in sound if trajectories[n].stored_start is None] or sound
 
 
 def group_by_task(trajectories: Iterable[Trajectory]) -> list[Group]:

@@ -67,7 +67,7 @@ def test_the_kl_is_of_the_policy_from_the_reference(estimator: str, expected: fl
     logprobs = logs(0.5, 0.9).requires_grad_()
     loss, tally = loss_of(recipe, *context_of(batch, logprobs, recipe.aggregation))
     assert loss.item() == pytest.approx(0.5 * expected, rel=1e-5)
-    assert tally.sums["term/ReferenceKL"] == pytest.approx(expected, rel=1e-5)
+    assert tally.term_sums["ReferenceKL"] == pytest.approx(expected, rel=1e-5)
     assert tally.per_token("kl_reference") == pytest.approx(0.5 - 1.0 + math.log(2.0), rel=1e-5)
     (found,) = torch.autograd.grad(loss, logprobs)
     assert found[0, 0] > 0  # the loss falls as the policy comes down to the reference

@@ -112,6 +112,18 @@ def test_a_vote_is_refused_in_a_world_without_answers(model: Path) -> None:
             assembly.check_sources()
 
 
+def test_a_threshold_that_would_do_nothing_is_refused_before_anything_is_cloned(model: Path) -> None:
+    """The world says by itself which episodes are a success; that of a run's own setting does not."""
+    telling = "env={id: 'tests.worlds:tests/Cue-v0', success_threshold: 0.5}"
+    paid = ("env={id: 'tests.worlds:tests/Cue-v0'}", "rewards={functions: ['math:hypot'], success_threshold: 1}")
+    for settings, name in (((telling,), "env"), (paid, "rewards")):
+        told = rf"{name}\.success_threshold=.* would have no effect: tests/Cue-v0 says by itself"
+        with closing(Assembly(config(model, *settings))) as assembly, pytest.raises(ValueError, match=told):
+            assembly.check_sources()
+    with closing(Assembly(config(model))) as assembly:
+        assembly.check_sources()
+
+
 def test_a_second_model_that_is_not_there_is_refused_before_anything_is_cloned(model: Path, tmp_path: Path) -> None:
     def second(name: Path) -> Assembly:
         return Assembly(config(model, f"agent.decoding.second.model={name}"))

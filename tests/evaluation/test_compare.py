@@ -181,6 +181,27 @@ def test_areas_end_where_the_shortest_run_does(tmp_path: Path) -> None:
     assert any("One seed only (grpo, rloo)" in note for note in found.notes)
 
 
+def test_an_update_without_a_known_success_has_spent_all_the_same(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", "low", success=(0.25, 0.5, 0.75))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[1]["success"] = None  # every episode failed
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = read_run(folder).curve("tokens")
+    assert (curve.spent, curve.values) == ((100, 300), (0.25, 0.75))
+    assert compare([folder]).horizon["tokens"] == 300
+
+
+def test_turns_are_those_that_were_played(tmp_path: Path) -> None:
+    """Copies share their beginnings: the turns of all episodes together are more."""
+    paths = [
+        make_run(tmp_path / "a", "low", played_turns=12),
+        make_run(tmp_path / "b", "low", "algorithm=rloo"),
+        make_run(tmp_path / "c", "low", "algorithm=dapo", turns=None, episodes=0),
+    ]
+    spent = [method.spent["turns"] for method in compare(paths).methods]
+    assert spent == [24.0, 40.0, 0.0], "a run of before tells only of episodes, one that plays nothing of none"
+
+
 def test_entropy_over_time_and_how_often_mechanisms_acted(four: list[Path]) -> None:
     (method, _) = compare(four).methods
     assert method.entropy == pytest.approx((0.5, 0.5, 0.4))

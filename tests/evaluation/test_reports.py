@@ -14,9 +14,10 @@ import pytest
 from rich.console import Console
 
 from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
+from turnwise.evaluation.file import Evaluation, Measured
 from turnwise.evaluation.pooling import pool
 from turnwise.evaluation.report import Report, summarize
-from turnwise.evaluation.tables import report_table
+from turnwise.evaluation.tables import evaluation_table, report_table
 from turnwise.grading.agreement import Graded
 from turnwise.jobs import Result
 from turnwise.statistics import Estimate, paired_difference, wilson
@@ -94,6 +95,83 @@ def test_equal_outcomes_still_have_an_interval() -> None:
     made = report([True] * 8, samples=2)
     assert made.success == wilson(4, 4)
     assert made.success.low < 1.0
+
+
+def rows_of(table: Any, *names: str) -> dict[str, list[str]]:
+    """The cells of some rows of a table, by the first one."""
+    console = Console(record=True, width=140)
+    console.print(table)
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in console.export_text().splitlines()]
+    return {row[0]: row[1:] for row in cells if row and row[0] in names}
+
+
+def test_the_episodes_of_a_type_are_counted_and_not_its_tasks(tmp_path: Any) -> None:
+    """With several samples the interval is over tasks: their number is no number of episodes."""
+    made = report([True, False, True, True, False, False, True, False], samples=2)
+    assert (made.per_type["heat"].num, made.episodes_of("heat")) == (2, 4)
+    assert {name: row[0] for name, row in rows_of(report_table(made), "all", "heat", "clean").items()} == {
+        "all": "8",
+        "heat": "4",
+        "clean": "4",
+    }
+    shown = rows_of(result_table(Result(tmp_path, {}, {"sampled": made}, None, 1.0, 1.0)), "heat")
+    assert shown["heat"][0] == "4"
+    other = report([False, False, True, True] * 2, samples=2, ends={0: "error"})
+    asked = {"targets": ["a", "b"]}
+    both = tuple(Measured({"target": name}, {"sampled": found}) for name, found in (("a", made), ("b", other)))
+    pooled = rows_of(evaluation_table(Evaluation(asked, {}, both, {"sampled": pool([made, other])})), "heat", "clean")
+    assert (pooled["heat"][0], pooled["clean"][0]) == ("7", "8"), "one of them failed"
+
+
+def test_reports_of_before_say_how_many_tasks_a_type_has() -> None:
+    made = report([True, False, True, True])
+    raw = json.loads(made.as_json())
+    for later in ("types", "player_episodes"):
+        del raw[later]
+    assert Report.from_plain(raw).episodes_of("heat") == made.per_type["heat"].num
+
+
+def game(outcomes: dict[str, list[list[bool]]], score: float | None = None, samples: int = 1) -> list[Trajectory]:
+    """Games of ``player: [task][sample]`` outcomes."""
+    return [
+        replace(played(TASKS[place], won, sample=sample), player=player, score=score)
+        for player, tasks in outcomes.items()
+        for place, task in enumerate(tasks)
+        for sample, won in enumerate(task)
+    ]
+
+
+def test_attempts_of_a_player_at_one_task_are_one_observation() -> None:
+    wins = [[True] * 8, [True] * 8, [False] * 8, [False] * 8]
+    found = summarize("agent", TASKS, game({"first": wins}, samples=8), samples=8, temperature=1.0)
+    assert found.success == found.per_player["first"] != wilson(16, 32)
+    assert (found.per_player["first"].num, found.episodes_of("first")) == (4, 32)
+    assert rows_of(report_table(found), "first")["first"][0] == "32"
+    once = summarize("agent", TASKS, game({"first": [[True], [], [False], []]}), samples=1, temperature=1.0)
+    assert once.per_player == {"first": wilson(1, 2)}
+
+
+def test_the_two_seats_of_an_attempt_are_no_two_attempts() -> None:
+    """In self-play an attempt has an outcome for each seat, and one of them wins: pass@2 would be 1."""
+    both = game({"first": [[True, False], [True]], "second": [[False, True], [False]]}, samples=2)
+    failed = replace(both[0], task=TASKS[1], sample=1, end="error", player="", success=None)
+    found = summarize("agent", TASKS[:2], [*both, failed], samples=2, temperature=1.0)
+    assert (found.pass_at, found.num_episodes) == ({}, 6)
+    alone = [each for each in both if each.player == "first"]
+    assert summarize("agent", TASKS[:2], [*alone, failed], samples=2, temperature=1.0).pass_at == {1: 0.5, 2: 1.0}
+
+
+def test_draws_of_games_without_scores_are_not_known() -> None:
+    lost = {"first": [[False]] * 4}
+    assert summarize("agent", TASKS, game(lost), samples=1, temperature=1.0).draw_share is None
+    assert summarize("agent", TASKS, game(lost, 0.5), samples=1, temperature=1.0).draw_share == 1.0
+    assert summarize("agent", TASKS, game(lost, 0.0), samples=1, temperature=1.0).draw_share == 0.0
+
+
+def test_a_pooled_rate_of_1_is_over_the_tasks_that_were_played() -> None:
+    found = report([True, None, True, None], ends={1: "error", 3: "error"})
+    assert pool([found, found]).success == wilson(2, 2)
+    assert pool([found, report([True] * 4)]).success == wilson(4, 4)
 
 
 def test_a_full_context_is_shown() -> None:
@@ -202,16 +280,34 @@ def test_what_is_no_success_is_not_called_one() -> None:
         "seconds": {"collect": 2.0, "update": 1.0, "evaluate": 0.0},
     }
     with LiveDisplay(console, 4, "title") as display:
-        display.update(record)
+        for reward in (-1.0, 1.5):
+            display.update({**record, "reward": reward})
+        console.print(display.render())
     known = report([True, False, True, True])
     gain = Estimate(2.0, 1.5, 2.5, 4)
     console.print(gain_line(gain, replace(known, success=None)))
     console.print(gain_line(Estimate(0.5, 0.25, 0.75, 4), known))
     text = console.export_text()
     assert "reward 1.50  validation 2.50  entropy –" in text
-    assert "success" not in text
+    assert "reward  ▁█" in text, "from the lowest to the highest"
+    assert "success" not in text.replace("success –", "")
     assert "+2.000 of mean return [+1.500, +2.500] over 4 tasks" in text
     assert "+50.0 points [+25.0, +75.0] over 4 tasks" in text
+
+
+def test_a_run_that_plays_nothing_shows_no_reward_of_0() -> None:
+    console = Console(record=True, width=140)
+    record = {
+        **dict.fromkeys(("success", "reward", "turns", "invalid_share", "entropy")),
+        **{"update": 3, "grad_norm": 0.1, "kl_behaviour": 0.0, "sampled_tokens": 0},
+        "seconds": {"collect": 0.0, "update": 1.0, "evaluate": 0.0},
+    }
+    with LiveDisplay(console, 4, "title") as display:
+        display.update(record)
+        console.print(display.render())
+    text = console.export_text()
+    assert "reward –  entropy –  invalid –" in text
+    assert "turns –" in text
 
 
 def test_sparkline() -> None:

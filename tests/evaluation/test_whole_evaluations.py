@@ -27,7 +27,7 @@ from turnwise.envs.tasks import make_env, panel
 from turnwise.evaluation.compare import compare
 from turnwise.evaluation.comparison_view import curves_svg, markdown
 from turnwise.evaluation.evaluate import evaluate, evaluate_all
-from turnwise.evaluation.file import read_evaluation
+from turnwise.evaluation.file import EvaluationFile, read_evaluation
 from turnwise.evaluation.overlap import overlap_with
 from turnwise.evaluation.report import Report
 from turnwise.evaluation.subjects import Asked, Subject
@@ -211,6 +211,17 @@ def test_what_is_refused_before_it_begins_leaves_no_file(tmp_path: Path) -> None
     evaluate("expert", env=CUE, split="test", tasks=2, out=tmp_path / "e.json")  # another question, the same file
 
 
+def test_what_a_judge_was_asked_before_an_interruption_counts(tmp_path: Path) -> None:
+    for asked, total in ((2.0, 2.0), (3.0, 5.0)):
+        file = EvaluationFile(tmp_path / "e.json", {"tasks": 2})
+        file.describe(0, {"target": "expert"})
+        file.pause({"requests": asked, "cost": asked / 8})
+        assert file.judged() == {"requests": total, "cost": total / 8}
+    file = EvaluationFile(tmp_path / "e.json", {"tasks": 2})
+    file.pause({})
+    assert file.judged() == {"requests": 5.0, "cost": 0.625}
+
+
 def test_another_evaluation_is_refused_by_what_differs(tmp_path: Path, runs: list[Path], model: Path) -> None:
     out = tmp_path / "e.json"
     evaluate("expert", env=CUE, tasks=2, out=out)
@@ -296,6 +307,22 @@ def test_seeds_of_one_method_are_pooled_and_nothing_else(tmp_path: Path, runs: l
         evaluate_all([str(runs[0]), str(runs[0])], Asked())
     with pytest.raises(ValueError, match="expert is not a run: several targets are pooled"):
         evaluate_all([str(runs[0]), "expert"], Asked())
+
+
+def test_a_threshold_that_would_do_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"env\.success_threshold=0\.5 would have no effect: .*Cue-v0 says by itself"):
+        evaluate("random", env=CUE, tasks=2, success_threshold=0.5)
+
+
+def test_what_ended_the_cloning_is_counted_beside_what_chose_the_checkpoint(tmp_path: Path) -> None:
+    apart = [
+        "warmstart.split=train",
+        "warmstart.stop_success=0.3",
+        "warmstart.stop_split=demonstrations",
+        "keep_checkpoint=best",
+    ]
+    run = RunDirectory.create(tmp_path / "apart", load_config("smoke", apart), {})
+    assert overlap_with(run, panel(make_env(HOUSEHOLD), "demonstrations")[:2], "best") == {"selected on": 2}
 
 
 def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path], tmp_path: Path) -> None:

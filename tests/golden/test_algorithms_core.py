@@ -234,7 +234,7 @@ def test_epo_released_loss(case: dict[str, Any]) -> None:
     logprobs = logprobs_from_logits(logits, torch.tensor(case["tokens"]).long())
     ctx, view = context_of(batch, logprobs, recipe.aggregation, update=case["epoch"], entropy=entropy)
     loss, tally = loss_of(recipe, ctx, view)
-    policy, regulariser = tally.sums["policy_loss"], tally.sums[f"term/{type(term).__name__}"]
+    policy, regulariser = tally.sums["policy_loss"], tally.term_sums[type(term).__name__]
     close(policy, case["pg_loss"])
     close(torch.autograd.grad(loss, logits, retain_graph=True)[0], case["grad_logits"], gradient=True)
     assert case["grad_equals_plain_entropy_bonus"] is True

@@ -30,7 +30,16 @@ from turnwise.algorithms.ppo import PPOConfig
 from turnwise.algorithms.registry import build
 from turnwise.learning.learner import stream_loss
 from turnwise.learning.metrics import Agreement, Metrics, Tally, deviations
-from turnwise.learning.parts import Composer, MinibatchView, Objective, Samples, Stream, Streams, UpdateContext
+from turnwise.learning.parts import (
+    Composer,
+    MinibatchView,
+    Objective,
+    Regularizer,
+    Samples,
+    Stream,
+    Streams,
+    UpdateContext,
+)
 from turnwise.learning.primitives import Counts
 from turnwise.learning.recipe import Recipe, StreamRecipe
 from turnwise.learning.rewards import raw_rewards
@@ -596,6 +605,54 @@ def test_a_step_of_several_streams_is_proved_if_any_of_them_learns() -> None:
     assert [found.num_tokens > 0 for found in heard] == [True]
 
 
+class _Twice(Composer):
+    """Fresh rows, and the same ones as a stream of their own."""
+
+    streams = ("fresh", "again")
+
+    def compose(self, update: int, samples: Samples, buffer: TrajectoryBuffer) -> Streams:
+        made = (Stream(samples, layout(samples.groups, version=update, stream=name)) for name in self.streams)
+        return Streams(tuple(made))
+
+
+class Three(Regularizer):
+    """A mean over tokens that is 3, whatever the tokens are."""
+
+    def term(self, ctx: UpdateContext) -> Tensor:
+        return ctx.token_mean(torch.full_like(ctx.logprobs, 3.0)) + 0.0 * ctx.logprobs.sum()
+
+
+@pytest.mark.parametrize("phases", ["joint", "sequential"])
+@pytest.mark.parametrize("both", [True, False])
+def test_a_term_is_a_mean_over_the_steps_on_its_own_stream(phases: Any, both: bool) -> None:
+    """Neither the steps on another stream dilute it, nor is it added to the term of the same name there."""
+    policy = BigramPolicy()
+    base = build(GRPOConfig(kl_coef=0.0, drop_uniform_groups=False), RUN)["fresh"]
+    fresh = replace(base, regularizers=((Three(), 0.1),))
+    again = replace(base, name="again", regularizers=((Three(), 0.1),) if both else ())
+    recipe = Recipe("twice", _Twice(), (fresh, again), phases=phases)
+    made = learner(recipe, policy, RUN, epochs=2, num_minibatches=3, microbatch_tokens=10)
+    metrics = made.update(buffer_of(groups(policy)), 0)
+    assert metrics.optimizer_steps == (6 if phases == "joint" else 12)
+    wanted = {"Three": 3.0, "again.Three": 3.0} if both else {"Three": 3.0}
+    assert metrics.regularizers == pytest.approx(wanted)
+    assert "regularizers/Three" in metrics.as_dict()
+
+
+def test_what_a_failed_episode_was_paid_is_in_no_return() -> None:
+    policy = BigramPolicy()
+    (group,) = groups(policy, num_groups=1, size=4, num_turns=3)
+    paid = [
+        replace(t, turns=tuple(replace(x, reward=float(n)) for x in t.turns)) for n, t in enumerate(group.trajectories)
+    ]
+    paid[0] = replace(paid[0], end="error")
+    made = learner(build(GRPOConfig(), RUN), policy, RUN)
+    metrics = made.update(buffer_of([Group(group.task, tuple(paid))]), 0)
+    invalid = sum(not turn.valid for t in paid[1:] for turn in t.turns) / 3
+    assert metrics.return_mean == pytest.approx(10 * 3 * (1 + 2 + 3) / 3 - 0.1 * invalid)
+    assert metrics.num_trajectories == 4
+
+
 def test_a_streams_loss_counts_once() -> None:
     policy = BigramPolicy()
     config = GRPOConfig(kl_coef=0.0, drop_uniform_groups=False)
@@ -623,7 +680,7 @@ def test_a_skipped_step_has_no_part_in_the_norms() -> None:
 
 def test_an_update_of_nothing_counts_nothing() -> None:
     metrics = learner(build(GRPOConfig(), RUN), BigramPolicy(), RUN).update(TrajectoryBuffer(), 0)
-    assert (metrics.grad_norm, metrics.return_mean, metrics.loss) == (0.0, 0.0, 0.0)
+    assert (metrics.grad_norm, metrics.return_mean, metrics.loss) == (0.0, None, 0.0), "no return is no return of 0"
     assert (metrics.advantage_mean, metrics.advantage_std, metrics.ratio_max) == (0.0, 0.0, 0.0)
     assert (metrics.clip_share, metrics.dual_clip_share, metrics.ratio_mean, metrics.kl_behaviour) == (0.0,) * 4
     assert (metrics.policy_entropy, metrics.kl_reference, metrics.entropy) == (None, None, None)

@@ -301,7 +301,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trainer]:
 
     def make(path: Path, *settings: str) -> Trainer:
         brought = f"model={{path: {model}, dtype: bfloat16}}"
-        given = ("env.success_threshold=0.5", "warmstart=null", brought)
+        given = ("warmstart=null", brought)
         made = config(*given, "agent.max_context_tokens=256", *settings)
         run = RunDirectory.create(path, made, {})
         return Assembly(made).trainer(run)

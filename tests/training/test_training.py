@@ -76,6 +76,7 @@ def test_a_run_is_complete_on_disk(whole: Path) -> None:
     assert [line["update"] for line in lines] == [0, 1, 2, 3]
     assert all(line["agreement/max_abs"] <= 1e-4 and line["agreement/num_tokens"] > 0 for line in lines)
     assert ["eval_success" in line for line in lines] == [False, True, False, True]
+    assert all(("eval_interval" in line) == ("eval_success" in line) for line in lines)
     measured = json.loads((whole / "evaluation.json").read_text())
     assert set(measured) == {"before", "after", "gain", "seconds", "cpu_seconds"}
     assert measured["before"]["sampled"]["panel_hash"] == measured["after"]["sampled"]["panel_hash"]

@@ -31,7 +31,7 @@ from turnwise.learning.settings import RunInfo
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.statistics import wilson
-from turnwise.trajectory import Trajectory, group_by_task
+from turnwise.trajectory import Fork, Trajectory, group_by_task
 from turnwise.view.credit import Credited, Recipes, _collect
 from turnwise.view.episodes import Episodes, outcome, pack, read_episodes
 from turnwise.view.runs import columns, comparison, describe, evaluation, events, validation
@@ -255,6 +255,14 @@ def test_metrics_by_column() -> None:
     assert columns(lines) == {"update": [0, 1], "a": [1.0, None], "seconds/collect": [2.0, None], "b": [None, None]}
 
 
+def test_the_curve_leaves_out_what_began_in_a_stored_state() -> None:
+    """As the run's own success does: an attempt that starts at the end of a won episode is easily won."""
+    lost = [attempt(0, task(n), 0, False) for n in range(4)]
+    stored = [replace(attempt(0, task(9), n, True), fork=Fork("won before", 1, stored=True)) for n in (1, 2)]
+    assert outcome(group_by_task([*lost, *stored])) == wilson(0, 4)
+    assert outcome(group_by_task(stored)) == wilson(1, 1), "there are no others"
+
+
 def test_events_keep_the_order_and_old_runs_have_none() -> None:
     assert events([{"update": 0}, {"update": 1, "events": [EVENT]}]) == [{"update": 1, **EVENT}]
 
@@ -266,6 +274,14 @@ def test_a_measurement_has_an_interval_where_it_is_a_share() -> None:
         {"update": 3, "value": 0.25, "low": rate.low, "high": rate.high, "num": 8},
         {"update": 4, "value": 0.3, "low": None, "high": None, "num": 0},
     ]
+
+
+def test_the_interval_of_a_measurement_is_that_of_the_tasks_that_were_played() -> None:
+    """A panel may be shorter than eval.tasks, and a share of one a share of the other too."""
+    rate = wilson(50, 100)
+    logged = {"low": rate.low, "high": rate.high, "num": 100}
+    found = validation([{"update": 3, "eval_success": 0.5, "eval_interval": logged}], 128)
+    assert found == [{"update": 3, "value": 0.5, **logged}]
 
 
 def test_an_evaluation_of_another_version_is_one_message(tmp_path: Path) -> None:

@@ -22,7 +22,17 @@ from turnwise.agents.jobs import Job, Past
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
 from turnwise.agents.wishes import Wishes
-from turnwise.envs.interface import HasClient, Info, capability, given_of, gives_answers, instructions_of, request_of
+from turnwise.envs.interface import (
+    HasClient,
+    HasPlayers,
+    Info,
+    capability,
+    given_of,
+    gives_answers,
+    instructions_of,
+    request_of,
+    world_name,
+)
 from turnwise.envs.tasks import no_exit, refuse, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
@@ -44,6 +54,18 @@ class SuccessRule:
         if info.get("success") is not None:
             return bool(info["success"])
         return None if self.threshold is None else total_reward >= self.threshold
+
+
+def check_threshold(env: TextEnv, task: Task, name: str, threshold: float) -> None:
+    """Raise ValueError for a threshold (the setting ``name``) in a world that says by itself what success is.
+
+    It would have no effect there. Resets ``env`` to ``task``.
+    """
+    if capability(env, HasPlayers) is not None or start(env, task, 0)[1].get("success") is not None:
+        raise ValueError(
+            f"{name}={threshold:g} would have no effect: {world_name(env)} says by itself which episodes are a "
+            "success; leave it out"
+        )
 
 
 @dataclass(frozen=True, slots=True)

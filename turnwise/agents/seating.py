@@ -15,6 +15,7 @@ agent that plays at random. Only the model's seat gives a trajectory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -239,7 +240,8 @@ class Seat:
 
     @property
     def total_reward(self) -> float:
-        return float(sum(turn.reward for turn in self.turns))
+        """As ``Trajectory.total_reward``: rounded once, so that a threshold is reached where the rewards reach it."""
+        return math.fsum(turn.reward for turn in self.turns)
 
     def context_ids(self) -> IntArray:
         """All token ids of the present context, [N]: everything since it was last opened afresh, then the prompt."""

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from turnwise.agents.decoding import STEERING_FILE
-from turnwise.agents.episode import SuccessRule
+from turnwise.agents.episode import SuccessRule, check_threshold
 from turnwise.agents.guiding import NOTHING_OFFERED
 from turnwise.agents.opening import Example, read_examples, write_examples
 from turnwise.agents.playing import Playing
@@ -156,8 +156,12 @@ class Assembly:
     def check_sources(self) -> None:
         """Raise ValueError where the algorithm learns from a file that is not there, or from answers in a world that
         gives none, where the teacher or ``agent.decoding.second`` names no model, ``agent.decoding.steering`` no
-        vector, and as ``check_server`` does. Warn where the model was trained steered, and the run is not.
+        vector, where a threshold of success has no effect, and as ``check_server`` does. Warn where the model was
+        trained steered, and the run is not.
         """
+        for section, given in (("env", self.config.env), ("rewards", self.config.rewards)):
+            if (threshold := given.success_threshold) is not None:
+                check_threshold(self.world, self.panels.train[0], f"{section}.success_threshold", threshold)
         recipe = build(self.config.algorithm, self.config.run_info)
         recipe.composer.check_sources()
         if recipe.compares_answers and not gives_answers(self.world):

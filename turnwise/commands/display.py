@@ -65,7 +65,7 @@ class LiveDisplay:
         self.console, self.num_updates, self.title = console, num_updates, title
         self.clock, self.started = clock, clock()
         self.stage_name = ""
-        self.curve: list[float] = []
+        self.curves: dict[str, list[float]] = {"success": [], "reward": []}
         self.evaluations: list[tuple[int, float]] = []
         self.latest: dict[str, Any] = {}
         self.warnings: list[tuple[int, str]] = []  # (update, name) of the watchdog's events
@@ -130,7 +130,8 @@ class LiveDisplay:
         self.latest = record
         done = record["update"] + 1
         self._progress.update(self._bar, completed=done)
-        self.curve.append(record["success"] if record["success"] is not None else record["reward"])
+        for name, curve in self.curves.items():
+            curve += [] if record[name] is None else [record[name]]
         if "eval_success" in record:
             self.evaluations.append((done, record["eval_success"]))
         if "eval_success" in record or (self._plain and self._is_due(done)):
@@ -180,7 +181,7 @@ class LiveDisplay:
         parts: list[RenderableType] = [
             self._progress,
             table,
-            Text("success  " + sparkline(self.curve), style="green"),
+            Text(self._course(), style="green"),
             Text(f"time  {time_line([record])}", style="dim"),
         ]
         if ahead := ahead_text(record):
@@ -190,6 +191,13 @@ class LiveDisplay:
         if evaluations:
             parts.append(Text(f"validation  {evaluations}", style="cyan"))
         return self._panel(Group(*parts))
+
+    def _course(self) -> str:
+        """The course of success; of the reward, from its lowest to its highest, where success is unknown."""
+        if successes := self.curves["success"]:
+            return f"success  {sparkline(successes)}"
+        rewards = self.curves["reward"]
+        return f"reward  {sparkline(rewards, low=min(rewards), high=max(rewards))}" if rewards else ""
 
     def _panel(self, content: RenderableType) -> Panel:
         """A panel that leaves room for the ^C that a terminal prints, which on a line of its own would stay there."""
@@ -208,12 +216,11 @@ class LiveDisplay:
     def _line(self, record: dict[str, Any]) -> str:
         goal = "reward" if record["success"] is None else "success"  # not every world says what success is
         told = partial(number_text, digits=2) if goal == "reward" else share_text
-        entropy = UNKNOWN if record["entropy"] is None else f"{record['entropy']:.3f}"
         validation = f"validation {told(record['eval_success'])}  " if "eval_success" in record else ""
         return (
-            f"  update {record['update'] + 1:>4}/{self.num_updates}  {goal} {told(record[goal])}  "
-            f"{validation}entropy {entropy}  "
-            f"invalid {share_text(record['invalid_share'])}  {self.clock() - self.started:.0f} s"
+            f"  update {record['update'] + 1:>4}/{self.num_updates}  {goal} {_known(record[goal], told)}  "
+            f"{validation}entropy {_known(record['entropy'], number_text)}  "
+            f"invalid {_known(record['invalid_share'], share_text)}  {self.clock() - self.started:.0f} s"
         )
 
     def _say(self, line: str) -> None:
@@ -264,13 +271,17 @@ def kinds_text(progress: Cloning) -> str:
     return f"probability of true tokens: {', '.join(told)}" if told else ""
 
 
+def _known(value: float | None, told: Callable[[float], str]) -> str:
+    return UNKNOWN if value is None else told(value)
+
+
 def _cell(name: str, value: float | None, unit: str = "", digits: int = 3) -> Text:
     shown = UNKNOWN if value is None else f"{value:.{digits}f}"
     return Text.assemble((f"{name} ", "dim"), (shown, "bold"), (f" {unit}" if unit else "", "dim"))
 
 
 def _share_cell(name: str, value: float | None) -> Text:
-    return Text.assemble((f"{name} ", "dim"), (UNKNOWN if value is None else share_text(value), "bold"))
+    return Text.assemble((f"{name} ", "dim"), (_known(value, share_text), "bold"))
 
 
 def result_table(result: Result) -> Table:
@@ -288,7 +299,8 @@ def result_table(result: Result) -> Table:
         earlier = {**sampled_before.per_type, **sampled_before.per_player} if sampled_before else {}
         for kind, after in {**sampled_after.per_type, **sampled_after.per_player}.items():
             before = earlier.get(kind)
-            table.add_row(kind, str(after.num), estimate_text(before) if before else "", estimate_text(after))
+            told = estimate_text(before) if before else ""
+            table.add_row(kind, str(sampled_after.episodes_of(kind)), told, estimate_text(after))
         if sampled_after.graded is not None:
             table.add_section()
             _add_grades(table, sampled_before.graded if sampled_before else None, sampled_after.graded)

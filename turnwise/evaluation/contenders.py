@@ -44,7 +44,7 @@ _VECTOR = "agent.decoding.steering.file"
 
 Record = Mapping[str, Any]
 AXES: dict[str, Callable[[Record], float]] = {
-    "turns": lambda line: line["turns"] * line["episodes"],
+    "turns": lambda line: line.get("played_turns", (line["turns"] or 0.0) * line["episodes"]),
     "tokens": lambda line: line["sampled_tokens"],
     "seconds": lambda line: line["seconds"]["collect"] + line["seconds"]["update"],
 }
@@ -92,11 +92,14 @@ class Run:
         return all(report.success is not None for report in self.after.values())
 
     def curve(self, axis: str) -> Curve:
-        """Success in training, or mean return where success is unknown. ``axis`` is a key of AXES."""
+        """Success in training, or mean return where success is unknown. ``axis`` is a key of AXES.
+
+        An update without a known value spends all the same: the next value stands for it too.
+        """
         name = "success" if self.by_success else "reward"
-        known = [line for line in self.metrics if line[name] is not None]
-        spent = accumulate(AXES[axis](line) for line in known)
-        return Curve(tuple(spent), tuple(line[name] for line in known))
+        spent = accumulate(AXES[axis](line) for line in self.metrics)
+        known = [(end, line[name]) for end, line in zip(spent, self.metrics, strict=True) if line[name] is not None]
+        return Curve(tuple(end for end, _ in known), tuple(value for _, value in known))
 
 
 def read_run(path: str | Path) -> Run:

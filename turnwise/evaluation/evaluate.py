@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -124,7 +125,7 @@ def evaluate_all(
         measured = tuple(evaluator.measure(number, subject) for number, subject in enumerate(subjects))
     finally:
         if file is not None:
-            file.pause()
+            file.pause(evaluator.judged)
     names = measured[0].reports
     pooled = {name: pool([m.reports[name] for m in measured]) for name in names} if len(measured) > 1 else {}
     origin, spent = (file.provenance, file.spent()) if file is not None else (about(), evaluator.spent())
@@ -137,7 +138,8 @@ def evaluate_all(
         if (why := report.too_many_errors(subject.max_error_share(asked)))
     )
     asks = asked.plain(targets)
-    evaluation = Evaluation(asks, origin, measured, pooled, used[0], used[1], refused, evaluator.judged or None)
+    judged = evaluator.judged if file is None else file.judged()
+    evaluation = Evaluation(asks, origin, measured, pooled, used[0], used[1], refused, judged or None)
     if file is not None:
         file.finish(evaluation)
     return evaluation
@@ -305,7 +307,7 @@ class _Evaluator:
         usage = sum(used.values(), Usage())
         alone = seating.opponents is None or not any(_endpoints(Seating({}, seating.opponents)))
         sound = sum(trajectory.end != "error" for trajectory in trajectories)
-        tokens = usage.completion_tokens / sound if alone and sound else report.mean_action_tokens
+        tokens = usage.completion_tokens / sound if alone and sound else math.nan  # else an opponent's are among them
         return replace(report, usage=usage, mean_action_tokens=tokens)
 
 

@@ -13,6 +13,7 @@ An interrupted evaluation continues from its episodes. A call that asks somethin
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -52,7 +53,7 @@ class Evaluation:
 
     ``spent`` is what endpoints used in total, unfinished episodes included. ``cost`` is in the currency of the given
     prices, and None without prices. ``refused`` has a message for each report with too many failed episodes.
-    ``judged`` is what a judge was asked (``Grader.take_spent``).
+    ``judged`` is what a judge was asked in total (``Grader.take_spent``).
     """
 
     asked: dict[str, Any]
@@ -121,6 +122,7 @@ class EvaluationFile:
         self._writer = TrajectoryWriter(self.episodes_path)
         self._before = Usage(**(self._raw["spent"] or {}))
         self._spent: Callable[[], Usage] = Usage
+        self._judged = Counter[str](self._raw.get("judged") or {})
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -161,13 +163,14 @@ class EvaluationFile:
             self._write()
         self._writer.append(number, trajectories)
 
-    def pause(self) -> None:
-        """Write what was spent, and give up the lock. Call it however the evaluation ends.
+    def pause(self, judged: Mapping[str, float]) -> None:
+        """Write what was spent, and what a judge was asked in this call; give up the lock.
 
-        One that was refused before its first target leaves no file.
+        Call it however the evaluation ends. One that was refused before its first target leaves no file.
         """
         with self._lock:
-            if self._spent() != Usage():
+            self._judged.update(judged)
+            if self._spent() != Usage() or judged:
                 self._write()
             if not self._raw["targets"]:
                 self.path.unlink(missing_ok=True)
@@ -177,6 +180,10 @@ class EvaluationFile:
         """What endpoints have used in total, earlier calls included."""
         return self._before + self._spent()
 
+    def judged(self) -> dict[str, float]:
+        """What a judge was asked in total, earlier calls included; {} without one."""
+        return dict(self._judged)
+
     def finish(self, evaluation: Evaluation) -> None:
         """Write the finished evaluation in place of the one in progress."""
         self._raw = {**evaluation.plain(), "complete": True, "usage": self._raw["usage"]}
@@ -185,6 +192,7 @@ class EvaluationFile:
     def _write(self) -> None:
         spent = self.spent()
         self._raw["spent"] = None if spent == Usage() else asdict(spent)
+        self._raw["judged"] = self.judged() or None
         write_json(self.path, self._raw)
 
 

@@ -59,7 +59,7 @@ def _worlds(run: RunDirectory, checkpoint: WhichCheckpoint) -> Iterator[tuple[st
             yield "cloned on", demonstrated(world, expert.split)
         if checkpoint == "best":
             yield "selected on", panel(world, config.eval.split)[: config.eval.tasks]
-        elif clone is not None and clone.stop_success is not None:
+        if clone is not None and clone.stop_success is not None:
             yield "selected on", panel(world, clone.stop_split)[: clone.stop_tasks]
 
     yield config.env.id, config.env.make, own

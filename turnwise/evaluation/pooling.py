@@ -83,7 +83,8 @@ def pool(reports: Sequence[Report]) -> Pooled:
 def pooled_rate(reports: Sequence[Report]) -> Estimate:
     """Success over all reports (mean return where success is unknown), with a bootstrap over seeds and tasks.
 
-    A single report keeps its own interval. A rate of exactly 0 or 1 gets Wilson's interval over the tasks.
+    A single report keeps its own interval. A rate of exactly 0 or 1 gets Wilson's interval over the tasks of which an
+    episode counts.
     """
     if len(reports) == 1 and reports[0].success is not None:
         return reports[0].success
@@ -144,7 +145,7 @@ def _rate(rows: Sequence[Sequence[float]], known: bool) -> Estimate:
         return wilson(0, 0) if known else Estimate(math.nan, math.nan, math.nan, 0)
     found = crossed_bootstrap(rows)
     if known and found.value in (0.0, 1.0):
-        num = len(rows[0])
+        num = int(np.isfinite(np.asarray(rows)).any(0).sum())
         return wilson(int(found.value) * num, num)
     return found
 

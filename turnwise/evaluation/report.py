@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -55,7 +55,7 @@ class Report:
     outcomes: tuple[tuple[float, ...], ...]  # [task][sample] success (or return), in panel order
     score: Estimate | None = None  # mean score in [0, 1], where the world gives scores
     per_player: dict[str, Estimate] = field(default_factory=dict)  # of games
-    draw_share: float | None = None  # of games: neither won nor lost, in [0, 1]
+    draw_share: float | None = None  # of games: neither won nor lost, in [0, 1]; None where no game was scored
     keys: tuple[str, ...] = ()  # [task] content keys, in panel order: their hash is panel_hash
     types: tuple[str, ...] = ()  # [task]
     scores: tuple[tuple[float, ...], ...] = ()  # [task][sample] in [0, 1], where the world gives them
@@ -63,11 +63,20 @@ class Report:
     usage: Usage | None = None  # of the episodes that count here, where an endpoint played
     first_error: str = ""
     graded: Graded | None = None
+    player_episodes: dict[str, int] = field(default_factory=dict)  # of games: those that count, by player
 
     @property
     def num_episodes(self) -> int:
         """Episodes that count: those without an error."""
         return sum(map(len, self.outcomes))
+
+    def episodes_of(self, part: str) -> int:
+        """Episodes that count of a task type or a player, which ``per_type`` or ``per_player`` names."""
+        if part in self.per_player:
+            return self.player_episodes.get(part, self.per_player[part].num)
+        if not self.types:  # of an earlier version
+            return self.per_type[part].num
+        return sum(len(task) for kind, task in zip(self.types, self.outcomes, strict=True) if kind == part)
 
     def too_many_errors(self, max_error_share: float) -> str:
         """An error message where too many episodes failed, with the first reason, or none could begin; else ``""``."""
@@ -101,6 +110,7 @@ class Report:
                 "per_type": {k: Estimate(**v) for k, v in raw["per_type"].items()},
                 "score": Estimate(**raw["score"]) if raw.get("score") else None,
                 "per_player": {k: Estimate(**v) for k, v in raw.get("per_player", {}).items()},
+                "player_episodes": raw.get("player_episodes", {}),
                 "pass_at": {int(k): v for k, v in raw["pass_at"].items()},
                 "outcomes": tuple(tuple(task) for task in raw["outcomes"]),
                 "keys": tuple(raw.get("keys", ())),
@@ -124,10 +134,12 @@ def summarize(
 
     With one sample per task the interval of the success rate is Wilson's. With several it is a bootstrap over tasks,
     since attempts at one task are not independent. A single task leaves a bootstrap nothing to resample: its interval
-    is Wilson's too, and speaks of this task alone.
+    is Wilson's too, and speaks of this task alone. Where an agent has several seats of a game (self-play) there is no
+    pass@k: one attempt has several outcomes.
     """
     sound = [t for t in trajectories if t.end != "error"]
     attempts = _by_task(tasks, sound)
+    one_seat = len({(t.task, t.sample) for t in sound}) == len(sound)
     known = bool(sound) and all(t.success is not None for t in sound)
     outcomes = tuple(tuple(_outcome(t, known) for t in own) for own in attempts)
     types = tuple(task.type or (own[0].task.type if own else "") for task, own in zip(tasks, attempts, strict=True))
@@ -142,7 +154,7 @@ def summarize(
         temperature=temperature,
         success=_rate(outcomes) if known else None,
         per_type=_per_type(types, outcomes) if known else {},
-        pass_at=_pass_at(outcomes, samples) if known else {},
+        pass_at=_pass_at(outcomes, samples) if known and one_seat else {},
         mean_return=_mean([t.total_reward for t in sound]),
         mean_turns=_mean([len(t.turns) for t in sound]),
         mean_action_tokens=_mean([t.num_action_tokens for t in sound]),
@@ -152,11 +164,12 @@ def summarize(
         errors=len(trajectories) - len(sound),
         outcomes=outcomes,
         score=_score(scores),
-        per_player=_per_player(sound) if known else {},
+        per_player=_per_player(attempts) if known else {},
         draw_share=_draw_share(sound),
         keys=tuple(task.key for task in tasks),
         types=types,
         scores=scores if any(scores) else (),
+        player_episodes=dict(sorted(Counter(t.player for t in sound if t.player).items())) if known else {},
         first_error=next((t.end_reason for t in trajectories if t.end == "error"), ""),
         graded=graded(sound),
     )
@@ -190,8 +203,8 @@ def _entropy(trajectories: Sequence[Trajectory]) -> float:
 
 
 def _draw_share(trajectories: Sequence[Trajectory]) -> float | None:
-    """Share of games that were neither won nor lost, in [0, 1]; None in worlds of one player."""
-    if not any(t.player for t in trajectories):
+    """Share of games that were neither won nor lost, in [0, 1]; None in worlds of one player, or without scores."""
+    if not any(t.player and t.score is not None for t in trajectories):
         return None
     return _mean([float(t.score == 0.5 and not t.success) for t in trajectories])
 
@@ -204,13 +217,13 @@ def _score(found: Sequence[Sequence[float]]) -> Estimate | None:
     return bootstrap_mean(means) if means else None
 
 
-def _per_player(trajectories: Sequence[Trajectory]) -> dict[str, Estimate]:
-    """Success of each player of a game."""
-    found: dict[str, list[bool]] = defaultdict(list)
-    for trajectory in trajectories:
-        if trajectory.player:
-            found[trajectory.player].append(bool(trajectory.success))
-    return {player: wilson(sum(wins), len(wins)) for player, wins in sorted(found.items())}
+def _per_player(attempts: Sequence[Sequence[Trajectory]]) -> dict[str, Estimate]:
+    """Success of each player of a game, from ``[task][attempt]``."""
+    players = sorted({t.player for own in attempts for t in own if t.player})
+    return {
+        player: _rate([[_outcome(t, known=True) for t in own if t.player == player] for own in attempts])
+        for player in players
+    }
 
 
 def _rate(outcomes: Sequence[Sequence[float]]) -> Estimate:

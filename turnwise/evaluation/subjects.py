@@ -9,6 +9,7 @@ from typing import Any
 
 from turnwise.agents.chat_client import REACHED, EndpointConfig
 from turnwise.agents.endpoint import Endpoint
+from turnwise.agents.episode import check_threshold
 from turnwise.agents.seating import AnyAgent, ModelAgent, Seating
 from turnwise.assembly.players import check_player
 from turnwise.assembly.policies import WhichCheckpoint, open_run
@@ -136,6 +137,8 @@ class Subject:
             split, num = config.eval.test_split, num or config.eval.test_tasks
         with closed_after(where.make()) as world:
             tasks = panel(world, split or "test")[:num]
+            if (threshold := asked.success_threshold) is not None:
+                check_threshold(world, tasks[0], "env.success_threshold", threshold)
         overlap = None
         if run is not None and config is not None:
             overlap = overlap_with(run, tasks, checkpoint or config.keep_checkpoint, where.id)

@@ -70,7 +70,7 @@ def _pooled_table(name: str, found: Pooled, reports: list[Report]) -> Table:
     if found.success is not None:
         table.add_row("[bold]all[/bold]", str(found.episodes), estimate_text(found.success))
         for kind, rate in found.per_type.items():
-            table.add_row(kind, str(rate.num), estimate_text(rate))
+            table.add_row(kind, str(sum(report.episodes_of(kind) for report in reports)), estimate_text(rate))
     else:
         table.add_row("[bold]all[/bold]", str(found.episodes), score_text(found.mean_return))
     table.add_section()
@@ -104,7 +104,7 @@ def report_table(report: Report) -> Table:
     else:
         table.add_row("[bold]all[/bold]", str(episodes), estimate_text(report.success))
         for kind, estimate in {**report.per_type, **report.per_player}.items():
-            table.add_row(kind, str(estimate.num), estimate_text(estimate))
+            table.add_row(kind, str(report.episodes_of(kind)), estimate_text(estimate))
     table.add_section()
     if report.draw_share is not None:
         table.add_row("draws", "", f"{100 * report.draw_share:.1f} %")

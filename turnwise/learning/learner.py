@@ -31,7 +31,7 @@ from turnwise.learning.scored import Scored
 from turnwise.learning.settings import OptimizerConfig, RunInfo
 from turnwise.replay.batch import TokenBatch, layout, microbatches, minibatches
 from turnwise.replay.buffer import TrajectoryBuffer
-from turnwise.trajectory import Group, Trajectory
+from turnwise.trajectory import Group, Trajectory, counted
 
 Verify = Callable[[Agreement], None]
 
@@ -272,6 +272,7 @@ class Learner:
         Returns whether there was something to learn: an action token in a row that is computed.
         """
         recipe, update = self.recipe[stream.name], seed[1]
+        tally.begin_terms(recipe.terms())
         counts, unit = Counts.of(batch.action_mask, batch.turn_index), recipe.success(self.run.rewards)
         view = MinibatchView(
             update,
@@ -342,10 +343,10 @@ def stream_loss(recipe: StreamRecipe, ctx: UpdateContext, tally: Tally) -> Tenso
         loss = loss + policy
         _tally_policy(tally, ctx, surrogate.ratio, policy, clipped.clipped, clipped.dual_clipped)
     beside = ctx.unit * ctx.surrogate_weight if recipe.clip is not None else 1.0
-    terms = [(part, coef * beside, part.term(ctx)) for part, coef in recipe.regularizers]
-    losses = [(part, coef * beside, part.loss(ctx)) for part, coef in recipe.objectives]
-    for part, coef, term in (*terms, *losses):
-        tally.add(**{f"term/{type(part).__name__}": term.detach()})
+    terms = [(coef * beside, part.term(ctx)) for part, coef in recipe.regularizers]
+    losses = [(coef * beside, part.loss(ctx)) for part, coef in recipe.objectives]
+    for name, (coef, term) in zip(recipe.terms(), (*terms, *losses), strict=True):
+        tally.add_term(name, term.detach())
         loss = loss + coef * term
     return loss
 
@@ -376,7 +377,7 @@ def _tally_policy(
 def _metrics(tally: Tally, samples: Samples, streams: Streams, rate: float, ahead: int) -> Metrics:
     turns = [turn for t in samples.trajectories for turn in t.turns]
     tokens = np.concatenate([np.empty(0), *(turn.entropies[turn.action_mask] for turn in turns)])
-    returns = [samples.rewards.total(i) for i in range(len(samples.trajectories))]
+    returns = [samples.rewards.total(n) for n in counted(samples.trajectories)]
     advantages = [s.batch.advantages[s.batch.action_mask] for s in streams if s.batch.advantages is not None]
     credit = torch.cat(advantages).double() if advantages else torch.zeros(0, dtype=torch.double)
     norms = [norm for norm in tally.grad_norms if np.isfinite(norm)]
@@ -393,19 +394,17 @@ def _metrics(tally: Tally, samples: Samples, streams: Streams, rate: float, ahea
         kl_reference=tally.per_token("kl_reference", "referred"),
         grad_norm=_mean(np.array(norms)),
         learning_rate=rate,
-        return_mean=_mean(np.array(returns)),
+        return_mean=_mean(np.array(returns)) if returns else None,
         advantage_mean=float(masked_mean(credit, torch.ones_like(credit, dtype=torch.bool))),
         advantage_std=float(credit.std(correction=0)) if credit.numel() else 0.0,
-        num_trajectories=len(returns),
+        num_trajectories=len(samples.trajectories),
         num_rows=sum(len(s.batch) for s in streams),
         num_action_tokens=sum(s.batch.num_action_tokens for s in streams),
         dropped_groups=streams.dropped_groups,
         optimizer_steps=tally.steps,
         skipped_steps=tally.skipped,
         agreement=tally.agreement(),
-        regularizers={
-            name.removeprefix("term/"): tally.per_step(name) for name in tally.sums if name.startswith("term/")
-        },
+        regularizers=tally.terms(),
         stream_rows={s.name: len(s.batch) for s in streams} if len(streams.streams) > 1 else {},
         staleness=_staleness(streams) if ahead else {},
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -50,8 +51,11 @@ class Metrics:
     Those of the trained policy (ratio, clipping, ``policy_entropy``, KL) and the agreement are of the rows that have a
     gradient: where the surrogate alone trains, a row without any advantage is not computed (``StreamRecipe.learning``).
 
-    ``mechanisms`` say how often each mechanism acted, as ``EntropyCorridor/outside_share``: shares and means by the
-    part's class (with its stream in front, unless that is ``fresh``).
+    ``return_mean`` is over the episodes that ``turnwise.trajectory.counted`` names: one that failed is in no mean.
+
+    ``regularizers`` are the terms beside the surrogate, before their coefficients, by the part's class (with its stream
+    in front, unless that is ``fresh``): means over the optimizer steps on that stream. ``mechanisms`` say how often
+    each mechanism acted, under such names: ``EntropyCorridor/outside_share``.
 
     ``entropy`` is that of the sampling policy on all fresh trajectories, before any filter;
     ``policy_entropy`` that of the trained policy during the update. KL values are k3 estimates. All entropies
@@ -71,7 +75,7 @@ class Metrics:
     kl_reference: float | None
     grad_norm: float
     learning_rate: float
-    return_mean: float
+    return_mean: float | None
     advantage_mean: float
     advantage_std: float
     num_trajectories: int
@@ -132,6 +136,8 @@ class Tally:
         self.ratio_max = 0.0
         self.grad_norms: list[float] = []
         self.steps = self.skipped = 0
+        self.term_sums: dict[str, float] = {}
+        self.term_steps: Counter[str] = Counter()
         self.deviations: list[Tensor] = []
         self.is_proved = False  # whether sampler and learner were compared: before the first step with a gradient
 
@@ -139,13 +145,25 @@ class Tally:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
+    def begin_terms(self, names: Iterable[str]) -> None:
+        """Count an optimizer step for each of these terms; every rank must, whether it computes any of its rows."""
+        self.term_steps.update(set(names))
+
+    def add_term(self, name: str, value: Tensor | float) -> None:
+        """Add a microbatch's share of a term."""
+        self.term_sums[name] = self.term_sums.get(name, 0.0) + float(value)
+
+    def terms(self) -> dict[str, float]:
+        """The mean of each term over the steps that it was part of."""
+        return {name: total / self.term_steps[name] for name, total in self.term_sums.items()}
+
     def join_deviations(self, ranks: Ranks) -> None:
         """Put the deviations of all ranks in the place of this one's."""
         self.deviations = [together(ranks, self.deviations)]
 
     def join(self, ranks: Ranks) -> None:
         """Add the sums of all ranks, in their order. Steps are counted by every rank alike."""
-        self.sums = summed(ranks.gather(self.sums))
+        self.sums, self.term_sums = (summed(ranks.gather(own)) for own in (self.sums, self.term_sums))
         self.ratio_max = max(ranks.gather(self.ratio_max))
 
     def per_token(self, name: str, among: str = "tokens") -> float | None:

@@ -98,6 +98,15 @@ class StreamRecipe:
         yield from (part for part, _ in self.objectives)
 
     @property
+    def prefix(self) -> str:
+        """What the names of the stream's numbers begin with: its own name, but for the fresh one."""
+        return "" if self.name == "fresh" else f"{self.name}."
+
+    def terms(self) -> list[str]:
+        """The names of the terms beside the surrogate, regularizers first."""
+        return [f"{self.prefix}{type(part).__name__}" for part, _ in (*self.regularizers, *self.objectives)]
+
+    @property
     def needs(self) -> frozenset[Need]:
         return frozenset[Need]().union(*(part.needs for part in self.parts()))
 
@@ -205,9 +214,7 @@ class Recipe:
 
     def acted(self) -> dict[str, float]:
         """How often each mechanism acted since the last call, by ``Class/name``. A shared part counts once."""
-        streams = [
-            (f"{stream.name}.".removeprefix("fresh."), part) for stream in self.streams for part in stream.parts()
-        ]
+        streams = [(stream.prefix, part) for stream in self.streams for part in stream.parts()]
         found = {}
         for prefix, part in [
             *(("", part) for part in (*layers(self.planner), *layers(self.composer), *self.shapers, self.heating)),

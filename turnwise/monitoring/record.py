@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from turnwise.grading.agreement import graded
-from turnwise.trajectory import Group
+from turnwise.trajectory import Group, counted
 
 _TOKENS = "decoding/tokens"
 
@@ -18,30 +18,38 @@ def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
     """Means and counts over an update's episodes. ``success`` is None in worlds that do not say what success is.
 
     The means leave out episodes that start in stored states, as far as there are others. Copies of an update's own
-    attempts count.
+    attempts count. Of no episode there is no mean: an update that learns from stored episodes has None.
+    ``played_turns`` and ``sampled_tokens`` count what was played for the update, in failed episodes too: what copies
+    share counts once.
     """
     played = [t for group in groups for t in group.trajectories]
-    sound = [t for t in played if t.end != "error" and t.sample >= 0]  # a negative sample is not trained on
-    episodes = [t for t in sound if t.stored_start is None] or sound
+    episodes = [played[n] for n in counted(played)]
     turns = [turn for t in episodes for turn in t.turns]
     known = [t.success for t in episodes if t.success is not None]
     return {
-        "success": float(np.mean(known)) if known else None,
-        "reward": float(np.mean([t.total_reward for t in episodes])) if episodes else 0.0,
-        "turns": float(np.mean([len(t.turns) for t in episodes])) if episodes else 0.0,
-        "invalid_share": float(np.mean([not turn.valid for turn in turns])) if turns else 0.0,
-        "episodes": len(sound),
+        "success": mean_of(known),
+        "reward": mean_of([t.total_reward for t in episodes]),
+        "turns": mean_of([len(t.turns) for t in episodes]),
+        "invalid_share": mean_of([not turn.valid for turn in turns]),
+        "episodes": sum(t.end != "error" and not t.only_looked_at for t in played),
         "errors": sum(t.end == "error" for t in played),
+        "played_turns": sum(t.num_played_turns for t in played),
         "sampled_tokens": sum(t.num_sampled_tokens for t in played),
     }
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    """The mean; None of no values, since 0 would look like a result."""
+    return float(np.mean(values)) if values else None
 
 
 def grading_numbers(groups: Sequence[Group], spent: Mapping[str, float]) -> dict[str, Any]:
     """What graders gave an update's episodes, and what the judge took (``spent``); {} where the world alone pays.
 
-    ``reward`` is then what is paid in all, and ``world_reward`` the world's part.
+    ``reward`` is then what is paid in all, and ``world_reward`` the world's part, of the same episodes.
     """
-    found = graded(t for group in groups for t in group.trajectories)
+    played = [t for group in groups for t in group.trajectories]
+    found = graded(played[n] for n in counted(played))
     if found is None:
         return {}
     made: dict[str, Any] = {"world_reward": found.world_return, "grades": found.means}

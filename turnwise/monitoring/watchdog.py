@@ -14,9 +14,10 @@ from itertools import pairwise
 from typing import Any
 
 from turnwise.errors import StoppedRunError
-from turnwise.monitoring.checks import CHECKS, History, Record, mean
+from turnwise.monitoring.checks import CHECKS, History, Record
+from turnwise.monitoring.record import mean_of
 from turnwise.monitoring.settings import Action, WatchdogConfig
-from turnwise.trajectory import Group, Trajectory
+from turnwise.trajectory import Group, Trajectory, counted
 
 _REARM = 0.8  # a check fires again once its value has been below this share of the threshold
 
@@ -39,13 +40,15 @@ class Event:
     threshold: float
 
 
-def signs(groups: Sequence[Group], max_reply_tokens: int) -> dict[str, float]:
+def signs(groups: Sequence[Group], max_reply_tokens: int) -> dict[str, float | None]:
     """Numbers of an update's episodes that the checks need and the metrics do not have; shares are in [0, 1].
 
-    ``uniform_share`` counts groups whose episodes were all rewarded alike, among the groups with two sound episodes or
-    more. Two states are the same where their anchors are, or without anchors the texts of their observations.
+    They are of the episodes that the other means are of; None where there is nothing to count. ``uniform_share`` counts
+    groups whose episodes were all rewarded alike, among the groups with two sound episodes or more. Two states are the
+    same where their anchors are, or without anchors the texts of their observations.
     """
-    played = [t for group in groups for t in group.trajectories if t.end != "error" and t.sample >= 0]
+    every = [t for group in groups for t in group.trajectories]
+    played = [every[n] for n in counted(every)]
     turns = [turn for t in played for turn in t.turns]
     lengths = [len(turn.action_ids) for turn in turns]
     alike = [
@@ -54,11 +57,11 @@ def signs(groups: Sequence[Group], max_reply_tokens: int) -> dict[str, float]:
         if len(sound := [t for t in group.trajectories if t.end != "error" and t.sample >= 0]) > 1
     ]
     return {
-        "reply_tokens": mean(lengths),
-        "cut_share": mean([length >= max_reply_tokens for length in lengths]),
-        "repeated_share": sum(map(_repeats, played)) / max(len(turns), 1),
-        "context_share": mean([t.end_reason == "context" for t in played]),
-        "uniform_share": mean(alike),
+        "reply_tokens": mean_of(lengths),
+        "cut_share": mean_of([length >= max_reply_tokens for length in lengths]),
+        "repeated_share": sum(map(_repeats, played)) / len(turns) if turns else None,
+        "context_share": mean_of([t.end_reason == "context" for t in played]),
+        "uniform_share": mean_of(alike),
     }
 
 

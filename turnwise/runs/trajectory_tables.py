@@ -30,13 +30,17 @@ _STYLES = {True: "green", False: "red", None: "dim"}
 
 @dataclass(slots=True)
 class Listing:
-    """The first ``limit`` of some trajectories (0: all), and totals over all of them."""
+    """The first ``limit`` of some trajectories (0: all), and totals over all of them.
+
+    ``returns`` is the sum over those that did not fail: what a failed one was paid so far is no return.
+    """
 
     limit: int
     rows: list[Stored] = field(default_factory=list)
     num: int = 0
     known: int = 0
     won: int = 0
+    failed: int = 0
     returns: float = 0.0
 
     @classmethod
@@ -47,7 +51,10 @@ class Listing:
             made.num += 1
             made.known += trajectory.success is not None
             made.won += bool(trajectory.success)
-            made.returns += trajectory.total_reward
+            if trajectory.end == "error":
+                made.failed += 1
+            else:
+                made.returns += trajectory.total_reward
             if not limit or len(made.rows) < limit:
                 made.rows.append(stored)
         return made
@@ -56,8 +63,10 @@ class Listing:
         parts = [f"{self.num:,} trajectories"]
         if self.known:
             parts.append(f"success {self.won:,} of {self.known:,}")
-        if self.num:
-            parts.append(f"mean return {self.returns / self.num:.3g}")
+        if sound := self.num - self.failed:
+            parts.append(f"mean return {self.returns / sound:.3g}")
+        if self.failed:
+            parts.append(f"{self.failed:,} failed and left out")
         if len(self.rows) < self.num:
             parts.append(f"the first {len(self.rows)} shown: --limit 0 shows all")
         return " · ".join(parts)

@@ -168,7 +168,7 @@ class Trainer:
         record = self._record(groups, update, metrics)
         began = time.perf_counter()
         if self.measuring.every and self.finished % self.measuring.every == 0:
-            record["eval_success"] = self.validate()
+            record |= self.validate()
         times.evaluate = time.perf_counter() - began
         record["seconds"], record["tokens"] = {**asdict(times), **work.seconds}, dict(work.tokens)
         if (played := self._played) is not None:
@@ -287,13 +287,17 @@ class Trainer:
         for side in self.sides:
             side.sync(self.finished)
 
-    def validate(self) -> float:
-        """Sampled success (mean return where success is unknown) on the validation panel; remembers the best."""
+    def validate(self) -> dict[str, Any]:
+        """Sampled success on the validation panel for the record, with its interval; remembers the best.
+
+        Where success is unknown it is the mean return, without one.
+        """
         report = self.measure(self.panels.validation, "validation", temperature=1.0, key=VALIDATION_KEY)
-        value = report.success.value if report.success else report.mean_return
+        rate, value = report.success, report.success.value if report.success else report.mean_return
         if value > self.best.success:
             self.best = _Best(value, self.finished)
-        return value
+        interval = {} if rate is None else {"eval_interval": {"low": rate.low, "high": rate.high, "num": rate.num}}
+        return {"eval_success": value, **interval}
 
     def measure(self, tasks: Sequence[Task], name: str, *, temperature: float, key: int) -> Report:
         """A report on a panel. With the same key every policy gets the same random draws.

@@ -23,7 +23,7 @@ from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.runs.trajectory_tables import grade_lines
 from turnwise.statistics import Estimate, bootstrap_mean, wilson
-from turnwise.trajectory import Group, Trajectory, Turn, group_by_task
+from turnwise.trajectory import Group, Trajectory, Turn, counted, group_by_task
 from turnwise.view.credit import Credited, Recipes, Trained, name_of
 from turnwise.view.index import DIGITS, Update, ages, index_of, short
 from turnwise.view.tokens import open_tokenizer, token_texts, vocabulary_of
@@ -144,12 +144,14 @@ def outcome(groups: Sequence[Group]) -> Estimate | None:
     """Mean success over tasks (mean return where success is unknown) with its 95 % interval.
 
     The interval is a bootstrap over tasks, since attempts at one task are not independent. It is Wilson's where each
-    task was tried once, or where all outcomes are the same.
+    task was tried once, or where all outcomes are the same. The episodes are those of the run's own means.
     """
-    sound = [[t for t in group.trajectories if t.end != "error" and t.sample >= 0] for group in groups]
-    played = [t for group in sound for t in group]
+    every = [t for group in groups for t in group.trajectories]
+    played = [every[n] for n in counted(every)]
     if not played:
         return None
+    own = {id(t) for t in played}
+    sound = [[t for t in group.trajectories if id(t) in own] for group in groups]
     known = all(t.success is not None for t in played)
     values = [[float(bool(t.success)) if known else t.total_reward for t in group] for group in sound if group]
     means = [float(np.mean(task)) for task in values]

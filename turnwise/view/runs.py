@@ -68,12 +68,16 @@ def events(metrics: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def validation(metrics: Sequence[Record], num: int | None) -> list[dict[str, Any]]:
-    """Measurements on the validation panel, with Wilson's interval where each of ``num`` tasks was tried once."""
+    """Measurements on the validation panel, with the interval that the run logged.
+
+    Runs of earlier versions logged none: there it is Wilson's, where each of ``num`` tasks may have been tried once.
+    """
     found = []
     for line in metrics:
         value = line.get("eval_success")
         if value is not None:
-            rate = _share(value, num) or Estimate(value, math.nan, math.nan, 0)
+            known = line.get("eval_interval")
+            rate = Estimate(value, **known) if known else _share(value, num) or Estimate(value, math.nan, math.nan, 0)
             found.append({"update": line["update"], **interval(rate)})
     return found
 
