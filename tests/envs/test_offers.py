@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
 
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_episode
 from turnwise.agents.seating import Scripted, Seating
+from turnwise.agents.wishes import Wishes
 from turnwise.childprocess import EnvRaisedError
 from turnwise.envs.interface import (
     AnyText,
@@ -25,10 +27,13 @@ from turnwise.envs.interface import (
     Info,
     Panel,
     capability,
+    ignored_of,
     instructions_of,
+    listed_actions,
+    shown_info,
 )
 from turnwise.envs.process import ProcessEnv
-from turnwise.envs.tasks import TextEnv, WorldExitError, expert_of, make_env, panel, start, step
+from turnwise.envs.tasks import TextEnv, WorldExitError, demonstrated, expert_of, make_env, panel, start, step
 from turnwise.trajectory import Task, Trajectory
 
 
@@ -194,6 +199,16 @@ def test_tasks_that_are_none_are_named(found: Any, words: str) -> None:
         panel(room(tasks=lambda split: found), "train")
 
 
+def test_a_split_that_is_looked_up_in_vain_is_unknown() -> None:
+    train = Panel("x", "train", (Task("x", "train", 0, "k"),))
+    env = room(tasks=lambda split: {"train": train}[split])
+    assert demonstrated(env, "demonstrations") is train, "this world keeps none for its expert"
+    with pytest.raises(ValueError, match=r"unknown split 'tset': tasks\(\) of .*Room-v0 raised KeyError \(test_off"):
+        panel(env, "tset")
+    with pytest.raises(KeyError, match="shelf"):  # a fault within it stays one
+        panel(room(tasks=lambda split: {}["shelf"]), "train")
+
+
 def test_an_expert_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match=r"returned 'bob' for expert\('searching'\); expected an object with begin"):
         expert_of(room(expert=lambda kind, seed: "bob"), "searching", 0)
@@ -226,12 +241,53 @@ def test_a_game_without_roles_is_not_taken_for_a_world_of_one() -> None:
         ({"score": "high"}, r"info\['score'\] 'high'; expected a number in"),
         ({"task_type": 3}, r"info\['task_type'\] 3; expected a string"),
         ({"state_key": 3}, r"info\['state_key'\] 3; expected a string"),
+        ({"anchor": {"floor": 1}}, r"info\['anchor'\] {'floor': 1}; expected a string"),
+        ({"valid": 2}, r"info\['valid'\] 2; expected True or False"),
+        ({"sampling": {"temperature": "hot"}}, r"info\['sampling'\]\['temperature'\] 'hot'; expected a number"),
+        ({"sampling": {"stop": "END"}}, r"info\['sampling'\]\['stop'\] 'END'; expected a list of texts"),
         ({"admissible_actions": [("look",)]}, r"in info\['admissible_actions'\] \('look',\); expected a string"),
     ],
 )
 def test_what_info_says_wrongly_is_refused_by_the_worlds_name(info: Info, words: str) -> None:
     with pytest.raises(ValueError, match=rf"offers/Room-v0 returned {words}"):
         start(make_env(ROOM, info=info), Task("x", "train", 0, "k"), 0)
+
+
+NONE = dict.fromkeys(["success", "score", "valid", "task_type", "anchor", "state_key", "admissible_actions"])
+
+
+def test_none_counts_as_missing() -> None:
+    env = make_env(ROOM, info=NONE | {"listed_actions": None})
+    (trajectory,) = played(env)
+    assert (trajectory.success, trajectory.score, trajectory.task.type) == (None, None, "")
+    assert [(turn.valid, turn.anchor, turn.state_key) for turn in trajectory.turns] == [(True, "", "")] * 2
+    assert trajectory.last_anchor == "ok", "the observation stands for an anchor that is not told"
+    assert listed_actions({"listed_actions": None, "admissible_actions": ["look"]}) == ["look"]
+
+
+def test_a_world_that_speaks_in_observations_keeps_its_own_keys_of_chats() -> None:
+    own = {"sampling": "uniform", "ignored": 3, "tools": ["hammer"], "after": "noon"}
+    (trajectory,) = played(make_env(ROOM, info=own))
+    assert (trajectory.total_reward, trajectory.turns[0].request) == (2.0, "")
+    assert (Wishes.of(own), ignored_of(own), shown_info(own)) == (Wishes(), (), {})
+
+
+LOOP: dict[str, Any] = {}
+LOOP["self"] = LOOP
+
+
+@pytest.mark.parametrize("task", [{("a", 1): 2}, LOOP], ids=["key", "loop"])
+def test_a_task_that_cannot_be_stored_is_named(task: Any) -> None:
+    with pytest.raises(ValueError, match=r"info\['task'\] cannot be stored with the episode \("):
+        played(make_env(ROOM, info={"task": task}))
+
+
+@pytest.mark.parametrize("reward", [None, "1.0", float("nan"), 1e300, -(10**400), np.array([1.0])], ids=repr)
+def test_a_reward_that_nothing_can_be_learned_from_is_refused(reward: Any) -> None:
+    env = Short(info={"in": "step", "returns": ("ok", reward, False, False, {})})
+    start(env, Task("x", "train", 0, "k"), 0)
+    with pytest.raises(ValueError, match=r"Short returned the reward .*; expected a finite number of at most 1e100"):
+        step(env, "look")
 
 
 def test_scores_may_miss_their_range_by_rounding() -> None:
@@ -245,7 +301,7 @@ def test_scores_may_miss_their_range_by_rounding() -> None:
         ({"player": ...}, r"info\['player'\] None; expected"),
         ({"rewards": ...}, "its info lacks 'rewards' of this step: expected those of left, right"),
         ({"rewards": {"north": 1.0}}, r"info\['rewards'\] of 'north'; expected the names of its players"),
-        ({"rewards": [1.0, -1.0]}, r"info\['rewards'\] \[1.0, -1.0\]; expected a finite number for each player"),
+        ({"rewards": [1.0, -1.0]}, r"info\['rewards'\] \[1.0, -1.0\]; expected a finite number .* for each player"),
         ({"successes": ...}, "its info lacks 'successes' after the end"),
         ({"successes": {"left": True}}, "its info lacks 'successes' after the end"),
         ({"scores": {"left": 10, "right": 0}}, r"info\['scores'\] .*expected a number in \[0, 1\] for each player"),
@@ -258,6 +314,27 @@ def test_a_game_that_does_not_tell_its_players_is_named(changes: Info, words: st
 
 def test_a_sound_game_is_played() -> None:
     assert [t.success for t in played(make_env(GAME))] == [True, False]
+
+
+class Seedless(Room):
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()
+
+
+class Optionless(Room):
+    def reset(self, seed: int | None = None) -> Any:  # type: ignore[override]
+        return super().reset(sed=seed)  # type: ignore[call-arg]
+
+
+def test_a_reset_that_takes_no_seed_is_told_what_to_take() -> None:
+    task = Task("x", "train", 0, "k")
+    with pytest.raises(ValueError, match=r"Seedless cannot be reset with seed \(.*'seed'\); expected def reset\(self"):
+        start(Seedless(), task, 0)
+    with pytest.raises(TypeError, match="'sed'"):  # its own mistake
+        start(Optionless(), task, 0)
+    panels = Optionless({"tasks": lambda split: [task]})
+    with pytest.raises(ValueError, match=r"Optionless cannot be reset with seed, options \(.*'options'\)"):
+        start(panels, task, 0)
 
 
 # Leaving.

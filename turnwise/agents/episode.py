@@ -22,7 +22,17 @@ from turnwise.agents.jobs import Job, Past
 from turnwise.agents.prompts import Context
 from turnwise.agents.seating import NO_IDS, AgentReply, Seat, TextEnv
 from turnwise.agents.wishes import Wishes
-from turnwise.envs.interface import HasClient, Info, capability, given_of, gives_answers, instructions_of, request_of
+from turnwise.envs.interface import (
+    HasClient,
+    Info,
+    anchor_of,
+    capability,
+    given_of,
+    gives_answers,
+    instructions_of,
+    is_valid,
+    request_of,
+)
 from turnwise.envs.tasks import no_exit, refuse, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
@@ -149,9 +159,9 @@ class Episode:
                 entropies=reply.entropies,
                 reply=action if text is None else text,
                 action=action,
-                valid=parsed and bool(info.get("valid", True)),
+                valid=parsed and is_valid(info),
                 reward=0.0,
-                anchor=str(self.info.get("anchor", "")),
+                anchor=anchor_of(self.info),
                 env_s=self._env_s - before,
                 processing=reply.processing,
                 thought_tokens=thought_tokens,
@@ -329,7 +339,7 @@ class Episode:
         ]
 
     def _anchor(self) -> str:
-        return str(self.info.get("anchor", "")) or self.observation
+        return anchor_of(self.info) or self.observation
 
     def _state_key(self) -> str:
         found = self.info.get("state_key")

@@ -261,21 +261,61 @@ def speaks_in_roles(env: TextEnv) -> bool:
 
 def listed_actions(info: Info) -> list[str] | None:
     """The actions that a model is shown: ``listed_actions``, or else ``admissible_actions``; None where both lack."""
-    listed: list[str] | None = info.get("listed_actions", info.get("admissible_actions"))
-    return listed
+    listed: list[str] | None = info.get("listed_actions")
+    return info.get("admissible_actions") if listed is None else listed
+
+
+def is_valid(info: Info) -> bool:
+    """Whether the last action was understood: unless the world says that it was not."""
+    return info.get("valid") is None or bool(info["valid"])
+
+
+def anchor_of(info: Info) -> str:
+    """The anchor that the world gives; "" where it gives none."""
+    return info.get("anchor") or ""
+
+
+def sampling_of(info: Info) -> Mapping[str, Any]:
+    """What is wished of the reply; {} for nothing, or where the world has something else under that name."""
+    found = info.get("sampling")
+    return found if isinstance(found, Mapping) else {}
+
+
+def ignored_of(info: Info) -> Sequence[str]:
+    """What was wished of the reply and is not followed; () for nothing, or something else under that name."""
+    found = info.get("ignored")
+    return found if are_names(found) else ()
 
 
 def given_of(info: Info) -> str:
-    """What a reset tells of the task, as JSON; "" where it tells nothing, or something else under that name."""
+    """What a reset tells of the task, as JSON; "" where it tells nothing, or something else under that name.
+
+    Raises ValueError where JSON has no form for it. (A value that JSON does not have becomes text.)
+    """
     told = info.get("task")
-    return json.dumps(told, ensure_ascii=False, default=str) if isinstance(told, dict) and told else ""
+    if not isinstance(told, dict) or not told:
+        return ""
+    try:
+        return json.dumps(told, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"info['task'] cannot be stored with the episode ({error}): its keys must be texts, and it must not hold "
+            "itself"
+        ) from None
 
 
 def shown_info(info: Info) -> Info:
     """The part of ``info`` that an agent may be shown: the listed actions, and what is asked in roles."""
     listed = listed_actions(info)
-    kept = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
+    kept = _asked(info)
     return kept if listed is None else {"listed_actions": listed, **kept}
+
+
+def _asked(info: Info) -> Info:
+    """What is asked in roles; {} in a world that speaks in observations, whose "tools" may be anything."""
+    if info.get("messages") is None:
+        return {}
+    return {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
 
 
 def request_of(info: Info) -> str:
@@ -283,10 +323,10 @@ def request_of(info: Info) -> str:
 
     "" where the world speaks in observations.
     """
-    if info.get("messages") is None:
+    asked = _asked(info)
+    if not asked:
         return ""
-    asked = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
-    if form := (info.get("sampling") or {}).get("form"):
+    if form := sampling_of(info).get("form"):
         asked["sampling"] = {"form": form}
     return json.dumps(asked, ensure_ascii=False, default=str)
 

@@ -204,16 +204,17 @@ class Served:
         observation, info = self.env.reset(seed=seed, options=options)
         return observation, _plain(info)
 
-    def step(self, action: str) -> Step:
+    def step(self, action: str) -> tuple[Any, ...]:
+        """As the world returned it: who asks checks it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, float(reward), terminated, truncated, _plain(info)
+        return observation, reward, terminated, truncated, _plain(info)
 
     def counted(self, prompt_tokens: int, reply_tokens: int, ended: bool) -> None:
         self.world.counted(prompt_tokens, reply_tokens, ended)
 
     def refuse(self) -> Step:
         observation, reward, terminated, truncated, info = self.world.refuse()
-        return observation, float(reward), terminated, truncated, _plain(info)
+        return observation, reward, terminated, truncated, _plain(info)
 
     def leave(self, why: str) -> None:
         self.world.leave(why)

@@ -44,6 +44,7 @@ __all__ = [
     "closed_after",
     "demonstrated",
     "expert_of",
+    "fitting_expert",
     "make_env",
     "maker",
     "no_exit",
@@ -155,8 +156,7 @@ def panel(env: TextEnv, split: str) -> Sequence[Task]:
     """
     world = capability(env, HasTasks)
     if world is not None:
-        with no_exit(world_name(env), f"tasks({split!r})"):
-            found = world.tasks(split)
+        found: Sequence[Task] = _tasks(env, world, split)
         check_tasks(env, split, found)
         return found
     if split not in _SEED_RANGES:
@@ -180,11 +180,22 @@ def _has_demonstrations(env: TextEnv) -> bool:
     if world is None:
         return DEMONSTRATIONS in _SEED_RANGES
     try:
-        with no_exit(world_name(env), f"tasks({DEMONSTRATIONS!r})"):
-            world.tasks(DEMONSTRATIONS)
+        _tasks(env, world, DEMONSTRATIONS)
     except ValueError:
         return False
     return True
+
+
+def _tasks(env: TextEnv, world: HasTasks, split: str) -> Any:
+    """What the world's ``tasks`` returns. Raises ValueError for an unknown split, also where a lookup of it failed."""
+    name = world_name(env)
+    try:
+        with no_exit(name, f"tasks({split!r})"):
+            return world.tasks(split)
+    except KeyError as error:
+        if error.args != (split,):
+            raise
+        raise ValueError(f"unknown split {split!r}: tasks() of {name} raised {with_place(error)}") from error
 
 
 def snapshots(env: TextEnv) -> HasSnapshots | None:
@@ -215,6 +226,11 @@ def expert_of(env: TextEnv, kind: str, seed: int) -> Expert:
         )
     with no_exit(name, f"expert({kind!r})"):
         made = world.expert(kind, seed=seed)
+    return fitting_expert(made, kind, name)
+
+
+def fitting_expert(made: object, kind: str, name: str) -> Expert:
+    """What ``expert(kind)`` of the world ``name`` returned. Raises ValueError where it is no ``Expert``."""
     found = fitting(made, Expert, f"the expert of {name}")
     if found is None:
         raise ValueError(
@@ -232,11 +248,17 @@ def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
     WorldExitError where it calls ``sys.exit``.
     """
     name, players = world_name(env), players_of(env)
-    with no_exit(name, "reset"):
-        if capability(env, HasTasks) is not None:
-            returned: Any = env.reset(seed=seed, options={"split": task.split, "task": task.index})
-        else:
-            returned = env.reset(seed=task.index)
+    given: dict[str, Any] = {"seed": task.index}
+    if capability(env, HasTasks) is not None:
+        given = {"seed": seed, "options": {"split": task.split, "task": task.index}}
+    try:
+        with no_exit(name, "reset"):
+            returned: Any = env.reset(**given)
+    except TypeError as error:
+        if "argument" not in str(error) or place(error):  # raised within it
+            raise
+        expected = "def reset(self, *, seed=None, options=None)"
+        raise ValueError(f"{name} cannot be reset with {', '.join(given)} ({error}); expected {expected}") from error
     observation, info = check_parts(env, "reset", returned)
     check_seen(env, observation, info, players)
     check_turn(env, info, players)
