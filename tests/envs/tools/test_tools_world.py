@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from turnwise.commands.shorthands import world_of
@@ -172,6 +173,27 @@ def test_a_reward_is_a_number(found: Any) -> None:
     begun(env)
     with pytest.raises(ValueError, match="the reward function returned"):
         env.step("done")
+
+
+@pytest.mark.parametrize("found", [np.float32(0.5), np.int64(1), np.bool_(True), {"reward": np.float32(1.0)}])
+def test_it_may_be_one_of_numpy(found: Any) -> None:
+    env = world(reward=lambda task, reply: found)
+    begun(env)
+    _, reward, _, _, info = env.step("done")
+    assert (reward, info["success"]) == ((0.5, False) if found == np.float32(0.5) else (1.0, True))
+    assert type(reward) is float
+
+
+class Cached(Stock):
+    """Has a value that is worked out once, which is no tool."""
+
+    @cached_property
+    def prices(self) -> dict[str, int]:
+        return {"mug": self.stock}
+
+
+def test_a_cached_value_is_no_tool() -> None:
+    assert [tool["function"]["name"] for tool in begun(world(tools=Cached))["tools"]] == ["left"]
 
 
 async def _later(task: dict[str, Any], reply: str) -> int:

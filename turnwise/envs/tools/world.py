@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from turnwise.envs.interface import Expert, Info, Panel
+from turnwise.envs.programs.results import is_number
 from turnwise.envs.rows import Row, Source, shared_rows
 from turnwise.envs.said import heard, said
 from turnwise.envs.tools.chatting import Talk
@@ -153,9 +153,10 @@ class ToolsEnv(TaskEnv):
         found = wait_for(found) if inspect.iscoroutine(found) else found
         parts = dict(found) if isinstance(found, Mapping) else {"reward": found}
         reward = parts.pop("reward", None)
-        if isinstance(reward, bool | int | float) and math.isfinite(reward) and set(parts) <= {"success", "score"}:
-            score = {"score": float(reward)} if 0 <= reward <= 1 else {}
-            return float(reward), {"success": reward >= 1, **score, **parts}
+        if is_number(reward) and set(parts) <= {"success", "score"}:
+            earned = float(reward)
+            score = {"score": earned} if 0 <= earned <= 1 else {}
+            return earned, {"success": earned >= 1, **score, **parts}
         raise ValueError(
             f"the reward function returned {found!r}"[:200]
             + '; expected a finite number, or {"reward": number, "success": bool, "score": number in [0, 1]}'
