@@ -11,8 +11,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
+from turnwise.agents.episode import Episode
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_episode
 from turnwise.agents.seating import Scripted, Seating
@@ -26,14 +27,26 @@ from turnwise.envs.interface import (
     HasTasks,
     Info,
     Panel,
+    attribute,
     capability,
+    gives_answers,
     ignored_of,
     instructions_of,
     listed_actions,
     shown_info,
 )
-from turnwise.envs.process import ProcessEnv
-from turnwise.envs.tasks import TextEnv, WorldExitError, demonstrated, expert_of, make_env, panel, start, step
+from turnwise.envs.process import ProcessEnv, Served
+from turnwise.envs.tasks import (
+    TextEnv,
+    WorldExitError,
+    demonstrated,
+    expert_of,
+    make_env,
+    panel,
+    snapshots,
+    start,
+    step,
+)
 from turnwise.trajectory import Task, Trajectory
 
 
@@ -181,6 +194,72 @@ def test_names_that_only_a_simulator_answers_to_are_not_looked_at() -> None:
     assert [capability(env, offer) for offer in (HasTasks, HasPlayers, HasSnapshots, HasExpert)] == [None] * 4
 
 
+class Around(gymnasium.Wrapper[str, str, str, str]):
+    """Makes a world of what it is put around, as gymnasium's users do."""
+
+    instructions, gives_answers, splits = "Say a number.", True, ("train",)
+
+    def tasks(self, split: str) -> Panel:
+        return Panel("around", split, (Task("around", split, 0, "k"),))
+
+    def snapshot(self) -> int:
+        return int(attribute(self.env, "turns"))
+
+    def restore(self, snapshot: int) -> None:
+        self.env.unwrapped.turns = snapshot  # type: ignore[attr-defined]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, Info]:
+        observation, info = super().reset(seed=seed)
+        return f"{observation}, task {options['task']}", info
+
+
+def test_a_wrapper_of_your_own_may_offer_what_a_world_may() -> None:
+    env = TimeLimit(Around(room(expert=lambda kind="searching", *, seed=0: None)), 9)
+    assert start(env, panel(env, "train")[0], 0)[0] == "a mug, task 0"
+    assert (instructions_of(env), gives_answers(env), attribute(env, "splits")) == ("Say a number.", True, ("train",))
+    assert capability(env, HasExpert) is env.unwrapped, "what is inside is still found"
+    assert attribute(env, "nothing") is None
+
+
+gymnasium.register("offers/Enforced-v0", lambda: Around(Room()), disable_env_checker=True)
+
+
+def test_a_snapshot_continues_in_an_instance_that_was_never_reset() -> None:
+    """gymnasium's wrapper, which is there unless a registration says otherwise, refuses a step before a reset."""
+
+    class Looks:
+        def begin(self, observation: str, info: Info) -> None: ...
+        def act(self, observation: str, info: Info) -> str:
+            return "look"
+
+    first, second, third = (make_env("offers/Enforced-v0") for _ in range(3))
+    assert isinstance(first, OrderEnforcing)
+    job, seating = Job(panel(first, "train")[0]), Seating({"": Scripted("looks", lambda env, seed: Looks())})
+    episode = Episode(first, job, 0, seating.seats(first, job, 0))
+    episode.act()
+    point = episode.fork_point(1)
+    copy = Episode.from_fork_point(point, second, job, 0, seating.seats(second, job, 0)[0])
+    again = Episode.from_fork_point(copy.fork_point(1), third, job, 0, seating.seats(third, job, 0)[0])
+    for each in (copy, again):
+        each.act()
+        assert (each.end, len(each.to_move.turns)) == ("terminated", 2)
+    served = Served(lambda: make_env("offers/Enforced-v0"))
+    served.restore(point.world)
+    assert served.step("look")[2], "so it is in a process"
+    served.reset(0, {"split": "train", "task": 0})
+    assert not served.step("look")[2]
+
+
+def test_snapshots_are_left_alone_behind_a_wrapper_with_a_state() -> None:
+    def inner() -> TextEnv:
+        return Around(room())
+
+    for made, found in ((inner(), True), (OrderEnforcing(inner()), True), (TimeLimit(inner(), 9), False)):
+        assert (snapshots(made) is not None) is found
+        assert ("snapshots" in Served(lambda made=made: made).describe().offers) is found  # type: ignore[misc]
+    assert snapshots(TimeLimit(Room({"snapshot": lambda: 0, "restore": lambda s: None}), 9)) is None
+
+
 def test_a_misfit_in_a_process_is_the_same_error() -> None:
     with pytest.raises(ValueError, match=r"has a method tasks\(\).*turnwise expects tasks\(split: str\)"):
         ProcessEnv(lambda: Room({"tasks": lambda: []}))
@@ -314,6 +393,24 @@ def test_a_game_that_does_not_tell_its_players_is_named(changes: Info, words: st
 
 def test_a_sound_game_is_played() -> None:
     assert [t.success for t in played(make_env(GAME))] == [True, False]
+
+
+class Unmade(Room):
+    def __init__(self) -> None:
+        super().__init__({"size": len(3)})  # type: ignore[arg-type]
+
+
+for _entry, _made in {"offers/Unmade-v0": Unmade, "offers/Number-v0": lambda: 3}.items():
+    gymnasium.register(_entry, _made, disable_env_checker=True)
+
+
+def test_a_fault_while_it_is_made_is_not_taken_for_its_settings() -> None:
+    with pytest.raises(ValueError, match=r"Unmade-v0' could not be made: TypeError \(test_off.*line \d+\): .*int"):
+        make_env("offers/Unmade-v0")
+    with pytest.raises(ValueError, match=r"'offers/Number-v0' could not be made: TypeError: .*must inherit from .*Env"):
+        make_env("offers/Number-v0")
+    with pytest.raises(ValueError, match=r"'offers/Room-v0' does not take these settings {'size': 3}: .*'size'"):
+        make_env("offers/Room-v0", size=3)
 
 
 class Seedless(Room):

@@ -33,7 +33,7 @@ from turnwise.envs.interface import (
     is_valid,
     request_of,
 )
-from turnwise.envs.tasks import no_exit, refuse, snapshots, start, step
+from turnwise.envs.tasks import no_exit, refuse, restored, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
 
@@ -260,7 +260,7 @@ class Episode:
         episode._set_up(env, job, seed, [seat])
         episode.task, episode.given, episode.num_refused = point.task, point.given, point.num_refused
         with episode._timed():
-            world.restore(point.world)
+            episode.env = restored(env, point.world)
         seat.turns, seat.observation, seat.begun = list(point.turns), point.observation, True
         seat.context = point.context.fork() if point.context else None
         seat.prompt, seat.continues = point.prompt, point.continues

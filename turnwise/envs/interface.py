@@ -203,12 +203,27 @@ Capability = TypeVar("Capability")
 
 
 def capability(env: TextEnv, protocol: Callable[..., Capability]) -> Capability | None:
-    """The innermost environment if it offers ``protocol``, else None.
+    """The environment, or a wrapper around it, that offers ``protocol``: the outermost one. None where none does.
 
     Raises ValueError where a method has the right name but does not take the protocol's arguments.
     """
     # Typed as a callable because mypy admits no protocol class as ``type[...]``.
-    return fitting(env.unwrapped, protocol, world_name(env))
+    name = world_name(env)
+    return next((found for layer in layers(env) if (found := fitting(layer, protocol, name)) is not None), None)
+
+
+def layers(env: TextEnv) -> Iterator[Any]:
+    """The environment as it is given, and what is inside each wrapper."""
+    layer: Any = env
+    while isinstance(layer, gymnasium.Wrapper):
+        yield layer
+        layer = layer.env
+    yield layer
+
+
+def attribute(env: TextEnv, name: str) -> Any:
+    """An attribute of the environment, or of a wrapper around it: of the outermost one that has it. None for none."""
+    return next((found for layer in layers(env) if (found := getattr(layer, name, None)) is not None), None)
 
 
 def fitting(found: object, protocol: Callable[..., Capability], name: str) -> Capability | None:
@@ -240,7 +255,7 @@ def instructions_of(env: TextEnv) -> str:
 
     Raises ValueError where they are not a string.
     """
-    found = getattr(env.unwrapped, "instructions", None)
+    found = attribute(env, "instructions")
     if found is None or isinstance(found, str):
         return found or ""
     raise ValueError(
@@ -251,12 +266,12 @@ def instructions_of(env: TextEnv) -> str:
 
 def gives_answers(env: TextEnv) -> bool:
     """Whether the world's episodes end in answers that can be compared (``info["answer"]``)."""
-    return getattr(env.unwrapped, "gives_answers", False) is True
+    return attribute(env, "gives_answers") is True
 
 
 def speaks_in_roles(env: TextEnv) -> bool:
     """Whether the world says beforehand that it speaks in a chat with roles."""
-    return getattr(env.unwrapped, "in_roles", False) is True
+    return attribute(env, "in_roles") is True
 
 
 def listed_actions(info: Info) -> list[str] | None:

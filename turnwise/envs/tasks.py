@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
@@ -29,6 +29,7 @@ from turnwise.envs.interface import (
     Panel,
     TextEnv,
     are_names,
+    attribute,
     capability,
     fitting,
     world_name,
@@ -51,6 +52,7 @@ __all__ = [
     "panel",
     "players_of",
     "refuse",
+    "restored",
     "snapshots",
     "start",
     "step",
@@ -120,7 +122,10 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
         missing = re.search(r"missing \d+ required .*arguments?: (.*)", reason)
         if missing:
             raise ValueError(f"environment {name!r} needs {missing[1]}: env.kwargs.NAME=VALUE") from error
-        raise ValueError(f"environment {name!r} does not take these settings {kwargs}: {reason}") from error
+        if "argument" in reason:
+            raise ValueError(f"environment {name!r} does not take these settings {kwargs}: {reason}") from error
+        where = place(error.__context__ or error)  # gymnasium words the error anew
+        raise ValueError(f"environment {name!r} could not be made: TypeError{where}: {reason}") from error
     except (ValueError, OSError, RuntimeError):  # as the world words it
         raise
     except Exception as error:  # whatever else a third party's world raises
@@ -199,11 +204,25 @@ def _tasks(env: TextEnv, world: HasTasks, split: str) -> Any:
 
 
 def snapshots(env: TextEnv) -> HasSnapshots | None:
-    """The world, if it offers snapshots; None where it does not, or where a wrapper may have a state of its own."""
+    """The world, if it offers snapshots; None where it does not, or where a wrapper may have a state of its own.
+
+    A wrapper of yours that offers them answers for what it holds.
+    """
     layer: Any = env
     while isinstance(layer, _STATELESS):
         layer = layer.env
-    return capability(env, HasSnapshots) if layer is env.unwrapped else None
+    return fitting(layer, HasSnapshots, world_name(env))
+
+
+def restored(env: TextEnv, snapshot: Any) -> TextEnv:
+    """Continue the episode of a snapshot in ``env``, which offers them. Returns what to step: the world itself.
+
+    A wrapper around it may refuse a step before its own first reset.
+    """
+    world = snapshots(env)
+    assert world is not None
+    world.restore(snapshot)
+    return cast(TextEnv, world)
 
 
 def players_of(env: TextEnv) -> tuple[str, ...]:
@@ -262,7 +281,7 @@ def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
     observation, info = check_parts(env, "reset", returned)
     check_seen(env, observation, info, players)
     check_turn(env, info, players)
-    mover, names = info.get("player"), getattr(env.unwrapped, "players", None)
+    mover, names = info.get("player"), attribute(env, "players")
     if not players and are_names(names) and mover in names:
         raise ValueError(
             f"{name} says whose turn it is (info['player'] {mover!r}, one of its players), as a game does, but has no "

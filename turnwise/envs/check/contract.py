@@ -21,7 +21,7 @@ from turnwise.envs.check.probe import (
     skipped,
     step,
 )
-from turnwise.envs.interface import HasExpert, HasPlayers, HasSnapshots, HasTasks, capability, instructions_of
+from turnwise.envs.interface import HasExpert, HasPlayers, HasSnapshots, HasTasks, capability, instructions_of, layers
 
 OFFERED = ("tasks", "snapshot", "restore", "expert", "players", "role")
 MAX_STEPS = 1000
@@ -55,16 +55,20 @@ def spaces_are_of_strings(probe: Probe) -> Finding:
 
 def offers_fit(probe: Probe) -> Finding:
     """Whether the world's optional methods fit, and which attributes of the same names are ignored."""
-    inner, taken, left = probe.env.unwrapped, list[str](), list[str]()
+    taken, left = list[str](), list[str]()
     for offer in (HasTasks, HasSnapshots, HasExpert, HasPlayers):
         names = [name for name in (*vars(offer), *offer.__annotations__) if name in OFFERED]
         offered = capability(probe.env, offer) is not None  # ValueError where one does not fit
-        there = [name for name in names if inspect.getattr_static(inner, name, None) is not None]
+        there = [name for name in names if any(_has(layer, name) for layer in layers(probe.env))]
         (taken if offered else left).extend(there)
     instructions = instructions_of(probe.env)
     taken += ["instructions"] if instructions else []
     text = f"offers {', '.join(taken)}" if taken else "offers reset and step"
     return passed(f"{text}; its own and not taken: {', '.join(left)}" if left else text)
+
+
+def _has(layer: object, name: str) -> bool:
+    return inspect.getattr_static(layer, name, None) is not None
 
 
 def gymnasium_accepts_it(probe: Probe) -> Finding:

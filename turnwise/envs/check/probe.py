@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from turnwise.childprocess import EnvRaisedError
-from turnwise.envs.interface import Expert, HasExpert, HasTasks, Info, are_names, capability
+from turnwise.envs.interface import Expert, HasExpert, HasTasks, Info, are_names, attribute, capability
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, expert_of, maker, panel, start
 from turnwise.envs.tasks import step as take
@@ -142,7 +142,7 @@ class Probe:
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits."""
-        names = getattr(self.env.unwrapped, "splits", None)
+        names = attribute(self.env, "splits")
         return (
             tuple(names)
             if self.has_panels and are_names(names)
