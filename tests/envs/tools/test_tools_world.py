@@ -50,6 +50,13 @@ class TwoNeeded:
         pass
 
 
+class Unhinted:
+    """Has a tool whose argument may be anything."""
+
+    def find(self, word) -> str:  # type: ignore[no-untyped-def]
+        return str(word)
+
+
 def twice(x: int) -> int:
     return 2 * x
 
@@ -230,6 +237,9 @@ def lambda_text() -> str:
         ({"reward": lambda task, reply, truth: 1}, "'reply' would be the tools"),
         ({"reward": lambda task, *, truth: 1}, "reward=<lambda> cannot be called"),
         ({"tools": TwoNeeded}, r"tools=TwoNeeded cannot be called with \(task\) or \(\): missing a required"),
+        ({"tools": Unhinted}, "tool find.* say of which type 'word' is"),
+        ({"tools": type("Empty", (), {})}, "Empty has no tools"),
+        ({"tasks": [{"question": 3}]}, 'the "question" of a task is a text; one row has 3'),
         ({"tasks": [{"messages": ["x"]}]}, '"messages" of a task are'),
         ({"tasks": [{"messages": [{"role": "user", "content": None}]}]}, '"messages" of a task are'),
         ({"tasks": [{"prompt": "x"}]}, r"this row has prompt: name its column with env\.kwargs\.fields"),

@@ -95,6 +95,18 @@ def tools_of(source: Any) -> list[Tool]:
     return found
 
 
+def check_class(kind: type) -> None:
+    """Raises what ``tools_of`` would raise for an instance: ValueError for no tools, or one that has no description."""
+    if issubclass(kind, Iterable):  # an instance lists its tools
+        return
+    names = _methods(kind)
+    if not names:
+        raise ValueError(f"{kind.__name__} has no tools: expected functions, or a class with public methods")
+    for name in names:
+        found = inspect.getattr_static(kind, name)
+        _known_arguments(getattr(found, "__func__", found), not isinstance(found, staticmethod), name)
+
+
 def call(tools: Mapping[str, Tool], asked: Call) -> Result:
     """Make a call. Never raises what a tool raises: the model reads it. WorldBrokenError alone is passed on."""
     if asked.name not in tools:

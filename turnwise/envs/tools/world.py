@@ -26,7 +26,7 @@ from turnwise.envs.rows import Row, Source, shared_rows
 from turnwise.envs.said import heard, said
 from turnwise.envs.tools.chatting import Talk
 from turnwise.envs.tools.mcp import Server, tools_of_servers
-from turnwise.envs.tools.tool import Tool, tools_of, wait_for
+from turnwise.envs.tools.tool import Tool, check_class, tools_of, wait_for
 from turnwise.envs.world import TaskEnv
 from turnwise.errors import unknown
 
@@ -81,6 +81,7 @@ class ToolsEnv(TaskEnv):
         self._functions: Sequence[Tool] | None = None
         if inspect.isclass(self._source):
             _fitted(self._source, _MAKING, dict.fromkeys(_MAKING[-1]), "tools")
+            check_class(self._source)
         else:
             self._functions = [] if self._mcp and self._source == () else tools_of(self._source)
         self._row: Row = {}
@@ -194,6 +195,8 @@ def _named(given: Any, setting: str) -> Any:
 
 def _check_asks(row: Row) -> None:
     """Raises ValueError for a row that holds no message of a user's."""
+    if "messages" not in row and not isinstance(row.get("question", ""), str):
+        raise ValueError(f'the "question" of a task is a text; one row has {str(row["question"])[:80]}')
     if not isinstance(row.get("question"), str) and not isinstance(row.get("messages"), list):
         raise ValueError(
             f'a task has "question", the user\'s message, or "messages"; this row has {", ".join(row)}: name its '
