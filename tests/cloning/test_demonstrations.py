@@ -79,6 +79,14 @@ def test_an_expert_that_never_wins_is_given_up_soon() -> None:
     assert not lost.success
 
 
+def test_an_expert_that_does_not_end_its_episode_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("turnwise.cloning.demonstrations.ENDLESS", 50)
+    world = Given("lose")
+    world.step = lambda action: ("sit", 0.0, False, False, {"success": False})  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"did not end task \d+ of 'train' in 50 steps: limit the steps .*max_episode"):
+        next(demonstrations(world, WarmstartConfig(split="train", noise=0.0), 0))
+
+
 def test_few_demonstrations_are_seen_again() -> None:
     env = make_env("turnwise/Household-v0")
     source = demonstrations(env, WarmstartConfig(num_demonstrations=5), seed=0)

@@ -142,6 +142,34 @@ class NoReward(Lift):
         return observation, math.nan, over, info
 
 
+class RewardInWords(Lift):
+    def act(self, action: str) -> tuple[str, Any, bool, Info]:  # type: ignore[override]
+        observation, reward, over, info = super().act(action)
+        return observation, str(reward), over, info
+
+
+class Loose(Lift):
+    """Sound, in looser types: a tuple of actions, a flag of numpy, None for what it does not know."""
+
+    def info(self, valid: bool, won: bool = False) -> Info:
+        told = super().info(valid, won)
+        actions = tuple(told["admissible_actions"])
+        return {**told, "admissible_actions": actions, "success": np.bool_(won), "score": None, "valid": None}
+
+
+class NoSplits(Bare):
+    def tasks(self, split: str) -> Panel:
+        raise ValueError(f"no split {split}")
+
+
+class Quiet(Lift):
+    """Does not say who has won, and its expert drops nothing but its task."""
+
+    def info(self, valid: bool, won: bool = False) -> Info:
+        told = super().info(valid, won)
+        return {key: told[key] for key in told if key != "success"}
+
+
 class Strict(Lift):
     def act(self, action: str) -> tuple[str, float, bool, Info]:
         action.encode()
@@ -436,6 +464,20 @@ class NoClue(Lift):
         driver = Driver(self)
         driver.act = lambda observation, info: "up"  # type: ignore[method-assign]
         return driver
+
+
+class Mute(Lift):
+    """Its expert answers with the number of an action."""
+
+    def expert(self, kind: str = "searching", *, seed: int = 0) -> Expert:
+        driver = Driver(self)
+        driver.act = lambda observation, info: 0  # type: ignore[method-assign,assignment,return-value]
+        return driver
+
+
+class Promised(Lift):
+    def expert(self, kind: str = "searching", *, seed: int = 0) -> Any:
+        return None
 
 
 class Toss(Bare):

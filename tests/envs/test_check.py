@@ -26,7 +26,9 @@ BROKEN: list[tuple[str, type[Any], str]] = [
     ("returns_the_right_types", worlds.ScoreInPercent, "info['score'] 50; expected a number in [0, 1]"),
     ("returns_the_right_types", worlds.SuccessInWords, "info['success'] 'no'; expected True or False"),
     ("returns_the_right_types", worlds.ActionsInOneString, "expected a list of strings"),
-    ("returns_the_right_types", worlds.NoReward, "the reward is nan"),
+    ("returns_the_right_types", worlds.NoReward, "returned the reward nan; expected a finite number"),
+    ("returns_the_right_types", worlds.RewardInWords, "returned the reward '0.0'; expected a finite number"),
+    ("returns_the_right_types", worlds.NoSplits, "list the names of your own in `splits`"),
     ("odd_actions_are_ordinary", worlds.Strict, "half a surrogate pair raised UnicodeEncodeError"),
     ("odd_actions_are_ordinary", worlds.Slow, "of one million letters had no answer"),
     ("admissible_actions_are_valid", worlds.Overpromising, "'fly' was listed as admissible"),
@@ -54,6 +56,8 @@ BROKEN: list[tuple[str, type[Any], str]] = [
     ("evaluation_starts_look_new", worlds.SecretlyLeakingDatabases, "validation 20 of 20"),
     ("evaluation_starts_look_new", worlds.LeakingDatabases, "validation 20 of 20"),
     ("expert_succeeds", worlds.NoClue, "nothing to clone"),
+    ("expert_succeeds", worlds.Mute, "the expert answered 0; expected an action, which is a string"),
+    ("expert_succeeds", worlds.Promised, "returned None for expert('searching'); expected an object with begin"),
 ]
 
 
@@ -140,6 +144,18 @@ def test_a_game_of_two_is_followed_to_its_end() -> None:
 def test_a_templated_question_over_hidden_state_is_no_leak(entry: type[Any], outcome: str, words: str) -> None:
     finding = ask("evaluation_starts_look_new", entry)
     assert (finding.outcome, words in finding.text) == (outcome, True), finding
+
+
+def test_what_training_takes_the_checks_take() -> None:
+    for name in ("returns_the_right_types", "odd_actions_are_ordinary", "expert_succeeds"):
+        assert ask(name, worlds.Loose).outcome == "passed", ask(name, worlds.Loose)
+    assert ask("admissible_actions_are_valid", worlds.Loose).text == "info has no 'valid'"
+
+
+def test_an_expert_is_not_said_to_win_where_the_world_does_not_say_so() -> None:
+    finding = ask("expert_succeeds", worlds.Quiet)
+    assert (finding.outcome, finding.rates) == ("skipped", {})
+    assert "task 0 of 'validation' ended without info['success']: set env.success_threshold" in finding.text
 
 
 def test_names_that_are_the_worlds_own_are_told() -> None:

@@ -20,7 +20,7 @@ from pettingzoo.test import api_test, parallel_api_test
 import turnwise.envs  # noqa: F401  (registers the environments)
 from tests.envs.tables import ALL, CLASSIC, DOCUMENTED_KEYS, IDS, classic, play, random_player
 from turnwise.envs.games import negotiation
-from turnwise.envs.games.adapter import NumbersView, TextGame, results
+from turnwise.envs.games.adapter import NumbersView, Sight, TextGame, results
 from turnwise.envs.games.catalogue import GAMES
 from turnwise.envs.games.env import GameEnv
 from turnwise.envs.games.negotiation import Negotiation
@@ -393,6 +393,44 @@ def test_players_who_are_out_leave_the_table() -> None:
     assert (reward, terminated) == (-1.0, True)
     assert info["rewards"] == {"player_0": 2.0, "player_1": 0.0, "player_2": -1.0}
     assert info["outcome"] == {"player_0": "win", "player_1": "loss", "player_2": "loss"}
+
+
+class _Stuck(_LastOneIn):
+    """Forgets that who is out has to leave."""
+
+    def step(self, action: int | None) -> None:
+        if not self.terminations[self.agent_selection]:
+            super().step(action)
+
+
+class _Numbered(_LastOneIn):
+    possible_agents = [0, 1, 2]  # type: ignore[list-item]  # noqa: RUF012
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_game_that_its_players_cannot_leave_is_told() -> None:
+    env = GameEnv(_Stuck)
+    env.reset(seed=0)
+    with pytest.raises(RuntimeError, match=r"_Stuck: 'player_0' is out and did not leave .*self\._was_dead_step"):
+        env.step("0")
+
+
+def test_players_have_names() -> None:
+    with pytest.raises(ValueError, match=r"_Numbered has the agents \[0, 1, 2\]: expected texts, such as 'player_0'"):
+        GameEnv(_Numbered)
+
+
+class _Shouted(NumbersView):
+    def moves(self, sight: Sight) -> dict[str, Any]:
+        return {f"Say {number}.": number for number in sight.legal}
+
+
+def test_moves_may_be_named_in_any_case() -> None:
+    env = GameEnv(lambda: TextGame(_LastOneIn, _Shouted()))
+    _, info = env.reset(seed=0)
+    assert info["admissible_actions"] == ["say 0", "say 1"]
+    assert env.step("Say 1")[-1]["valid"]
+    assert env.step("say 1.")[-1]["valid"]
 
 
 # Errors

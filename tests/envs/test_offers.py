@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
+from turnwise.agents.episode import Episode
 from turnwise.agents.jobs import Job
 from turnwise.agents.scripted import play_episode
 from turnwise.agents.seating import Scripted, Seating
+from turnwise.agents.wishes import Wishes
 from turnwise.childprocess import EnvRaisedError
 from turnwise.envs.interface import (
     AnyText,
@@ -24,11 +27,26 @@ from turnwise.envs.interface import (
     HasTasks,
     Info,
     Panel,
+    attribute,
     capability,
+    gives_answers,
+    ignored_of,
     instructions_of,
+    listed_actions,
+    shown_info,
 )
-from turnwise.envs.process import ProcessEnv
-from turnwise.envs.tasks import TextEnv, WorldExitError, expert_of, make_env, panel, start, step
+from turnwise.envs.process import ProcessEnv, Served
+from turnwise.envs.tasks import (
+    TextEnv,
+    WorldExitError,
+    demonstrated,
+    expert_of,
+    make_env,
+    panel,
+    snapshots,
+    start,
+    step,
+)
 from turnwise.trajectory import Task, Trajectory
 
 
@@ -176,6 +194,72 @@ def test_names_that_only_a_simulator_answers_to_are_not_looked_at() -> None:
     assert [capability(env, offer) for offer in (HasTasks, HasPlayers, HasSnapshots, HasExpert)] == [None] * 4
 
 
+class Around(gymnasium.Wrapper[str, str, str, str]):
+    """Makes a world of what it is put around, as gymnasium's users do."""
+
+    instructions, gives_answers, splits = "Say a number.", True, ("train",)
+
+    def tasks(self, split: str) -> Panel:
+        return Panel("around", split, (Task("around", split, 0, "k"),))
+
+    def snapshot(self) -> int:
+        return int(attribute(self.env, "turns"))
+
+    def restore(self, snapshot: int) -> None:
+        self.env.unwrapped.turns = snapshot  # type: ignore[attr-defined]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, Info]:
+        observation, info = super().reset(seed=seed)
+        return f"{observation}, task {options['task']}", info
+
+
+def test_a_wrapper_of_your_own_may_offer_what_a_world_may() -> None:
+    env = TimeLimit(Around(room(expert=lambda kind="searching", *, seed=0: None)), 9)
+    assert start(env, panel(env, "train")[0], 0)[0] == "a mug, task 0"
+    assert (instructions_of(env), gives_answers(env), attribute(env, "splits")) == ("Say a number.", True, ("train",))
+    assert capability(env, HasExpert) is env.unwrapped, "what is inside is still found"
+    assert attribute(env, "nothing") is None
+
+
+gymnasium.register("offers/Enforced-v0", lambda: Around(Room()), disable_env_checker=True)
+
+
+def test_a_snapshot_continues_in_an_instance_that_was_never_reset() -> None:
+    """gymnasium's wrapper, which is there unless a registration says otherwise, refuses a step before a reset."""
+
+    class Looks:
+        def begin(self, observation: str, info: Info) -> None: ...
+        def act(self, observation: str, info: Info) -> str:
+            return "look"
+
+    first, second, third = (make_env("offers/Enforced-v0") for _ in range(3))
+    assert isinstance(first, OrderEnforcing)
+    job, seating = Job(panel(first, "train")[0]), Seating({"": Scripted("looks", lambda env, seed: Looks())})
+    episode = Episode(first, job, 0, seating.seats(first, job, 0))
+    episode.act()
+    point = episode.fork_point(1)
+    copy = Episode.from_fork_point(point, second, job, 0, seating.seats(second, job, 0)[0])
+    again = Episode.from_fork_point(copy.fork_point(1), third, job, 0, seating.seats(third, job, 0)[0])
+    for each in (copy, again):
+        each.act()
+        assert (each.end, len(each.to_move.turns)) == ("terminated", 2)
+    served = Served(lambda: make_env("offers/Enforced-v0"))
+    served.restore(point.world)
+    assert served.step("look")[2], "so it is in a process"
+    served.reset(0, {"split": "train", "task": 0})
+    assert not served.step("look")[2]
+
+
+def test_snapshots_are_left_alone_behind_a_wrapper_with_a_state() -> None:
+    def inner() -> TextEnv:
+        return Around(room())
+
+    for made, found in ((inner(), True), (OrderEnforcing(inner()), True), (TimeLimit(inner(), 9), False)):
+        assert (snapshots(made) is not None) is found
+        assert ("snapshots" in Served(lambda made=made: made).describe().offers) is found  # type: ignore[misc]
+    assert snapshots(TimeLimit(Room({"snapshot": lambda: 0, "restore": lambda s: None}), 9)) is None
+
+
 def test_a_misfit_in_a_process_is_the_same_error() -> None:
     with pytest.raises(ValueError, match=r"has a method tasks\(\).*turnwise expects tasks\(split: str\)"):
         ProcessEnv(lambda: Room({"tasks": lambda: []}))
@@ -192,6 +276,16 @@ def test_a_misfit_in_a_process_is_the_same_error() -> None:
 def test_tasks_that_are_none_are_named(found: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         panel(room(tasks=lambda split: found), "train")
+
+
+def test_a_split_that_is_looked_up_in_vain_is_unknown() -> None:
+    train = Panel("x", "train", (Task("x", "train", 0, "k"),))
+    env = room(tasks=lambda split: {"train": train}[split])
+    assert demonstrated(env, "demonstrations") is train, "this world keeps none for its expert"
+    with pytest.raises(ValueError, match=r"unknown split 'tset': tasks\(\) of .*Room-v0 raised KeyError \(test_off"):
+        panel(env, "tset")
+    with pytest.raises(KeyError, match="shelf"):  # a fault within it stays one
+        panel(room(tasks=lambda split: {}["shelf"]), "train")
 
 
 def test_an_expert_that_is_none_is_named() -> None:
@@ -226,12 +320,53 @@ def test_a_game_without_roles_is_not_taken_for_a_world_of_one() -> None:
         ({"score": "high"}, r"info\['score'\] 'high'; expected a number in"),
         ({"task_type": 3}, r"info\['task_type'\] 3; expected a string"),
         ({"state_key": 3}, r"info\['state_key'\] 3; expected a string"),
+        ({"anchor": {"floor": 1}}, r"info\['anchor'\] {'floor': 1}; expected a string"),
+        ({"valid": 2}, r"info\['valid'\] 2; expected True or False"),
+        ({"sampling": {"temperature": "hot"}}, r"info\['sampling'\]\['temperature'\] 'hot'; expected a number"),
+        ({"sampling": {"stop": "END"}}, r"info\['sampling'\]\['stop'\] 'END'; expected a list of texts"),
         ({"admissible_actions": [("look",)]}, r"in info\['admissible_actions'\] \('look',\); expected a string"),
     ],
 )
 def test_what_info_says_wrongly_is_refused_by_the_worlds_name(info: Info, words: str) -> None:
     with pytest.raises(ValueError, match=rf"offers/Room-v0 returned {words}"):
         start(make_env(ROOM, info=info), Task("x", "train", 0, "k"), 0)
+
+
+NONE = dict.fromkeys(["success", "score", "valid", "task_type", "anchor", "state_key", "admissible_actions"])
+
+
+def test_none_counts_as_missing() -> None:
+    env = make_env(ROOM, info=NONE | {"listed_actions": None})
+    (trajectory,) = played(env)
+    assert (trajectory.success, trajectory.score, trajectory.task.type) == (None, None, "")
+    assert [(turn.valid, turn.anchor, turn.state_key) for turn in trajectory.turns] == [(True, "", "")] * 2
+    assert trajectory.last_anchor == "ok", "the observation stands for an anchor that is not told"
+    assert listed_actions({"listed_actions": None, "admissible_actions": ["look"]}) == ["look"]
+
+
+def test_a_world_that_speaks_in_observations_keeps_its_own_keys_of_chats() -> None:
+    own = {"sampling": "uniform", "ignored": 3, "tools": ["hammer"], "after": "noon"}
+    (trajectory,) = played(make_env(ROOM, info=own))
+    assert (trajectory.total_reward, trajectory.turns[0].request) == (2.0, "")
+    assert (Wishes.of(own), ignored_of(own), shown_info(own)) == (Wishes(), (), {})
+
+
+LOOP: dict[str, Any] = {}
+LOOP["self"] = LOOP
+
+
+@pytest.mark.parametrize("task", [{("a", 1): 2}, LOOP], ids=["key", "loop"])
+def test_a_task_that_cannot_be_stored_is_named(task: Any) -> None:
+    with pytest.raises(ValueError, match=r"info\['task'\] cannot be stored with the episode \("):
+        played(make_env(ROOM, info={"task": task}))
+
+
+@pytest.mark.parametrize("reward", [None, "1.0", float("nan"), 1e300, -(10**400), np.array([1.0])], ids=repr)
+def test_a_reward_that_nothing_can_be_learned_from_is_refused(reward: Any) -> None:
+    env = Short(info={"in": "step", "returns": ("ok", reward, False, False, {})})
+    start(env, Task("x", "train", 0, "k"), 0)
+    with pytest.raises(ValueError, match=r"Short returned the reward .*; expected a finite number of at most 1e100"):
+        step(env, "look")
 
 
 def test_scores_may_miss_their_range_by_rounding() -> None:
@@ -245,7 +380,7 @@ def test_scores_may_miss_their_range_by_rounding() -> None:
         ({"player": ...}, r"info\['player'\] None; expected"),
         ({"rewards": ...}, "its info lacks 'rewards' of this step: expected those of left, right"),
         ({"rewards": {"north": 1.0}}, r"info\['rewards'\] of 'north'; expected the names of its players"),
-        ({"rewards": [1.0, -1.0]}, r"info\['rewards'\] \[1.0, -1.0\]; expected a finite number for each player"),
+        ({"rewards": [1.0, -1.0]}, r"info\['rewards'\] \[1.0, -1.0\]; expected a finite number .* for each player"),
         ({"successes": ...}, "its info lacks 'successes' after the end"),
         ({"successes": {"left": True}}, "its info lacks 'successes' after the end"),
         ({"scores": {"left": 10, "right": 0}}, r"info\['scores'\] .*expected a number in \[0, 1\] for each player"),
@@ -258,6 +393,45 @@ def test_a_game_that_does_not_tell_its_players_is_named(changes: Info, words: st
 
 def test_a_sound_game_is_played() -> None:
     assert [t.success for t in played(make_env(GAME))] == [True, False]
+
+
+class Unmade(Room):
+    def __init__(self) -> None:
+        super().__init__({"size": len(3)})  # type: ignore[arg-type]
+
+
+for _entry, _made in {"offers/Unmade-v0": Unmade, "offers/Number-v0": lambda: 3}.items():
+    gymnasium.register(_entry, _made, disable_env_checker=True)
+
+
+def test_a_fault_while_it_is_made_is_not_taken_for_its_settings() -> None:
+    with pytest.raises(ValueError, match=r"Unmade-v0' could not be made: TypeError \(test_off.*line \d+\): .*int"):
+        make_env("offers/Unmade-v0")
+    with pytest.raises(ValueError, match=r"'offers/Number-v0' could not be made: TypeError: .*must inherit from .*Env"):
+        make_env("offers/Number-v0")
+    with pytest.raises(ValueError, match=r"'offers/Room-v0' does not take these settings {'size': 3}: .*'size'"):
+        make_env("offers/Room-v0", size=3)
+
+
+class Seedless(Room):
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()
+
+
+class Optionless(Room):
+    def reset(self, seed: int | None = None) -> Any:  # type: ignore[override]
+        return super().reset(sed=seed)  # type: ignore[call-arg]
+
+
+def test_a_reset_that_takes_no_seed_is_told_what_to_take() -> None:
+    task = Task("x", "train", 0, "k")
+    with pytest.raises(ValueError, match=r"Seedless cannot be reset with seed \(.*'seed'\); expected def reset\(self"):
+        start(Seedless(), task, 0)
+    with pytest.raises(TypeError, match="'sed'"):  # its own mistake
+        start(Optionless(), task, 0)
+    panels = Optionless({"tasks": lambda split: [task]})
+    with pytest.raises(ValueError, match=r"Optionless cannot be reset with seed, options \(.*'options'\)"):
+        start(panels, task, 0)
 
 
 # Leaving.

@@ -32,7 +32,7 @@ from turnwise.envs.interface import (
     speaks_in_roles,
 )
 from turnwise.envs.process import EnvDiedError, EnvRaisedError, EnvTimeoutError, ProcessEnv
-from turnwise.envs.tasks import make_env
+from turnwise.envs.tasks import make_env, step
 
 FAULTY = "tests.envs.faulty:tests/Faulty-v0"
 HELPED = "tests.envs.faulty:tests/Helped-v0"
@@ -136,6 +136,12 @@ def test_info_arrives_by_value(faulty: ProcessEnv) -> None:
     assert faulty.step("wait")[4]["admissible_actions"] == ["wait", "raise"]  # a tuple in the world
     with pytest.raises(EnvRaisedError, match="pickle"):
         faulty.step("lock")
+
+
+def test_a_reward_that_is_no_number_is_refused_as_without_a_process(faulty: ProcessEnv) -> None:
+    faulty.reset(seed=0)
+    with pytest.raises(ValueError, match=r"returned the reward '1.0'; expected a finite number"):
+        step(faulty, "word")
 
 
 def test_what_the_world_started_ends_with_it(faulty: ProcessEnv) -> None:

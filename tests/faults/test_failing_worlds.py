@@ -79,6 +79,24 @@ def test_a_score_out_of_its_range_is_refused_by_the_worlds_name(model: Path, tmp
         evaluate(model, env=room.id, env_kwargs=room.kwargs, tasks=2, agent={"max_reply_tokens": 4})
 
 
+def in_room(model: Path, folder: Path, kwargs: dict[str, Any], *settings: str) -> RunConfig:
+    room = EnvConfig(id="tests.envs.test_offers:offers/Room-v0", kwargs=kwargs)
+    return config(model, "raise", folder / "marks", 0, *settings).model_copy(update={"env": room})
+
+
+def test_keys_of_info_that_are_the_worlds_own_do_not_stop_a_run(model: Path, tmp_path: Path) -> None:
+    own = {"sampling": "uniform", "ignored": 3, "tools": ["hammer"], "after": "noon"}
+    train(in_room(model, tmp_path, {"info": own}), tmp_path / "run")
+    assert counted(tmp_path / "run") == [(4, 0, 0), (4, 0, 0)]
+
+
+def test_a_first_prompt_that_never_fits_is_told_with_the_limit(model: Path, tmp_path: Path) -> None:
+    long = {"own": {"instructions": "Look at the mug. " * 40}}
+    made = in_room(model, tmp_path, long, "agent.instructions=true", "agent.max_context_tokens=64")
+    with pytest.raises(CollectionError, match=r"no first prompt fits into the context: raise agent\.max_con"):
+        train(made, tmp_path / "run")
+
+
 def test_limits_need_a_process(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"env\.step_timeout_s can only be kept with env\.process=true"):
         config(model, "hang", tmp_path / "marks", 1, "env.step_timeout_s=1")

@@ -26,14 +26,16 @@ from turnwise.envs.interface import (
     HasClient,
     HasPlayers,
     Info,
+    anchor_of,
     capability,
     given_of,
     gives_answers,
     instructions_of,
+    is_valid,
     request_of,
     world_name,
 )
-from turnwise.envs.tasks import no_exit, refuse, snapshots, start, step
+from turnwise.envs.tasks import no_exit, refuse, restored, snapshots, start, step
 from turnwise.models.engine import Reply
 from turnwise.trajectory import End, Fork, IntArray, Task, Trajectory, Turn
 
@@ -171,9 +173,9 @@ class Episode:
                 entropies=reply.entropies,
                 reply=action if text is None else text,
                 action=action,
-                valid=parsed and bool(info.get("valid", True)),
+                valid=parsed and is_valid(info),
                 reward=0.0,
-                anchor=str(self.info.get("anchor", "")),
+                anchor=anchor_of(self.info),
                 env_s=self._env_s - before,
                 processing=reply.processing,
                 thought_tokens=thought_tokens,
@@ -272,7 +274,7 @@ class Episode:
         episode._set_up(env, job, seed, [seat])
         episode.task, episode.given, episode.num_refused = point.task, point.given, point.num_refused
         with episode._timed():
-            world.restore(point.world)
+            episode.env = restored(env, point.world)
         seat.turns, seat.observation, seat.begun = list(point.turns), point.observation, True
         seat.context = point.context.fork() if point.context else None
         seat.prompt, seat.continues = point.prompt, point.continues
@@ -351,7 +353,7 @@ class Episode:
         ]
 
     def _anchor(self) -> str:
-        return str(self.info.get("anchor", "")) or self.observation
+        return anchor_of(self.info) or self.observation
 
     def _state_key(self) -> str:
         found = self.info.get("state_key")

@@ -44,7 +44,7 @@ from turnwise.agents.playing import Event, OnEpisode
 from turnwise.agents.seating import NO_IDS, CutShortError, Seat, TextEnv
 from turnwise.agents.wishes import Wishes
 from turnwise.agents.worldwork import Failure, WorldWork
-from turnwise.envs.interface import listed_actions
+from turnwise.envs.interface import ignored_of, listed_actions
 from turnwise.errors import AgentError, with_place
 from turnwise.models.drawing import LogitsError, Sampling
 from turnwise.models.engine import Engine, Reply
@@ -327,7 +327,7 @@ class Rollouts:
         place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
         key = mix("reply", self._collector.seed, *place)
         wishes = Wishes.of(episode.info, job.temperature)
-        self._collector.count_ignored(episode.info.get("ignored", ()))
+        self._collector.count_ignored(ignored_of(episode.info))
         self._collector.count_ignored(["form"] if wishes.form is not None and seat.form is None else [])
         sampling = wishes.sampling(self._sampling)
         if not seat.recorded:  # the algorithm's temperatures are for what learns, and not for a frozen opponent

@@ -32,7 +32,7 @@ from turnwise.agents.prompts import AgentConfig, Context, check_context_fits
 from turnwise.agents.roles import Roles
 from turnwise.agents.toolcalls import Tools, name_of
 from turnwise.envs.forms import Form
-from turnwise.envs.interface import HasPlayers, Info, capability
+from turnwise.envs.interface import HasPlayers, Info, capability, sampling_of
 from turnwise.errors import AgentError
 from turnwise.models.engine import Engine, Sampling
 from turnwise.models.processing import Continuing, Processor
@@ -169,7 +169,7 @@ class Seat:
         Raises ValueError for one that cannot be kept, and AgentError where the engine keeps none and it must be.
         """
         assert self.model is not None
-        self.form = form = Form.of(info.get("sampling") or {})
+        self.form = form = Form.of(sampling_of(info))
         if form is None:
             return
         if not self.model.engine.processes:

@@ -9,14 +9,13 @@ keeps the tokens up to the one that completes it; no token that was kept depends
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from turnwise.envs.forms import Form
-from turnwise.envs.interface import Info
+from turnwise.envs.interface import Info, sampling_of
 from turnwise.models.drawing import Sampling
 from turnwise.models.engine import Reply
 from turnwise.trajectory import IntArray, Processing
@@ -34,11 +33,11 @@ class Wishes:
     @classmethod
     def of(cls, info: Info, temperature: float | None = None) -> Wishes:
         """Those that the world passes on; ``temperature`` is the attempt's own, where the world wishes none."""
-        given: Mapping[str, Any] = info.get("sampling") or {}
+        given = sampling_of(info)
         return cls(
             given.get("temperature", temperature),
             given.get("max_tokens"),
-            tuple(given.get("stop", ())),
+            tuple(given.get("stop") or ()),
             Form.of(given),
         )
 

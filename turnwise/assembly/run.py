@@ -36,7 +36,7 @@ from turnwise.assembly.warmstart import WarmStart
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.examples import examples_for
 from turnwise.config.schema import RunConfig
-from turnwise.envs.interface import HasPlayers, capability, gives_answers, world_name
+from turnwise.envs.interface import HasPlayers, capability, gives_answers, listed_actions, world_name
 from turnwise.envs.tasks import TextEnv, close, start, told_of
 from turnwise.grading.grader import Grader, grader_of
 from turnwise.grading.ranking import Ranker
@@ -103,7 +103,7 @@ class Assembly:
         found = open_panels(self.world, config.env.split, config.eval, config.rollout.num_tasks, config.warmstart)
         if config.agent.constrained:
             _, info = start(self.world, found.train[0], config.seed)
-            if not info.get("admissible_actions"):
+            if not listed_actions(info):
                 raise ValueError(NOTHING_OFFERED)
         if (recipe := build(config.algorithm, config.run_info)).needs_answers:
             check_answers(recipe.name, told_of(self.world, found.train[0], config.seed))

@@ -60,6 +60,8 @@ def shown_texts(shown: Demonstration, agent: AgentConfig) -> list[str]:
     return [*texts, *shown.replies(agent.action_format, DIALECTS["hermes"])]
 
 
+ENDLESS = 10_000
+"""An episode of so many steps is taken to be endless."""
 HOPELESS = 1000
 """So many tasks an expert may lose before its first win. Splits are long: all of one may take hours."""
 
@@ -155,21 +157,26 @@ def demonstrate(
     """Play one episode of the expert with noise; one demonstration for each player.
 
     Success is what the world or ``rule`` says. Where neither says it, an episode that terminated is a success. In a
-    game a player succeeds who does not lose.
+    game a player succeeds who does not lose. Raises ValueError for an episode that does not end.
     """
     # Three streams: a world and its expert with equal generators would not be independent.
     rng, world_seed, expert_seed = np.random.default_rng(seed), mix("world", seed) >> 33, mix("expert", seed) >> 33
     players = players_of(env)
     observation, info = start(env, task, world_seed)
     demonstrators: dict[str, _Demonstrator] = {}
-    ended, total = False, 0.0
+    ended, total, num_steps = False, 0.0, 0
     while not ended:
+        if num_steps == ENDLESS:
+            raise ValueError(
+                f"the {config.expert} expert of {world_name(env)} did not end task {task.index} of {task.split!r} in "
+                f"{num_steps:,} steps: limit the steps of an episode, gymnasium.register(..., max_episode_steps=N)"
+            )
         player = info["player"] if players else ""
         if player not in demonstrators:
             demonstrators[player] = _Demonstrator(expert_for(env, config, player, expert_seed), config, rng)
         action = demonstrators[player].act(observation, info)
         observation, reward, terminated, truncated, info = step(env, action, players)
-        total += reward
+        total, num_steps = total + reward, num_steps + 1
         ended = terminated or truncated
     judged = (rule or SuccessRule()).judge(info, total)
     success = bool(terminated) if judged is None else judged

@@ -88,5 +88,5 @@ def _ask(console: Console, observation: str, info: Info) -> str:
         action = console.input("[bold cyan]>[/bold cyan] ")
         if action.strip() != "?":
             return action
-        offered = info.get("admissible_actions", ["(this world does not list them)"])
+        offered = info.get("admissible_actions") or ["(this world does not list them)"]
         console.print("  " + "\n  ".join(offered), markup=False)

@@ -214,12 +214,27 @@ Capability = TypeVar("Capability")
 
 
 def capability(env: TextEnv, protocol: Callable[..., Capability]) -> Capability | None:
-    """The innermost environment if it offers ``protocol``, else None.
+    """The environment, or a wrapper around it, that offers ``protocol``: the outermost one. None where none does.
 
     Raises ValueError where a method has the right name but does not take the protocol's arguments.
     """
     # Typed as a callable because mypy admits no protocol class as ``type[...]``.
-    return fitting(env.unwrapped, protocol, world_name(env))
+    name = world_name(env)
+    return next((found for layer in layers(env) if (found := fitting(layer, protocol, name)) is not None), None)
+
+
+def layers(env: TextEnv) -> Iterator[Any]:
+    """The environment as it is given, and what is inside each wrapper."""
+    layer: Any = env
+    while isinstance(layer, gymnasium.Wrapper):
+        yield layer
+        layer = layer.env
+    yield layer
+
+
+def attribute(env: TextEnv, name: str) -> Any:
+    """An attribute of the environment, or of a wrapper around it: of the outermost one that has it. None for none."""
+    return next((found for layer in layers(env) if (found := getattr(layer, name, None)) is not None), None)
 
 
 def fitting(found: object, protocol: Callable[..., Capability], name: str) -> Capability | None:
@@ -251,7 +266,7 @@ def instructions_of(env: TextEnv) -> str:
 
     Raises ValueError where they are not a string.
     """
-    found = getattr(env.unwrapped, "instructions", None)
+    found = attribute(env, "instructions")
     if found is None or isinstance(found, str):
         return found or ""
     raise ValueError(
@@ -262,31 +277,71 @@ def instructions_of(env: TextEnv) -> str:
 
 def gives_answers(env: TextEnv) -> bool:
     """Whether the world's episodes end in answers that can be compared (``info["answer"]``)."""
-    return getattr(env.unwrapped, "gives_answers", False) is True
+    return attribute(env, "gives_answers") is True
 
 
 def speaks_in_roles(env: TextEnv) -> bool:
     """Whether the world says beforehand that it speaks in a chat with roles."""
-    return getattr(env.unwrapped, "in_roles", False) is True
+    return attribute(env, "in_roles") is True
 
 
 def listed_actions(info: Info) -> list[str] | None:
     """The actions that a model is shown: ``listed_actions``, or else ``admissible_actions``; None where both lack."""
-    listed: list[str] | None = info.get("listed_actions", info.get("admissible_actions"))
-    return listed
+    listed: list[str] | None = info.get("listed_actions")
+    return info.get("admissible_actions") if listed is None else listed
+
+
+def is_valid(info: Info) -> bool:
+    """Whether the last action was understood: unless the world says that it was not."""
+    return info.get("valid") is None or bool(info["valid"])
+
+
+def anchor_of(info: Info) -> str:
+    """The anchor that the world gives; "" where it gives none."""
+    return info.get("anchor") or ""
+
+
+def sampling_of(info: Info) -> Mapping[str, Any]:
+    """What is wished of the reply; {} for nothing, or where the world has something else under that name."""
+    found = info.get("sampling")
+    return found if isinstance(found, Mapping) else {}
+
+
+def ignored_of(info: Info) -> Sequence[str]:
+    """What was wished of the reply and is not followed; () for nothing, or something else under that name."""
+    found = info.get("ignored")
+    return found if are_names(found) else ()
 
 
 def given_of(info: Info) -> str:
-    """What a reset tells of the task, as JSON; "" where it tells nothing, or something else under that name."""
+    """What a reset tells of the task, as JSON; "" where it tells nothing, or something else under that name.
+
+    Raises ValueError where JSON has no form for it. (A value that JSON does not have becomes text.)
+    """
     told = info.get("task")
-    return json.dumps(told, ensure_ascii=False, default=str) if isinstance(told, dict) and told else ""
+    if not isinstance(told, dict) or not told:
+        return ""
+    try:
+        return json.dumps(told, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"info['task'] cannot be stored with the episode ({error}): its keys must be texts, and it must not hold "
+            "itself"
+        ) from None
 
 
 def shown_info(info: Info) -> Info:
     """The part of ``info`` that an agent may be shown: the listed actions, and what is asked in roles."""
     listed = listed_actions(info)
-    kept = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
+    kept = _asked(info)
     return kept if listed is None else {"listed_actions": listed, **kept}
+
+
+def _asked(info: Info) -> Info:
+    """What is asked in roles; {} in a world that speaks in observations, whose "tools" may be anything."""
+    if info.get("messages") is None:
+        return {}
+    return {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
 
 
 def request_of(info: Info) -> str:
@@ -294,10 +349,10 @@ def request_of(info: Info) -> str:
 
     "" where the world speaks in observations.
     """
-    if info.get("messages") is None:
+    asked = _asked(info)
+    if not asked:
         return ""
-    asked = {name: info[name] for name in ("messages", "after", "tools") if info.get(name) is not None}
-    if form := (info.get("sampling") or {}).get("form"):
+    if form := sampling_of(info).get("form"):
         asked["sampling"] = {"form": form}
     return json.dumps(asked, ensure_ascii=False, default=str)
 

@@ -37,6 +37,7 @@ from turnwise.envs.interface import (
     TextEnv,
     Thinks,
     are_names,
+    attribute,
     capability,
     fitting,
     gives_answers,
@@ -44,7 +45,7 @@ from turnwise.envs.interface import (
     speaks_in_roles,
     world_name,
 )
-from turnwise.envs.tasks import expert_of, make_env, panel
+from turnwise.envs.tasks import expert_of, make_env, panel, restored, snapshots
 from turnwise.errors import unknown
 from turnwise.trajectory import Task
 
@@ -183,8 +184,7 @@ class Served:
     """The world in its process, with the methods that the ``ProcessEnv`` calls."""
 
     def __init__(self, make: Callable[[], TextEnv]) -> None:
-        self.env = make()
-        self.world: Any = self.env.unwrapped
+        self.env = self.playing = make()
         self.experts: dict[int, Any] = {}
 
     def describe(self) -> Description:
@@ -194,30 +194,36 @@ class Served:
             "in_roles": speaks_in_roles(self.env),
             "gives_answers": gives_answers(self.env),
         }
-        if are_names(splits := getattr(self.world, "splits", None)):
+        if are_names(splits := attribute(self.env, "splits")):
             own["splits"] = tuple(splits)
         if game := capability(self.env, HasPlayers):
             own |= {"players": tuple(game.players), "roles": {player: game.role(player) for player in game.players}}
-        offers = frozenset(name for name, (protocol, _) in _OFFERS.items() if capability(self.env, protocol))
+        offers = frozenset(name for name, (protocol, _) in _OFFERS.items() if self.offered(protocol) is not None)
         return Description(offers, self.env.spec.id if self.env.spec else None, attributes | own)
 
+    def offered(self, protocol: Any) -> Any:
+        """What offers it, or None. Snapshots are not offered past a wrapper that has a state of its own."""
+        return snapshots(self.env) if protocol is HasSnapshots else capability(self.env, protocol)
+
     def reset(self, seed: int | None, options: dict[str, Any] | None) -> tuple[str, Info]:
+        self.playing = self.env
         observation, info = self.env.reset(seed=seed, options=options)
         return observation, _plain(info)
 
-    def step(self, action: str) -> Step:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, float(reward), terminated, truncated, _plain(info)
+    def step(self, action: str) -> tuple[Any, ...]:
+        """As the world returned it: who asks checks it."""
+        observation, reward, terminated, truncated, info = self.playing.step(action)
+        return observation, reward, terminated, truncated, _plain(info)
 
     def counted(self, prompt_tokens: int, reply_tokens: int, ended: bool) -> None:
-        self.world.counted(prompt_tokens, reply_tokens, ended)
+        self.offered(HasClient).counted(prompt_tokens, reply_tokens, ended)
 
     def refuse(self) -> Step:
-        observation, reward, terminated, truncated, info = self.world.refuse()
-        return observation, float(reward), terminated, truncated, _plain(info)
+        observation, reward, terminated, truncated, info = self.offered(HasClient).refuse()
+        return observation, reward, terminated, truncated, _plain(info)
 
     def leave(self, why: str) -> None:
-        self.world.leave(why)
+        self.offered(HasClient).leave(why)
 
     def tasks(self, split: str) -> Sequence[Task] | Outline:
         found = panel(self.env, split)
@@ -226,16 +232,16 @@ class Served:
         return found
 
     def look_up(self, split: str, index: Any) -> Any:
-        return self.world.tasks(split)[index]
+        return self.offered(HasTasks).tasks(split)[index]
 
     def may_contain(self, split: str, key: str) -> bool:
-        return bool(self.world.tasks(split).may_contain(key))
+        return bool(self.offered(HasTasks).tasks(split).may_contain(key))
 
     def snapshot(self) -> Any:
-        return self.world.snapshot()
+        return self.offered(HasSnapshots).snapshot()
 
     def restore(self, snapshot: Any) -> None:
-        self.world.restore(snapshot)
+        self.playing = restored(self.env, snapshot)
 
     def expert(self, number: int, kind: str, seed: int, forgotten: list[int]) -> list[str]:
         """Make an expert and keep it under ``number``. Returns which methods it has that an expert may lack."""

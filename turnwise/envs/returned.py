@@ -7,16 +7,18 @@ a game's players. In a world of one player they are (), and the keys of ``info``
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from turnwise.envs.interface import Info, Panel, TextEnv, world_name
+from turnwise.envs.interface import Info, Panel, TextEnv, sampling_of, world_name
 from turnwise.trajectory import Task
 
 _FLAGS = (bool, np.bool_, int)
 _NUMBERS = (int, float, np.number)  # a bool is an int
+_LARGEST = 1e100  # of a reward: a variance of larger ones is infinite, and every advantage then 0
+_REWARD = "a finite number of at most 1e100"
 _ROUNDING = 1e-6  # by which a sum of shares may miss 0 and 1
 _ROLES = ("system", "user", "assistant", "tool")
 _CALL = {"id": str, "name": str, "arguments": Mapping}
@@ -55,8 +57,8 @@ def check_step(
     env: TextEnv, reward: object, terminated: object, truncated: object, info: Info, players: Collection[str] = ()
 ) -> None:
     """Check reward and flags of a ``step``. A game must give all rewards, and at its end all successes."""
-    if not _is_number(reward):
-        raise _wrong(env, "the reward", reward, "a finite number")
+    if not _is_reward(reward):
+        raise _wrong(env, "the reward", reward, _REWARD)
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(flag, _FLAGS):
             raise _wrong(env, name, flag, "True or False")
@@ -91,12 +93,14 @@ def _check_info(env: TextEnv, info: Info) -> None:
         raise _wrong(env, "info['success']", info["success"], "True or False")
     if info.get("score") is not None and not _is_share(info["score"]):
         raise _wrong(env, "info['score']", info["score"], "a number in [0, 1]")
-    if not isinstance(info.get("valid", True), _FLAGS):
+    if info.get("valid") is not None and not _is_flag(info["valid"]):
         raise _wrong(env, "info['valid']", info["valid"], "True or False")
-    for name in ("task_type", "state_key"):
-        if not isinstance(info.get(name) or "", str):
+    for name in ("task_type", "state_key", "anchor"):
+        if not isinstance(info.get(name, ""), str | None):
             raise _wrong(env, f"info[{name!r}]", info[name], "a string")
-    _check_asked(env, info)
+    if info.get("messages") is not None:
+        _check_asked(env, info)
+    _check_wishes(env, sampling_of(info))
     for name in ("admissible_actions", "listed_actions"):
         actions = info.get(name)
         if actions is None:
@@ -129,6 +133,13 @@ def _check_asked(env: TextEnv, info: Info) -> None:
         raise _wrong(env, "info['after']", info["after"], "the number of a turn")
 
 
+def _check_wishes(env: TextEnv, wishes: Mapping[str, Any]) -> None:
+    """Check what a world wishes of the next reply (``info["sampling"]``)."""
+    for name, (fits, kind) in _WISHES.items():
+        if wishes.get(name) is not None and not fits(wishes[name]):
+            raise _wrong(env, f"info['sampling'][{name!r}]", wishes[name], kind)
+
+
 def _list_of(env: TextEnv, name: str, info: Info) -> Sequence[Any]:
     found = info.get(name)
     if found is not None and (isinstance(found, str) or not isinstance(found, Sequence)):
@@ -138,7 +149,7 @@ def _list_of(env: TextEnv, name: str, info: Info) -> Sequence[Any]:
 
 def _check_told(env: TextEnv, info: Info, players: Collection[str]) -> None:
     """Check the keys of a game's ``info`` that hold a value for each player."""
-    kinds = {"rewards": (_is_number, "a finite number"), "successes": (_is_flag, "True or False")}
+    kinds = {"rewards": (_is_reward, _REWARD), "successes": (_is_flag, "True or False")}
     for name, (fits, kind) in {**kinds, "scores": (_is_share, "a number in [0, 1]")}.items():
         of_players = info.get(name)
         if of_players is None and name not in info:
@@ -150,7 +161,14 @@ def _check_told(env: TextEnv, info: Info, players: Collection[str]) -> None:
 
 
 def _is_number(found: object) -> bool:
-    return isinstance(found, (*_NUMBERS, np.bool_)) and math.isfinite(found)
+    try:
+        return isinstance(found, (*_NUMBERS, np.bool_)) and math.isfinite(found)
+    except OverflowError:  # an int that is too large for a float
+        return False
+
+
+def _is_reward(found: Any) -> bool:
+    return _is_number(found) and abs(float(found)) <= _LARGEST
 
 
 def _is_flag(found: Any) -> bool:
@@ -160,6 +178,18 @@ def _is_flag(found: Any) -> bool:
 
 def _is_share(found: Any) -> bool:
     return _is_number(found) and -_ROUNDING <= float(found) <= 1 + _ROUNDING
+
+
+_WISHES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "temperature": (lambda found: _is_number(found) and float(found) >= 0, "a number that is not below 0"),
+    "max_tokens": (lambda found: isinstance(found, int | np.integer) and int(found) > 0, "a number of tokens above 0"),
+    "stop": (lambda found: isinstance(found, list | tuple) and all(map(_is_text, found)), "a list of texts"),
+    "form": (lambda found: isinstance(found, Mapping), "a dictionary (turnwise.envs.forms.Form.plain)"),
+}
+
+
+def _is_text(found: object) -> bool:
+    return isinstance(found, str) and bool(found)
 
 
 def _missing(env: TextEnv, name: str, players: Collection[str], when: str) -> ValueError:

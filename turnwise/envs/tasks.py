@@ -12,7 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
@@ -29,6 +29,7 @@ from turnwise.envs.interface import (
     Panel,
     TextEnv,
     are_names,
+    attribute,
     capability,
     fitting,
     world_name,
@@ -44,12 +45,14 @@ __all__ = [
     "closed_after",
     "demonstrated",
     "expert_of",
+    "fitting_expert",
     "make_env",
     "maker",
     "no_exit",
     "panel",
     "players_of",
     "refuse",
+    "restored",
     "snapshots",
     "start",
     "step",
@@ -119,7 +122,10 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
         missing = re.search(r"missing \d+ required .*arguments?: (.*)", reason)
         if missing:
             raise ValueError(f"environment {name!r} needs {missing[1]}: env.kwargs.NAME=VALUE") from error
-        raise ValueError(f"environment {name!r} does not take these settings {kwargs}: {reason}") from error
+        if "argument" in reason:
+            raise ValueError(f"environment {name!r} does not take these settings {kwargs}: {reason}") from error
+        where = place(error.__context__ or error)  # gymnasium words the error anew
+        raise ValueError(f"environment {name!r} could not be made: TypeError{where}: {reason}") from error
     except (ValueError, OSError, RuntimeError):  # as the world words it
         raise
     except Exception as error:  # whatever else a third party's world raises
@@ -155,8 +161,7 @@ def panel(env: TextEnv, split: str) -> Sequence[Task]:
     """
     world = capability(env, HasTasks)
     if world is not None:
-        with no_exit(world_name(env), f"tasks({split!r})"):
-            found = world.tasks(split)
+        found: Sequence[Task] = _tasks(env, world, split)
         check_tasks(env, split, found)
         return found
     if split not in _SEED_RANGES:
@@ -180,19 +185,44 @@ def _has_demonstrations(env: TextEnv) -> bool:
     if world is None:
         return DEMONSTRATIONS in _SEED_RANGES
     try:
-        with no_exit(world_name(env), f"tasks({DEMONSTRATIONS!r})"):
-            world.tasks(DEMONSTRATIONS)
+        _tasks(env, world, DEMONSTRATIONS)
     except ValueError:
         return False
     return True
 
 
+def _tasks(env: TextEnv, world: HasTasks, split: str) -> Any:
+    """What the world's ``tasks`` returns. Raises ValueError for an unknown split, also where a lookup of it failed."""
+    name = world_name(env)
+    try:
+        with no_exit(name, f"tasks({split!r})"):
+            return world.tasks(split)
+    except KeyError as error:
+        if error.args != (split,):
+            raise
+        raise ValueError(f"unknown split {split!r}: tasks() of {name} raised {with_place(error)}") from error
+
+
 def snapshots(env: TextEnv) -> HasSnapshots | None:
-    """The world, if it offers snapshots; None where it does not, or where a wrapper may have a state of its own."""
+    """The world, if it offers snapshots; None where it does not, or where a wrapper may have a state of its own.
+
+    A wrapper of yours that offers them answers for what it holds.
+    """
     layer: Any = env
     while isinstance(layer, _STATELESS):
         layer = layer.env
-    return capability(env, HasSnapshots) if layer is env.unwrapped else None
+    return fitting(layer, HasSnapshots, world_name(env))
+
+
+def restored(env: TextEnv, snapshot: Any) -> TextEnv:
+    """Continue the episode of a snapshot in ``env``, which offers them. Returns what to step: the world itself.
+
+    A wrapper around it may refuse a step before its own first reset.
+    """
+    world = snapshots(env)
+    assert world is not None
+    world.restore(snapshot)
+    return cast(TextEnv, world)
 
 
 def players_of(env: TextEnv) -> tuple[str, ...]:
@@ -215,6 +245,11 @@ def expert_of(env: TextEnv, kind: str, seed: int) -> Expert:
         )
     with no_exit(name, f"expert({kind!r})"):
         made = world.expert(kind, seed=seed)
+    return fitting_expert(made, kind, name)
+
+
+def fitting_expert(made: object, kind: str, name: str) -> Expert:
+    """What ``expert(kind)`` of the world ``name`` returned. Raises ValueError where it is no ``Expert``."""
     found = fitting(made, Expert, f"the expert of {name}")
     if found is None:
         raise ValueError(
@@ -232,15 +267,21 @@ def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
     WorldExitError where it calls ``sys.exit``.
     """
     name, players = world_name(env), players_of(env)
-    with no_exit(name, "reset"):
-        if capability(env, HasTasks) is not None:
-            returned: Any = env.reset(seed=seed, options={"split": task.split, "task": task.index})
-        else:
-            returned = env.reset(seed=task.index)
+    given: dict[str, Any] = {"seed": task.index}
+    if capability(env, HasTasks) is not None:
+        given = {"seed": seed, "options": {"split": task.split, "task": task.index}}
+    try:
+        with no_exit(name, "reset"):
+            returned: Any = env.reset(**given)
+    except TypeError as error:
+        if "argument" not in str(error) or place(error):  # raised within it
+            raise
+        expected = "def reset(self, *, seed=None, options=None)"
+        raise ValueError(f"{name} cannot be reset with {', '.join(given)} ({error}); expected {expected}") from error
     observation, info = check_parts(env, "reset", returned)
     check_seen(env, observation, info, players)
     check_turn(env, info, players)
-    mover, names = info.get("player"), getattr(env.unwrapped, "players", None)
+    mover, names = info.get("player"), attribute(env, "players")
     if not players and are_names(names) and mover in names:
         raise ValueError(
             f"{name} says whose turn it is (info['player'] {mover!r}, one of its players), as a game does, but has no "

@@ -25,6 +25,7 @@ from turnwise.grading.ranking import Ranker
 from turnwise.learning.metrics import Metrics
 from turnwise.learning.planning import NoRollouts, Planner
 from turnwise.models.engine import Sampling
+from turnwise.monitoring.beginnings import Beginnings
 from turnwise.monitoring.first_replies import FirstReplies
 from turnwise.monitoring.mirrors import Mirrors
 from turnwise.monitoring.record import episode_numbers, finite, grading_numbers, joined, per_token
@@ -123,7 +124,7 @@ class Trainer:
         self.sampled_tokens = 0
         self.skipped_in_a_row = 0  # updates, with an optimizer step whose gradient was not finite
         self.halved = False  # whether microbatches are half as big as configured: an update did not fit into memory
-        self._first_replies = FirstReplies(advice(sides[0].agent.config))
+        self._first_replies, self._beginnings = FirstReplies(advice(sides[0].agent.config)), Beginnings()
         self._saved = -1  # finished updates at the newest checkpoint
         self._sync()
 
@@ -218,9 +219,13 @@ class Trainer:
                 f"({_reasons(failed)}): more than rollout.max_error_share={self.settings.max_error_share}"
             )
         if not any(t.turns for t in played if t.end != "error"):
-            raise CollectionError(f"no episode of update {update} has a turn to learn from ({_reasons(played)})")
+            full = played and all(t.end_reason == "context" for t in played)
+            why = "no first prompt fits into the context: raise agent.max_context_tokens" if full else _reasons(played)
+            raise CollectionError(f"no episode of update {update} has a turn to learn from ({why})")
         self._first_replies.finish()
-        return group_by_task(played)
+        groups = group_by_task(played)
+        self._beginnings.add(groups)
+        return groups
 
     def _play(self, update: int) -> list[Trajectory]:
         """The episodes of an update, played now."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from turnwise.commands.shorthands import world_of
@@ -47,6 +48,13 @@ class TwoNeeded:
 
     def __init__(self, task: Any, stock: int) -> None:
         pass
+
+
+class Unhinted:
+    """Has a tool whose argument may be anything."""
+
+    def find(self, word) -> str:  # type: ignore[no-untyped-def]
+        return str(word)
 
 
 def twice(x: int) -> int:
@@ -174,6 +182,27 @@ def test_a_reward_is_a_number(found: Any) -> None:
         env.step("done")
 
 
+@pytest.mark.parametrize("found", [np.float32(0.5), np.int64(1), np.bool_(True), {"reward": np.float32(1.0)}])
+def test_it_may_be_one_of_numpy(found: Any) -> None:
+    env = world(reward=lambda task, reply: found)
+    begun(env)
+    _, reward, _, _, info = env.step("done")
+    assert (reward, info["success"]) == ((0.5, False) if found == np.float32(0.5) else (1.0, True))
+    assert type(reward) is float
+
+
+class Cached(Stock):
+    """Has a value that is worked out once, which is no tool."""
+
+    @cached_property
+    def prices(self) -> dict[str, int]:
+        return {"mug": self.stock}
+
+
+def test_a_cached_value_is_no_tool() -> None:
+    assert [tool["function"]["name"] for tool in begun(world(tools=Cached))["tools"]] == ["left"]
+
+
 async def _later(task: dict[str, Any], reply: str) -> int:
     return 1
 
@@ -208,6 +237,9 @@ def lambda_text() -> str:
         ({"reward": lambda task, reply, truth: 1}, "'reply' would be the tools"),
         ({"reward": lambda task, *, truth: 1}, "reward=<lambda> cannot be called"),
         ({"tools": TwoNeeded}, r"tools=TwoNeeded cannot be called with \(task\) or \(\): missing a required"),
+        ({"tools": Unhinted}, "tool find.* say of which type 'word' is"),
+        ({"tools": type("Empty", (), {})}, "Empty has no tools"),
+        ({"tasks": [{"question": 3}]}, 'the "question" of a task is a text; one row has 3'),
         ({"tasks": [{"messages": ["x"]}]}, '"messages" of a task are'),
         ({"tasks": [{"messages": [{"role": "user", "content": None}]}]}, '"messages" of a task are'),
         ({"tasks": [{"prompt": "x"}]}, r"this row has prompt: name its column with env\.kwargs\.fields"),

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 import random
 import warnings
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from gymnasium.utils.env_checker import check_env
@@ -15,7 +12,6 @@ from gymnasium.utils.env_checker import check_env
 from turnwise.childprocess import EnvRaisedError, EnvTimeoutError
 from turnwise.envs.check.probe import (
     Finding,
-    Frame,
     Probe,
     begin,
     failed,
@@ -25,7 +21,7 @@ from turnwise.envs.check.probe import (
     skipped,
     step,
 )
-from turnwise.envs.interface import HasExpert, HasPlayers, HasSnapshots, HasTasks, capability, instructions_of
+from turnwise.envs.interface import HasExpert, HasPlayers, HasSnapshots, HasTasks, capability, instructions_of, layers
 
 OFFERED = ("tasks", "snapshot", "restore", "expert", "players", "role")
 MAX_STEPS = 1000
@@ -59,16 +55,20 @@ def spaces_are_of_strings(probe: Probe) -> Finding:
 
 def offers_fit(probe: Probe) -> Finding:
     """Whether the world's optional methods fit, and which attributes of the same names are ignored."""
-    inner, taken, left = probe.env.unwrapped, list[str](), list[str]()
+    taken, left = list[str](), list[str]()
     for offer in (HasTasks, HasSnapshots, HasExpert, HasPlayers):
         names = [name for name in (*vars(offer), *offer.__annotations__) if name in OFFERED]
         offered = capability(probe.env, offer) is not None  # ValueError where one does not fit
-        there = [name for name in names if inspect.getattr_static(inner, name, None) is not None]
+        there = [name for name in names if any(_has(layer, name) for layer in layers(probe.env))]
         (taken if offered else left).extend(there)
     instructions = instructions_of(probe.env)
     taken += ["instructions"] if instructions else []
     text = f"offers {', '.join(taken)}" if taken else "offers reset and step"
     return passed(f"{text}; its own and not taken: {', '.join(left)}" if left else text)
+
+
+def _has(layer: object, name: str) -> bool:
+    return inspect.getattr_static(layer, name, None) is not None
 
 
 def gymnasium_accepts_it(probe: Probe) -> Finding:
@@ -84,36 +84,9 @@ def gymnasium_accepts_it(probe: Probe) -> Finding:
 
 
 def returns_the_right_types(probe: Probe) -> Finding:
-    num_frames = 0
-    for task in probe.some(probe.examples(20)):
-        for number, frame in enumerate(probe.record(probe.env, task, 50).frames):
-            for wrong in _wrong_types(frame):
-                return failed(f"after {number} actions {wrong}")
-            num_frames += 1
-    return passed(f"{num_frames} observations, rewards, flags and infos")
-
-
-def _wrong_types(frame: Frame) -> Iterator[str]:
-    info, number, flag = frame.info, (int, float, np.integer, np.floating), (bool, np.bool_)
-    expected: dict[str, tuple[Any, Any, str]] = {
-        "the observation": (frame.observation, isinstance(frame.observation, str), "a string"),
-        "the reward": (frame.reward, math.isfinite(frame.reward), "a finite number"),
-        "terminated": (frame.terminated, isinstance(frame.terminated, flag), "a bool"),
-        "truncated": (frame.truncated, isinstance(frame.truncated, flag), "a bool"),
-    }
-    for key, value in info.items():
-        fits, kind = {
-            "admissible_actions": (isinstance(value, list) and all(isinstance(a, str) for a in value), "list[str]"),
-            "listed_actions": (isinstance(value, list) and all(isinstance(a, str) for a in value), "list[str]"),
-            "success": (isinstance(value, flag), "a bool"),
-            "valid": (isinstance(value, flag), "a bool"),
-            "score": (isinstance(value, number) and 0 <= value <= 1, "a number in [0, 1]"),
-            "task_type": (isinstance(value, str), "a string"),
-        }.get(key, (True, ""))
-        expected[f"info[{key!r}]"] = (value, fits, kind)
-    for name, (value, fits, kind) in expected.items():
-        if not fits:
-            yield f"{name} is {shown(value)}, expected {kind}"
+    """Whether what the world returns fits: ``begin`` and ``step`` raise where it does not."""
+    episodes = [probe.record(probe.env, task, 50) for task in probe.some(probe.examples(20))]
+    return passed(f"{sum(len(each.frames) for each in episodes)} observations, rewards, flags and infos")
 
 
 def odd_actions_are_ordinary(probe: Probe) -> Finding:
@@ -126,15 +99,12 @@ def odd_actions_are_ordinary(probe: Probe) -> Finding:
     for name, action in ODD_ACTIONS.items():
         begin(env, task)
         try:
-            frame = step(env, action)
-            if not frame.over:
+            if not step(env, action).over:
                 step(env, action)
         except EnvTimeoutError:
             return failed(f"an action {name} had no answer after {ODD_ACTION_S:g} s; cut what is too long to be read")
         except Exception as error:
             return failed(f"an action {name} raised {first_line(error)}; answer it as an invalid action instead")
-        for wrong in _wrong_types(frame):
-            return failed(f"after an action {name} {wrong}")
     return passed(f"{len(ODD_ACTIONS)} kinds, from an empty one to a million letters")
 
 
@@ -142,12 +112,12 @@ def admissible_actions_are_valid(probe: Probe) -> Finding:
     num_actions = 0
     for task in probe.some(probe.examples(20)):
         episode = probe.record(probe.env, task, 50)
-        if "admissible_actions" not in episode.frames[0].info:
+        if episode.frames[0].info.get("admissible_actions") is None:
             return skipped("info has no 'admissible_actions'")
         for frame, action, after in zip(episode.frames, episode.actions, episode.frames[1:], strict=False):
             if not frame.info.get("admissible_actions"):
                 return failed(f"no action was admissible, and the episode went on after {shown(action)}")
-            if "valid" not in after.info:
+            if after.info.get("valid") is None:
                 return skipped("info has no 'valid'")
             if not after.info["valid"]:
                 return failed(f"{shown(action)} was listed as admissible, and was not valid when played")

@@ -18,7 +18,19 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from turnwise.envs.check.probe import FEW_STEPS, Episode, Finding, Frame, Probe, begin, failed, passed, skipped, step
+from turnwise.envs.check.probe import (
+    FEW_STEPS,
+    Episode,
+    Finding,
+    Frame,
+    Probe,
+    advised,
+    begin,
+    failed,
+    passed,
+    skipped,
+    step,
+)
 from turnwise.envs.interface import Expert, HasExpert, HasPlayers, capability
 from turnwise.envs.tasks import expert_of
 from turnwise.trajectory import Task
@@ -139,7 +151,7 @@ def _way(probe: Probe, task: Task, expert: Expert) -> list[Frame]:
     frames = [begin(probe.env, task)]
     expert.begin(frames[0].observation, frames[0].info)
     while not frames[-1].over and len(frames) <= _WAY_STEPS:
-        frames.append(step(probe.env, expert.act(frames[-1].observation, frames[-1].info)))
+        frames.append(step(probe.env, advised(expert, frames[-1])))
     return frames
 
 

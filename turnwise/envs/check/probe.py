@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
-import gymnasium
-
 from turnwise.childprocess import EnvRaisedError
-from turnwise.envs.interface import Expert, HasExpert, HasTasks, Info, are_names, capability
+from turnwise.envs.interface import Expert, HasExpert, HasTasks, Info, are_names, attribute, capability
 from turnwise.envs.process import ProcessEnv
 from turnwise.envs.tasks import TextEnv, expert_of, maker, panel, start
+from turnwise.envs.tasks import step as take
 from turnwise.errors import place
 from turnwise.trajectory import Task
 
@@ -143,7 +142,7 @@ class Probe:
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits."""
-        names = getattr(self.env.unwrapped, "splits", None)
+        names = attribute(self.env, "splits")
         return (
             tuple(names)
             if self.has_panels and are_names(names)
@@ -166,9 +165,11 @@ class Probe:
         return self._tasks[split]
 
     def examples(self, num: int) -> list[Task]:
-        """The first tasks of the first split."""
-        tasks = self.tasks(self.splits[0])
-        return [tasks[index] for index in range(min(num, len(tasks)))]
+        """The first tasks of the first split. Raises ValueError where no split has any."""
+        if not self.splits:
+            raise ValueError(f"no task in {', '.join(_USUAL_SPLITS)}: list the names of your own in `splits`")
+        found = self.tasks(self.splits[0])
+        return [found[index] for index in range(min(num, len(found)))]
 
     def record(self, env: TextEnv, task: Task, max_steps: int = 30, seed: int = 0) -> Episode:
         """Play a task at random (``RandomPlayer``) for up to ``max_steps``; a few steps only where no time is left."""
@@ -204,7 +205,15 @@ class RandomPlayer:
         choices = frame.info.get("admissible_actions")
         if choices:
             return str(self._rng.choice(choices))
-        return self._expert.act(frame.observation, frame.info) if self._expert else self._space.sample()
+        return advised(self._expert, frame) if self._expert else self._space.sample()
+
+
+def advised(expert: Expert, frame: Frame) -> str:
+    """What the expert would do now. Raises ValueError where that is no string."""
+    action = expert.act(frame.observation, frame.info)
+    if not isinstance(action, str):
+        raise ValueError(f"the expert answered {shown(action)}; expected an action, which is a string")
+    return action
 
 
 def begin(env: TextEnv, task: Task) -> Frame:
@@ -213,8 +222,9 @@ def begin(env: TextEnv, task: Task) -> Frame:
 
 
 def step(env: TextEnv, action: str) -> Frame:
-    observation, reward, terminated, truncated, info = env.step(action)
-    return Frame(observation, float(reward), terminated, truncated, _understood(info))
+    """Take an action. Raises ValueError where what the world returns does not fit, as in training."""
+    observation, reward, terminated, truncated, info = take(env, action)
+    return Frame(observation, reward, terminated, truncated, _understood(info))
 
 
 def replay(env: TextEnv, episode: Episode) -> tuple[Frame, ...]:
@@ -265,6 +275,4 @@ def _apart(one: object, other: object) -> str:
 
 def _understood(info: Info) -> Info:
     """A copy, because some worlds later change the lists that they returned."""
-    if not isinstance(info, dict):
-        raise gymnasium.error.Error(f"info is {shown(info)}, expected a dict")
     return {key: copy.deepcopy(info[key]) for key in INFO_KEYS if key in info}

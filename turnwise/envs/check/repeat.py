@@ -20,6 +20,7 @@ from turnwise.envs.check.probe import (
     step,
 )
 from turnwise.envs.interface import HasSnapshots, capability
+from turnwise.envs.tasks import snapshots
 
 _OWN_RANDOMNESS = "draw from self.np_random alone, and sort what comes from sets"
 
@@ -77,8 +78,10 @@ def instances_do_not_disturb_each_other(probe: Probe) -> Finding:
 
 def snapshots_continue_exactly(probe: Probe) -> Finding:
     """Whether a restored snapshot continues as the original did, in the same instance and in another one."""
-    if capability(probe.env, HasSnapshots) is None:
-        return skipped("no snapshot() and restore(): forks replay the actions instead")
+    if snapshots(probe.env) is None:
+        behind = capability(probe.env, HasSnapshots) is not None
+        why = "a wrapper around it has a state of its own" if behind else "no snapshot() and restore()"
+        return skipped(f"{why}: forks replay the actions instead")
     num_snapshots, other = 0, probe.fresh()
     for first, second in probe.some(_pairs(probe)):
         episode = probe.record(probe.env, first, max_steps=100)
@@ -107,7 +110,7 @@ def _continued(env: Any, episode: Episode, half: int) -> list[Frame]:
 
 
 def _world(env: Any) -> HasSnapshots:
-    world = capability(env, HasSnapshots)
+    world = snapshots(env)
     assert world is not None
     return world
 

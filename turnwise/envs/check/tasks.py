@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from itertools import combinations, islice
 
-from turnwise.envs.check.probe import Finding, Probe, begin, failed, passed, shown, skipped, step
-from turnwise.envs.interface import HasExpert, HasPlayers, Panel, capability
-from turnwise.envs.tasks import TextEnv, panel
+from turnwise.envs.check.probe import Finding, Frame, Probe, advised, begin, failed, passed, shown, skipped, step
+from turnwise.envs.interface import Expert, HasExpert, HasPlayers, Panel, capability, world_name
+from turnwise.envs.tasks import TextEnv, fitting_expert, panel
 from turnwise.trajectory import Task
 
 NO_PANELS = "no tasks(split): seed ranges stand for panels"
@@ -49,7 +49,7 @@ def tasks_start_what_they_say(probe: Probe) -> Finding:
                     f"{split} task {task.index} began with {shown(first.observation)}, then with "
                     f"{shown(again.observation)}"
                 )
-            told = first.info.get("task_type", task.type)
+            told = first.info.get("task_type") or task.type
             if task.type and told != task.type:
                 return failed(f"{split} task {task.index} is of type {task.type!r}, info['task_type'] says {told!r}")
         num_tasks += len(chosen)
@@ -94,9 +94,16 @@ def expert_succeeds(probe: Probe) -> Finding:
     wins: dict[str, tuple[int, int]] = {}
     for number in probe.some(range(min(50, len(probe.tasks(split))))):
         for kind in ("searching", "knowing"):
-            won = _wins(probe, probe.tasks(split)[number], kind)
-            if won is not None:
-                wins[kind] = wins.get(kind, (0, 0))[0] + won, wins.get(kind, (0, 0))[1] + 1
+            expert = _made(probe, kind)
+            if expert is None:
+                continue
+            won = _last(probe, probe.tasks(split)[number], expert).info.get("success")
+            if won is None:
+                return skipped(
+                    f"task {number} of {split!r} ended without info['success']: set env.success_threshold, else a warm "
+                    "start takes every episode that terminates for a success"
+                )
+            wins[kind] = wins.get(kind, (0, 0))[0] + bool(won), wins.get(kind, (0, 0))[1] + 1
     if not wins:
         return failed("expert() knows neither kind 'searching' nor 'knowing'")
     text = "; ".join(f"{kind}: {won} of {num} tasks of {split!r}" for kind, (won, num) in wins.items())
@@ -105,18 +112,23 @@ def expert_succeeds(probe: Probe) -> Finding:
     return passed(text, wins)
 
 
-def _wins(probe: Probe, task: Task, kind: str) -> bool | None:
-    """Whether the expert solves the task; None where the world has no expert of this kind."""
+def _made(probe: Probe, kind: str) -> Expert | None:
+    """The world's expert, made before a reset as evaluations make it; None where it has none of this kind."""
     world = capability(probe.env, HasExpert)
     assert world is not None
     try:
-        expert = world.expert(kind, seed=0)  # before reset, as evaluations ask for it
+        made = world.expert(kind, seed=0)
     except ValueError:
         return None
+    return fitting_expert(made, kind, world_name(probe.env))
+
+
+def _last(probe: Probe, task: Task, expert: Expert) -> Frame:
+    """Where the expert's episode of the task ends."""
     frame = begin(probe.env, task)
     expert.begin(frame.observation, frame.info)
     for _ in range(_MAX_EPISODE):
         if frame.over:
             break
-        frame = step(probe.env, expert.act(frame.observation, frame.info))
-    return bool(frame.info.get("success", frame.terminated))
+        frame = step(probe.env, advised(expert, frame))
+    return frame

@@ -57,7 +57,7 @@ class TextView(ABC):
 
     @abstractmethod
     def moves(self, sight: Sight) -> Mapping[str, Any]:
-        """What the player to move may write (lower case) -> the action of the game that it stands for."""
+        """What the player to move may write -> the action of the game that it stands for. Case does not matter."""
 
 
 class NumbersView(TextView):
@@ -191,7 +191,8 @@ class TextGame(AECEnv):  # type: ignore[misc]
         self.truncations = {agent: bool(self.game.truncations[agent]) for agent in self.agents}
         self._earn({agent: float(self.game.rewards[agent]) for agent in self.agents})
         to_move = self.agents and not self._is_out(self.agent_selection)
-        self._moves: Mapping[str, Any] = self.view.moves(self._sight(self.agent_selection)) if to_move else {}
+        moves = self.view.moves(self._sight(self.agent_selection)) if to_move else {}
+        self._moves: Mapping[str, Any] = {plain(text): move for text, move in moves.items()}
         self._tell()
 
     def _earn(self, rewards: dict[str, float]) -> None:

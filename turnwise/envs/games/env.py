@@ -12,7 +12,7 @@ from turnwise.envs.games.adapter import results
 from turnwise.envs.games.catalogue import as_text, kind_of
 from turnwise.envs.games.experts import PolicyExpert
 from turnwise.envs.games.starts import Start, starts
-from turnwise.envs.interface import Expert, Info, Panel
+from turnwise.envs.interface import Expert, Info, Panel, are_names
 from turnwise.envs.world import SnapshotEnv
 from turnwise.errors import unknown
 
@@ -57,7 +57,11 @@ class GameEnv(SnapshotEnv):
         self.kind.check(settings)
         self.game = as_text(self.kind.make(**settings))
         self.starts = starts(self.kind, settings, opening_moves)
-        self.players: tuple[str, ...] = tuple(map(str, self.game.possible_agents))
+        if not are_names(list(self.game.possible_agents)):
+            raise ValueError(
+                f"{self.kind.name} has the agents {self.game.possible_agents!r}: expected texts, such as 'player_0'"
+            )
+        self.players: tuple[str, ...] = tuple(self.game.possible_agents)
         self.instructions = getattr(self.game, "instructions", "")
         self._start: Start | None = None
         self._actions: list[str] = []
@@ -94,7 +98,13 @@ class GameEnv(SnapshotEnv):
         valid = bool(game.infos.get(actor, {}).get("valid", True))
         rewards = {player: float(game.rewards.get(player, 0.0)) for player in self.players}
         while self._is_out(game.agent_selection) and not self._over:
+            leaving = game.agent_selection
             game.step(None)  # a player who is out leaves the table; nobody earns by that
+            if leaving in game.agents:
+                raise RuntimeError(
+                    f"{self.kind.name}: {leaving!r} is out and did not leave the game by its next step. Let step() "
+                    "return self._was_dead_step(action) where the agent is terminated or truncated"
+                )
         for player, reward in rewards.items():
             self._totals[player] += reward
         over = self._over

@@ -13,7 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, NotRequired, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -95,6 +95,18 @@ def tools_of(source: Any) -> list[Tool]:
     return found
 
 
+def check_class(kind: type) -> None:
+    """Raises what ``tools_of`` would raise for an instance: ValueError for no tools, or one that has no description."""
+    if issubclass(kind, Iterable):  # an instance lists its tools
+        return
+    names = _methods(kind)
+    if not names:
+        raise ValueError(f"{kind.__name__} has no tools: expected functions, or a class with public methods")
+    for name in names:
+        found = inspect.getattr_static(kind, name)
+        _known_arguments(getattr(found, "__func__", found), not isinstance(found, staticmethod), name)
+
+
 def call(tools: Mapping[str, Tool], asked: Call) -> Result:
     """Make a call. Never raises what a tool raises: the model reads it. WorldBrokenError alone is passed on."""
     if asked.name not in tools:
@@ -126,11 +138,11 @@ _typed_dict: Any = TypedDict  # given names that only the function's signature k
 def _methods(kind: type) -> list[str]:
     """The public methods of a class, in the order in which they are written, those of its bases first."""
     order = [name for base in reversed(kind.__mro__[:-1]) for name in vars(base)]
-    return [
-        name
-        for name in dict.fromkeys(order)
-        if name[0] != "_" and inspect.isroutine(inspect.getattr_static(kind, name))
-    ]
+    return [name for name in dict.fromkeys(order) if name[0] != "_" and _is_method(inspect.getattr_static(kind, name))]
+
+
+def _is_method(found: object) -> bool:
+    return inspect.isroutine(found) and not isinstance(found, cached_property)  # a value, which looks like a method
 
 
 @lru_cache(maxsize=1024)

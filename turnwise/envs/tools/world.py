@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from turnwise.envs.interface import Expert, Info, Panel
+from turnwise.envs.programs.results import is_number
 from turnwise.envs.rows import Row, Source, shared_rows
 from turnwise.envs.said import heard, said
 from turnwise.envs.tools.chatting import Talk
 from turnwise.envs.tools.mcp import Server, tools_of_servers
-from turnwise.envs.tools.tool import Tool, tools_of, wait_for
+from turnwise.envs.tools.tool import Tool, check_class, tools_of, wait_for
 from turnwise.envs.world import TaskEnv
 from turnwise.errors import unknown
 
@@ -81,6 +81,7 @@ class ToolsEnv(TaskEnv):
         self._functions: Sequence[Tool] | None = None
         if inspect.isclass(self._source):
             _fitted(self._source, _MAKING, dict.fromkeys(_MAKING[-1]), "tools")
+            check_class(self._source)
         else:
             self._functions = [] if self._mcp and self._source == () else tools_of(self._source)
         self._row: Row = {}
@@ -153,9 +154,10 @@ class ToolsEnv(TaskEnv):
         found = wait_for(found) if inspect.iscoroutine(found) else found
         parts = dict(found) if isinstance(found, Mapping) else {"reward": found}
         reward = parts.pop("reward", None)
-        if isinstance(reward, bool | int | float) and math.isfinite(reward) and set(parts) <= {"success", "score"}:
-            score = {"score": float(reward)} if 0 <= reward <= 1 else {}
-            return float(reward), {"success": reward >= 1, **score, **parts}
+        if is_number(reward) and set(parts) <= {"success", "score"}:
+            earned = float(reward)
+            score = {"score": earned} if 0 <= earned <= 1 else {}
+            return earned, {"success": earned >= 1, **score, **parts}
         raise ValueError(
             f"the reward function returned {found!r}"[:200]
             + '; expected a finite number, or {"reward": number, "success": bool, "score": number in [0, 1]}'
@@ -193,6 +195,8 @@ def _named(given: Any, setting: str) -> Any:
 
 def _check_asks(row: Row) -> None:
     """Raises ValueError for a row that holds no message of a user's."""
+    if "messages" not in row and not isinstance(row.get("question", ""), str):
+        raise ValueError(f'the "question" of a task is a text; one row has {str(row["question"])[:80]}')
     if not isinstance(row.get("question"), str) and not isinstance(row.get("messages"), list):
         raise ValueError(
             f'a task has "question", the user\'s message, or "messages"; this row has {", ".join(row)}: name its '
