@@ -32,7 +32,7 @@ def settings_of_untrained(given: Mapping[str, Any], in_roles: bool = False) -> d
         "action_format": style,
         "instructions": True,
         **({"context": "roles"} if roles else {"show_admissible": True, "admissible_format": "lines"}),
-        "max_reply_tokens": REPLY_TOKENS.get(style, REPLY_TOKENS["tags"]),
+        "max_reply_tokens": REPLY_TOKENS[style if style in tuple(REPLY_TOKENS) else "tags"],  # unchecked: maybe no text
         "max_context_tokens": CONTEXT_TOKENS,
         **given,
     }
