@@ -235,8 +235,7 @@ class SearchingExpert:
 
     def _open(self, listed: Mapping[str, Offer]) -> str:
         """On the results: the first untried offer that fits; in a hurry a tried one too, if there is no other."""
-        wish = self._wish
-        kind = wish.kind if any(wish.kind in words(offer.title) for offer in listed.values()) else ""
+        wish, kind = self._wish, self._kind(listed)
         fitting = [
             asin
             for asin, offer in listed.items()
@@ -247,6 +246,11 @@ class SearchingExpert:
         if fitting:
             return f"click[{min(fitting, key=lambda asin: self._refused.get(asin, 0.0))}]"
         return NEXT if listed else BACK
+
+    def _kind(self, listed: Mapping[str, Offer]) -> str:
+        """The word for the wanted type; "" where no offer's title has it, so that it cannot choose among them."""
+        kind = self._wish.kind
+        return kind if any(kind in words(offer.title) for offer in listed.values()) else ""
 
     def _judge(self, offer: Offer, options: Mapping[str, tuple[str, ...]]) -> str:
         """On an item's page: back, read on, choose an option, or buy."""

@@ -49,8 +49,7 @@ class ThinkingExpert(SearchingExpert):
 
     def _offers(self, page: Sight) -> Iterator[str]:
         """Each offer up to the first that is opened, and why it is not."""
-        wish = self._wish
-        kind = wish.kind if any(wish.kind in words(offer.title) for offer in page.listed.values()) else ""
+        wish, kind = self._wish, self._kind(page.listed)
         for asin, offer in page.listed.items():
             line = _line(asin, offer) + self._of_limit
             if asin in self._refused:
