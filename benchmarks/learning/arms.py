@@ -80,3 +80,12 @@ AEPO: Mapping[str, Arm] = {
     "no_clip": Arm("aepo", (*_TREES, "algorithm.balanced_clip=false"), "arpo"),
 }
 """ARPO, and AEPO with other penalties of consecutive branchings, without the balanced budget, without its clip."""
+
+COMPOSED: Mapping[str, Arm] = {
+    "grpo": Arm("grpo"),
+    "gigpo": Arm("gigpo", base="grpo"),
+    "opo": Arm("opo", base="grpo"),
+    "opo_spear": Arm("spear", ("algorithm.base.type=opo",), "grpo"),
+}
+"""A composition of what did best in the sweep, against GRPO, GiGPO and its base alone: OPO's advantages, with SPEAR's
+replay and bonus."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from arms import AEPO, BASELINE, EMPG, EPO, SPEAR, Arm, by_name
+from arms import AEPO, BASELINE, COMPOSED, EMPG, EPO, SPEAR, Arm, by_name
 
 from turnwise.algorithms.registry import ALGORITHMS
 
@@ -122,6 +122,20 @@ SETTINGS: Mapping[str, Setting] = {
     "empg": _taken_apart("empg", EMPG, tokens_per_update=5_000, cpu_s_per_1000=0.8, warmstart_cpu_s=100.0),
     "spear": _taken_apart("spear", SPEAR, tokens_per_update=5_000, cpu_s_per_1000=1.2, warmstart_cpu_s=100.0),
     "aepo": _taken_apart("aepo", AEPO, tokens_per_update=11_000, cpu_s_per_1000=0.8, warmstart_cpu_s=60.0),
+    "medium": Setting(
+        config="learning/medium",
+        panel="test",
+        tuning_panel="validation",
+        budget=15 * 9_000,
+        num_seeds=5,
+        tokens_per_update=9_000,
+        cpu_s_per_1000=1.8,
+        warmstart_cpu_s=150.0,
+        measure_cpu_s=5.0,
+        test_tasks=192,
+        untuned=(),
+        arms=COMPOSED,
+    ),
     "smoke": Setting(
         config="learning/smoke",
         panel="test",
