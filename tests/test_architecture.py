@@ -20,7 +20,7 @@ LEAVES = {
 """They import nothing of ours."""
 
 ALLOWED: dict[str, set[str]] = {
-    "envs": {"cache", "childprocess", "errors", "registration", "seeds", "trajectory"},
+    "envs": {"cache", "childprocess", "errors", "heat", "registration", "seeds", "trajectory"},
     "models": {"cache", "childprocess", "clock", "errors", "heat", "prefixes", "seeds", "trajectory"},
     "agents": {"clock", "envs", "errors", "heat", "models", "seeds", "trajectory"},
     "grading": {"agents", "errors", "statistics", "trajectory"},
@@ -30,8 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "monitoring": {"errors", "grading", "trajectory"},
     "cloning": {"agents", "cache", "envs", "errors", "models", "replay", "seeds", "trajectory"},
     "config": {
-        *("agents", "algorithms", "cloning", "envs", "errors", "grading", "learning", "models", "monitoring"),
-        "moved",
+        *("agents", "algorithms", "cloning", "envs", "errors", "grading", "heat", "learning", "models"),
+        *("monitoring", "moved"),
     },
     "runs": {
         *("turnwise", "agents", "config", "envs", "errors", "grading", "jsonfile", "models", "replay", "statistics"),

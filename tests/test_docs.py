@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import pydoc
 import re
 import runpy
 import shlex
@@ -180,3 +182,14 @@ def test_the_index_of_decisions_lists_each_with_what_became_of_it() -> None:
         rows.append(f"| [{number}]({page.name}) | {name} | {since}|")
     index = (folder / "index.md").read_text()
     assert [line for line in index.splitlines() if line.startswith("| [")] == rows
+
+
+def test_the_migration_page_names_what_is_there() -> None:
+    """The right column of its tables of names, from 0.2; and old modules are told by the page's names."""
+    part = (ROOT / "docs" / "migration.md").read_text().partition("### Code of your own")[2].partition("\n### ")[0]
+    new = re.findall(r"`(turnwise\.[\w.]+)`", " ".join(row.split("|")[2] for row in part.splitlines() if "|" in row))
+    assert len(new) > 8
+    for name in new:
+        assert pydoc.locate(name) is not None, name
+    with pytest.raises(ImportError, match=r"turnwise\.runs\.replaying has moved.*turnwise\.runs\.reproducing"):
+        importlib.import_module("turnwise.runs.replaying")

@@ -353,7 +353,8 @@ def _reason(error: Exception) -> str:
         return str(error)
     if is_out_of_memory(error):
         return f"out of memory: lower rollout.num_slots or optimizer.microbatch_tokens ({error!r})"
-    goes_on = "; `turnwise train --resume RUN` goes on" if sys.argv[1:2] in (["train"], ["demo"]) else ""
+    trains = sys.argv[1:2] in (["train"], ["demo"])
+    goes_on = "; from a checkpoint, if there is one, `turnwise train --resume RUN` goes on" if trains else ""
     return f"{with_place(error)} (TURNWISE_DEBUG=1 shows where{goes_on})"
 
 

@@ -17,6 +17,9 @@ from typing import Literal
 LEAST = 1e-8
 """Nats. Smaller entropies count as this."""
 
+LEAST_TEMPERATURE = 1e-3
+"""The least temperature above 0 (greedy) that is taken: logits that are divided by less may be infinite."""
+
 Sign = Literal["intended", "released"]
 
 

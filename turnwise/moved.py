@@ -33,6 +33,7 @@ MODULES = {
     "turnwise.records": "turnwise.runs",
     "turnwise.records.replaying": "turnwise.runs.reproducing",
     "turnwise.records.rundir": "turnwise.runs.directory",
+    "turnwise.runs.replaying": "turnwise.runs.reproducing",
     "turnwise.settingnames": "turnwise.config.names",
     "turnwise.training.cloning": "turnwise.cloning.cloner",
     "turnwise.training.experiment": "turnwise.jobs",
@@ -40,7 +41,7 @@ MODULES = {
     "turnwise.training.warmstart": "turnwise.cloning.warmstart",
     "turnwise.training.watchdog": "turnwise.monitoring.watchdog",
 }
-"""Module of version 0.1 -> where its content is now."""
+"""Module of version 0.1 or 0.2 -> where its content is now."""
 
 
 def told(old: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,20 @@ def test_a_threshold_that_would_do_nothing_is_refused_before_anything_is_cloned(
         with closing(Assembly(config(model, *settings))) as assembly, pytest.raises(ValueError, match=told):
             assembly.check_sources()
     with closing(Assembly(config(model))) as assembly:
+        assembly.check_sources()
+
+
+def test_settings_of_games_that_cannot_work_are_refused_before_anything_is_cloned(model: Path) -> None:
+    game = "env={id: turnwise/TicTacToe-v0}"
+    refused = {
+        ("game.opponent=random",): "is a world of one player: leave the game settings out",
+        (game, "game.opponent=ranodm"): "unknown agent 'ranodm'. Did you mean 'random'?",
+        (game, "game.eval_opponent=ranodm"): "unknown agent 'ranodm'. Did you mean 'random'?",
+    }
+    for settings, told in refused.items():
+        with closing(Assembly(config(model, *settings))) as assembly, pytest.raises(ValueError, match=re.escape(told)):
+            assembly.check_sources()
+    with closing(Assembly(config(model, game, "game.opponent=self"))) as assembly:
         assembly.check_sources()
 
 

@@ -21,6 +21,7 @@ from turnwise.assembly.serving import Offer, Service
 from turnwise.cloning.chats import read_chats
 from turnwise.config.files import load_config
 from turnwise.envs.programs.running import Model
+from turnwise.envs.tasks import SERVED, make_env
 from turnwise.models.policy import Policy
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
@@ -68,8 +69,8 @@ def test_a_conversation_is_served_and_recorded(folder: Path, tmp_path: Path) -> 
     sampled = [replace(each, turns=each.turns[:1]) for each in stored if "Streamed" not in each.turns[0].observation]
     assert deviation(sampled, Policy.load(folder, lora=None).sampler) < 1e-4
     assert len(list(select(tmp_path / "served", Selection(text="mug")))) == 1
-    write_view([tmp_path / "served"], tmp_path / "view.html", 10)
-    assert (tmp_path / "view.html").stat().st_size > 10_000
+    write_view([tmp_path / "served"], tmp_path / "new" / "view.html", 10)
+    assert (tmp_path / "new" / "view.html").stat().st_size > 10_000
 
 
 def test_conversations_are_kept_as_chats(folder: Path, tmp_path: Path) -> None:
@@ -209,13 +210,18 @@ def test_an_error_ends_every_conversation_and_is_raised(folder: Path, monkeypatc
         made.close()
 
 
+def test_conversations_are_not_played_again() -> None:
+    """There was "Did you mean 'turnwise/Search-v0'?"."""
+    with pytest.raises(ValueError, match=r"conversations that `turnwise serve --record` kept, .* cannot be made"):
+        make_env(SERVED)
+
+
 def test_what_cannot_be_served_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give --api-key KEY too"):
         Service(str(folder), replace(OFFER, host="0.0.0.0"))
-    with pytest.raises(ValueError, match="plays without a model"):
-        Service("random", OFFER)
-    with pytest.raises(ValueError, match="serve a run, a model folder or a hub name"):
-        Service("openai:gpt@http://127.0.0.1:1/v1", replace(OFFER, agent={}))
+    for name in ("random", "expert:knowing", "openai:gpt@http://127.0.0.1:1/v1"):
+        with pytest.raises(ValueError, match=f"{name} is no model of this machine: serve a run, a model folder or a"):
+            Service(name, OFFER)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="not an empty folder"):
         Service(str(folder), replace(OFFER, record=tmp_path))

@@ -220,6 +220,8 @@ def test_smoke_demo_then_resume_evaluate_and_export(
     assert "Success on unseen tasks" in again
     assert "run: first" in again
     assert "all" in shown(["evaluate", "first", "--tasks", "4", "--temperature", "0"], monkeypatch, capsys)
+    assert "success in %" in shown(["compare", "first", "--plot", "plots/curves.svg"], monkeypatch, capsys)
+    assert (tmp_path / "plots" / "curves.svg").stat().st_size > 500
     assert "merged" in shown(["export", "first", "--to", "merged"], monkeypatch, capsys)
     assert (tmp_path / "merged" / "model.safetensors").exists()
     assert "all" in shown(["evaluate", "./merged", "--tasks", "4"], monkeypatch, capsys)

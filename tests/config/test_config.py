@@ -54,7 +54,7 @@ def test_shipped_configurations_build_and_survive_the_trip_to_disk(name: str) ->
         (["algorithm=grop"], "Unknown algorithm 'grop'. Did you mean 'grpo'?"),
         (["optimizer.lr=abc"], "optimizer.lr: Input should be a valid number"),
         (["optimizer.lr=-1"], "optimizer.lr: Input should be greater than 0"),
-        (["rollout.temperature=0"], "rollout.temperature: Input should be greater than 0"),
+        (["rollout.temperature=0"], "rollout.temperature: Input should be greater than or equal to 0.001"),
         (["agent.window=3"], "agent.context=full does not use it"),
         (["eval.test_split=train"], "would not be of unseen tasks"),
         (["warmstart=null"], "random weights"),

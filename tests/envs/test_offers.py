@@ -311,6 +311,13 @@ def test_a_game_without_roles_is_not_taken_for_a_world_of_one() -> None:
         played(make_env(ROOM, own={"players": ["a", "b"]}, info={"player": "a"}))
 
 
+ASKED: Info = {"messages": [{"role": "user", "content": "?"}]}
+
+
+def tool(parameters: Any) -> Info:
+    return {"type": "function", "function": {"name": "look", "parameters": parameters}}
+
+
 @pytest.mark.parametrize(
     ("info", "words"),
     [
@@ -322,7 +329,24 @@ def test_a_game_without_roles_is_not_taken_for_a_world_of_one() -> None:
         ({"state_key": 3}, r"info\['state_key'\] 3; expected a string"),
         ({"anchor": {"floor": 1}}, r"info\['anchor'\] {'floor': 1}; expected a string"),
         ({"valid": 2}, r"info\['valid'\] 2; expected True or False"),
-        ({"sampling": {"temperature": "hot"}}, r"info\['sampling'\]\['temperature'\] 'hot'; expected a number"),
+        (
+            {"sampling": {"temperature": "hot"}},
+            r"info\['sampling'\]\['temperature'\] 'hot'; expected 0 \(greedy\) or a number",
+        ),
+        (
+            {"sampling": {"temperature": 1e-300}},
+            r"info\['sampling'\]\['temperature'\] 1e-300; expected 0 \(greedy\) or a number",
+        ),
+        (
+            {"sampling": {"form": {"schema": True}}},
+            r"info\['sampling'\]\['form'\] {'schema': True}; expected a dictionary",
+        ),
+        (
+            {"sampling": {"form": {"call": ["look"]}}},
+            r"info\['sampling'\]\['form'\] {'call': .*; expected a dictionary",
+        ),
+        ({"sampling": {"form": {"must": 1}}}, r"info\['sampling'\]\['form'\] {'must': 1}; expected a dictionary"),
+        (ASKED | {"tools": [tool(True)]}, r"in info\['tools'\] the parameters True; expected a dictionary"),
         ({"sampling": {"stop": "END"}}, r"info\['sampling'\]\['stop'\] 'END'; expected a list of texts"),
         ({"admissible_actions": [("look",)]}, r"in info\['admissible_actions'\] \('look',\); expected a string"),
     ],

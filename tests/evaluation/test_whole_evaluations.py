@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -470,9 +471,40 @@ def test_a_game_is_evaluated_in_as_many_shards_as_can_hold_it(model: Path) -> No
     assert evaluate(model, **given, shards=2) == evaluate(model, **given)
 
 
+def test_tokens_that_a_server_does_not_count_are_unknown() -> None:
+    """They were reported as 0."""
+
+    def uncounted(body: dict[str, Any]) -> Response:
+        return Response(json.dumps({"choices": json.loads(oracle(body).content)["choices"]}).encode())
+
+    with serving(uncounted) as server:
+        found = evaluate("openai:m", **asked(server.url))
+    assert found.usage is not None
+    assert found.usage.uncounted == found.usage.requests == 18
+    assert math.isnan(found.mean_action_tokens)
+
+
+def test_a_refused_measurement_is_not_compared(tmp_path: Path) -> None:
+    """It was compared as a success rate of 0."""
+    out = tmp_path / "e.json"
+    with serving(lambda body: refusal(400, "the maximum context length is 16")) as server:
+        found = evaluate_all(["openai:m"], Asked(**asked(server.url)), out=out)
+    assert [why.partition(": ")[2][:30] for why in found.refused] == ["no episode could begin, since "]
+    with pytest.raises(ValueError, match=r"e\.json holds a measurement that was refused.*no episode could begin"):
+        compare([out])
+
+
 def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
     with pytest.raises(ValueError, match="--greedy is about how a model replies"):
         evaluate_all(["expert"], Asked(env=CUE, greedy=True))
+    for drawn in ("temperature", "top_p"):
+        told = f"--{drawn.replace('_', '-')} is about how a model replies"
+        with pytest.raises(ValueError, match=told):
+            evaluate("random", env=CUE, tasks=1, **{drawn: 0.5})
+    asked = EndpointConfig(base_url="http://127.0.0.1:1/v1")
+    for target in ("random", model):
+        with pytest.raises(ValueError, match=r"--base-url and endpoint\.KEY are about openai:MODEL"):
+            evaluate(target, env=CUE, tasks=1, endpoint=asked)
     with pytest.raises(ValueError, match=r"takes endpoint\.extra\.top_k=N"):
         evaluate("openai:m", env=CUE, tasks=1, top_k=5)
     with pytest.raises(ValueError, match="is an endpoint: there is no checkpoint"):

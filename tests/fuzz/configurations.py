@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from operator import ge, gt, le, lt
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
@@ -41,13 +44,71 @@ def configuration_file(rng: random.Random, folder: Path) -> str:
 
 
 def settings(rng: random.Random, folder: Path) -> str:
-    """One to three settings over a shipped configuration."""
+    """One to three settings of any value over a shipped configuration."""
     name = rng.choice(shipped_configs())
     used = list(_used(load_config(name).model_dump()))
     words = [
         setting(rng, rng.choice(used if rng.random() < 0.7 else _names())) for _ in range(rng.choice([1, 1, 1, 2, 3]))
     ]
     return loaded(name, words)
+
+
+def combinations(rng: random.Random, folder: Path) -> str:
+    """One to four settings over a shipped configuration, each of a value that its field allows."""
+    return loaded(rng.choice(shipped_configs()), combined(rng))
+
+
+def combined(rng: random.Random) -> list[str]:
+    """Every section has the same chance, however many settings it has."""
+    sections = _sections()
+    return [fitting(rng, *rng.choice(sections[rng.choice(list(sections))])) for _ in range(rng.choice([1, 2, 3, 4]))]
+
+
+def fitting(rng: random.Random, name: str, field: Any) -> str:
+    """Such as ``optimizer.lr=0.5``: a value of one of the field's types, within its limits."""
+    found = [each for each in _values(field.annotation) if _within(each, field.metadata)]
+    return f"{name}={json.dumps(rng.choice(found))}"
+
+
+_VALUES: dict[Any, list[Any]] = {
+    bool: [True, False],
+    int: [0, 1, 2, 3, 8, 64, 300],
+    float: [0.0, 0.001, 0.1, 0.5, 0.9, 1.0, 1.5, 3.0],
+    str: ["train", "test", "x", "self", "random", "expert", "full", "roles", "cuda", "openai:m@http://127.0.0.1:9/v1"],
+    type(None): [None],
+    tuple: [[], ["x"], [0.9, 0.99]],
+    dict: [{}, {"x": 1}],
+}
+
+
+def _values(annotation: Any) -> Iterator[Any]:
+    """Some values of an annotation; {} for a section."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) in (Union, UnionType):
+        for each in get_args(annotation):
+            yield from _values(each)
+    else:
+        yield from _VALUES.get(get_origin(annotation) or annotation, [{}])
+
+
+def _within(found: Any, limits: Sequence[Any]) -> bool:
+    """Whether a number is within limits such as ``ge=0``; other values are."""
+    tests: dict[str, Callable[[Any, Any], bool]] = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return True
+    return all(
+        test(found, getattr(each, name)) for each in limits for name, test in tests.items() if hasattr(each, name)
+    )
+
+
+@cache
+def _sections() -> dict[str, list[tuple[str, Any]]]:
+    """Settings by the first part of their names, those of algorithms included."""
+    made: dict[str, list[tuple[str, Any]]] = {}
+    for name, field in all_settings():
+        made.setdefault(name.partition(".")[0], []).append((name, field))
+    return made
 
 
 def loaded(name: str | Path, words: list[str]) -> str:

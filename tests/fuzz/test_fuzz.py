@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,19 +14,30 @@ import gymnasium
 import numpy as np
 import pytest
 
+from tests.fuzz.configurations import combined
 from tests.fuzz.harness import Kind, attempts, clear
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.prompts import chats, observation
 from tests.fuzz.texts import CONTROL
+from tests.fuzz.worlds import KEYS
 from tests.models import tokenizer
 from turnwise.agents.chat import ChatFormat
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.spelling import encodable
 from turnwise.config.files import load_config
+from turnwise.config.schema import RunConfig
+from turnwise.envs import interface
 from turnwise.envs.returned import check_seen, check_step
 from turnwise.jsonfile import read_object
 
-_CASES = {"configuration files": 60, "settings": 60, "trajectory files": 100, "replies": 200, "observations": 60}
+_CASES = {
+    "configuration files": 60,
+    "settings": 60,
+    "combinations": 60,
+    "trajectory files": 100,
+    "replies": 200,
+    "observations": 60,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -33,6 +46,20 @@ def test_bad_input_ends_well(kind: Kind) -> None:
     assert not tally.faults, f"python benchmarks/fuzz.py --kind {kind.name!r} --case {tally.faults[0].number}\n" + (
         tally.faults[0].text
     )
+
+
+def test_every_section_is_tried() -> None:
+    """By the few cases that the ordinary tests take; a section that is new in ``RunConfig`` is too."""
+    words = [word for number in range(_CASES["combinations"]) for word in combined(random.Random(number))]
+    assert {word.partition("=")[0].partition(".")[0] for word in words} == set(RunConfig.model_fields)
+
+
+def test_every_key_of_info_that_is_read_is_tried() -> None:
+    """Those that ``turnwise.envs.interface`` lists, and those of games."""
+    listed = set(re.findall(r"^    ([a-z_]+)   +\S", interface.__doc__ or "", re.MULTILINE))
+    of_games = set(re.findall(r'``info\["([a-z]+)"\]``', interface.HasPlayers.__doc__ or ""))
+    assert len(listed) > 10 < len(listed | of_games) <= len(KEYS)
+    assert listed | of_games <= set(KEYS)
 
 
 def test_the_fuzzer_sees_a_control_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 CONTROL = [
     "<|user|>",
@@ -136,3 +137,14 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
         if made:
             made[rng.randrange(len(made))] ^= 1 << rng.randrange(8)
     return bytes(made)
+
+
+def changed(rng: random.Random, sound: object) -> object:
+    """The same with one other value somewhere in it, however deep."""
+    below = list(sound) if isinstance(sound, dict) else range(len(sound)) if isinstance(sound, list) else ()
+    if not below or rng.random() < 0.2:
+        return rng.choice([value(rng), text(rng)])
+    key = rng.choice(below)
+    made: Any = dict(sound) if isinstance(sound, dict) else list(sound)  # type: ignore[call-overload]
+    made[key] = changed(rng, made[key])
+    return made

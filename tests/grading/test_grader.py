@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -12,19 +13,22 @@ from typing import Any
 import pytest
 
 from tests.agents.test_collector import SAMPLING, collector, tasks
-from tests.chat_server import completion, in_turn, refusal, serving
+from tests.chat_server import Response, completion, in_turn, refusal, serving
 from tests.grading import rewards
 from tests.grading.episodes import episode, judging, verdict
 from turnwise.agents.collector import Collector
 from turnwise.agents.jobs import jobs_for
 from turnwise.agents.rollouts import Rollouts
 from turnwise.agents.seating import Seating
+from turnwise.commands.display import grades_text
 from turnwise.config.files import changed_grading, parse_section
 from turnwise.config.sections import RewardsConfig
-from turnwise.grading.agreement import graded
+from turnwise.evaluation.tables import spent_text
+from turnwise.grading.agreement import graded, judged_text
 from turnwise.grading.functions import FunctionError
 from turnwise.grading.grader import Grader, grader_of
 from turnwise.grading.settings import GradingConfig
+from turnwise.grading.verdicts import spent_in
 from turnwise.replay.codec import from_record, to_record
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
 from turnwise.trajectory import RolloutEnded, RolloutFinished, Trajectory, TurnFinished
@@ -325,6 +329,31 @@ def test_a_judge_that_gives_no_verdict_fails_episodes_and_a_refused_key_all() ->
     assert all(t.end_reason.startswith("JudgeError: m gave no verdict") and t.grading is None for t in failed)
     with serving(lambda body: refusal(401, "no")) as server, pytest.raises(ValueError, match="refuses the key"):
         played(Grader(grading(functions=[], judge=judge(server.url), threads=2)))
+
+
+def test_answers_without_a_count_of_tokens_are_told(tmp_path: Path) -> None:
+    def uncounted(body: dict[str, Any]) -> Response:
+        whole = json.loads(judging(lambda lines: {"brief": "yes"})(body).content)
+        return Response(json.dumps({"choices": whole["choices"]}).encode())
+
+    priced = {"timeout_s": 5.0, "input_price": 1.0, "output_price": 2.0}
+    with serving(uncounted) as server:
+        made = Grader(grading(functions=[], judge=judge(server.url, endpoint=priced)), tmp_path / "verdicts.jsonl")
+        for reply in ("a", "bb"):
+            made.grade(episode(reply))
+        first, second = made.take_spent(), made.take_spent()
+        made.close()
+    assert first["uncounted"] == 2
+    assert "uncounted" not in second
+    told = "; 2 answers came without a count of tokens: more was used"
+    assert judged_text(first).endswith(f"0 prompt and 0 completion tokens, cost 0.0000{told}")
+    assert "more was used" not in judged_text(second)
+    spent = spent_in(tmp_path / "verdicts.jsonl")
+    assert spent.uncounted == 2
+    assert spent_text(spent, None).endswith(told)
+    record = {"grades": {"judge:brief": 1.0}, "judge": first}
+    assert grades_text(record).endswith("2 requests, cost at least 0.0000")
+    assert grades_text({**record, "judge": {**second, "cost": 0.5}}).endswith("0 requests, cost 0.5000")
 
 
 def test_agreement_is_of_verdicts_with_what_the_world_says() -> None:

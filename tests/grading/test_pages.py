@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import sys
@@ -89,6 +90,11 @@ def test_the_pages_run_is_paid_by_functions_and_a_judge_and_graded_again(
     short = importlib.import_module("my_rewards").short
     assert [t.total_reward for t in episodes] == [pytest.approx(short(t, {}) + 0.5 / 3) for t in episodes]
     assert judged_line(made) in told
+    assert "more was used" not in told
+    uncounted = {**json.loads((made.path / "verdicts.jsonl").read_text().splitlines()[0]), "usage": {"uncounted": 3}}
+    with (made.path / "verdicts.jsonl").open("a") as file:
+        file.write(json.dumps(uncounted) + "\n")
+    assert judged_line(made).endswith("; 3 answers came without a count of tokens: more was used")
     assert "judge openai:MODEL@" in told
     assert f"{len(episodes)} episodes graded again, {len(episodes)} paid otherwise" in capsys.readouterr().out
 

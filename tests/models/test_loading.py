@@ -82,6 +82,12 @@ def test_half_a_file_is_one_sentence(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_folder_without_a_fast_tokenizer_is_told_what_it_lacks(tmp_path: Path) -> None:
+    (scratch_folder(tmp_path) / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"it has no fast tokenizer: put tokenizer\.json .* beside it$"):
+        load_model(tmp_path)
+
+
 def test_the_angles_that_old_checkpoints_hold_are_no_surplus(tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     load_model(reheld(scratch_folder(tmp_path), lambda tensors: tensors.update({name: torch.ones(4)})))

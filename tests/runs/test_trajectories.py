@@ -330,6 +330,18 @@ def test_the_commands(
     changed = rewritten(house, tmp_path / "run", lambda t: replace(t, success=True))
     code, shown = run("replay", str(changed), first)
     assert (code, "success was True, is now False" in shown) == (1, True)
+    for words, told in {
+        ("--show", first, "--export", tmp_path / "y.jsonl"): "leave the other options out",
+        ("--show", first, "--success", "yes"): "leave the other options out",
+        ("--export", tmp_path / "y.jsonl", "--limit", "1"): "--export writes every selected row",
+        ("--format", "sft"): "add --export FILE",
+        ("--min-return", "2", "--max-return", "1"): "--min-return is above --max-return",
+    }.items():
+        code, shown = run("trajectories", house, *words)
+        assert (code, told in shown) == (2, True), shown
+    assert not (tmp_path / "y.jsonl").exists()
+    code, shown = run("replay", house, "--all", "--seed", "3")
+    assert (code, "--seed draws the episodes of --sample N" in shown) == (2, True)
     assert run("replay", str(house))[0] == 2
     assert run("replay", str(house), first, "--all")[0] == 2
 

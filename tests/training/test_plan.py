@@ -27,10 +27,10 @@ from turnwise.models.cache import SlotCache, room
 from turnwise.models.packing import Sharing, pack
 from turnwise.models.policy import Policy
 from turnwise.models.reading import rows_at_once
-from turnwise.models.settings import LoRAConfig
+from turnwise.models.settings import LoRAConfig, PretrainedModelConfig
 from turnwise.models.vllm.settings import VllmConfig
 from turnwise.training.plan import GIB, Demand, Plan, fit, plan
-from turnwise.training.shape import Shape
+from turnwise.training.shape import Shape, read_config
 
 torch.set_num_threads(1)
 
@@ -375,7 +375,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from turnwise.models.policy import Policy
-from turnwise.models.settings import LoRAConfig
+from turnwise.models.settings import LoRAConfig, PretrainedModelConfig
 from turnwise.models.vllm.settings import VllmConfig
 
 torch.set_num_threads(1)
@@ -480,3 +480,16 @@ def test_slots_of_vllm_are_fewer_on_a_cpu_too_or_its_cache_is_named() -> None:
     least = plan(shape, replace(ours, num_slots=1)).total
     assert plan(shape, replace(ours, num_slots=2)).total == least, "the peak is the update, where our cache is not"
     assert fit(shape, ours, least).demand.num_slots > 1
+
+
+def test_a_folder_that_is_not_there_is_asked_of_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``./name`` was, as the name of a model on the hub."""
+
+    def asked(*given: object, **more: object) -> None:
+        raise AssertionError(f"asked for {given}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", asked)
+    for name in ("./nothere", "../nothere", str(tmp_path / "nothere")):
+        with pytest.raises(ValueError, match=f"no model configuration at {name!r}: expected a folder with config.json"):
+            read_config(PretrainedModelConfig(path=name), "cpu")

@@ -119,13 +119,17 @@ def _finished(engine: Any) -> list[Any]:
 class _InEpisode:
     """A model as a scripted player of an ``Episode``."""
 
-    def __init__(self, acting: Acting, instructions: str, seed: int) -> None:
+    def __init__(self, acting: Acting, instructions: str, seed: int, max_turns: int) -> None:
         self._acting, self._instructions, self._seed = acting, instructions, seed
+        self._left = max_turns
 
     def begin(self, observation: str, info: Info) -> None:
         self._acting.reset(instructions=self._instructions, seed=self._seed)
 
     def act(self, observation: str, info: Info) -> AgentReply:
+        if self._left == 0:
+            raise CutShortError("max_turns")
+        self._left -= 1
         return self._acting.reply(observation, info)
 
 
@@ -133,6 +137,6 @@ def as_player(model: ModelAgent, sampling: Sampling | None = None) -> Scripted:
     """A model that plays an episode turn by turn, where whoever plays is asked for text (``turnwise play``)."""
 
     def make(env: TextEnv, seed: int) -> _InEpisode:
-        return _InEpisode(Acting(model, sampling), instructions_of(env), seed)
+        return _InEpisode(Acting(model, sampling), instructions_of(env), seed, model.config.max_turns)
 
     return Scripted(model.name, make)

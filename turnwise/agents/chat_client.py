@@ -121,6 +121,11 @@ class Usage:
         return (self.prompt_tokens * config.input_price + self.completion_tokens * config.output_price) / 1e6
 
 
+def uncounted_text(num: int) -> str:
+    """What stands behind sums of tokens that lack those of ``num`` answers; "" where they lack none."""
+    return f"; {num:,} answers came without a count of tokens: more was used" if num else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The model's text, the requests and tokens that it took, and its message as the server gave it."""

@@ -27,6 +27,7 @@ from turnwise.assembly.agent_files import is_untrained, with_decoding_from_anywh
 from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
 from turnwise.assembly.frozen import check_frozen, second_weights, warn_if_steered
 from turnwise.assembly.learners import lead, learner_of
+from turnwise.assembly.players import check_player
 from turnwise.assembly.policies import load_policies, sides_of
 from turnwise.assembly.settling import backend_of, has_vllm
 from turnwise.assembly.shards import ahead_of, check_shards, is_sharded, shards_of
@@ -36,6 +37,7 @@ from turnwise.assembly.warmstart import WarmStart
 from turnwise.cloning.cloner import OnProgress
 from turnwise.cloning.examples import examples_for
 from turnwise.config.schema import RunConfig
+from turnwise.config.sections import GameConfig
 from turnwise.envs.interface import HasPlayers, capability, gives_answers, listed_actions, world_name
 from turnwise.envs.tasks import TextEnv, close, start, told_of
 from turnwise.grading.grader import Grader, grader_of
@@ -156,8 +158,8 @@ class Assembly:
     def check_sources(self) -> None:
         """Raise ValueError where the algorithm learns from a file that is not there, or from answers in a world that
         gives none, where the teacher or ``agent.decoding.second`` names no model, ``agent.decoding.steering`` no
-        vector, where a threshold of success has no effect, and as ``check_server`` does. Warn where the model was
-        trained steered, and the run is not.
+        vector, where a threshold of success has no effect, and as ``check_game`` and ``check_server`` do. Warn where
+        the model was trained steered, and the run is not.
         """
         for section, given in (("env", self.config.env), ("rewards", self.config.rewards)):
             if (threshold := given.success_threshold) is not None:
@@ -178,7 +180,15 @@ class Assembly:
             Steering.read(steering.file)
         elif isinstance(self.config.model, PretrainedModelConfig):
             warn_if_steered(self.config.model.path, f"model.path={self.config.model.path}")
+        self.check_game()
         self.check_server()
+
+    def check_game(self) -> None:
+        """Raise ValueError for settings of games in a world of one player, and for an opponent that nobody can be."""
+        _ = self.side_names
+        game = self.config.game or GameConfig()
+        for name in {game.opponent, game.eval_opponent} - {"self"}:
+            check_player(name)
 
     def check_server(self) -> None:
         """Raise ValueError where copies begin within replies, which a vLLM server cannot make."""

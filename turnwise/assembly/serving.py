@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from turnwise.agents.collector import Collector
+from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.jobs import Job
 from turnwise.agents.rollouts import Rollouts
+from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import ModelAgent
 from turnwise.agents.worldwork import WorldThreads
 from turnwise.assembly.players import players
@@ -29,15 +31,13 @@ from turnwise.envs.panels import content_key
 from turnwise.envs.programs.asked import Terms
 from turnwise.envs.programs.gateway import Gateway
 from turnwise.envs.programs.serving import Conversations, ServedEnv
+from turnwise.envs.tasks import SERVED
 from turnwise.models.drawing import Sampling
 from turnwise.models.settings import PretrainedModelConfig
 from turnwise.replay.store import TrajectoryWriter
 from turnwise.runs.directory import RunDirectory
 from turnwise.runs.exporting import dialogues, origin
 from turnwise.trajectory import RolloutFinished, Task, Trajectory
-
-SERVED = "turnwise/Served-v0"
-"""The world that recorded conversations are of. It cannot be made by its name: its tasks come from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +172,8 @@ class _Folder:
 
 
 def _agent(target: str, offer: Offer, door: Conversations) -> ModelAgent:
+    if scripted(target) is not None or is_endpoint(target):
+        raise ValueError(f"{target} is no model of this machine: serve a run, a model folder or a hub name")
     agent = {"context": "roles", "action_format": "calls", "examples": 0, **offer.agent}
     made = players(
         target,
@@ -183,7 +185,7 @@ def _agent(target: str, offer: Offer, door: Conversations) -> ModelAgent:
     )
     found = made.get("")
     if not isinstance(found, ModelAgent):
-        raise ValueError(f"{target} is no model of this machine: serve a run, a model folder or a hub name")
+        raise ValueError(f"{target} has a policy for each of {', '.join(made)}: serve a run of one policy")
     return found
 
 

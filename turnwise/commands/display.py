@@ -249,7 +249,9 @@ def grades_text(record: Mapping[str, Any]) -> str:
         parts.append(f"agrees with success {share_text(record['judge_agreement'])}")
     took = record.get("judge", {})
     if took:
-        parts.append(f"{took['requests']:,.0f} requests" + (f", cost {took['cost']:.4f}" if "cost" in took else ""))
+        least = "at least " if took.get("uncounted") else ""  # some answers came without a count of tokens
+        cost = f", cost {least}{took['cost']:.4f}" if "cost" in took else ""
+        parts.append(f"{took['requests']:,.0f} requests{cost}")
     return "  ".join(parts)
 
 

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from turnwise.agents.chat_client import uncounted_text
 from turnwise.clock import time_line
 from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
 from turnwise.evaluation.report import Report
@@ -89,7 +90,7 @@ def judged_line(run: RunDirectory) -> str:
     cost = spent.cost(config.endpoint)
     told = f"judge {config.model}, rubric {config.rubric.hash}: {spent.requests:,} requests, "
     told += f"{spent.prompt_tokens:,} prompt and {spent.completion_tokens:,} completion tokens"
-    return told if cost is None else f"{told}, cost {cost:.4f}"
+    return told + ("" if cost is None else f", cost {cost:.4f}") + uncounted_text(spent.uncounted)
 
 
 def _whereabouts(console: Console, result: Result) -> None:

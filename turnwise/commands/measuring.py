@@ -143,7 +143,9 @@ def compare(
 
     comparison = run_compare(runs, baseline=baseline)
     if plot is not None:
-        plot.write_text(curves_svg(comparison))
+        drawn = curves_svg(comparison)
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        plot.write_text(drawn)
     if as_json:
         typer.echo(json.dumps(plain(comparison), indent=1))
     else:

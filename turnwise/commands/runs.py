@@ -25,13 +25,13 @@ def trajectories(
     end: Annotated[str, typer.Option(help="terminated, truncated, or error.")] = "",
     player: Annotated[str, typer.Option(help="Seat in a game.")] = "",
     text: Annotated[str, typer.Option(help="In an observation, reply or action; any case.")] = "",
-    limit: Annotated[int, typer.Option(min=0, help="Rows shown; 0: all.")] = 20,
+    limit: Annotated[int | None, typer.Option(min=0, help="Rows shown: 20; 0: all.")] = None,
     show: Annotated[str | None, typer.Option(help="This episode in full.")] = None,
     export: Annotated[Path | None, typer.Option(help="Write FILE.jsonl, FILE.parquet or a datasets FOLDER.")] = None,
     form: Annotated[
-        str,
+        str | None,
         typer.Option("--format", help="Of the export: trajectories, sft (chat messages), tokens (exact ids and mask)."),
-    ] = "trajectories",
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
     """Find, show and export the training episodes of a run.
@@ -44,16 +44,22 @@ def trajectories(
     from turnwise.runs.trajectories import Selection, find, parse_updates, select
     from turnwise.runs.trajectory_tables import Listing, episode_page, summary_row
 
-    if show is not None:
-        console.print(episode_page(find(run, show)))
-        return
     returns = (min_return, max_return)
     selection = Selection(parse_updates(updates), "", task, task_type, split, success, returns, end, player, text)
+    if show is not None:
+        if selection != Selection() or export is not None or form is not None or limit is not None or as_json:
+            raise ValueError("--show shows one episode in full: leave the other options out")
+        console.print(episode_page(find(run, show)))
+        return
     if export is not None:
-        num = export_trajectories(run, selection, export, form)
+        if limit is not None or as_json:
+            raise ValueError("--export writes every selected row: leave --limit and --json, which are for a list, out")
+        num = export_trajectories(run, selection, export, form or "trajectories")
         console.print(f"{num:,} rows: {export}", highlight=False, markup=False)
         return
-    listing = Listing.of(select(run, selection), limit)
+    if form is not None:
+        raise ValueError("--format is of an export: add --export FILE, or leave it out")
+    listing = Listing.of(select(run, selection), 20 if limit is None else limit)
     if as_json:
         typer.echo("".join(json.dumps(summary_row(stored)) + "\n" for stored in listing.rows), nl=False)
     else:
@@ -65,7 +71,7 @@ def replay(
     episode: Annotated[str | None, typer.Argument(help="Its name, as `turnwise trajectories` lists it.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every stored episode.")] = False,
     sample: Annotated[int | None, typer.Option(min=1, help="So many of them, drawn at random.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of that draw: 0.")] = None,
 ) -> None:
     """Play stored episodes again in their world, and compare. Exit code 1 where one differs.
 
@@ -76,11 +82,13 @@ def replay(
 
     if sum((episode is not None, everything, sample is not None)) != 1:
         raise ValueError("say which: an EPISODE (`turnwise trajectories RUN` lists them), --sample N, or --all")
+    if seed is not None and sample is None:
+        raise ValueError("--seed draws the episodes of --sample N: add that, or leave it out")
     tally = reproducing.Tally()
     if episode is not None:
         tally.add(reproducing.reproduce(run, episode))
     else:
-        tally = reproducing.reproduce_many(run, sample, seed)
+        tally = reproducing.reproduce_many(run, sample, seed or 0)
     for found in tally.differing:
         console.print(f"{printable(found.episode)}: ", printable(str(found.difference)), markup=False)
     console.print(tally.summary(), highlight=False, markup=False)

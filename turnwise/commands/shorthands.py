@@ -33,8 +33,8 @@ def world_of(
         return env, []
     if not tools and not mcp:
         raise ValueError(
-            f"{' and '.join(named)} need --tools module:NAME, --mcp SERVER or --program module:NAME; the "
-            "settings of another world are env.kwargs.NAME=VALUE"
+            f"{' and '.join(named)} {'needs' if len(named) == 1 else 'need'} --tools module:NAME, --mcp SERVER or "
+            "--program module:NAME; the settings of another world are env.kwargs.NAME=VALUE"
         )
     if env is not None:
         raise ValueError(f"{named[0]} stands for --env {TOOLS}: give one of them")

@@ -17,7 +17,7 @@ MOVED = {
     "reward_scale": "rewards are the run's. Set rewards.scale (1 by default: a success is worth 1)",
     "invalid_action_penalty": "rewards are the run's. Set rewards.invalid_action_penalty, a share of a success "
     "(0.1 of a success worth 10 is 0.01 now)",
-    "rollout.engines": "processes that sample play whole episodes now. Set rollout.shards",
+    "rollout.engines": "processes that sample play whole episodes now. Set rollout.shards, or leave it out",
 }
 """Settings of earlier versions, and what takes their place."""
 

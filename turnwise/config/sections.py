@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from turnwise.agents.worldwork import Order
 from turnwise.grading.settings import GradingConfig
+from turnwise.heat import LEAST_TEMPERATURE
 from turnwise.learning.settings import RewardSettings
 from turnwise.models.settings import PackedWeights
 from turnwise.models.vllm.settings import Backend, VllmConfig
@@ -78,7 +79,7 @@ class RolloutConfig(Section):
         0.25, ge=0, le=1, description="stop the run when more of an update's episodes fail in their environment"
     )
     temperature: float = Field(
-        1.0, gt=0, le=10, description="temperature of sampling, and of the log-probs that are trained"
+        1.0, ge=LEAST_TEMPERATURE, le=10, description="temperature of sampling, and of the log-probs that are trained"
     )
 
 

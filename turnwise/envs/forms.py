@@ -55,6 +55,16 @@ class Form:
 _FLAGS = {"one_call": False, "must": True, "strict": False}
 
 
+def is_form(found: object) -> bool:
+    """Whether ``Form.of`` can read this: a dictionary as ``Form.plain`` gives it, with nothing else in it."""
+    if not isinstance(found, Mapping) or not set(found) <= {"schema", "calls", *_FLAGS}:
+        return False
+    calls = found.get("calls", ())
+    named = isinstance(calls, list | tuple) and all(isinstance(name, str) for name in calls)
+    flags = all(isinstance(found[key], bool) for key in _FLAGS if key in found)
+    return named and flags and isinstance(found.get("schema") or {}, Mapping)
+
+
 _NAMED, _LISTED = {"properties", "$defs", "definitions", "patternProperties"}, {"anyOf", "oneOf", "prefixItems"}
 _SINGLE = {"items", "additionalProperties", "contains"}
 """Where a schema has other schemas: by name, in a list, or one."""

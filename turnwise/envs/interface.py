@@ -36,7 +36,7 @@ writes, and these keys of ``reset`` and ``step`` say what is asked of the agent:
                          and ``messages`` hold the whole conversation
     tools                list of function schemas in OpenAI's form, {"type": "function", "function": {"name",
                          "description", "parameters"}}; given with a request that begins afresh
-    sampling             what is wished of the reply: "temperature" (of its tokens; 0 is greedy), "max_tokens" (the
+    sampling             what is wished of the reply: "temperature" (0, greedy, or at least 0.001), "max_tokens" (the
                          agent's own limit holds too), "stop" (list of texts, the first of which ends it), "form"
                          (JSON by a schema, or calls of tools: ``forms.py``)
     ignored              list of strings: what else was wished of the reply, and is not followed; it is counted

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from turnwise.envs.forms import is_form
 from turnwise.envs.interface import Info, Panel, TextEnv, sampling_of, world_name
+from turnwise.heat import LEAST_TEMPERATURE
 from turnwise.trajectory import Task
 
 _FLAGS = (bool, np.bool_, int)
@@ -129,6 +131,8 @@ def _check_asked(env: TextEnv, info: Info) -> None:
         about = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(about, Mapping) or not isinstance(about.get("name"), str):
             raise _wrong(env, "in info['tools']", tool, "a schema as {'type': 'function', 'function': {'name', ...}}")
+        if not isinstance(about.get("parameters") or {}, Mapping):
+            raise _wrong(env, "in info['tools'] the parameters", about["parameters"], "a dictionary (a JSON schema)")
     if info.get("after") is not None and not isinstance(info["after"], (int, np.integer)):
         raise _wrong(env, "info['after']", info["after"], "the number of a turn")
 
@@ -181,10 +185,16 @@ def _is_share(found: Any) -> bool:
 
 
 _WISHES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (lambda found: _is_number(found) and float(found) >= 0, "a number that is not below 0"),
+    "temperature": (
+        lambda found: _is_number(found) and (float(found) == 0 or float(found) >= LEAST_TEMPERATURE),
+        f"0 (greedy) or a number of at least {LEAST_TEMPERATURE}",
+    ),
     "max_tokens": (lambda found: isinstance(found, int | np.integer) and int(found) > 0, "a number of tokens above 0"),
     "stop": (lambda found: isinstance(found, list | tuple) and all(map(_is_text, found)), "a list of texts"),
-    "form": (lambda found: isinstance(found, Mapping), "a dictionary (turnwise.envs.forms.Form.plain)"),
+    "form": (
+        is_form,
+        "a dictionary with a schema, a list of calls, or both, as turnwise.envs.forms.Form.plain gives it",
+    ),
 }
 
 

@@ -38,6 +38,9 @@ from turnwise.envs.returned import check_parts, check_seen, check_step, check_ta
 from turnwise.errors import place, with_place
 from turnwise.trajectory import Task
 
+SERVED = "turnwise/Served-v0"
+"""The world of recorded conversations (``turnwise serve --record``). It cannot be made: its tasks come from outside."""
+
 __all__ = [
     "TextEnv",
     "WorldExitError",
@@ -107,6 +110,11 @@ def make_env(env_id: str, **kwargs: Any) -> TextEnv:
             raise ValueError(
                 f"unknown environment {name!r}: it was given as an object, which this process does not have. Give it "
                 "again from Python: turnwise.resume(run, env=...), turnwise.evaluate(run, env=...)"
+            )
+        if name == SERVED:
+            raise ValueError(
+                f"{name} stands for conversations that `turnwise serve --record` kept, whose world was whoever asked: "
+                "it cannot be made, and nothing of it can be played again or measured"
             )
         near = difflib.get_close_matches(name, gymnasium.registry, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -132,10 +132,16 @@ def read_run(path: str | Path) -> Run:
 
 
 def read(path: str | Path) -> list[Run]:
-    """Read a run's folder, or every target of an evaluation's file."""
+    """Read a run's folder, or every target of an evaluation's file.
+
+    Raises ValueError as ``read_run`` does, and for an evaluation that was refused: its rates would not stand for the
+    panel.
+    """
     if not Path(path).is_file():
         return [read_run(path)]
     found = read_evaluation(path)
+    if found.refused:
+        raise ValueError(f"{path} holds a measurement that was refused, which cannot be compared: {found.refused[0]}")
     usual = {"temperature": (0.0, 1.0), "top_p": (1.0,), "top_k": (0,)}
     drawn = {name: found.asked[name] for name, values in usual.items() if found.asked[name] not in values}
     return [_from_evaluation(Path(path), measured, drawn) for measured in found.targets]

@@ -216,9 +216,18 @@ class _Evaluator:
 
     def _check_decodings(self, seating: Seating, endpoints: Sequence[Endpoint]) -> None:
         check_endpoints(self.asked.shards, [PREFIX + endpoint.client.model for endpoint in endpoints])
-        if self.asked.greedy and not seating.models and not endpoints:
-            raise ValueError("--greedy is about how a model replies, and no player here is a model")
-        if self.asked.top_k and endpoints:
+        asked, usual = self.asked, Asked()
+        drawn = [name for name in ("greedy", "temperature", "top_p", "top_k") if vars(asked)[name] != vars(usual)[name]]
+        if drawn and not seating.models and not endpoints:
+            raise ValueError(
+                f"--{drawn[0].replace('_', '-')} is about how a model replies, and no player here is a model"
+            )
+        if asked.endpoint != usual.endpoint and not endpoints:
+            raise ValueError(
+                "--base-url and endpoint.KEY are about openai:MODEL, and no player here is one (a judge has "
+                "rewards.judge.endpoint.KEY): leave them out"
+            )
+        if asked.top_k and endpoints:
             raise ValueError("top_k is no field of the chat API; a server that has one takes endpoint.extra.top_k=N")
 
     @contextmanager
@@ -307,7 +316,8 @@ class _Evaluator:
         usage = sum(used.values(), Usage())
         alone = seating.opponents is None or not any(_endpoints(Seating({}, seating.opponents)))
         sound = sum(trajectory.end != "error" for trajectory in trajectories)
-        tokens = usage.completion_tokens / sound if alone and sound else math.nan  # else an opponent's are among them
+        known = alone and not usage.uncounted  # else an opponent's tokens are among them, or some answers' are not
+        tokens = usage.completion_tokens / sound if known and sound else math.nan
         return replace(report, usage=usage, mean_action_tokens=tokens)
 
 

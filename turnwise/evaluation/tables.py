@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from turnwise.agents.chat_client import Usage
+from turnwise.agents.chat_client import Usage, uncounted_text
 from turnwise.evaluation.file import Evaluation
 from turnwise.evaluation.pooling import Pooled
 from turnwise.evaluation.report import Report
@@ -45,13 +45,10 @@ def evaluation_table(evaluation: Evaluation) -> Group:
 def spent_text(spent: Usage, cost: float | None) -> str:
     """``412 requests (3 repeated), 81,204 prompt and 4,120 completion tokens, cost 0.0231``."""
     repeated = f" ({spent.retries:,} repeated)" if spent.retries else ""
-    told = (
+    return (
         f"{spent.requests:,} requests{repeated}, {spent.prompt_tokens:,} prompt and {spent.completion_tokens:,} "
-        f"completion tokens{'' if cost is None else f', cost {cost:.4f}'}"
+        f"completion tokens{'' if cost is None else f', cost {cost:.4f}'}{uncounted_text(spent.uncounted)}"
     )
-    if spent.uncounted:
-        told += f"; {spent.uncounted:,} answers came without a count: more was used"
-    return told
 
 
 def _overlap(target: str, report: Report) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from turnwise.agents.chat_client import uncounted_text
 from turnwise.statistics import Estimate, wilson
 from turnwise.trajectory import Trajectory
 
@@ -64,14 +65,13 @@ def graded(trajectories: Iterable[Trajectory]) -> Graded | None:
 
 def judged_text(took: Mapping[str, float]) -> str:
     """``the judge: 64 verdicts (3 known before), 61 requests, 81,204 prompt and 4,120 completion tokens``."""
-    used = {
-        name: int(took.get(name, 0)) for name in ("given", "found", "requests", "prompt_tokens", "completion_tokens")
-    }
+    counts = ("given", "found", "requests", "prompt_tokens", "completion_tokens", "uncounted")
+    used = {name: int(took.get(name, 0)) for name in counts}
     cost = f", cost {took['cost']:.4f}" if "cost" in took else ""
     return (
         f"the judge: {used['given'] + used['found']:,} verdicts ({used['found']:,} known before), "
         f"{used['requests']:,} requests, {used['prompt_tokens']:,} prompt and {used['completion_tokens']:,} completion "
-        f"tokens{cost}"
+        f"tokens{cost}{uncounted_text(used['uncounted'])}"
     )
 
 

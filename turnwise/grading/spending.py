@@ -14,7 +14,11 @@ class Spending:
         self._told = (0, 0, Usage())
 
     def take(self) -> dict[str, float]:
-        """The counts since the last call. The cost is in the currency of the prices, and left out without prices."""
+        """The counts since the last call.
+
+        The cost is in the currency of the prices, and left out without prices. Where answers came without a count of
+        tokens, ``uncounted`` says how many; tokens and cost are then too low.
+        """
         before, verdicts, used = self._told, self._verdicts, self._client.spent
         self._told = (verdicts.given, verdicts.found, used)
         given, found, spent = before
@@ -23,6 +27,7 @@ class Spending:
             used.retries - spent.retries,
             used.prompt_tokens - spent.prompt_tokens,
             used.completion_tokens - spent.completion_tokens,
+            used.uncounted - spent.uncounted,
         )
         cost = usage.cost(self._client.config)
         told: dict[str, float] = {
@@ -32,4 +37,6 @@ class Spending:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
         }
+        if usage.uncounted:
+            told["uncounted"] = usage.uncounted
         return told if cost is None else {**told, "cost": cost}

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from turnwise.heat import Heat
+from turnwise.heat import LEAST_TEMPERATURE, Heat
 
 DRAW = 2
 """The version of the rule. Increase it when the same logits, key and position may give another token.
@@ -58,9 +58,9 @@ _GAMMA, _FIRST, _SECOND = (n - _WORD for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE
 class Sampling:
     """How tokens are sampled.
 
-    ``temperature`` T >= 0; 0 is greedy. ``top_p`` in (0, 1]; 1 does not truncate. ``top_k`` >= 0 tokens; 0 does not
-    truncate. ``max_tokens`` is the limit of one reply. ``heat`` has the temperature of each token follow its entropy;
-    an agent's processor applies it (``agents/rules.py``).
+    ``temperature`` T: 0 is greedy, others are at least 0.001. ``top_p`` in (0, 1]; 1 does not truncate. ``top_k`` >= 0
+    tokens; 0 does not truncate. ``max_tokens`` is the limit of one reply. ``heat`` has the temperature of each token
+    follow its entropy; an agent's processor applies it (``agents/rules.py``).
     """
 
     temperature: float = 1.0
@@ -70,10 +70,12 @@ class Sampling:
     heat: Heat | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.top_k < 0:
+        warm = self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf
+        if not warm or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
-                f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k}: expected a temperature of at "
-                "least 0 (0: greedy), top_p above 0 and at most 1, and top_k of at least 0 (0: off)"
+                f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k}: expected a temperature of 0 "
+                f"(greedy) or at least {LEAST_TEMPERATURE}, top_p above 0 and at most 1, and top_k of at least 0 (0: "
+                "off)"
             )
 
 

@@ -295,6 +295,10 @@ def _explained(what: str) -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return "it needs code of its own, which turnwise does not run; take a model whose type transformers knows"
+    if "backend tokenizer" in str(error):
+        return (
+            "it has no fast tokenizer: put tokenizer.json (as save_pretrained of a fast tokenizer writes it) beside it"
+        )
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # the second line says why
     return (

@@ -47,6 +47,9 @@ class Selection:
             raise unknown("success", self.success, SUCCESSES)
         if self.end and self.end not in get_args(End):
             raise unknown("end", self.end, get_args(End))
+        low, high = self.returns
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"no return is at least {low:g} and at most {high:g}: --min-return is above --max-return")
 
     def keeps(self, trajectory: Trajectory) -> bool:
         """Whether a trajectory of one of ``updates`` is selected."""

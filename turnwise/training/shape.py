@@ -152,15 +152,14 @@ def read_config(model: PretrainedModelConfig, device: str) -> tuple[Any, torch.d
     asked = chosen_dtype(model.dtype, device)
     adapter = adapter_place(model.path)
     name = model.path if adapter is None else base_of(adapter)
-    file = gguf_of(name)
-    where = converted(file, asked) if file else Path(name).expanduser() if name.startswith(("~", "/", ".")) else name
+    file, local = gguf_of(name), Path(name).expanduser() if name.startswith(("~", "/", ".")) else None
+    expected = "expected a folder with config.json, such a file, or a hub name"
+    if local is not None and not local.exists():  # ./name would be asked of the hub, as name
+        raise ValueError(f"no model configuration at {name!r}: {expected}")
     try:
-        read = AutoConfig.from_pretrained(where)
+        read = AutoConfig.from_pretrained(converted(file, asked) if file else local or name)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no model configuration at {name!r} ({str(error).splitlines()[0]}): expected a folder with config.json, "
-            "such a file, or a hub name"
-        ) from error
+        raise ValueError(f"no model configuration at {name!r} ({str(error).splitlines()[0]}): {expected}") from error
     stored = getattr(read, "dtype", None) or torch.float32
     return read, stored if asked == "auto" else getattr(torch, asked)
 

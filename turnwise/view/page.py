@@ -27,8 +27,12 @@ SCRIPTS = ("core.js", "charts.js", "tables.js", "tree.js", "episode.js", "browse
 
 
 def write_view(paths: Sequence[Path], out: Path, limit: int = 10_000) -> None:
-    """Write the page of some runs. Raises ValueError for a folder that is no run, and where plotly is missing."""
+    """Write the page of some runs, and make the folder that it is in.
+
+    Raises ValueError for a folder that is no run, and where plotly is missing.
+    """
     text = render(paths, limit)
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".tmp")
     partial.write_text(text, encoding="utf-8")
     partial.replace(out)

@@ -186,8 +186,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 0.5}, "leave it out"),
     ({"logprobs": True}, "records log-probs itself"),
     ({"functions": []}, "use tools"),
-    ({"temperature": MAX_TEMPERATURE + 0.1}, "from 0 to 2"),
-    ({"temperature": True}, "from 0 to 2"),
+    ({"temperature": MAX_TEMPERATURE + 0.1}, "from 0.001 to 2"),
+    ({"temperature": True}, "from 0.001 to 2"),
     ({"max_tokens": 0}, "from 1"),
     ({"stop": ["a"] * 5}, "up to 4"),
     ({"stream": "yes"}, "true or false"),
@@ -222,6 +222,11 @@ def test_sampling_that_can_be_honoured_is_passed_on() -> None:
         user("hi"), temperature=0.5, max_tokens=9, max_completion_tokens=7, stop="\n", top_p=1, n=1, seed=None
     )
     assert (found.sampling, found.ignored) == ({"temperature": 0.5, "max_tokens": 7, "stop": ["\n"]}, ())
+
+
+def test_a_temperature_that_no_logits_can_be_divided_by_is_refused() -> None:
+    with pytest.raises(RefusedError, match=r"temperature=1e-300: expected 0, or a number from 0.001 to 2"):
+        asked(user("hi"), temperature=1e-300)
 
 
 def test_what_the_run_decides_is_named_and_refused_where_it_is_strict() -> None:

@@ -278,7 +278,7 @@ def test_options_stand_for_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert config.env.kwargs == {"tools": "shop:TOOLS", "tasks": str(tmp_path / "shop.jsonl"), "reward": "shop:score"}
     assert (config.agent.context, config.agent.action_format) == ("roles", "calls")
     assert world_of(None, tools="a:b", tasks="hf:x", reward="c:d")[1][1] == 'env.kwargs.tasks="hf:x"'
-    with pytest.raises(ValueError, match="--tasks need --tools module:NAME, --mcp SERVER or --program"):
+    with pytest.raises(ValueError, match="--tasks needs --tools module:NAME, --mcp SERVER or --program"):
         world_of(None, tasks="x.jsonl")
     with pytest.raises(ValueError, match="--tools needs --tasks and --reward too"):
         world_of(None, tools="a:b")

@@ -21,6 +21,7 @@ from typing import Any
 from turnwise.envs.forms import Form
 from turnwise.envs.programs.formed import wished_form
 from turnwise.envs.programs.refused import RefusedError
+from turnwise.heat import LEAST_TEMPERATURE
 
 MAX_TEMPERATURE = 2.0
 MAX_STOPS = 4  # as the API defines
@@ -170,8 +171,9 @@ def _sampling(asked: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
     made: dict[str, Any] = {}
     if "temperature" in asked:
         found = asked["temperature"]
-        if type(found) not in (int, float) or not 0 <= found <= MAX_TEMPERATURE:
-            raise RefusedError(400, f"temperature={found!r}: expected a number from 0 to 2", "invalid", "temperature")
+        if type(found) not in (int, float) or not (found == 0 or LEAST_TEMPERATURE <= found <= MAX_TEMPERATURE):
+            expected = f"0, or a number from {LEAST_TEMPERATURE} to {MAX_TEMPERATURE:g}"
+            raise RefusedError(400, f"temperature={found!r}: expected {expected}", "invalid", "temperature")
         if found > 0 or terms.greedy:
             made["temperature"] = float(found)
     elif terms.temperature is not None:
