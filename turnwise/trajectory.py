@@ -167,7 +167,8 @@ class Trajectory:
     what the world told of the task and the agent did not see (``info["task"]`` of the reset), as JSON; "" for nothing.
     ``grading`` says what functions and a judge paid; None where the rewards are the world's. ``num_refused`` counts the
     requests of its client that did not fit into the context: they are no turns. ``answer`` is what the episode
-    answered, in the form in which its world compares answers; "" for none.
+    answered, in the form in which its world compares answers; "" for none. ``turnless_reward`` is what an episode
+    without turns was paid, such as a player's whose opponent lost before it could move; with turns it is 0.
     """
 
     episode: str
@@ -191,6 +192,7 @@ class Trajectory:
     num_refused: int = 0
     answer: str = ""
     last_state_key: str = ""
+    turnless_reward: float = 0.0
 
     def told(self) -> dict[str, Any]:
         """What the world told of the task, read from ``given``; {} for nothing."""
@@ -205,7 +207,7 @@ class Trajectory:
     @property
     def total_reward(self) -> float:
         """Undiscounted sum of the raw rewards, rounded once: ten times 0.1 is 1, and the order is no matter."""
-        return math.fsum(self.rewards)
+        return math.fsum((*self.rewards, self.turnless_reward))
 
     @property
     def world_reward(self) -> float:

@@ -347,6 +347,7 @@ class Episode:
                 num_refused=self.num_refused,
                 answer=self._answer() if not seat.player else "",
                 last_state_key=self._state_key() if seat.turns and not seat.player else "",
+                turnless_reward=seat.early_reward,
             )
             for seat in self.seats.values()
             if seat.recorded
