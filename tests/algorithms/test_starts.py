@@ -339,6 +339,22 @@ def test_an_episode_that_cannot_be_repeated_is_forgotten_and_its_task_played(mon
     assert made.won.depth == 2, "the four that ended soundly were won"
 
 
+def test_no_two_attempts_have_one_number_where_every_group_starts_in_a_stored_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tasks are begun after attempts from stored states of them: one in the place of a lost state, one in a second wave."""
+    made, _ = stored_starts(share=1.0, order="any")
+    made.won.add([won(n, 5) for n in (10, 11, 12, 13)])
+    rollouts = ScriptedRollouts(lengths=(6,))
+    failing(rollouts, monkeypatch, "11-0-0")
+    found = made.plan([scripted(n) for n in (10, 11, 12, 13)], rollouts)
+    assert [t.stored_start is None for t in found] == [False] * 16 + [True] * 4
+    assert found[-1].task.index in (10, 12), "attempts of this task started in a stored state, too"
+    made.won.by_task.clear()
+    found += made.plan([scripted(22 - found[-1].task.index)], rollouts)
+    assert len({t.episode for t in found}) == len(found) == 24
+
+
 def test_a_world_that_never_repeats_itself_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     made, _ = stored_starts(share=1.0)
     with pytest.raises(ValueError, match=r"none of the last 16 stored states could be started from"):  # noqa: PT012

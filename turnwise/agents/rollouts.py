@@ -116,13 +116,15 @@ class Rollouts:
             rollout.point, rollout.fork = ForkPoint.of(job.past, job.task), job.past.fork
         return self._queue(rollout)
 
-    def resume(self, stored: Trajectory, turn: int) -> int:
-        """Queue an attempt that starts as a stored episode stood after ``turn`` turns. Its number is its sample number.
+    def resume(self, stored: Trajectory, turn: int, beyond: int = 0) -> int:
+        """Queue an attempt that starts as a stored episode stood after ``turn`` turns.
 
+        Its sample number is its own number and ``beyond`` more.
         The environment takes the stored actions again, and every observation is compared: one that differs counts as a
         failure of the environment. Raises ValueError for a game of several players, and for a turn that was not played.
         """
-        return self.add(Job(stored.task, self._count, self._key, stored.task.index, past=Past.of(stored, turn)))
+        past, sample = Past.of(stored, turn), self._count + beyond
+        return self.add(Job(stored.task, sample, self._key, stored.task.index, past=past))
 
     def fork(self, rollout: int, turn: int, tokens: int = 0, number: int | None = None) -> int:
         """Queue a copy of a rollout as it was after ``turn`` turns. Its sample number is its own rollout number.
