@@ -23,7 +23,7 @@ from turnwise.evaluation.playing import evaluate_policy, evaluate_scripted
 from turnwise.heat import Heat, Spread
 from turnwise.learning.planning import GroupPlanner
 from turnwise.models.engine import Sampling, SlotEngine
-from turnwise.trajectory import Trajectory, TurnFinished, group_by_task
+from turnwise.trajectory import RolloutFinished, Trajectory, TurnFinished, group_by_task
 
 NIM = "tests.worlds:tests/Nim-v0"
 SAMPLING = Sampling(max_tokens=6)
@@ -94,6 +94,30 @@ def test_an_opponent_is_not_heated_by_the_algorithm_and_its_decoding_is_not_repo
     assert found["decoding/tokens"] == sum(t.num_sampled_tokens for t in played)
     assert "decoding/floor_share" not in found
     assert floored.guides.acted.take()["floor_share"] > 0
+
+
+def test_an_opponent_is_not_heated_by_the_temperature_of_an_attempt() -> None:
+    asked = dict[float | None, list[tuple[bool, float]]]()
+    for temperature in (None, 0.25):
+        learner, frozen, heard = model(), model(name="frozen"), asked.setdefault(temperature, [])
+
+        def hear(engine: SlotEngine, learns: bool, heard: list[tuple[bool, float]] = heard) -> None:
+            submit = engine.submit
+
+            def heard_submit(*given: Any, sampling: Sampling, **named: Any) -> None:
+                heard.append((learns, sampling.temperature))
+                submit(*given, sampling=sampling, **named)
+
+            engine.submit = heard_submit  # type: ignore[method-assign]
+
+        hear(learner.engine, True)  # type: ignore[arg-type]
+        hear(frozen.engine, False)  # type: ignore[arg-type]
+        rollouts = Rollouts(Collector(maker(NIM), Seating({"": learner}, {"": frozen})), SAMPLING)
+        rollouts.start(tasks(1)[0], 0, temperature)
+        (played,) = (e.trajectory for e in rollouts.events() if isinstance(e, RolloutFinished))
+        assert all((turn.processing is not None) == (temperature is not None) for turn in played.turns)
+    assert set(asked[None]) == {(True, 1.0), (False, 1.0)}
+    assert set(asked[0.25]) == {(True, 0.25), (False, 1.0)}
 
 
 def test_roles_may_have_their_own_models_and_a_model_may_be_the_opponent() -> None:

@@ -64,15 +64,14 @@ def ask(seat: Seat, prompt: Prompt, info: Info, job: Job, run: Sampling, seed: i
     assert seat.model is not None
     place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
     key = mix("reply", seed, *place)
-    sampling = _wishes(seat, info, job).sampling(run)
-    if not seat.recorded:  # the algorithm's temperatures are for what learns, and not for a frozen opponent
-        sampling = replace(sampling, heat=None)
+    sampling = _wishes(seat, info, job).sampling(run if seat.recorded else replace(run, heat=None))
     processor = seat.processor(listed_actions(info), run.max_tokens, sampling, key, begun)
     seat.model.engine.submit(seat.slot, prompt.ids, fresh=prompt.fresh, key=key, sampling=sampling, processor=processor)
 
 
 def _wishes(seat: Seat, info: Info, job: Job) -> Wishes:
-    return Wishes.of(info, job.temperature)
+    """The algorithm's temperatures are for what learns, and not for a frozen opponent."""
+    return Wishes.of(info, job.temperature if seat.recorded else None)
 
 
 def not_followed(seat: Seat, info: Info) -> list[str]:
