@@ -27,6 +27,8 @@ def to_record(trajectory: Trajectory) -> dict[str, Any]:
     for later in ("last_anchor", "given", "grading", "num_refused", "answer", "last_state_key", "turnless_reward"):
         if not record[later]:
             del record[later]  # as before there was one
+    if trajectory.grading is not None and not trajectory.grading.turnless:
+        del record["grading"]["turnless"]
     for later in ("stored", "tokens") if record["fork"] else ():
         if not record["fork"][later]:
             del record["fork"][later]

@@ -41,7 +41,7 @@ WITHIN = 7
 KEYED = 8
 """The version of a member in which some turn, or some trajectory at its end, has the key of a state."""
 TURNLESS = 9
-"""The version of a member in which some trajectory has a ``turnless_reward``."""
+"""The version of a member in which some trajectory was paid without a turn."""
 _CHUNK = 1 << 16
 
 # RFC 1952: magic, deflate, flags (extra field, header checksum), no time, level unknown, system unknown; then the extra
@@ -263,7 +263,7 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
 
 def _version(trajectory: Trajectory) -> int:
     """The oldest version that holds all of a trajectory."""
-    if trajectory.turnless_reward:
+    if trajectory.turnless_reward or (trajectory.grading is not None and trajectory.grading.turnless):
         return TURNLESS
     if trajectory.last_state_key or any(turn.state_key for turn in trajectory.turns):
         return KEYED
