@@ -96,28 +96,32 @@ def test_an_opponent_is_not_heated_by_the_algorithm_and_its_decoding_is_not_repo
     assert floored.guides.acted.take()["floor_share"] > 0
 
 
+def sampled(learner: ModelAgent, frozen: ModelAgent, temperature: float | None = None) -> list[set[Sampling]]:
+    """How the learner's replies were sampled in one attempt, and how the opponent's."""
+    heard = list[set[Sampling]]()
+    for engine in (learner.engine, frozen.engine):
+        own, submit = set[Sampling](), engine.submit
+        heard.append(own)
+
+        def hear(*given: Any, own: set[Sampling] = own, submit: Any = submit, **named: Any) -> None:
+            own.add(named["sampling"])
+            submit(*given, **named)
+
+        engine.submit = hear  # type: ignore[method-assign]
+    rollouts = Rollouts(Collector(maker(NIM), Seating({"": learner}, {"": frozen})), SAMPLING)
+    rollouts.start(tasks(1)[0], 0, temperature)
+    assert any(isinstance(event, RolloutFinished) for event in rollouts.events())
+    return heard
+
+
 def test_an_opponent_is_not_heated_by_the_temperature_of_an_attempt() -> None:
-    asked = dict[float | None, list[tuple[bool, float]]]()
-    for temperature in (None, 0.25):
-        learner, frozen, heard = model(), model(name="frozen"), asked.setdefault(temperature, [])
+    assert sampled(model(), model(name="frozen"), 0.25) == [{replace(SAMPLING, temperature=0.25)}, {SAMPLING}]
 
-        def hear(engine: SlotEngine, learns: bool, heard: list[tuple[bool, float]] = heard) -> None:
-            submit = engine.submit
 
-            def heard_submit(*given: Any, sampling: Sampling, **named: Any) -> None:
-                heard.append((learns, sampling.temperature))
-                submit(*given, sampling=sampling, **named)
-
-            engine.submit = heard_submit  # type: ignore[method-assign]
-
-        hear(learner.engine, True)  # type: ignore[arg-type]
-        hear(frozen.engine, False)  # type: ignore[arg-type]
-        rollouts = Rollouts(Collector(maker(NIM), Seating({"": learner}, {"": frozen})), SAMPLING)
-        rollouts.start(tasks(1)[0], 0, temperature)
-        (played,) = (e.trajectory for e in rollouts.events() if isinstance(e, RolloutFinished))
-        assert all((turn.processing is not None) == (temperature is not None) for turn in played.turns)
-    assert set(asked[None]) == {(True, 1.0), (False, 1.0)}
-    assert set(asked[0.25]) == {(True, 0.25), (False, 1.0)}
+def test_an_opponent_says_as_much_as_its_own_settings_allow() -> None:
+    frozen = model(name="frozen")
+    frozen.config = AgentConfig(max_reply_tokens=9, max_context_tokens=512)
+    assert sampled(model(), frozen) == [{SAMPLING}, {replace(SAMPLING, max_tokens=9)}]
 
 
 def test_roles_may_have_their_own_models_and_a_model_may_be_the_opponent() -> None:

@@ -36,6 +36,15 @@ class Prompt(NamedTuple):
         return self.length <= self.limit
 
 
+def usual(seat: Seat, run: Sampling) -> Sampling:
+    """How the replies of a seat are sampled: as the ``run`` says where it learns or is measured.
+
+    A frozen opponent has the limit of its own settings, and no temperatures of the algorithm.
+    """
+    assert seat.model is not None
+    return run if seat.recorded else replace(run, max_tokens=seat.model.config.max_reply_tokens, heat=None)
+
+
 def prompt_of(seat: Seat, max_reply_tokens: int, *, whole: bool = False) -> Prompt:
     """What the engine is asked with for the next reply of a model.
 
@@ -64,13 +73,14 @@ def ask(seat: Seat, prompt: Prompt, info: Info, job: Job, run: Sampling, seed: i
     assert seat.model is not None
     place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
     key = mix("reply", seed, *place)
-    sampling = _wishes(seat, info, job).sampling(run if seat.recorded else replace(run, heat=None))
+    run = usual(seat, run)
+    sampling = _wishes(seat, info, job).sampling(run)
     processor = seat.processor(listed_actions(info), run.max_tokens, sampling, key, begun)
     seat.model.engine.submit(seat.slot, prompt.ids, fresh=prompt.fresh, key=key, sampling=sampling, processor=processor)
 
 
 def _wishes(seat: Seat, info: Info, job: Job) -> Wishes:
-    """The algorithm's temperatures are for what learns, and not for a frozen opponent."""
+    """The temperature of an attempt is for what learns, and not for a frozen opponent."""
     return Wishes.of(info, job.temperature if seat.recorded else None)
 
 

@@ -37,7 +37,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from turnwise.agents.asking import answer_of, ask, not_followed, prompt_of
+from turnwise.agents.asking import answer_of, ask, not_followed, prompt_of, usual
 from turnwise.agents.episode import Episode, ForkPoint
 from turnwise.agents.jobs import Job, Past
 from turnwise.agents.playing import Event, OnEpisode
@@ -307,7 +307,8 @@ class Rollouts:
             return
         point = rollout.point
         begun = point.begun if point is not None and len(seat.turns) == len(point.turns) else None
-        prompt = prompt_of(seat, self._sampling.max_tokens, whole=begun is not None)  # a fork's slot may hold less
+        room = usual(seat, self._sampling).max_tokens
+        prompt = prompt_of(seat, room, whole=begun is not None)  # a fork's slot may hold less
         if not prompt.fits:
             if episode.client is None:
                 yield from self._finish(rollout, "truncated", "context")
