@@ -122,6 +122,8 @@ def test_an_opponent_says_as_much_as_its_own_settings_allow() -> None:
     frozen = model(name="frozen")
     frozen.config = AgentConfig(max_reply_tokens=9, max_context_tokens=512)
     assert sampled(model(), frozen) == [{SAMPLING}, {replace(SAMPLING, max_tokens=9)}]
+    assert Seating({"": model()}, {"": frozen}).max_reply_tokens == 6, "and who is measured, no more than its own"
+    assert Seating({"": RANDOM}, {"": frozen}).max_reply_tokens == 9
 
 
 def test_roles_may_have_their_own_models_and_a_model_may_be_the_opponent() -> None:

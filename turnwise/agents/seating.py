@@ -271,6 +271,14 @@ class Seating:
         found = [*self.learners.values(), *(self.opponents or {}).values()]
         return [agent for agent in found if isinstance(agent, ModelAgent)]
 
+    @property
+    def max_reply_tokens(self) -> int:
+        """The limit of a reply of the models that learn or are measured. Opponents have their own, which is given where
+        no other model plays.
+        """
+        own = [agent for agent in self.learners.values() if isinstance(agent, ModelAgent)]
+        return max(agent.config.max_reply_tokens for agent in own or self.models)
+
     def seats(self, env: TextEnv, job: Job, seed: int) -> list[Seat]:
         """A filled seat for every player, in the order of the players. ``seed`` feeds agents without a model."""
         game = capability(env, HasPlayers)
