@@ -20,6 +20,7 @@ from turnwise.algorithms.registry import build, resolve
 from turnwise.envs.alfworld.knowing import next_command
 from turnwise.envs.alfworld.simulator import Simulator
 from turnwise.envs.household.env import HouseholdEnv
+from turnwise.envs.interface import state_key_of
 from turnwise.learning.parts import Samples, Stream
 from turnwise.learning.rewards import RewardTable
 from turnwise.learning.settings import RunInfo
@@ -71,7 +72,7 @@ def play(
         action = (wanted, *(choices[rng.integers(len(choices))] for choices in (present, stale, IDLE)))[kind]
         if kind:
             expert.overrule(action)  # type: ignore[attr-defined]
-        key = info["state_key"]
+        key = state_key_of(info)
         after, reward, won, cut, info = env.step(action)
         ids = np.array([1], np.int32)
         valid = bool(info["valid"])
@@ -83,7 +84,7 @@ def play(
         observation, ended = after, won or cut
     made = Trajectory(
         f"{task.index}-{sample}", task, 0, sample, tuple(turns), "terminated" if won else "truncated", won, None,
-        last_anchor=observation, last_state_key=info["state_key"],
+        last_anchor=observation, last_state_key=state_key_of(info),
     )  # fmt: skip
     return Played(made, kinds, gains)
 

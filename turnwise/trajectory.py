@@ -144,8 +144,9 @@ class Grade:
 class Grading:
     """Where an episode's rewards come from, where they are not the world's alone.
 
-    ``world`` [N] is the world's own reward of each turn, ``success`` what the world alone says. ``judge`` names its
-    model and rubric, and ``verdict`` in [0, 1] is the mean of its criteria by weight; "" and None without one.
+    ``world`` [N] is the world's own reward of each turn, ``turnless`` that of an episode without turns, and ``success``
+    what the world alone says. ``judge`` names its model and rubric, and ``verdict`` in [0, 1] is the mean of its
+    criteria by weight; "" and None without one.
     """
 
     world: tuple[float, ...]
@@ -153,6 +154,12 @@ class Grading:
     grades: tuple[Grade, ...]
     judge: str = ""
     verdict: float | None = None
+    turnless: float = 0.0
+
+    @property
+    def world_return(self) -> float:
+        """Undiscounted sum of the world's own rewards."""
+        return math.fsum((*self.world, self.turnless))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +174,8 @@ class Trajectory:
     what the world told of the task and the agent did not see (``info["task"]`` of the reset), as JSON; "" for nothing.
     ``grading`` says what functions and a judge paid; None where the rewards are the world's. ``num_refused`` counts the
     requests of its client that did not fit into the context: they are no turns. ``answer`` is what the episode
-    answered, in the form in which its world compares answers; "" for none.
+    answered, in the form in which its world compares answers; "" for none. ``turnless_reward`` is what an episode
+    without turns was paid, such as a player's whose opponent lost before it could move; with turns it is 0.
     """
 
     episode: str
@@ -191,6 +199,7 @@ class Trajectory:
     num_refused: int = 0
     answer: str = ""
     last_state_key: str = ""
+    turnless_reward: float = 0.0
 
     def told(self) -> dict[str, Any]:
         """What the world told of the task, read from ``given``; {} for nothing."""
@@ -205,19 +214,27 @@ class Trajectory:
     @property
     def total_reward(self) -> float:
         """Undiscounted sum of the raw rewards, rounded once: ten times 0.1 is 1, and the order is no matter."""
-        return math.fsum(self.rewards)
+        return math.fsum((*self.rewards, self.turnless_reward))
 
     @property
     def world_reward(self) -> float:
         """Undiscounted sum of the world's own rewards."""
-        return self.total_reward if self.grading is None else math.fsum(self.grading.world)
+        return self.total_reward if self.grading is None else self.grading.world_return
 
     def ungraded(self) -> Trajectory:
         """The trajectory as its world alone rewarded it."""
         if self.grading is None:
             return self
         turns = (replace(turn, reward=own) for turn, own in zip(self.turns, self.grading.world, strict=True))
-        return replace(self, turns=tuple(turns), success=self.grading.success, grading=None)
+        told, turnless = self.grading.success, self.grading.turnless
+        return replace(self, turns=tuple(turns), success=told, turnless_reward=turnless, grading=None)
+
+    def weighed(self, factor: float) -> Trajectory:
+        """An episode without turns, which nobody can grade, with ``factor`` times what its world paid."""
+        if self.turns or not self.turnless_reward or factor == 1:
+            return self
+        grading = Grading((), self.success, (), turnless=self.turnless_reward)
+        return replace(self, turnless_reward=factor * self.turnless_reward, grading=grading)
 
     @property
     def only_looked_at(self) -> bool:

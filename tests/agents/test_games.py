@@ -23,7 +23,7 @@ from turnwise.evaluation.playing import evaluate_policy, evaluate_scripted
 from turnwise.heat import Heat, Spread
 from turnwise.learning.planning import GroupPlanner
 from turnwise.models.engine import Sampling, SlotEngine
-from turnwise.trajectory import Trajectory, TurnFinished, group_by_task
+from turnwise.trajectory import RolloutFinished, Trajectory, TurnFinished, group_by_task
 
 NIM = "tests.worlds:tests/Nim-v0"
 SAMPLING = Sampling(max_tokens=6)
@@ -94,6 +94,36 @@ def test_an_opponent_is_not_heated_by_the_algorithm_and_its_decoding_is_not_repo
     assert found["decoding/tokens"] == sum(t.num_sampled_tokens for t in played)
     assert "decoding/floor_share" not in found
     assert floored.guides.acted.take()["floor_share"] > 0
+
+
+def sampled(learner: ModelAgent, frozen: ModelAgent, temperature: float | None = None) -> list[set[Sampling]]:
+    """How the learner's replies were sampled in one attempt, and how the opponent's."""
+    heard = list[set[Sampling]]()
+    for engine in (learner.engine, frozen.engine):
+        own, submit = set[Sampling](), engine.submit
+        heard.append(own)
+
+        def hear(*given: Any, own: set[Sampling] = own, submit: Any = submit, **named: Any) -> None:
+            own.add(named["sampling"])
+            submit(*given, **named)
+
+        engine.submit = hear  # type: ignore[method-assign]
+    rollouts = Rollouts(Collector(maker(NIM), Seating({"": learner}, {"": frozen})), SAMPLING)
+    rollouts.start(tasks(1)[0], 0, temperature)
+    assert any(isinstance(event, RolloutFinished) for event in rollouts.events())
+    return heard
+
+
+def test_an_opponent_is_not_heated_by_the_temperature_of_an_attempt() -> None:
+    assert sampled(model(), model(name="frozen"), 0.25) == [{replace(SAMPLING, temperature=0.25)}, {SAMPLING}]
+
+
+def test_an_opponent_says_as_much_as_its_own_settings_allow() -> None:
+    frozen = model(name="frozen")
+    frozen.config = AgentConfig(max_reply_tokens=9, max_context_tokens=512)
+    assert sampled(model(), frozen) == [{SAMPLING}, {replace(SAMPLING, max_tokens=9)}]
+    assert Seating({"": model()}, {"": frozen}).max_reply_tokens == 6, "and who is measured, no more than its own"
+    assert Seating({"": RANDOM}, {"": frozen}).max_reply_tokens == 9
 
 
 def test_roles_may_have_their_own_models_and_a_model_may_be_the_opponent() -> None:

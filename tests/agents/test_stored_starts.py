@@ -63,8 +63,9 @@ def test_an_episode_goes_on_from_a_stored_state_as_it_went_on_then(env_id: str, 
 def test_attempts_from_one_state_draw_their_own_turns_and_score_as_they_were_drawn() -> None:
     parent = stored(HOUSE, max_context_tokens=1024)
     made = Rollouts(collector(HOUSE, max_context_tokens=1024), SAMPLING, key=4)
-    numbers = [made.resume(parent, 2) for _ in range(2)]
+    numbers = [made.resume(parent, 2, beyond) for beyond in (0, 5)]
     found = played(made)
+    assert [found[number].sample for number in numbers] == [0, 6]
     own = [found[number].rest(2) for number in numbers]
     assert own[0].turns[0].action_ids.tolist() != own[1].turns[0].action_ids.tolist()
     batch, model = layout([Group(parent.task, tuple(own))]), tiny_model()

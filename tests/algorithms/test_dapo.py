@@ -45,7 +45,7 @@ class Scripted:
     def fork(self, rollout: int, turn: int) -> int:
         raise AssertionError("nobody forks here")
 
-    def resume(self, stored: Trajectory, turn: int) -> int:
+    def resume(self, stored: Trajectory, turn: int, beyond: int = 0) -> int:
         raise AssertionError("nobody starts from stored states here")
 
     def stop(self, rollout: int) -> None:

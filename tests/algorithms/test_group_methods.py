@@ -22,7 +22,7 @@ from turnwise.algorithms.rae import RAEConfig, SeatBaselines
 from turnwise.algorithms.registry import build
 from turnwise.algorithms.riskpo import RiskPOConfig
 from turnwise.learning.parts import Samples, Stream
-from turnwise.learning.rewards import RewardTable
+from turnwise.learning.rewards import RewardScale, RewardTable, raw_rewards
 from turnwise.learning.settings import RewardSettings, RunInfo, Settings
 from turnwise.replay.batch import layout
 from turnwise.trajectory import Group, Processing
@@ -40,6 +40,27 @@ def credit(config: Settings, group: list[int], earned: list[float], own: list[fl
 def test_a_lone_winner_counts_by_its_rarity() -> None:
     assert credit(MaxRLConfig(), [0] * 8, [1.0] + [0.0] * 7) == pytest.approx([7.0] + [-1.0] * 7)
     assert credit(MaxRLConfig(), [0, 0, 1, 1], [0.0, 0.0, 1.0, 1.0]) == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (DrGRPOConfig(), [-1 / 3, -1 / 3]),  # the mean of 1, 0, 0 is 1 / 3, and a lost episode is that far below
+        (MaxRLConfig(), [-1.0, -1.0]),
+        (RAEConfig(decay=0.5), [-0.5, -0.25]),  # the baseline follows the returns 1, 0, 0 from 0 on
+    ],
+)
+def test_a_group_compares_what_an_episode_without_turns_was_paid(config: Settings, expected: list[float]) -> None:
+    """A player won as the other one lost in its first move; in the group's other games it moved, and lost."""
+    sampler = Sampler.of(BigramPolicy(), np.random.default_rng(0))
+    lost = [episode(sampler, sample=s, num_turns=1, num_actions=1) for s in range(3)]
+    lost = [replace(each, turns=(replace(each.turns[0], reward=0.0),)) for each in lost]
+    members = (replace(lost[0], turns=(), turnless_reward=0.1), *lost[1:])
+    table = RewardScale(10.0).shape(members, raw_rewards(members), BigramPolicy()).select(range(3)).after([0] * 3)
+    assert [table.total(n) for n in range(3)] == [table.paid(n) for n in range(3)] == [1.0, 0.0, 0.0]
+    made = (Group(lost[0].task, members),)
+    found = credit_of(recipe_of(config), Stream(Samples(made, table), layout(made)))
+    assert [float(row.sum()) for row in found] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("stats", ["trajectories", "rows"])

@@ -378,7 +378,7 @@ class FakeRollouts:
     def fork(self, rollout: int, turn: int) -> int:
         raise NotImplementedError
 
-    def resume(self, stored: Trajectory, turn: int) -> int:
+    def resume(self, stored: Trajectory, turn: int, beyond: int = 0) -> int:
         raise NotImplementedError
 
     def stop(self, rollout: int) -> None:

@@ -339,6 +339,28 @@ def test_an_episode_that_cannot_be_repeated_is_forgotten_and_its_task_played(mon
     assert made.won.depth == 2, "the four that ended soundly were won"
 
 
+def test_no_two_attempts_have_one_number_where_every_group_starts_in_a_stored_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tasks are begun in a second wave and in the place of a lost state, after attempts from states of them."""
+    made, _ = stored_starts(share=1.0, order="any")
+    made.won.add([won(10, 5), won(11, 5)])
+    rollouts = ScriptedRollouts(lengths=(6,))
+    failing(rollouts, monkeypatch, "12-0-0")
+    found = made.plan([scripted(20), scripted(21)], rollouts)
+    made.won.by_task.clear()
+    found += made.plan([scripted(10), scripted(11)], rollouts)
+    made.won.add([won(12, 5)])
+    found += made.plan([scripted(12)], rollouts)
+    assert Counter(t.task.index for t in found) == {10: 8, 11: 8, 12: 8}
+    assert len({t.episode for t in found}) == 24
+    made.won.by_task.clear()
+    made.won.add([won(12, 5)])
+    rollouts = ScriptedRollouts(lengths=(6,))
+    failing(rollouts, monkeypatch, "12-0-0")
+    assert len({t.episode for t in made.plan([scripted(12)], rollouts)}) == 8
+
+
 def test_a_world_that_never_repeats_itself_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     made, _ = stored_starts(share=1.0)
     with pytest.raises(ValueError, match=r"none of the last 16 stored states could be started from"):  # noqa: PT012

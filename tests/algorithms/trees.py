@@ -74,10 +74,10 @@ class ScriptedRollouts:
         fork = Fork(f"{parent.task.key}-{parent.sample}", turn)
         return self._add(Played(parent.task, number, length, parent.turns[:turn], fork))
 
-    def resume(self, stored: Trajectory, turn: int) -> int:
-        number, fork = len(self.played), Fork(stored.episode, turn, stored=True)
+    def resume(self, stored: Trajectory, turn: int, beyond: int = 0) -> int:
+        sample, fork = len(self.played) + beyond, Fork(stored.episode, turn, stored=True)
         turns = list(stored.turns[:turn])
-        return self._add(Played(stored.task, number, max(self._length(), turn + 1), turns, fork))
+        return self._add(Played(stored.task, sample, max(self._length(), turn + 1), turns, fork))
 
     def stop(self, rollout: int) -> None:
         raise NotImplementedError

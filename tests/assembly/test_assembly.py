@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.faults.runs import config
 from turnwise.algorithms.registry import build
 from turnwise.assembly import players
-from turnwise.assembly.policies import load_policies
+from turnwise.assembly.policies import load_policies, new_policies
 from turnwise.assembly.run import Assembly
 from turnwise.assembly.teachers import teacher_of
 from turnwise.envs import tasks
 from turnwise.envs.settings import EnvConfig
+from turnwise.models.settings import LoRAConfig, PretrainedModelConfig
 from turnwise.runs.directory import RunDirectory
 
 
@@ -73,6 +75,19 @@ def test_a_runs_models_are_named_for_any_working_directory(
     policies = load_policies(run, [""], samples=False)
     recipe = build(run.config().algorithm, run.config().run_info)
     assert teacher_of(recipe, policies[""]) is not None
+
+
+def test_the_policies_of_a_game_begin_alike_and_part(model: Path) -> None:
+    settings: dict[str, Any] = {"lora": LoRAConfig(rank=2, alpha=4.0), "seed": 0, "device": "cpu"}
+    made = new_policies(model, ["first", "second"], model=PretrainedModelConfig(path=str(model)), **settings)
+    first, second = made.values()
+    assert first.adapter_hash == second.adapter_hash != ""
+    with torch.no_grad():
+        for tensor in first.parameters():
+            tensor += 1.0
+    for policy in made.values():
+        policy.sync(1)
+    assert first.adapter_hash != second.adapter_hash
 
 
 def test_nothing_is_opened_before_it_is_needed(model: Path) -> None:

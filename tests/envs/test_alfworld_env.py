@@ -18,7 +18,7 @@ from tests.envs.alfworld_house import ENV_ID, GOALS, Houses, house
 from turnwise.envs.alfworld.env import ALFWorldEnv
 from turnwise.envs.alfworld.world import World
 from turnwise.envs.bench import bench
-from turnwise.envs.interface import HasExpert, HasSnapshots, HasTasks, capability
+from turnwise.envs.interface import HasExpert, HasSnapshots, HasTasks, capability, state_key_of
 
 PLAN = [
     *("go to desk 1", "take cd 1 from desk 1", "go to cabinet 1", "open cabinet 1"),
@@ -81,6 +81,17 @@ def test_the_key_tells_states_with_one_text_apart() -> None:
     for action in ("move cd 1 to desk 1", "take cd 1 from desk 1"):
         *_, info = env.step(action)
     assert info["state_key"] == holding
+
+
+def test_a_step_makes_no_copy_for_the_key_and_a_record_has_its_hash() -> None:
+    """A hash of whole numbers is the same in every process."""
+    env = make()
+    _, info = env.reset(options=PICK)
+    *_, later = env.step(PLAN[0])
+    assert all(one is other for one, other in zip(info["state_key"][2:], later["state_key"][2:], strict=True))
+    assert info["state_key"] == env._playing().world.start
+    assert state_key_of({"state_key": (0, -1, ((1, 2), (True,)))}) == "78d2f4487919f4ff"
+    assert [state_key_of({"state_key": found}) for found in ("at the door", None)] == ["at the door", ""]
 
 
 def test_any_string_is_an_action_and_nothing_else_is() -> None:

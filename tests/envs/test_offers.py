@@ -326,7 +326,8 @@ def tool(parameters: Any) -> Info:
         ({"score": float("nan")}, r"info\['score'\] nan; expected a number in"),
         ({"score": "high"}, r"info\['score'\] 'high'; expected a number in"),
         ({"task_type": 3}, r"info\['task_type'\] 3; expected a string"),
-        ({"state_key": 3}, r"info\['state_key'\] 3; expected a string"),
+        ({"state_key": 3}, r"info\['state_key'\] 3; expected a string, or a tuple of whole numbers"),
+        ({"state_key": (1, (2, "x"))}, r"info\['state_key'\] \(1, \(2, 'x'\)\); expected a string, or a tuple"),
         ({"anchor": {"floor": 1}}, r"info\['anchor'\] {'floor': 1}; expected a string"),
         ({"valid": 2}, r"info\['valid'\] 2; expected True or False"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
@@ -86,6 +87,23 @@ def test_what_cannot_be_paid_stays_as_it_is() -> None:
     for played in (episode(), episode("a", end="error"), episode("a", sample=-1)):
         assert made.grade(played) == played
     assert grader_of(GradingConfig()) is None
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.0])
+def test_an_episode_without_turns_is_paid_the_worlds_part_alone(weight: float, tmp_path: Path) -> None:
+    """A player of a game won before its first turn. The group's other attempts are paid as much of a win."""
+    won = replace(episode(success=True), player="second", turnless_reward=1.0)
+    paid = Grader(grading(world=weight)).grade(won)
+    assert (paid.total_reward, paid.world_reward, paid.success) == (weight, 1.0, True)
+    assert paid.ungraded() == won
+    found = graded([paid])
+    assert found is not None
+    assert (found.world_return, found.means) == (1.0, {})
+    TrajectoryWriter(tmp_path / "file").append(0, [paid])
+    assert list(TrajectoryReader(tmp_path / "file")) == [paid]
+    assert b'"version": 9' in gzip.decompress((tmp_path / "file").read_bytes())
+    assert Grader(grading()).grade(won) == won
+    assert "turnless" not in to_record(Grader(grading()).grade(episode("abc")))["grading"]
 
 
 def test_success_of_what_is_paid_where_the_world_does_not_say_it() -> None:

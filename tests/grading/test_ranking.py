@@ -73,6 +73,17 @@ def paid(found: Group) -> list[float]:
     return [each.turns[-1].reward for each in found.trajectories]
 
 
+def test_an_episode_without_turns_is_paid_the_worlds_part_alone() -> None:
+    """Nothing of it can be ranked; of what the others are paid the world's part is as much."""
+    silent = replace(episode(success=True), turnless_reward=1.0)
+    with serving(scoring(by_length)) as server:
+        first = ranker(server.url, world=0.25)
+        (found,) = first.rank([group(episode("abc"), silent)])
+        (again,) = first.rank([found])
+    assert found.trajectories[1].world_reward == 1.0
+    assert found.trajectories[1].total_reward == again.trajectories[1].total_reward == 0.25
+
+
 def test_each_attempt_is_paid_its_score_and_one_request_asks_for_all() -> None:
     """Rewards of the world are 0 and 1 here, by ``episode``; they count with their own weight."""
     with serving(scoring(by_length)) as server:

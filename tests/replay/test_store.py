@@ -196,8 +196,8 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         (gzip.compress(b"hello\n"), "no trajectory flush"),
         (gzip.compress(b"[1]\n"), "no trajectory flush"),
         (
-            gzip.compress(b'{"format": "turnwise-trajectories", "version": 9, "update": 0, "num": 0}\n'),
-            "version 1 to 8",
+            gzip.compress(b'{"format": "turnwise-trajectories", "version": 10, "update": 0, "num": 0}\n'),
+            "version 1 to 9",
         ),
         (
             gzip.compress(b'{"format": "turnwise-trajectories", "version": 1, "update": 0, "num": 4}\n'),

@@ -181,6 +181,10 @@ def test_an_evaluation_takes_the_same_settings(model: Path, tmp_path: Path) -> N
             ["game={policies: per_role}", "algorithm=hapo"],
             r"hapo decides temperatures .*game\.policies=per_role trains several: set algorithm\.heat=0",
         ),
+        (
+            ["game={policies: per_player}", "algorithm=aepo_arbitrary"],
+            r"aepo_arbitrary decides what is played \(HeatedAttempts\) .*game\.policies=per_player trains several",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(model: Path, settings: list[str], match: str) -> None:

@@ -14,6 +14,8 @@ from turnwise.evaluation.evaluate import evaluate
 from turnwise.jobs import export, resume, train
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
+from turnwise.training.side import Side
+from turnwise.trajectory import Group, Task, Trajectory
 
 NIM = "tests.worlds:tests/Nim-v0"
 TINY = [
@@ -65,6 +67,20 @@ def test_each_role_has_its_own_policy_that_learns_from_its_own_games(roles: Path
     assert line["first/grad_norm"] > 0
     assert line["second/grad_norm"] > 0
     assert line["agreement/max_abs"] <= 1e-4
+
+
+def test_a_side_learns_from_what_its_own_policy_played() -> None:
+    """A player may have the name of another one's role: wolf_1 is a wolf, and has another policy than wolf."""
+    task = Task("hunt", "train", 0, "k")
+    played = {
+        player: Trajectory(player, task, 0, 0, (), "terminated", None, None, player=player, role="wolf", policy=player)
+        for player in ("wolf", "wolf_1")
+    }
+    for name, whose in {"wolf": ["wolf"], "wolf_1": ["wolf_1"], "": ["wolf", "wolf_1"]}.items():
+        side = Side.__new__(Side)
+        side.name = name
+        own = [player for player, trajectory in played.items() if side.plays(Group(task, (trajectory,)))]
+        assert own == whose
 
 
 def test_a_game_resumes_to_the_bit(roles: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from turnwise.agents.asking import prompt_of
 from turnwise.agents.seating import AgentReply, CutShortError, ModelAgent, Scripted, Seat
 from turnwise.envs.interface import Info, instructions_of, listed_actions, request_of
 from turnwise.envs.tasks import TextEnv
@@ -64,21 +65,15 @@ class Acting:
             raise ValueError(f"expected an observation, which is a string; got {type(observation).__name__}")
         seat, engine, config = self._seat, self._model.engine, self._model.config
         seat.observe(observation, dict(info or {}), self._instructions)
-        assert seat.context is not None
-        limit = min(config.max_context_tokens, engine.max_length) - self._sampling.max_tokens
-        fresh, ids = not seat.continues, seat.prompt
-        held = 0 if fresh else engine.length(self._slot)
-        if len(ids) + held > limit and config.on_overflow == "restart":
-            seat.prompt = ids = seat.context.restart()
-            seat.continues, fresh, held = False, True, 0
-        if len(ids) + held > limit:
+        prompt = prompt_of(seat, self._sampling.max_tokens)
+        if not prompt.fits:
             raise CutShortError(
-                f"the context is full: {len(ids) + held} tokens and a reply of {self._sampling.max_tokens} do not fit "
+                f"the context is full: {prompt.length} tokens and a reply of {self._sampling.max_tokens} do not fit "
                 f"into agent.max_context_tokens={min(config.max_context_tokens, engine.max_length)}"
             )
         key = mix("reply", self._seed, len(seat.turns))
         processor = seat.processor(listed_actions(info or {}), self._sampling.max_tokens, self._sampling, key)
-        engine.submit(self._slot, ids, fresh=fresh, key=key, sampling=self._sampling, processor=processor)
+        engine.submit(self._slot, prompt.ids, fresh=prompt.fresh, key=key, sampling=self._sampling, processor=processor)
         (reply,) = _finished(engine)
         if seat.fault:
             raise ValueError(seat.fault)

@@ -33,6 +33,7 @@ from turnwise.envs.interface import (
     instructions_of,
     is_valid,
     request_of,
+    state_key_of,
     world_name,
 )
 from turnwise.envs.tasks import no_exit, refuse, restored, snapshots, start, step
@@ -180,7 +181,7 @@ class Episode:
                 processing=reply.processing,
                 thought_tokens=thought_tokens,
                 request=request_of(self.info),
-                state_key=self._state_key(),
+                state_key=state_key_of(self.info),
             )
         )
         for player, earned in rewards.items():
@@ -346,7 +347,8 @@ class Episode:
                 given=self.given,
                 num_refused=self.num_refused,
                 answer=self._answer() if not seat.player else "",
-                last_state_key=self._state_key() if seat.turns and not seat.player else "",
+                last_state_key=state_key_of(self.info) if seat.turns and not seat.player else "",
+                turnless_reward=seat.early_reward,
             )
             for seat in self.seats.values()
             if seat.recorded
@@ -354,10 +356,6 @@ class Episode:
 
     def _anchor(self) -> str:
         return anchor_of(self.info) or self.observation
-
-    def _state_key(self) -> str:
-        found = self.info.get("state_key")
-        return found if isinstance(found, str) else ""
 
     def _answer(self) -> str:
         found = self.info.get("answer") if gives_answers(self.env) else None

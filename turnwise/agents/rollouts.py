@@ -37,18 +37,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from turnwise.agents.actions import action_start, tokens_before
+from turnwise.agents.asking import answer_of, ask, not_followed, prompt_of, usual
 from turnwise.agents.episode import Episode, ForkPoint
 from turnwise.agents.jobs import Job, Past
 from turnwise.agents.playing import Event, OnEpisode
 from turnwise.agents.seating import NO_IDS, CutShortError, Seat, TextEnv
-from turnwise.agents.wishes import Wishes
 from turnwise.agents.worldwork import Failure, WorldWork
-from turnwise.envs.interface import ignored_of, listed_actions
 from turnwise.errors import AgentError, with_place
 from turnwise.models.drawing import LogitsError, Sampling
 from turnwise.models.engine import Engine, Reply
-from turnwise.seeds import mix
 from turnwise.trajectory import End, Fork, RolloutEnded, RolloutFinished, Task, Trajectory, TurnFinished
 
 if TYPE_CHECKING:
@@ -116,13 +113,15 @@ class Rollouts:
             rollout.point, rollout.fork = ForkPoint.of(job.past, job.task), job.past.fork
         return self._queue(rollout)
 
-    def resume(self, stored: Trajectory, turn: int) -> int:
-        """Queue an attempt that starts as a stored episode stood after ``turn`` turns. Its number is its sample number.
+    def resume(self, stored: Trajectory, turn: int, beyond: int = 0) -> int:
+        """Queue an attempt that starts as a stored episode stood after ``turn`` turns.
 
+        Its sample number is its own number and ``beyond`` more.
         The environment takes the stored actions again, and every observation is compared: one that differs counts as a
         failure of the environment. Raises ValueError for a game of several players, and for a turn that was not played.
         """
-        return self.add(Job(stored.task, self._count, self._key, stored.task.index, past=Past.of(stored, turn)))
+        past, sample = Past.of(stored, turn), self._count + beyond
+        return self.add(Job(stored.task, sample, self._key, stored.task.index, past=past))
 
     def fork(self, rollout: int, turn: int, tokens: int = 0, number: int | None = None) -> int:
         """Queue a copy of a rollout as it was after ``turn`` turns. Its sample number is its own rollout number.
@@ -303,39 +302,23 @@ class Rollouts:
     def _request_reply(self, rollout: _Rollout, seat: Seat, episode: Episode) -> Iterator[Event]:
         """Submit the prompt to the engine, or end the episode where the context is full or the turns are used up."""
         assert seat.model is not None
-        assert seat.context is not None
-        engine, config, job = seat.model.engine, seat.model.config, rollout.job
-        if len(seat.turns) >= config.max_turns:
+        if len(seat.turns) >= seat.model.config.max_turns:
             yield from self._finish(rollout, "truncated", "max_turns")
             return
-        limit = min(config.max_context_tokens, engine.max_length) - self._sampling.max_tokens
-        fresh, ids = not seat.continues, seat.prompt
-        begins = rollout.point is not None and len(seat.turns) == len(rollout.point.turns)
-        if seat.continues and (
-            begins or seat.was_cut
-        ):  # a fork's slot may hold less than its context, a cut one's more
-            fresh, ids = True, seat.context_ids()
-        if len(ids) + (0 if fresh else engine.length(seat.slot)) > limit and config.on_overflow == "restart":
-            seat.prompt = ids = seat.context.restart()
-            seat.continues, fresh = False, True
-        if len(ids) + (0 if fresh else engine.length(seat.slot)) > limit:
+        point = rollout.point
+        begun = point.begun if point is not None and len(seat.turns) == len(point.turns) else None
+        room = usual(seat, self._sampling).max_tokens
+        prompt = prompt_of(seat, room, whole=begun is not None)  # a fork's slot may hold less
+        if not prompt.fits:
             if episode.client is None:
                 yield from self._finish(rollout, "truncated", "context")
             else:
                 self._stepping.begin(_EnvCall(rollout), episode.refuse)
             return
-        place = (job.task.key, job.key, job.sample, len(seat.turns), *([seat.player] if seat.player else []))
-        key = mix("reply", self._collector.seed, *place)
-        wishes = Wishes.of(episode.info, job.temperature)
-        self._collector.count_ignored(ignored_of(episode.info))
-        self._collector.count_ignored(["form"] if wishes.form is not None and seat.form is None else [])
-        sampling = wishes.sampling(self._sampling)
-        if not seat.recorded:  # the algorithm's temperatures are for what learns, and not for a frozen opponent
-            sampling = replace(sampling, heat=None)
-        begun = rollout.point.begun if begins and rollout.point is not None else NO_IDS
-        processor = seat.processor(listed_actions(episode.info), self._sampling.max_tokens, sampling, key, begun)
-        engine.submit(seat.slot, ids, fresh=fresh, key=key, sampling=sampling, processor=processor)
-        self._generating[self._collector.engines.index(engine), seat.slot] = rollout
+        self._collector.count_ignored(not_followed(seat, episode.info))
+        begun = NO_IDS if begun is None else begun
+        ask(seat, prompt, episode.info, rollout.job, self._sampling, self._collector.seed, begun)
+        self._generating[self._collector.engines.index(seat.model.engine), seat.slot] = rollout
 
     def _act(self, rollout: _Rollout, reply: Reply) -> None:
         """From generating to stepping: start the environment's step with the action in the reply."""
@@ -345,23 +328,17 @@ class Rollouts:
         episode = rollout.episode
         assert episode is not None
         seat = episode.to_move
-        assert seat.model is not None
         if seat.fault:  # of the request: nothing is learned from the episode
             self._stepping.begin(_EnvCall(rollout), partial(_refuse, episode, seat.fault))
             return
-        wishes = Wishes.of(episode.info, rollout.job.temperature)
-        reply = wishes.recorded(reply, self._sampling)
-        kept, text = wishes.cut(reply, seat.model.chat.decode)
-        seat.was_cut, reply = kept is not reply, kept
-        chat, style = seat.model.chat, seat.model.config.action_format
-        parsed = seat.read(text)
-        thought = tokens_before(action_start(text, style), len(reply.ids), lambda n: chat.decode(reply.ids[:n]))
+        answer = answer_of(seat, episode.info, rollout.job, self._sampling, reply)
 
         def act() -> None:
-            episode.step(parsed.text, reply, text, parsed.valid, thought)
+            action = answer.action
+            episode.step(action.text, answer.reply, answer.text, action.valid, answer.thought_tokens)
             episode.act_while_scripted()
 
-        self._stepping.begin(_EnvCall(rollout, reply, seat), act)
+        self._stepping.begin(_EnvCall(rollout, answer.reply, seat), act)
 
     def _environment_failed(self, rollout: _Rollout, error: Failure) -> Iterator[Event]:
         """An environment raised, in a reset or a step: close it, then retry the episode or record the failure."""

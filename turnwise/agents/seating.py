@@ -140,7 +140,7 @@ class Seat:
     num_shown: int = 0
     form: Form | None = None  # what the next reply is held to
     held: Processor | None = None  # what restricts the last reply that was asked for
-    early_reward: float = 0.0  # what the player earned before its first turn
+    early_reward: float = 0.0  # what the player earned before its first turn, as long as it has none
 
     def observe(self, observation: str, info: Info, instructions: str) -> None:
         """It is this player's turn. Add the observation to the model's context, as the next ``prompt``."""
@@ -241,7 +241,7 @@ class Seat:
     @property
     def total_reward(self) -> float:
         """As ``Trajectory.total_reward``: rounded once, so that a threshold is reached where the rewards reach it."""
-        return math.fsum(turn.reward for turn in self.turns)
+        return math.fsum((*(turn.reward for turn in self.turns), self.early_reward))
 
     def context_ids(self) -> IntArray:
         """All token ids of the present context, [N]: everything since it was last opened afresh, then the prompt."""
@@ -270,6 +270,14 @@ class Seating:
         """The language models among the agents."""
         found = [*self.learners.values(), *(self.opponents or {}).values()]
         return [agent for agent in found if isinstance(agent, ModelAgent)]
+
+    @property
+    def max_reply_tokens(self) -> int:
+        """The limit of a reply of the models that learn or are measured. Opponents have their own, which is given where
+        no other model plays.
+        """
+        own = [agent for agent in self.learners.values() if isinstance(agent, ModelAgent)]
+        return max(agent.config.max_reply_tokens for agent in own or self.models)
 
     def seats(self, env: TextEnv, job: Job, seed: int) -> list[Seat]:
         """A filled seat for every player, in the order of the players. ``seed`` feeds agents without a model."""

@@ -73,7 +73,7 @@ class BundleCredit(AdvantageEstimator):
         for paper in papers:
             found[paper] = self._credit(returns[paper], means[paper], spread[paper])
         self._follow([returns[paper].sum(0) for paper in papers])
-        paid = torch.tensor([sum(row) for row in rewards.earned], dtype=torch.float64)
+        paid = torch.tensor([rewards.paid(n) for n in range(len(totals))], dtype=torch.float64)
         uniform = group_statistics(paid, numbers).std == 0
         self.occurred.count("credited_share", found != 0, len(found))
         self.occurred.count("uniform_credited_share", (found != 0) & uniform, uniform)

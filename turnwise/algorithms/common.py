@@ -78,9 +78,9 @@ def is_uniform(trajectories: Sequence[Trajectory]) -> bool:
     return len(sound) < 2 or len({t.total_reward for t in sound}) == 1
 
 
-def succeeded(trajectory: Trajectory, earned: Sequence[float], success: float) -> bool:
-    """Whether an episode succeeded: as its world says, else where it ``earned`` as much as a ``success`` is worth."""
-    return sum(earned) >= success * (1 - 1e-9) if trajectory.success is None else trajectory.success
+def succeeded(trajectory: Trajectory, paid: float, success: float) -> bool:
+    """Whether an episode succeeded: as its world says, else where it was ``paid`` as much as a ``success`` is worth."""
+    return paid >= success * (1 - 1e-9) if trajectory.success is None else trajectory.success
 
 
 class GroupCredit(AdvantageEstimator):
@@ -171,7 +171,7 @@ def compared_units(stream: Stream, stats: GroupStats) -> ComparedUnits:
         units = [(n, 0, len(t.turns)) for n, t in enumerate(played)]
         sizes = torch.tensor([len(g.trajectories) for g in stream.samples.groups], dtype=torch.int64)
         group, of_row = torch.arange(len(sizes)).repeat_interleave(sizes), batch.trajectory
-    earned = _doubles([math.fsum(rewards.earned[i]) for i, _, _ in units])
+    earned = _doubles([rewards.paid(i) for i, _, _ in units])
     own = _doubles([math.fsum((*rewards.own[i][at : at + n], rewards.extra(i))) for i, at, n in units])
     return ComparedUnits(earned, own, group, of_row)
 

@@ -73,7 +73,7 @@ class LocalShare(AdvantageModifier):
         credit = self.compared(totals, bits, group, types)
         credited = torch.zeros(len(played)).index_add(0, batch.trajectory, (advantages != 0).sum(1).float())
         taught = credited > 0
-        paid = torch.tensor([sum(rewards.earned[n]) != 0 for n in range(len(played))], dtype=torch.bool)
+        paid = torch.tensor([rewards.paid(n) != 0 for n in range(len(played))], dtype=torch.bool)
         local = self.weight(bits, taught, paid)
         self.global_credit = (1 - local) * credit
         self.occurred.count("global_weight", 1 - local, len(local))

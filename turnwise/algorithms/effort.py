@@ -175,8 +175,7 @@ class EffortTargets(ComposerAround):
 
     def won(self, samples: Samples) -> list[bool]:
         """Whether each attempt succeeded, [N]."""
-        played, earned = samples.trajectories, samples.rewards.earned
-        return [succeeded(t, e, self.success) for t, e in zip(played, earned, strict=True)]
+        return [succeeded(t, samples.rewards.paid(n), self.success) for n, t in enumerate(samples.trajectories)]
 
     def kinds(self, samples: Samples) -> list[Difficulty]:
         """The difficulty of each attempt's task, [N]: by the group's attempts that did not fail."""

@@ -86,8 +86,8 @@ class StateValues(AdvantageModifier):
         """(V(s_n), V'_n) of every turn, [N] float64 in units of reward."""
         table, ends, visits = stream.samples.rewards, list[float](), list[float]()
         for number, trajectory in enumerate(stream.samples.trajectories):
-            total, length = sum(table.earned[number]), len(trajectory.turns)
-            won = succeeded(trajectory, table.earned[number], self.success)
+            total, length = table.paid(number), len(trajectory.turns)
+            won = succeeded(trajectory, total, self.success)
             visits += [total * self.config.gamma ** (length - n) for n in range(length)]
             ends += ([math.nan] * (length - 1) + [self.success if won else 0.0])[:length]
         values = group_statistics(torch.tensor(visits, dtype=torch.float64), anchors).mean

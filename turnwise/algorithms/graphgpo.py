@@ -122,9 +122,9 @@ class GoalDistance(AdvantageModifier):
 
     def _won(self, stream: Stream) -> list[bool]:
         found = []
-        for trajectory, earned in zip(stream.samples.trajectories, stream.samples.rewards.earned, strict=True):
-            won = succeeded(trajectory, earned, self.success)
-            found.append(sum(earned) > 0 if self.config.goal == "reward" else won)
+        for number, trajectory in enumerate(stream.samples.trajectories):
+            paid = stream.samples.rewards.paid(number)
+            found.append(paid > 0 if self.config.goal == "reward" else succeeded(trajectory, paid, self.success))
         return found
 
 

@@ -74,7 +74,7 @@ class ThoughtPenalty:
     def shape(self, trajectories: Sequence[Trajectory], rewards: RewardTable, scorer: Scorer) -> RewardTable:
         worths = []
         for number, trajectory in enumerate(trajectories):
-            worth = self._worth(trajectory, succeeded(trajectory, rewards.earned[number], self.success))
+            worth = self._worth(trajectory, succeeded(trajectory, rewards.paid(number), self.success))
             worths.append(self.success * worth)
         return rewards.with_extra(worths)
 

@@ -158,7 +158,9 @@ class StoredStarts:
         chosen = self.won.starts(number, self.order, draws)
         begun = tasks[: len(tasks) - len(chosen)]
         places = [[rollouts.start(task, sample) for sample in range(self.group_size)] for task in begun]
-        places += [[rollouts.resume(stored, turn) for _ in range(self.group_size)] for stored, turn in chosen]
+        # Where nothing was begun, their numbers would start from 0, as those of a task do that is begun later.
+        beyond = 0 if begun else self.group_size
+        places += [[rollouts.resume(stored, turn, beyond) for _ in range(self.group_size)] for stored, turn in chosen]
         finished = self._played(rollouts)
         failed = [n for n, (stored, _) in enumerate(chosen, len(begun)) if self._is_lost(stored, places[n], finished)]
         # The task whose place such a state had is played: an update keeps its size.

@@ -54,7 +54,7 @@ class AnswerVotes:
             for number, vote in zip(group, self._paid(attempts), strict=True):
                 if paid[number]:
                     paid[number] = (*paid[number][:-1], self.success * vote)
-        return replace(rewards, earned=tuple(paid))
+        return replace(rewards, earned=tuple(paid), turnless=())
 
     def _paid(self, attempts: Sequence[Trajectory]) -> list[float]:
         answers = [each.answer if each.turns else "" for each in attempts]

@@ -252,6 +252,21 @@ def check_heating(
         raise ValueError(f"{name}, and so would agent.decoding.heat: set {setting}=0, or leave that out")
 
 
+def check_planner(recipe: Recipe, game: GameConfig | None) -> None:
+    """A planner that goes by what a policy did in updates before knows one policy, and plays for all."""
+    from turnwise.learning.parts import Part  # here: a recipe brings torch
+    from turnwise.learning.recipe import layers
+
+    if game is None or game.policies == "shared":
+        return
+    for layer in layers(recipe.planner):
+        if isinstance(layer, Part) or getattr(layer, "remembers", False):
+            raise ValueError(
+                f"{recipe.name} decides what is played ({type(layer).__name__}) by the earlier episodes of one policy, "
+                f"and game.policies={game.policies} trains several: set game.policies=shared, or take another algorithm"
+            )
+
+
 def check_forks(recipe: Recipe, agent: AgentConfig) -> None:
     """A copy that begins within a reply goes on as its parent did, so that no method goes by earlier draws."""
     from turnwise.learning.recipe import layers  # here: a recipe brings torch
@@ -279,6 +294,7 @@ def check_algorithm(
     recipe = build(algorithm, run)
     if recipe.heating is not None:
         check_heating(recipe, setting_name(algorithm, recipe.heating.setting), rollout, agent, game)
+    check_planner(recipe, game)
     check_forks(recipe, agent)
     if not isinstance(recipe.planner, NoRollouts):
         return

@@ -19,8 +19,9 @@ These keys of ``info`` are read where they are present:
     score                float in [0, 1]
     valid                bool: whether the last action was understood
     anchor               str: GiGPO and its like compare a task's turns with equal ones; absent: the observation's text
-    state_key            str: differs between any two states of a task, even where their texts are equal: a key and an
-                         action decide the next key; GraphGPO looks for ways through states
+    state_key            str, or a tuple of whole numbers and such tuples, which is hashed where it is recorded: differs
+                         between any two states of a task, even where their texts are equal: a key and an action decide
+                         the next key; GraphGPO looks for ways through states
     task_type            str: the task's type, for tables, where the panel does not give it
     answer               str: what the episode answered, in the form in which answers are compared, "" before that; of a
                          world that says so beforehand, with the attribute ``gives_answers`` (True)
@@ -66,6 +67,8 @@ import numpy as np
 from gymnasium.spaces import Text
 
 from turnwise.trajectory import Task
+
+_64_BITS = (1 << 64) - 1
 
 Info = dict[str, Any]
 TextEnv = gymnasium.Env[str, str]
@@ -299,6 +302,12 @@ def is_valid(info: Info) -> bool:
 def anchor_of(info: Info) -> str:
     """The anchor that the world gives; "" where it gives none."""
     return info.get("anchor") or ""
+
+
+def state_key_of(info: Info) -> str:
+    """The key that the world gives of a state, a tuple as the 16 hexadecimal digits of its hash; "" for none."""
+    found = info.get("state_key")
+    return f"{hash(found) & _64_BITS:016x}" if isinstance(found, tuple) else found or ""
 
 
 def sampling_of(info: Info) -> Mapping[str, Any]:

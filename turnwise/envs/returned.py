@@ -21,6 +21,7 @@ _FLAGS = (bool, np.bool_, int)
 _NUMBERS = (int, float, np.number)  # a bool is an int
 _LARGEST = 1e100  # of a reward: a variance of larger ones is infinite, and every advantage then 0
 _REWARD = "a finite number of at most 1e100"
+_KEY = "a string, or a tuple of whole numbers and such tuples"
 _ROUNDING = 1e-6  # by which a sum of shares may miss 0 and 1
 _ROLES = ("system", "user", "assistant", "tool")
 _CALL = {"id": str, "name": str, "arguments": Mapping}
@@ -76,6 +77,16 @@ def check_turn(env: TextEnv, info: Info, players: Collection[str]) -> None:
         raise _wrong(env, "info['player']", info.get("player"), f"whose turn it is, one of {', '.join(players)}")
 
 
+def check_key(env: TextEnv, info: Info) -> None:
+    """Check the key of a state, of one for each episode: a text within a tuple has another hash in every process."""
+    if isinstance(found := info.get("state_key"), tuple) and not _is_key(found):
+        raise _wrong(env, "info['state_key']", found, _KEY)
+
+
+def _is_key(found: object) -> bool:
+    return all(map(_is_key, found)) if isinstance(found, tuple) else isinstance(found, int)
+
+
 def check_tasks(env: TextEnv, split: str, found: Any) -> None:
     """Check what ``tasks(split)`` returned: tasks, and at least one."""
     listed = isinstance(found, Sequence) and not isinstance(found, str)
@@ -97,9 +108,11 @@ def _check_info(env: TextEnv, info: Info) -> None:
         raise _wrong(env, "info['score']", info["score"], "a number in [0, 1]")
     if info.get("valid") is not None and not _is_flag(info["valid"]):
         raise _wrong(env, "info['valid']", info["valid"], "True or False")
-    for name in ("task_type", "state_key", "anchor"):
+    for name in ("task_type", "anchor"):
         if not isinstance(info.get(name, ""), str | None):
             raise _wrong(env, f"info[{name!r}]", info[name], "a string")
+    if not isinstance(info.get("state_key", ""), str | tuple | None):
+        raise _wrong(env, "info['state_key']", info["state_key"], _KEY)
     if info.get("messages") is not None:
         _check_asked(env, info)
     _check_wishes(env, sampling_of(info))

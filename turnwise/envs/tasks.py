@@ -34,7 +34,7 @@ from turnwise.envs.interface import (
     fitting,
     world_name,
 )
-from turnwise.envs.returned import check_parts, check_seen, check_step, check_tasks, check_turn, unfitting
+from turnwise.envs.returned import check_key, check_parts, check_seen, check_step, check_tasks, check_turn, unfitting
 from turnwise.errors import place, with_place
 from turnwise.trajectory import Task
 
@@ -288,6 +288,7 @@ def start(env: TextEnv, task: Task, seed: int) -> tuple[str, Info]:
         raise ValueError(f"{name} cannot be reset with {', '.join(given)} ({error}); expected {expected}") from error
     observation, info = check_parts(env, "reset", returned)
     check_seen(env, observation, info, players)
+    check_key(env, info)
     check_turn(env, info, players)
     mover, names = info.get("player"), attribute(env, "players")
     if not players and are_names(names) and mover in names:

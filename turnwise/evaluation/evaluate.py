@@ -261,7 +261,7 @@ class _Evaluator:
                 name=subject.target,
                 temperature=sampling.temperature,
                 samples=samples,
-                max_tokens=max(model.config.max_reply_tokens for model in seating.models),
+                max_tokens=seating.max_reply_tokens,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 key=TEST_KEY,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ def graded(trajectories: Iterable[Trajectory]) -> Graded | None:
     return Graded(
         num=len(found),
         means={name: float(np.mean(own)) for name, own in values.items()},
-        world_return=float(np.mean([math.fsum(g.world) for g in found])),
+        world_return=float(np.mean([g.world_return for g in found])),
         judge=next((g.judge for g in found if g.judge), ""),
         verdict=_mean([verdict for verdict, _ in judged]),
         agreement=wilson(sum((verdict >= 0.5) == won for verdict, won in known), len(known)) if known else None,

@@ -41,13 +41,16 @@ class Grader:
             self.judge.config.rubric.check(told())
 
     def grade(self, episode: Trajectory) -> Trajectory:
-        """The episode with what it is paid. One that failed, has no turn, or was only looked at stays as it is.
+        """The episode with what it is paid. One that failed or was only looked at stays as it is.
 
+        Of one without a turn the world's part is weighed as of the others.
         Where a function raises, or the judge gives no verdict, the episode ends as an error. Raises AgentError where no
         episode can be graded.
         """
-        if episode.end == "error" or not episode.turns or episode.only_looked_at:
+        if episode.end == "error" or episode.only_looked_at:
             return episode
+        if not episode.turns:
+            return episode.weighed(self.config.world)
         try:
             return self._paid(episode, episode.told())
         except AgentError:

@@ -85,6 +85,8 @@ class Ranker:
             failed = {id(each): replace(each, end="error", end_reason=told, success=None, score=None) for each in sound}
             return replace(group, trajectories=tuple(failed.get(id(each), each) for each in group.trajectories))
         paid = {id(each): self._paid(each, scores[record]) for each, record in zip(sound, records, strict=True)}
+        silent = [each for each in group.trajectories if each.end != "error" and not each.turns and not each.grading]
+        paid |= {id(each): each.weighed(self._world) for each in silent}
         return replace(group, trajectories=tuple(paid.get(id(each), each) for each in group.trajectories))
 
     def _scores(self, records: Sequence[str], task: str) -> dict[str, tuple[float, str]]:

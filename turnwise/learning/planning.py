@@ -106,10 +106,11 @@ class Rollouts(Protocol):
         """
         ...
 
-    def resume(self, stored: Trajectory, turn: int) -> int:
+    def resume(self, stored: Trajectory, turn: int, beyond: int = 0) -> int:
         """Queue an attempt that starts as a stored episode stood after ``turn`` turns; returns its number.
 
-        Nobody learns from those turns. Raises ValueError for a turn that was not played, and in a game.
+        Its sample number is its own number and ``beyond`` more. Nobody learns from those turns. Raises ValueError for a
+        turn that was not played, and in a game.
         """
         ...
 

@@ -19,16 +19,25 @@ class RewardTable:
     ``earned`` counts towards the episode's return, which every turn is credited with. ``own`` is what a turn
     alone answers for (an invalid action's penalty): estimators that credit rows or turns give it to no other
     one. ``whole`` [i] is added to the episode's return and is no turn's doing (a bonus for its length): no step
-    return contains it; () stands for zeros.
+    return contains it; () stands for zeros. ``turnless`` [i] is what an episode without turns was paid
+    (``Trajectory.turnless_reward``): its group compares it, and no turn is credited; () stands for zeros.
     """
 
     earned: tuple[tuple[float, ...], ...]
     own: tuple[tuple[float, ...], ...]
     whole: tuple[float, ...] = ()
+    turnless: tuple[float, ...] = ()
 
     def total(self, trajectory: int) -> float:
         """Undiscounted return, all kinds together, rounded once: the order of the turns is no matter."""
-        return math.fsum((*self.earned[trajectory], *self.own[trajectory], self.extra(trajectory)))
+        return math.fsum((*self._paid(trajectory), *self.own[trajectory], self.extra(trajectory)))
+
+    def paid(self, trajectory: int) -> float:
+        """What counts towards the return of the episode alone, rounded once: no penalty, nothing for its length."""
+        return math.fsum(self._paid(trajectory))
+
+    def _paid(self, trajectory: int) -> tuple[float, ...]:
+        return self.earned[trajectory] or self.turnless[trajectory : trajectory + 1]
 
     def extra(self, trajectory: int) -> float:
         """What is added to the whole episode's return; nothing to one without turns, which nobody is to answer for."""
@@ -47,14 +56,15 @@ class RewardTable:
         """The table of some of the trajectories, in the given order."""
         kept = list(trajectories)
         earned, own = (tuple(part[i] for i in kept) for part in (self.earned, self.own))
-        return RewardTable(earned, own, tuple(self.extra(i) for i in kept))
+        turnless = tuple(self.turnless[i] for i in kept if self.turnless)
+        return RewardTable(earned, own, tuple(self.extra(i) for i in kept), turnless)
 
     def after(self, turns: Sequence[int]) -> RewardTable:
         """The table without the first ``turns[i]`` turns of each trajectory i. What the whole episode gets stays."""
         earned, own = (
             tuple(row[start:] for row, start in zip(part, turns, strict=True)) for part in (self.earned, self.own)
         )
-        return RewardTable(earned, own, tuple(self.extra(i) for i in range(len(earned))))
+        return RewardTable(earned, own, tuple(self.extra(i) for i in range(len(earned))), self.turnless)
 
     def with_extra(self, amounts: Sequence[float]) -> RewardTable:
         """The table with more added to each episode's return, [N] in the shapers' units."""
@@ -66,6 +76,7 @@ def raw_rewards(trajectories: Sequence[Trajectory]) -> RewardTable:
     return RewardTable(
         tuple(tuple(float(r) for r in t.rewards) for t in trajectories),
         tuple((0.0,) * len(t.turns) for t in trajectories),
+        turnless=tuple(t.turnless_reward for t in trajectories) if any(t.turnless_reward for t in trajectories) else (),
     )
 
 
@@ -101,7 +112,8 @@ class RewardScale:
         earned, own = (
             tuple(tuple(self.factor * r for r in row) for row in part) for part in (rewards.earned, rewards.own)
         )
-        return RewardTable(earned, own, tuple(self.factor * r for r in rewards.whole))
+        whole, turnless = (tuple(self.factor * r for r in part) for part in (rewards.whole, rewards.turnless))
+        return RewardTable(earned, own, whole, turnless)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,11 @@ _PROCESSING = {"counts": "<i4", "ids": "<i4", "forced": "|b1", "temperatures": "
 def to_record(trajectory: Trajectory) -> dict[str, Any]:
     """Every field of the trajectory, nested as it is; later ones only where there is something in them."""
     record: dict[str, Any] = _plain(trajectory)
-    for later in ("last_anchor", "given", "grading", "num_refused", "answer", "last_state_key"):
+    for later in ("last_anchor", "given", "grading", "num_refused", "answer", "last_state_key", "turnless_reward"):
         if not record[later]:
             del record[later]  # as before there was one
+    if trajectory.grading is not None and not trajectory.grading.turnless:
+        del record["grading"]["turnless"]
     for later in ("stored", "tokens") if record["fork"] else ():
         if not record["fork"][later]:
             del record["fork"][later]

@@ -40,6 +40,8 @@ WITHIN = 7
 ``answer``."""
 KEYED = 8
 """The version of a member in which some turn, or some trajectory at its end, has the key of a state."""
+TURNLESS = 9
+"""The version of a member in which some trajectory was paid without a turn."""
 _CHUNK = 1 << 16
 
 # RFC 1952: magic, deflate, flags (extra field, header checksum), no time, level unknown, system unknown; then the extra
@@ -254,13 +256,15 @@ def _header(path: Path, start: int, text: bytes) -> dict[str, Any]:
         kind = (header["format"], header["version"], type(header["update"]))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the gzip member at byte {start} is no trajectory flush: {error!r}") from error
-    if kind not in [(FORMAT, version, int) for version in range(VERSION, KEYED + 1)]:
-        raise ValueError(f"{path}, byte {start}: expected {FORMAT} version {VERSION} to {KEYED}; got {header}"[:500])
+    if kind not in [(FORMAT, version, int) for version in range(VERSION, TURNLESS + 1)]:
+        raise ValueError(f"{path}, byte {start}: expected {FORMAT} version {VERSION} to {TURNLESS}; got {header}"[:500])
     return header
 
 
 def _version(trajectory: Trajectory) -> int:
     """The oldest version that holds all of a trajectory."""
+    if trajectory.turnless_reward or (trajectory.grading is not None and trajectory.grading.turnless):
+        return TURNLESS
     if trajectory.last_state_key or any(turn.state_key for turn in trajectory.turns):
         return KEYED
     if trajectory.answer or (trajectory.fork is not None and trajectory.fork.tokens):

@@ -211,9 +211,10 @@ class ShardedRollouts:
         self._command(number, Start(number, job))
         return number
 
-    def resume(self, stored: Trajectory, turn: int) -> int:
+    def resume(self, stored: Trajectory, turn: int, beyond: int = 0) -> int:
         """As the collector's ``resume``, in the shard of the episode's task."""
-        return self.add(Job(stored.task, len(self._jobs), self._key, stored.task.index, past=Past.of(stored, turn)))
+        past, sample = Past.of(stored, turn), len(self._jobs) + beyond
+        return self.add(Job(stored.task, sample, self._key, stored.task.index, past=past))
 
     def fork(self, rollout: int, turn: int, tokens: int = 0) -> int:
         """As the collector's ``fork``, to whose shard it goes. Raises ValueError for a turn that was not played yet,

@@ -204,8 +204,8 @@ class _Stoppable:
     def start(self, task: Task, sample: int, temperature: float | None = None) -> int:
         return self._rollouts.start(task, sample, temperature)
 
-    def resume(self, stored: Trajectory, turn: int) -> int:
-        return self._rollouts.resume(stored, turn)
+    def resume(self, stored: Trajectory, turn: int, beyond: int = 0) -> int:
+        return self._rollouts.resume(stored, turn, beyond)
 
     def add(self, job: Job) -> int:
         return self._rollouts.add(job)

@@ -58,8 +58,8 @@ class Side:
         self.teacher = learner.teacher if isinstance(learner.teacher, Teacher) else None
 
     def plays(self, group: Group) -> bool:
-        """Whether this side played the group's episodes."""
-        return self.name in ("", group.trajectories[0].role, group.trajectories[0].player)
+        """Whether this side's policy played the group's episodes: a player may have the name of another one's role."""
+        return self.name in ("", group.trajectories[0].policy)
 
     def sync(self, version: int) -> None:
         """Copy the learner's weights to the sampler; the trajectories that it plays next carry their hash.

@@ -16,8 +16,6 @@ from turnwise.envs.alfworld.world import State
 from turnwise.envs.interface import Expert, Info, Panel
 from turnwise.envs.world import SnapshotEnv
 
-_64_BITS = (1 << 64) - 1
-
 INSTRUCTIONS = """\
 An action is one command, written exactly as in the list of admissible actions, in lower case:
   go to <place>, open <place>, close <place>, examine <place or held object>, look, inventory,
@@ -102,7 +100,7 @@ class ALFWorldEnv(SnapshotEnv):
             "task_type": game.goal.type,
             "task": game.task,
             "game": game.id,
-            "state_key": f"{hash(simulator.snapshot()) & _64_BITS:016x}",  # numbers alone: the same in every process
+            "state_key": simulator.key,
         }
 
     def expert(self, kind: str = "searching", *, seed: int = 0) -> Expert:

@@ -15,6 +15,7 @@ textworld 1.7.0), against whose recordings ``tests/parity/test_alfworld.py`` hol
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from turnwise.envs.alfworld.game import Game
 from turnwise.envs.alfworld.world import (
@@ -28,6 +29,7 @@ from turnwise.envs.alfworld.world import (
     State,
     World,
     added,
+    changed,
     sentence_list,
     without,
 )
@@ -80,27 +82,18 @@ class Simulator:
 
     # ------------------------------------------------------------------ the whole state
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The values of the state, immutable: cheap enough for every step."""
+        return self.location, self.held, self.opened, self.contents, self.removed, self.lying, self.condition
+
     def snapshot(self) -> State:
-        """The state, immutable; about a microsecond."""
-        return State(
-            self.location,
-            self.held,
-            tuple(self.opened),
-            tuple(self.contents),
-            tuple(self.removed),
-            tuple(self.lying),
-            tuple(self.condition),
-        )
+        """The state, immutable."""
+        return State(*self.key)
 
     def restore(self, state: State) -> None:
         """Continue from ``state``, which must come from the same game."""
-        self.location = state.location
-        self.held = state.held
-        self.opened = list(state.opened)
-        self.contents = list(state.contents)
-        self.removed = list(state.removed)
-        self.lying = list(state.lying)
-        self.condition = list(state.condition)
+        self.location, self.held, self.opened, self.contents, self.removed, self.lying, self.condition = state
         # What can be done depends on the location, its receptacles and the hands: kept by location and hands,
         # thrown away for a location when something there changes.
         self._menus: list[dict[int, dict[str, Move]]] = [{} for _ in self.lying]
@@ -232,29 +225,29 @@ class Simulator:
         return f"There's nothing special about {name}."
 
     def _open(self, receptacle: int, _b: int) -> str:
-        self.opened[receptacle] = True
+        self.opened = changed(self.opened, receptacle, True)
         self._menus[self.location].clear()
         return f"You open the {self.world.receptacle_names[receptacle]}. {self._examine_place(receptacle, 0)}"
 
     def _close(self, receptacle: int, _b: int) -> str:
-        self.opened[receptacle] = False
+        self.opened = changed(self.opened, receptacle, False)
         self._menus[self.location].clear()
         return f"You close the {self.world.receptacle_names[receptacle]}."
 
     def _take(self, thing: int, receptacle: int) -> str:
         self.held = thing
-        self.contents[receptacle] = without(self.contents[receptacle], thing)
-        self.removed[receptacle] = added(self.removed[receptacle], thing)
-        self.lying[self.location] = without(self.lying[self.location], thing)
+        self.contents = changed(self.contents, receptacle, without(self.contents[receptacle], thing))
+        self.removed = changed(self.removed, receptacle, added(self.removed[receptacle], thing))
+        self.lying = changed(self.lying, self.location, without(self.lying[self.location], thing))
         self._menus[self.location].clear()
         name, place = self.world.thing_names[thing], self.world.receptacle_names[receptacle]
         return f"You pick up the {name} from the {place}."
 
     def _put(self, thing: int, receptacle: int) -> str:
         self.held = NOBODY
-        self.contents[receptacle] = added(self.contents[receptacle], thing)
-        self.removed[receptacle] = without(self.removed[receptacle], thing)
-        self.lying[self.location] = added(self.lying[self.location], thing)
+        self.contents = changed(self.contents, receptacle, added(self.contents[receptacle], thing))
+        self.removed = changed(self.removed, receptacle, without(self.removed[receptacle], thing))
+        self.lying = changed(self.lying, self.location, added(self.lying[self.location], thing))
         self._menus[self.location].clear()
         name, place = self.world.thing_names[thing], self.world.receptacle_names[receptacle]
         if self.world.dialect == "2.1.1":
@@ -262,27 +255,30 @@ class Simulator:
         return f"You move the {name} to the {place}."
 
     def _clean(self, thing: int, receptacle: int) -> str:
-        self.condition[thing] |= CLEAN
+        self._set_condition(thing, self.condition[thing] | CLEAN)
         return self._used("clean", thing, receptacle)
 
     def _heat(self, thing: int, receptacle: int) -> str:
-        self.condition[thing] = self.condition[thing] & ~COOL | HOT
+        self._set_condition(thing, self.condition[thing] & ~COOL | HOT)
         return self._used("heat", thing, receptacle)
 
     def _cool(self, thing: int, receptacle: int) -> str:
-        self.condition[thing] = self.condition[thing] & ~HOT | COOL
+        self._set_condition(thing, self.condition[thing] & ~HOT | COOL)
         return self._used("cool", thing, receptacle)
+
+    def _set_condition(self, thing: int, condition: int) -> None:
+        self.condition = changed(self.condition, thing, condition)
 
     def _used(self, verb: str, thing: int, receptacle: int) -> str:
         name, place = self.world.thing_names[thing], self.world.receptacle_names[receptacle]
         return f"You {verb} the {name} using the {place}."
 
     def _use(self, thing: int, _b: int) -> str:
-        self.condition[thing] |= TOGGLED
+        self._set_condition(thing, self.condition[thing] | TOGGLED)
         return f"You turn on the {self.world.thing_names[thing]}."
 
     def _slice(self, thing: int, knife: int) -> str:
-        self.condition[thing] |= SLICED
+        self._set_condition(thing, self.condition[thing] | SLICED)
         return f"You sliced the {self.world.thing_names[thing]} with the {self.world.thing_names[knife]}."
 
     # ------------------------------------------------------------------ the goal

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from turnwise.envs.alfworld.game import Game
 
@@ -25,6 +25,7 @@ APPLIANCES = {
 KNIVES = {"KnifeType", "ButterKnifeType"}
 
 Items = tuple[int, ...]
+_T = TypeVar("_T")
 
 
 class State(NamedTuple):
@@ -177,6 +178,11 @@ def added(items: Items, item: int) -> Items:
     longer = list(items)
     insort(longer, item)
     return tuple(longer)
+
+
+def changed(values: tuple[_T, ...], at: int, value: _T) -> tuple[_T, ...]:
+    """``values`` with another one at this place."""
+    return *values[:at], value, *values[at + 1 :]
 
 
 def without(items: Items, item: int) -> Items:
