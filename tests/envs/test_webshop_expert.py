@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from turnwise.envs.interface import CanBeOverruled, Expert, Info
+from turnwise.envs.interface import CanBeOverruled, Errs, Expert, Info
 from turnwise.envs.webshop.data import Product
 from turnwise.envs.webshop.env import WebShopEnv
 from turnwise.envs.webshop.expert import SearchingExpert, read_instruction, read_page, words
@@ -29,7 +29,6 @@ TRANSCRIPTS = GOLDEN / "webshop_transcripts_public.jsonl"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"needs the official products: {DATA} (TURNWISE_DATA)")
 
 UNREACHABLE = 458
-VAGUE_SEED = 3
 SPLITS = ("train", "demonstrations", "validation", "test")
 
 
@@ -281,23 +280,51 @@ def _info(actions: list[str]) -> dict[str, Any]:
     return {"admissible_actions": actions}
 
 
-def test_a_seed_makes_some_searches_vague_so_that_going_back_is_shown() -> None:
-    """Seeded or not, it leaves a product that lacks an option, as long as there is time for another."""
-    env, lacking = _generated(), {}
-    for seed in (0, 2, VAGUE_SEED):
-        visits = 0
-        for index in range(60):
-            played = _play(env, env.expert(seed=seed), index)
-            wish = read_instruction(played.seen[0][0])
-            assert ("=" in played.actions[0]) == bool(wish.options and seed != VAGUE_SEED)
-            for turn, ((text, actions), action) in enumerate(zip(played.seen, played.actions, strict=True)):
-                page = read_page(text, _info(actions))
-                if page.place == "item" and any(v not in page.options.get(n, ()) for n, v in wish.options.items()):
-                    visits += 1
-                    assert action == "click[< prev]" or env.step_limit - turn < len(wish.options) + 3
-        lacking[seed] = visits
-    assert lacking[0] == lacking[2]
-    assert lacking[VAGUE_SEED] > 2 * lacking[0]
+def test_a_seed_knows_mistakes_and_how_to_go_on_from_them() -> None:
+    """A search without the options, or a product that is too dear, which it leaves; its own actions are as ever."""
+    env = _generated()
+    made = {"search": 0, "dear": 0, "left": 0}
+    for index in range(200):
+        observation, info = env.reset(options={"split": "test", "task": index})
+        expert, wish, ended = env.expert(seed=index + 1), read_instruction(observation), False
+        expert.begin(observation, info)
+        opened = ""
+        while not ended:
+            page, action = read_page(observation, info), expert.act(observation, info)
+            if page.place == "search":
+                assert ("=" in action) == bool(wish.options)
+            if opened:  # the product that costs too much
+                assert page.offer is not None
+                assert page.offer.lowest > wish.price
+                assert action == "click[< prev]"
+                made["left"] += 1
+            assert isinstance(expert, Errs)
+            mistake, opened = expert.mistake(), ""
+            if mistake:
+                assert mistake != action
+                made["search" if page.place == "search" else "dear"] += 1
+                if page.place == "search":
+                    assert mistake == page.searches[-1]
+                else:
+                    opened = mistake[len("click[") : -1]
+                    assert page.listed[opened].lowest > wish.price
+                action = mistake
+                expert.overrule(mistake)
+            observation, _, terminated, truncated, info = env.step(action)
+            ended = terminated or truncated
+    assert 40 <= made["search"] <= 80
+    assert 20 <= made["left"] == made["dear"] <= 80
+
+
+def test_without_a_seed_there_are_no_mistakes() -> None:
+    env = _generated()
+    for index in range(20):
+        expert = env.expert()
+        observation, info = env.reset(options={"split": "test", "task": index})
+        expert.begin(observation, info)
+        expert.act(observation, info)
+        assert isinstance(expert, Errs)
+        assert expert.mistake() == ""
 
 
 def test_every_action_of_the_searching_expert_is_admissible() -> None:

@@ -1,8 +1,9 @@
 """Demonstrations: episodes of a world's expert, with noise in its actions.
 
 The expert plays the tasks of the demonstration split. On each turn, with probability ``noise``, another action is
-played in place of the expert's: one that is admissible now, or one that was admissible earlier. The episode then shows
-how the expert recovers from a mistake. ``Demonstration.learn`` marks the expert's own actions, which alone are cloned.
+played in place of the expert's: one that is admissible now, or one that was admissible earlier. So is a mistake that
+the expert names (``Errs``). The episode then shows how the expert recovers. ``Demonstration.learn`` marks the expert's
+own actions, which alone are cloned.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from turnwise.agents.prompts import AgentConfig
 from turnwise.agents.seating import TextEnv
 from turnwise.agents.toolcalls import DIALECTS, Dialect
 from turnwise.cloning.settings import EXPERT, WarmstartConfig
-from turnwise.envs.interface import CanBeOverruled, Expert, Info, Thinks, fitting, shown_info, world_name
+from turnwise.envs.interface import CanBeOverruled, Errs, Expert, Info, Thinks, fitting, shown_info, world_name
 from turnwise.envs.tasks import closed_after, demonstrated, expert_of, make_env, no_exit, players_of, start, step
 from turnwise.errors import place, with_place
 from turnwise.seeds import mix
@@ -30,7 +31,7 @@ NOT_LOST = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One player's episode, turn by turn. ``learn[n]`` is False where noise chose the action of turn n.
+    """One player's episode, turn by turn. ``learn[n]`` is False where noise, or a mistake, is the action of turn n.
 
     ``infos`` are what the world told beside its observations, as far as an agent is shown it. ``thoughts`` are those
     before each action, "" for none; () where the expert tells none at all.
@@ -96,6 +97,19 @@ class ToldExpert:
             raise ValueError(f"the expert's thought is {found!r}"[:150] + "; expected a string without <think> tags")
         return found.strip()
 
+    def mistake(self) -> str:
+        """What the expert would have played in the place of its last action, as a mistake; "" for nothing.
+
+        Raises ValueError where that is no string.
+        """
+        if (erring := fitting(self._expert, Errs, "the expert")) is None:
+            return ""
+        with no_exit("the expert", "mistake"):
+            found = erring.mistake()
+        if not isinstance(found, str):
+            raise ValueError(f"the expert's mistake is {found!r}"[:150] + "; expected an action, which is a string")
+        return found
+
     def overrule(self, action: str) -> None:
         """Tell the expert that ``action`` is played, and not its own."""
         if overrulable := fitting(self._expert, CanBeOverruled, "the expert"):
@@ -131,6 +145,9 @@ class _Demonstrator:
             choices = stale
         if noisy:
             action = choices[int(self._rng.integers(len(choices)))]
+        elif mistake := self._expert.mistake():
+            action, noisy = mistake, True
+        if noisy:
             self._expert.overrule(action)
         self.observations.append(observation)
         self.infos.append(shown_info(info))

@@ -204,6 +204,16 @@ class Thinks(Protocol):
 
 
 @runtime_checkable
+class Errs(Protocol):
+    """An expert that knows mistakes worth showing: what to play in the place of its last action; "" for nothing.
+
+    A demonstration plays the mistake, which is not learned, and shows how the expert goes on.
+    """
+
+    def mistake(self) -> str: ...
+
+
+@runtime_checkable
 class HasExpert(Protocol):
     """A world that demonstrates its tasks.
 

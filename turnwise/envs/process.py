@@ -26,6 +26,7 @@ from gymnasium.vector.utils import CloudpickleWrapper
 from turnwise.childprocess import START_METHODS, Child, EnvDiedError, EnvRaisedError, EnvTimeoutError, Limit
 from turnwise.envs.interface import (
     CanBeOverruled,
+    Errs,
     Expert,
     HasClient,
     HasExpert,
@@ -357,9 +358,15 @@ class Thinking(RemoteExpert):
         return self._ask("thought")
 
 
+class Erring(RemoteExpert):
+    def mistake(self) -> Any:
+        return self._ask("mistake")
+
+
 _ABILITIES: dict[str, tuple[Any, type[RemoteExpert]]] = {
     "overrule": (CanBeOverruled, Overruled),
     "thought": (Thinks, Thinking),
+    "mistake": (Errs, Erring),
 }
 
 

@@ -34,8 +34,8 @@ _BUTTON = re.compile(r"\[(?:clicked )?button_?\]")
 _LITTLE = STOP_WORDS | set(re.findall(r"\w+", "am buy find i looking me my need please show some want which"))
 TOO_MANY = 0.25
 """Share of an instruction's words that must not be missing: real products say a few in words of their own."""
-VAGUE = 0.3
-"""Share of the seeds with which the searching expert searches without the options."""
+VAGUE, TOO_DEAR = 0.3, 0.3
+"""Shares of the seeds whose mistakes are a search without the options, and to open a product that costs too much."""
 
 _stem = lru_cache(maxsize=10_000)(stem)
 
@@ -172,20 +172,23 @@ class SearchingExpert:
     and price. It reads the features where the title leaves a word of the instruction open, goes back where something is
     missing, else chooses the options and buys. With steps left for one purchase only it buys what comes nearest.
     ``too_many``: the share of the instruction's words without which nothing is bought; 0: not one may be missing.
-    ``seed``: with 0 the expert is as said. Of the others three in ten make the last search that is suggested, which
-    leaves the options out: then many an offer lacks one, and demonstrations show how to go back and on to the next.
+
+    ``mistake`` is something to play in the place of an action (``Errs``), so that demonstrations show how to go on from
+    it. With ``seed`` 0 there is none. Of the others three in ten know the last search that is suggested, which leaves
+    the options out: then many an offer lacks one. Three in ten know an offer that costs too much, once.
     """
 
     def __init__(self, step_limit: int = 15, too_many: float = TOO_MANY, seed: int = 0) -> None:
         self._step_limit, self._too_many = step_limit, too_many
-        self._search = -1 if seed and Random(seed).random() < VAGUE else 0
+        drawn = Random(seed)
+        self._vague, self._careless = (bool(seed) and drawn.random() < share for share in (VAGUE, TOO_DEAR))
 
     def begin(self, observation: str, info: Info) -> None:
         """Raises ValueError where the page has no instruction that it can read."""
         self._page = read_page(observation, info)
         self._wish = read_task(observation)
         self._steps_left = self._step_limit
-        self._last = ""
+        self._last = self._mistake = ""
         self._asin = ""
         """Of the product that was opened last."""
         self._chosen: dict[str, str] = {}
@@ -198,9 +201,13 @@ class SearchingExpert:
     def act(self, observation: str, info: Info) -> str:
         before, self._page = self._page, read_page(observation, info)
         self._learn(before, self._last)
+        self._mistake = self._err(self._page)
         self._last = self._choose(self._page)
         self._steps_left -= 1
         return self._last
+
+    def mistake(self) -> str:
+        return self._mistake
 
     def overrule(self, action: str) -> None:
         """Another action was played."""
@@ -225,8 +232,19 @@ class SearchingExpert:
         if page.offer:
             return self._judge(page.offer, page.options)
         if page.place == "search":
-            return page.searches[self._search]
+            return page.searches[0]
         return self._open(page.listed) if page.place == "results" else PREVIOUS
+
+    def _err(self, page: Sight) -> str:
+        if page.place == "search" and self._vague:
+            return page.searches[-1] if len(page.searches) > 1 else ""
+        if page.place != "results" or self._hurried or not self._careless:
+            return ""
+        kind, listed = self._kind(page.listed), page.listed
+        dear = [asin for asin in listed if listed[asin].lowest > self._wish.price and asin not in self._refused]
+        wanted = [asin for asin in dear if not kind or kind in words(listed[asin].title)]
+        self._careless = not wanted
+        return f"click[{wanted[0]}]" if wanted else ""
 
     @property
     def _hurried(self) -> bool:
