@@ -81,6 +81,17 @@ def test_made_by_its_id_it_offers_everything() -> None:
     assert env.reset(seed=0)[0].startswith("instruction: ")
 
 
+def test_worlds_with_the_same_goals_share_them_and_their_panels() -> None:
+    first, second = WebShopEnv(num_products=60), WebShopEnv(num_products=60, observation_mode="text")
+    assert first.goals is second.goals
+    assert first.tasks("train") is second.tasks("train")
+    other = WebShopEnv(num_products=60, seed=1)
+    assert other.goals.prices != first.goals.prices
+    first.reset(options={"split": "train", "task": 0})
+    second.reset(options={"split": "train", "task": 1})
+    assert first.goal != second.goal
+
+
 def test_an_episode_ends_with_a_purchase_and_its_reward(env: WebShopEnv) -> None:
     observation, info = env.reset(options={"task": 0})
     assert observation == f"instruction: {BRIEF}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gymnasium.error import ResetNeeded
 
 from turnwise.envs.interface import Expert, Info, Panel
-from turnwise.envs.webshop.data import Product, open_source
+from turnwise.envs.webshop.data import Product, Source, open_source
 from turnwise.envs.webshop.goals import Goal, Goals
 from turnwise.envs.webshop.html import html
 from turnwise.envs.webshop.nouns import NounTagger, SpacyNouns, stand_in_nouns
@@ -89,11 +90,10 @@ class WebShopEnv(SnapshotEnv):
         for name, number in (("results_per_page", per_page), ("title_words", title_words)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
-        shelves = open_shelves(open_source(data, num_products))
-        self.goals = Goals(shelves, goals, seed)
-        self._splits = Splits("turnwise/WebShop-v0", self.goals, split_scheme)
-        tagger = _tagger(nouns)
-        self.simulator = Simulator(shelves, self.goals.prices, tagger, per_page, show_attributes, title_words)
+        self._splits = _splits(open_source(data, num_products), goals, seed, split_scheme)
+        self.goals = self._splits.goals
+        shelves, prices = self.goals.shelves, self.goals.prices
+        self.simulator = Simulator(shelves, prices, _tagger(nouns), per_page, show_attributes, title_words)
         self._reward, self._own_catalogue = reward, data is None
         self._state: State | None = None
 
@@ -197,6 +197,12 @@ class WebShopEnv(SnapshotEnv):
         # our own products have every word of an instruction on their pages, or lack what it says
         too_many = 0.0 if self._own_catalogue else TOO_MANY
         return (SearchingExpert if kind == "searching" else ThinkingExpert)(self.step_limit, too_many, seed)
+
+
+@lru_cache(maxsize=4)
+def _splits(source: Source, kind: str, seed: int, scheme: str) -> Splits:
+    """The goals and their panels; all environments of a process share them, since a large panel takes a second."""
+    return Splits("turnwise/WebShop-v0", Goals(open_shelves(source), kind, seed), scheme)
 
 
 def queries(instruction: str) -> list[str]:
