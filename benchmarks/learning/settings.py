@@ -122,7 +122,7 @@ SETTINGS: Mapping[str, Setting] = {
     "empg": _taken_apart("empg", EMPG, tokens_per_update=5_000, cpu_s_per_1000=0.8, warmstart_cpu_s=100.0),
     "spear": _taken_apart("spear", SPEAR, tokens_per_update=5_000, cpu_s_per_1000=1.2, warmstart_cpu_s=100.0),
     "aepo": _taken_apart("aepo", AEPO, tokens_per_update=11_000, cpu_s_per_1000=0.8, warmstart_cpu_s=60.0),
-    "medium": Setting(
+    "medium": Setting(  # not run yet: tokens and CPU seconds are guesses
         config="learning/medium",
         panel="test",
         tuning_panel="validation",

@@ -236,6 +236,7 @@ class SearchingExpert:
         return self._open(page.listed) if page.place == "results" else PREVIOUS
 
     def _err(self, page: Sight) -> str:
+        """A mistake that this episode is to show here; "" for none."""
         if page.place == "search" and self._vague:
             return page.searches[-1] if len(page.searches) > 1 else ""
         if page.place != "results" or self._hurried or not self._careless:
