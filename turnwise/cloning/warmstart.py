@@ -57,7 +57,7 @@ COURSE_FILE = "cloning.jsonl"
 TAKEOVERS_FILE = "takeovers.jsonl.gz"
 """In the folder of a clone: the episodes of its rounds of takeovers, as trajectories."""
 
-FORMAT = 1
+FORMAT = 2  # 2: Muon in float32, and the mistakes of WebShop's expert
 """Raise whenever the same configuration may give another model."""
 
 
