@@ -118,6 +118,19 @@ def test_attempts_that_won_become_likelier() -> None:
     assert len(part.pairs.won) > 3
 
 
+def test_an_episode_without_turns_is_in_no_pair() -> None:
+    """A game that was lost or won before the first turn has no action to prefer. The others' numbers stay theirs."""
+    first, *others = played()
+    silent = replace(first.trajectories[1], turns=(), turnless_reward=2.0)
+    made = [replace(first, trajectories=(first.trajectories[0], silent, *first.trajectories[2:])), *others]
+    trained = learner(build(DPOConfig(), RUN), BigramPolicy(), RUN)
+    trained.update(buffer_of(made), 0)
+    (part,) = (part for part in trained.parts if isinstance(part, PairLoss))
+    pairs = {(int(won), int(lost)) for won, lost in zip(*part.pairs, strict=True)}
+    assert pairs >= {(0, 2), (0, 3), (8, 9)}
+    assert not any(1 in pair for pair in pairs)
+
+
 def test_groups_without_a_pair_teach_nothing_and_cost_nothing() -> None:
     made = [replace(g, trajectories=tuple(paid(t, 0.0) for t in g.trajectories)) for g in played()]
     policy = BigramPolicy()

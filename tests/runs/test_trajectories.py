@@ -76,6 +76,7 @@ def test_a_wrong_word_names_the_right_one(house: Path) -> None:
     for asked, message in [
         ({"split": "trian"}, "Did you mean 'train'"),
         ({"type": "pick_heat"}, "Unknown type 'pick_heat'"),
+        ({"task": "31415"}, r"no episode of task '31415'. It has episodes of: \d+, \d+"),
         ({"end": "terminatd"}, "Did you mean 'terminated'"),
         ({"success": "true"}, "Expected one of: yes, no, unknown"),
         ({"updates": "5:3"}, "first:end"),
@@ -109,6 +110,7 @@ def test_what_the_collector_cut_plays_again(tmp_path: Path) -> None:
         (lambda t: replace(t, turns=(replace(t.turns[0], reward=0.5), *t.turns[1:])), "turn 0: reward was 0.5, is now"),
         (lambda t: replace(t, turns=(replace(t.turns[0], action="look"), *t.turns[1:])), "turn "),
         (lambda t: replace(t, success=True), "the episode: success was True, is now False"),
+        (lambda t: replace(t, turnless_reward=1.0), "the episode: turnless_reward was 1.0, is now 0.0"),
         (
             lambda t: replace(t, end="terminated", end_reason=""),
             "the episode: end was 'terminated', is now 'truncated'",

@@ -122,8 +122,10 @@ class PairLoss(Objective):
         rewards, found, place = stream.samples.rewards, list[tuple[int, int]](), 0
         for group in stream.samples.groups:
             size = len(group.trajectories)
-            returns = [rewards.total(place + n) for n in range(size)]
-            own = [(place + i, place + j) for i, j in self.rule.of_group(returns)]
+            # An episode without turns has no action to prefer.
+            played = [place + n for n, trajectory in enumerate(group.trajectories) if trajectory.turns]
+            returns = [rewards.total(number) for number in played]
+            own = [(played[i], played[j]) for i, j in self.rule.of_group(returns)]
             self.occurred.count("paired_groups_share", bool(own))
             paired = {n for pair in own for n in pair}
             self.occurred.count("paired_share", len(paired), size)

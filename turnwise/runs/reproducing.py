@@ -32,7 +32,7 @@ from turnwise.runs.trajectories import Selection, Stored, episode_of, find, run_
 from turnwise.trajectory import Trajectory, Turn
 
 _TURN = ("observation", "request", "action", "valid", "reward", "anchor")
-_EPISODE = ("end", "end_reason", "success", "score")
+_EPISODE = ("end", "end_reason", "success", "score", "turnless_reward")
 
 
 @dataclass(frozen=True, slots=True)

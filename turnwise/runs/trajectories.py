@@ -120,12 +120,15 @@ def select(target: str | Path, selection: Selection) -> Iterator[Stored]:
     """The stored trajectories that are selected, in the order of the file.
 
     Raises ValueError where ``target`` is no run or its file is damaged. Also raises it where nothing is found because
-    no trajectory has the selected type, split or player; the message names the nearest one.
+    no trajectory has the selected task, type, split or player; the message names the nearest one, or some tasks.
     """
     seen: dict[str, set[str]] = {name: set() for name in ("type", "split", "player")}
+    tasks: dict[str, str] = {}
+    """Index -> key, of those met."""
     found = 0
     for flush in TrajectoryReader(trajectory_file(target)).flushes(selection.updates, selection.episode):
         for trajectory in flush.trajectories:
+            tasks[str(trajectory.task.index)] = trajectory.task.key
             for name, names in seen.items():
                 names.add(trajectory.player if name == "player" else getattr(trajectory.task, name))
             if selection.keeps(trajectory):
@@ -134,6 +137,10 @@ def select(target: str | Path, selection: Selection) -> Iterator[Stored]:
     for name, names in seen.items():
         if not found and names and (wanted := getattr(selection, name)) and wanted not in names:
             raise unknown(name, wanted, sorted(names - {""}), str(target))
+    if not found and tasks and selection.task and selection.task not in {*tasks, *tasks.values()}:
+        some = ", ".join(sorted(tasks, key=int)[:8])
+        more = f" and {len(tasks) - 8:,} others" if len(tasks) > 8 else ""
+        raise ValueError(f"{target} has no episode of task {selection.task!r}. It has episodes of: {some}{more}.")
 
 
 def find(target: str | Path, episode: str) -> list[Stored]:
