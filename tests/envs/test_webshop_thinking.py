@@ -33,18 +33,28 @@ def test_it_acts_as_the_searching_expert_does_also_after_actions_of_others() -> 
 
 
 def test_what_it_says_of_a_page_is_so() -> None:
-    counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good", "take"), 0)
+    counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good", "take", "lacks", "all"), 0)
     for shown in _shown("thinking"):
         clicked: set[str] = set()
+        read: dict[str, set[str]] = {"": set()}
+        """Product -> words of its pages."""
+        product = ""
         instruction = shown.observations[0]
         for page, thought, action in zip(shown.observations, shown.thoughts, shown.actions, strict=True):
+            has_price = "\nprice: " in page
+            read.setdefault(product, set()).update(words(page))
             for line in thought.splitlines():
                 name, _, verdict = line.rpartition(" ")
-                if verdict in ("yes", "no"):
-                    options = re.split(r"[\[\]|]", page)
-                    there = name in options or set(words(name)) <= set(words(page))
-                    assert there == (verdict == "yes"), (page, line)
+                if line.startswith("- "):
+                    seen = set(words(page)) if has_price else read[product]
+                    assert (set(words(name)) <= seen) == (verdict == "yes"), (page, line)
+                    assert name[1:] in instruction, "the same tokens, with the space before the word"
+                elif verdict in ("yes", "no"):
+                    assert (name in re.split(r"[\[\]|]", page)) == (verdict == "yes"), (page, line)
                     assert name in instruction
+                elif line.startswith("lacks "):
+                    verdict = "lacks"
+                    assert not set(words(line.removeprefix("lacks"))) & read[product]
                 elif found := re.fullmatch(r"(\[(b\d+)\] .*?)(?: of [\d.]+)?: (tried|good|over|take|no \w+)", line):
                     assert found[1] in page.splitlines()
                     verdict = found[3].split()[0]
@@ -55,8 +65,12 @@ def test_what_it_says_of_a_page_is_so() -> None:
                     assert (float(found[1]) > float(found[2])) == (verdict == "over")
                     assert f"lower than {found[2]} dollars" in instruction
                 counts[verdict] = counts.get(verdict, 0) + 1
-            clicked |= set(re.findall(r"click\[(b\d+)\]", action))
-    assert all(counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good", "take")), counts
+            opened = set(re.findall(r"click\[(b\d+)\]", action)) if page.startswith("page ") else set()
+            clicked |= opened
+            product = min(opened, default=product)
+    assert all(counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good", "take", "lacks", "all")), (
+        counts
+    )
 
 
 def test_it_counts_its_steps_and_says_when_it_is_in_a_hurry() -> None:

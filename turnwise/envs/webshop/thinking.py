@@ -1,13 +1,14 @@
 """The searching expert, telling why: what it looks for, what it has tried, what a product has and what it lacks.
 
 A small model has to find in one token what the expert finds by comparing a whole page with the instruction. Told word
-by word, each comparison is a look at one place of the context.
+by word, each comparison is a look at one place of the context. A word stands behind "- ", so that its tokens are those
+that it has in the instruction and on the page: a model compares equal tokens long before it compares equal words.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from turnwise.envs.interface import Info
 from turnwise.envs.webshop.expert import Offer, SearchingExpert, Sight, words
@@ -19,8 +20,6 @@ class ThinkingExpert(SearchingExpert):
     def begin(self, observation: str, info: Info) -> None:
         super().begin(observation, info)
         self._thought = ""
-        self._sought: tuple[str, ...] = ()
-        """Words of the instruction that the title of the product on show does not have."""
         limit = re.search(r"price lower than ([\d.]+)", observation.lower())
         self._limit = limit[1] if limit else ""
         self._spelled = {stem: word for word in re.findall(r"[a-z0-9]+", observation.lower()) for stem in words(word)}
@@ -43,9 +42,8 @@ class ThinkingExpert(SearchingExpert):
         elif page.place == "item":
             yield from self._product(page)
         elif page.place == "sub":
-            said = words(page.says)
-            sought = ((stem, word) for stem, word in self._spelled.items() if word in self._sought)
-            yield from (_verdict(word, stem in said) for stem, word in sought)
+            yield from self._words(self._shown[self._asin])
+            yield self._tally
 
     def _offers(self, page: Sight) -> Iterator[str]:
         """Each offer up to the first that is opened, and why it is not."""
@@ -66,9 +64,7 @@ class ThinkingExpert(SearchingExpert):
     def _product(self, page: Sight) -> Iterator[str]:
         """What the page has of what is wanted; once that is known, nothing more."""
         assert page.offer is not None
-        wish, shown, has_read = self._wish, self._shown[self._asin], self._asin in self._features_read
-        wanted = [(stem, word) for stem, word in self._spelled.items() if stem in wish.words]
-        unseen = [word for stem, word in wanted if stem not in shown]
+        wish, has_read = self._wish, self._asin in self._features_read
         if any(name in self._chosen for name in wish.options):
             return
         if not has_read or self._hurried:
@@ -77,13 +73,26 @@ class ThinkingExpert(SearchingExpert):
         if self._hurried:
             return
         if has_read:
-            yield f"lacks {' '.join(unseen)}" if unseen else "has all"
+            yield self._tally
             return
         if self._limit:
             yield f"{page.offer.price}{self._of_limit}: {'over' if page.offer.lowest > wish.price else 'under'}"
-        titled = words(page.offer.title)
-        yield from (_verdict(word, stem in titled) for stem, word in wanted)
-        self._sought = tuple(word for stem, word in wanted if stem not in titled)
+        yield from self._words(words(page.offer.title))
+
+    def _words(self, there: Collection[str]) -> Iterator[str]:
+        """Every word that is wanted of a product, and whether its stem is among those that are ``there``."""
+        return (f"- {_verdict(word, stem in there)}" for stem, word in self._wanted)
+
+    @property
+    def _tally(self) -> str:
+        """The words of which no page of the product has told."""
+        unseen = [word for stem, word in self._wanted if stem not in self._shown[self._asin]]
+        return f"lacks {' '.join(unseen)}" if unseen else "has all"
+
+    @property
+    def _wanted(self) -> list[tuple[str, str]]:
+        """(stem, word as the instruction spells it), in its order."""
+        return [(stem, word) for stem, word in self._spelled.items() if stem in self._wish.words]
 
     @property
     def _of_limit(self) -> str:
