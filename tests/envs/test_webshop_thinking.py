@@ -36,17 +36,18 @@ def test_what_it_says_of_a_page_is_so() -> None:
     counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good", "take", "lacks", "all"), 0)
     for shown in _shown("thinking"):
         clicked: set[str] = set()
-        read: dict[str, set[str]] = {"": set()}
-        """Product -> words of its pages."""
+        read: dict[str, set[str]] = {}
+        """Product -> words of its title and of the pages below."""
         product = ""
         instruction = shown.observations[0]
         for page, thought, action in zip(shown.observations, shown.thoughts, shown.actions, strict=True):
-            has_price = "\nprice: " in page
-            read.setdefault(product, set()).update(words(page))
+            title, priced, _ = page.partition("\nprice: ")
+            if not page.startswith(("page ", "instruction:")):
+                read.setdefault(product, set()).update(words(title))
             for line in thought.splitlines():
                 name, _, verdict = line.rpartition(" ")
                 if line.startswith("- "):
-                    seen = set(words(page)) if has_price else read[product]
+                    seen = set(words(title)) if priced else read[product]
                     assert (set(words(name)) <= seen) == (verdict == "yes"), (page, line)
                     assert name[1:] in instruction, "the same tokens, with the space before the word"
                 elif verdict in ("yes", "no"):
