@@ -33,7 +33,7 @@ def test_it_acts_as_the_searching_expert_does_also_after_actions_of_others() -> 
 
 
 def test_what_it_says_of_a_page_is_so() -> None:
-    counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good", "take", "lacks", "all"), 0)
+    counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good", "take", "lacks", "fits"), 0)
     for shown in _shown("thinking"):
         clicked: set[str] = set()
         read: dict[str, set[str]] = {}
@@ -47,15 +47,14 @@ def test_what_it_says_of_a_page_is_so() -> None:
             for line in thought.splitlines():
                 name, _, verdict = line.rpartition(" ")
                 if line.startswith("- "):
-                    seen = set(words(title)) if priced else read[product]
-                    assert (set(words(name)) <= seen) == (verdict == "yes"), (page, line)
+                    assert (set(words(name)) <= read[product]) == (verdict == "yes"), (page, line)
                     assert name[1:] in instruction, "the same tokens, with the space before the word"
                 elif verdict in ("yes", "no"):
                     assert (name in re.split(r"[\[\]|]", page)) == (verdict == "yes"), (page, line)
                     assert name in instruction
-                elif line.startswith("lacks "):
-                    verdict = "lacks"
-                    assert not set(words(line.removeprefix("lacks"))) & read[product]
+                elif line in ("lacks", "fits"):
+                    left = action == "click[< prev]"
+                    assert left == (line == "lacks") if priced else left, (page, thought, action)
                 elif found := re.fullmatch(r"(\[(b\d+)\] .*?)(?: of [\d.]+)?: (tried|good|over|take|no \w+)", line):
                     assert found[1] in page.splitlines()
                     verdict = found[3].split()[0]
@@ -69,7 +68,7 @@ def test_what_it_says_of_a_page_is_so() -> None:
             opened = set(re.findall(r"click\[(b\d+)\]", action)) if page.startswith("page ") else set()
             clicked |= opened
             product = min(opened, default=product)
-    assert all(counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good", "take", "lacks", "all")), (
+    assert all(counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good", "take", "lacks", "fits")), (
         counts
     )
 

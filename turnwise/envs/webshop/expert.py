@@ -271,6 +271,11 @@ class SearchingExpert:
         kind = self._wish.kind
         return kind if any(kind in words(offer.title) for offer in listed.values()) else ""
 
+    @property
+    def _too_many_words(self) -> int:
+        """A product is left where so many words of the instruction are on none of its pages."""
+        return max(1, math.ceil(self._too_many * len(self._wish.words)))
+
     def _judge(self, offer: Offer, options: Mapping[str, tuple[str, ...]]) -> str:
         """On an item's page: back, read on, choose an option, or buy."""
         wish = self._wish
@@ -279,7 +284,7 @@ class SearchingExpert:
             unseen = len(wish.words - self._shown[self._asin])
             wrong = len(unavailable) + (offer.lowest > wish.price)
             has_read = self._asin in self._features_read
-            if wrong or (has_read and unseen and unseen >= self._too_many * len(wish.words)):
+            if wrong or (has_read and unseen >= self._too_many_words):
                 self._refused[self._asin] = wrong + unseen / len(wish.words)
                 return PREVIOUS
             if unseen and not has_read:

@@ -8,10 +8,12 @@ that it has in the instruction and on the page: a model compares equal tokens lo
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from turnwise.envs.interface import Info
 from turnwise.envs.webshop.expert import Offer, SearchingExpert, Sight, words
+
+LACKS, FITS = "lacks", "fits"
 
 
 class ThinkingExpert(SearchingExpert):
@@ -42,8 +44,7 @@ class ThinkingExpert(SearchingExpert):
         elif page.place == "item":
             yield from self._product(page)
         elif page.place == "sub":
-            yield from self._words(self._shown[self._asin])
-            yield self._tally
+            yield from self._read()
 
     def _offers(self, page: Sight) -> Iterator[str]:
         """Each offer up to the first that is opened, and why it is not."""
@@ -62,37 +63,47 @@ class ThinkingExpert(SearchingExpert):
         yield "next"
 
     def _product(self, page: Sight) -> Iterator[str]:
-        """What the page has of what is wanted; once that is known, nothing more."""
+        """What the page has of what is wanted, up to the first that it lacks; nothing more once options are chosen."""
         assert page.offer is not None
-        wish, has_read = self._wish, self._asin in self._features_read
+        wish, over = self._wish, page.offer.lowest > self._wish.price
+        offered = {value: value in page.options.get(name, ()) for name, value in wish.options.items()}
         if any(name in self._chosen for name in wish.options):
             return
-        if not has_read or self._hurried:
-            for name, value in wish.options.items():
-                yield _verdict(value, value in page.options.get(name, ()))
+        if not self._hurried and self._asin in self._features_read:
+            yield LACKS if over or not all(offered.values()) else self._tally
+            return
+        for value, there in offered.items():
+            yield _verdict(value, there)
+            if not there and not self._hurried:
+                yield LACKS
+                return
         if self._hurried:
             return
-        if has_read:
-            yield self._tally
-            return
         if self._limit:
-            yield f"{page.offer.price}{self._of_limit}: {'over' if page.offer.lowest > wish.price else 'under'}"
-        yield from self._words(words(page.offer.title))
+            yield f"{page.offer.price}{self._of_limit}: {'over' if over else 'under'}"
+        if not over:
+            yield from self._words(1)
+            yield from () if self._unseen else (FITS,)
 
-    def _words(self, there: Collection[str]) -> Iterator[str]:
-        """Every word that is wanted of a product, and whether its stem is among those that are ``there``."""
-        return (f"- {_verdict(word, stem in there)}" for stem, word in self._wanted)
+    def _read(self) -> Iterator[str]:
+        """On a page below a product's: the words of the instruction, and whether the product fits as far as was read."""
+        yield from self._words(self._too_many_words)
+        yield self._tally
 
     @property
     def _tally(self) -> str:
-        """The words of which no page of the product has told."""
-        unseen = [word for stem, word in self._wanted if stem not in self._shown[self._asin]]
-        return f"lacks {' '.join(unseen)}" if unseen else "has all"
+        return LACKS if len(self._unseen) >= self._too_many_words else FITS
+
+    def _words(self, enough: int) -> Iterator[str]:
+        """The words of the instruction, and whether the product was seen to have them, until ``enough`` are missing."""
+        for stem, word in self._spelled.items():
+            if stem in self._wish.words and enough > 0:
+                enough -= stem in self._unseen
+                yield f"- {_verdict(word, stem not in self._unseen)}"
 
     @property
-    def _wanted(self) -> list[tuple[str, str]]:
-        """(stem, word as the instruction spells it), in its order."""
-        return [(stem, word) for stem, word in self._spelled.items() if stem in self._wish.words]
+    def _unseen(self) -> frozenset[str]:
+        return self._wish.words - self._shown[self._asin]
 
     @property
     def _of_limit(self) -> str:
