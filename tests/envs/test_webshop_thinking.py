@@ -33,7 +33,7 @@ def test_it_acts_as_the_searching_expert_does_also_after_actions_of_others() -> 
 
 
 def test_what_it_says_of_a_page_is_so() -> None:
-    counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good", "take", "lacks", "fits"), 0)
+    counts = dict.fromkeys(("yes", "no", "tried", "over", "under", "good", "take", "lacks", "read", "fits"), 0)
     for shown in _shown("thinking"):
         clicked: set[str] = set()
         read: dict[str, set[str]] = {}
@@ -52,9 +52,9 @@ def test_what_it_says_of_a_page_is_so() -> None:
                 elif verdict in ("yes", "no"):
                     assert (name in re.split(r"[\[\]|]", page)) == (verdict == "yes"), (page, line)
                     assert name in instruction
-                elif line in ("lacks", "fits"):
-                    left = action == "click[< prev]"
-                    assert left == (line == "lacks") if priced else left, (page, thought, action)
+                elif line in ("lacks", "read", "fits"):
+                    follows = {"click[< prev]": "lacks", "click[features]": "read"}.get(action, "fits")
+                    assert line == follows if priced else follows == "lacks", (page, thought, action)
                 elif found := re.fullmatch(r"(\[(b\d+)\] .*?)(?: of [\d.]+)?: (tried|good|over|take|no \w+)", line):
                     assert found[1] in page.splitlines()
                     verdict = found[3].split()[0]
@@ -68,9 +68,9 @@ def test_what_it_says_of_a_page_is_so() -> None:
             opened = set(re.findall(r"click\[(b\d+)\]", action)) if page.startswith("page ") else set()
             clicked |= opened
             product = min(opened, default=product)
-    assert all(counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good", "take", "lacks", "fits")), (
-        counts
-    )
+    assert all(
+        counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good", "take", "lacks", "read", "fits")
+    ), counts
 
 
 def test_it_counts_its_steps_and_says_when_it_is_in_a_hurry() -> None:

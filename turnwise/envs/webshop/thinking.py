@@ -7,13 +7,15 @@ that it has in the instruction and on the page: a model compares equal tokens lo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
 from turnwise.envs.interface import Info
 from turnwise.envs.webshop.expert import Offer, SearchingExpert, Sight, words
 
-LACKS, FITS = "lacks", "fits"
+LACKS, READ, FITS = "lacks", "read", "fits"
+"""What follows for a product: it is left, its features are read, or it is bought."""
 
 
 class ThinkingExpert(SearchingExpert):
@@ -63,7 +65,7 @@ class ThinkingExpert(SearchingExpert):
         yield "next"
 
     def _product(self, page: Sight) -> Iterator[str]:
-        """What the page has of what is wanted, up to the first that it lacks; nothing more once options are chosen."""
+        """What the page has of what is wanted, and what follows from it; nothing more once options are chosen."""
         assert page.offer is not None
         wish, over = self._wish, page.offer.lowest > self._wish.price
         offered = {value: value in page.options.get(name, ()) for name, value in wish.options.items()}
@@ -72,21 +74,16 @@ class ThinkingExpert(SearchingExpert):
         if not self._hurried and self._asin in self._features_read:
             yield LACKS if over or not all(offered.values()) else self._tally
             return
-        for value, there in offered.items():
-            yield _verdict(value, there)
-            if not there and not self._hurried:
-                yield LACKS
-                return
+        yield from (_verdict(value, there) for value, there in offered.items())
         if self._hurried:
             return
         if self._limit:
             yield f"{page.offer.price}{self._of_limit}: {'over' if over else 'under'}"
-        if not over:
-            yield from self._words(1)
-            yield from () if self._unseen else (FITS,)
+        yield from self._words()
+        yield LACKS if over or not all(offered.values()) else READ if self._unseen else FITS
 
     def _read(self) -> Iterator[str]:
-        """On a page below a product's: the words of the instruction, and whether the product fits as far as was read."""
+        """On a page below a product's: words of the instruction, and whether the product fits as far as was read."""
         yield from self._words(self._too_many_words)
         yield self._tally
 
@@ -94,7 +91,7 @@ class ThinkingExpert(SearchingExpert):
     def _tally(self) -> str:
         return LACKS if len(self._unseen) >= self._too_many_words else FITS
 
-    def _words(self, enough: int) -> Iterator[str]:
+    def _words(self, enough: float = math.inf) -> Iterator[str]:
         """The words of the instruction, and whether the product was seen to have them, until ``enough`` are missing."""
         for stem, word in self._spelled.items():
             if stem in self._wish.words and enough > 0:
