@@ -11,6 +11,7 @@ from turnwise.cloning.demonstrations import Demonstration, demonstrate
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.envs.webshop.env import WebShopEnv
 from turnwise.envs.webshop.expert import words
+from turnwise.envs.webshop.thinking import FOLLOWS
 
 NUM = 120
 
@@ -44,7 +45,14 @@ def test_what_it_says_of_a_page_is_so() -> None:
             title, priced, _ = page.partition("\nprice: ")
             if not page.startswith(("page ", "instruction:")):
                 read.setdefault(product, set()).update(words(title))
-            for line in thought.splitlines():
+            lines = thought.splitlines()
+            if not action.startswith("click[b") and (last := lines[-1].rpartition(" ")[2] if lines else "") in FOLLOWS:
+                follows = {"click[< prev]": "lacks", "click[features]": "read"}.get(action, "fits")
+                assert last == follows if priced else follows == "lacks", (page, thought, action)
+                counts[last] += 1
+            states = [FOLLOWS.index(found[1]) for found in re.finditer(r", (fits|read|lacks)$", thought, re.MULTILINE)]
+            assert states == sorted(states), thought
+            for line in (re.sub(r", (fits|read|lacks)$", "", line) for line in lines):
                 name, _, verdict = line.rpartition(" ")
                 if line.startswith("- "):
                     assert (set(words(name)) <= read[product]) == (verdict == "yes"), (page, line)
@@ -52,9 +60,6 @@ def test_what_it_says_of_a_page_is_so() -> None:
                 elif verdict in ("yes", "no"):
                     assert (name in re.split(r"[\[\]|]", page)) == (verdict == "yes"), (page, line)
                     assert name in instruction
-                elif line in ("lacks", "read", "fits"):
-                    follows = {"click[< prev]": "lacks", "click[features]": "read"}.get(action, "fits")
-                    assert line == follows if priced else follows == "lacks", (page, thought, action)
                 elif found := re.fullmatch(r"(\[(b\d+)\] .*?)(?: of [\d.]+)?: (tried|good|over|take|no \w+)", line):
                     assert found[1] in page.splitlines()
                     verdict = found[3].split()[0]

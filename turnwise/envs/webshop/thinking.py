@@ -7,15 +7,14 @@ that it has in the instruction and on the page: a model compares equal tokens lo
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from turnwise.envs.interface import Info
 from turnwise.envs.webshop.expert import Offer, SearchingExpert, Sight, words
 
-LACKS, READ, FITS = "lacks", "read", "fits"
-"""What follows for a product: it is left, its features are read, or it is bought."""
+FOLLOWS = FITS, READ, LACKS = "fits", "read", "lacks"
+"""What follows for a product: it is bought, its features are read, or it is left. The later prevails."""
 
 
 class ThinkingExpert(SearchingExpert):
@@ -72,31 +71,30 @@ class ThinkingExpert(SearchingExpert):
         if any(name in self._chosen for name in wish.options):
             return
         if not self._hurried and self._asin in self._features_read:
-            yield LACKS if over or not all(offered.values()) else self._tally
+            lacks = over or not all(offered.values()) or len(self._unseen) >= self._too_many_words
+            yield LACKS if lacks else FITS
             return
-        yield from (_verdict(value, there) for value, there in offered.items())
         if self._hurried:
+            yield from (_verdict(value, there) for value, there in offered.items())
             return
+        found = [(_verdict(value, there), FITS if there else LACKS) for value, there in offered.items()]
         if self._limit:
-            yield f"{page.offer.price}{self._of_limit}: {'over' if over else 'under'}"
-        yield from self._words()
-        yield LACKS if over or not all(offered.values()) else READ if self._unseen else FITS
+            price = f"{page.offer.price}{self._of_limit}"
+            found.append((f"{price}: over", LACKS) if over else (f"{price}: under", FITS))
+        found += [(_verdict(f"- {word}", there), FITS if there else READ) for word, there in self._words()]
+        yield from _so_far(found)
 
     def _read(self) -> Iterator[str]:
-        """On a page below a product's: words of the instruction, and whether the product fits as far as was read."""
-        yield from self._words(self._too_many_words)
-        yield self._tally
+        """On a page below a product's: which words of the instruction were read of it, and what follows by then."""
+        found, missing = [], 0
+        for word, there in self._words():
+            missing += not there
+            found.append((_verdict(f"- {word}", there), LACKS if missing >= self._too_many_words else FITS))
+        yield from _so_far(found)
 
-    @property
-    def _tally(self) -> str:
-        return LACKS if len(self._unseen) >= self._too_many_words else FITS
-
-    def _words(self, enough: float = math.inf) -> Iterator[str]:
-        """The words of the instruction, and whether the product was seen to have them, until ``enough`` are missing."""
-        for stem, word in self._spelled.items():
-            if stem in self._wish.words and enough > 0:
-                enough -= stem in self._unseen
-                yield f"- {_verdict(word, stem not in self._unseen)}"
+    def _words(self) -> Iterator[tuple[str, bool]]:
+        """The words of the instruction, and whether the product was seen to have them."""
+        return ((word, stem not in self._unseen) for stem, word in self._spelled.items() if stem in self._wish.words)
 
     @property
     def _unseen(self) -> frozenset[str]:
@@ -106,6 +104,14 @@ class ThinkingExpert(SearchingExpert):
     def _of_limit(self) -> str:
         """What stands behind a price, so that the two are compared side by side."""
         return f" of {self._limit}" if self._limit else ""
+
+
+def _so_far(found: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Behind each verdict what follows from all until there, so that each is one step and the last one decides."""
+    follows = FITS
+    for verdict, alone in found:
+        follows = max(follows, alone, key=FOLLOWS.index)
+        yield f"{verdict}, {follows}"
 
 
 def _line(asin: str, offer: Offer) -> str:
