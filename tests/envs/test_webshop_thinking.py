@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
+from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -90,3 +95,27 @@ def test_it_counts_its_steps_and_says_when_it_is_in_a_hurry() -> None:
 def test_another_expert_is_unknown() -> None:
     with pytest.raises(ValueError, match="knowing, searching, thinking"):
         _shop().expert("thinkin")
+
+
+def test_thoughts_of_a_model_are_compared_line_by_line() -> None:
+    """The expert's own episode with one line changed, and another action behind it."""
+    script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "webshop_thoughts.py"))
+    shop, task = _shop(), _shop().tasks("demonstrations")[0]
+    played = demonstrate(shop, task, WarmstartConfig(expert="thinking", noise=0), 0)[0]
+    replies = [f"<think>\n{t}\n</think>\n\n{a}" for t, a in zip(played.thoughts, played.actions, strict=True)]
+    page = next(n for n, t in enumerate(played.thoughts) if ": under" in t and played.actions[n] != "click[< prev]")
+
+    def compared(replies: list[str], actions: Sequence[str]) -> Any:
+        turns = [SimpleNamespace(reply=r, action=a) for r, a in zip(replies, actions, strict=True)]
+        found = script["Comparison"]()
+        found.add(shop, SimpleNamespace(task=task, turns=turns, success=True))
+        return found
+
+    same = compared(replies, played.actions)
+    assert sum(same.lines.values()) == sum(len(thought.split("\n")) for thought in played.thoughts)
+    assert (same.differing, dict(same.first)) == ({}, {(True, "none"): 1})
+    replies[page] = replies[page].replace(": under", ": over")
+    wrong = compared(replies, [*played.actions[:page], "click[< prev]", *played.actions[page + 1 :]])
+    assert dict(wrong.first) == {(True, "item: price, under"): 1}
+    assert wrong.differing["item: price, under"] == 1
+    assert any(row.startswith("item: price, under") and row.endswith("%") for row in wrong.rows())
