@@ -72,12 +72,16 @@ class Shards:
         weights = self._present() if weights is None else weights
         for connection in self.connections:
             connection.clock = clock
-        with clock.stage("hold", 0):
-            self._hold(weights)
+        began, recovered = clock.now(), self._recovery_s()
+        self._hold(weights)
+        clock.add("hold", clock.now() - began - (self._recovery_s() - recovered), 0)
         for connection in self.connections:
             connection.tell("begin", session)
         for connection in self.connections:
             self._check_links(connection.number, connection.told(), weights)
+
+    def _recovery_s(self) -> float:
+        return sum(connection.recovery_s for connection in self.connections)
 
     def _present(self) -> dict[str, Weights]:
         """The policies' weights of now; of those that the shards hold already, the names alone."""
