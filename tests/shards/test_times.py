@@ -1,7 +1,9 @@
-"""Which stage the seconds of shards count in."""
+"""Which stage the seconds of shards count in, and how long one is waited for."""
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from tests.shards.hosts import Here
 from tests.shards.plays import SAMPLING, collector_in_shards, config, planner_of
 from tests.shards.test_ahead import Counts, Turns
 from turnwise.clock import Clock
+from turnwise.shards.children import Children
 from turnwise.shards.connection import Place, ShardLostError
 from turnwise.training import ahead
 from turnwise.trajectory import Task
@@ -85,3 +88,15 @@ def test_shards_that_are_measured_with_are_not_idle(monkeypatch: pytest.MonkeyPa
         now[0] += 2.0
         assert made.take(1).idle_s == 0.0
         assert made.take(2).idle_s == 7.0
+
+
+def test_a_shard_that_reads_no_message_is_lost_in_time() -> None:
+    """A process that was stopped between two messages, and more of the second one than a pipe holds."""
+    place: Any = Children().place(0, 30.0)
+    place._seconds = 1.0
+    os.kill(place.child._process.pid, signal.SIGSTOP)
+    with pytest.raises(ShardLostError, match=r"call\(\) took longer than rollout\.shard_timeout_s = 1 s"):
+        place.tell("hold", b"0" * (1 << 24))
+    assert not place.child._process.is_alive()
+    with pytest.raises(ShardLostError):
+        place.tell("hold", b"")
