@@ -24,7 +24,7 @@ LATE_S = 1000.0
 
 
 class Timed(Here):
-    """Shards whose answers take a second each by ``now``. The second one is lost ``LATE_S`` after it was told ``at``."""
+    """Shards whose answers take a second by ``now``. The second one is lost ``LATE_S`` after it was told ``at``."""
 
     def __init__(self, at: str = "") -> None:
         self.now, self.at = 0.0, at
