@@ -38,7 +38,7 @@ class Shards:
 
     ``makes`` has for each shard how it is made, and how it is made with worlds in processes of their own.
     ``num_slots`` episodes play at once, in all shards together. Raises ShardError where one cannot be made, or is not
-    what is ``expected``: of another version, or with other weights.
+    what is ``expected``: of another version, with other weights, or against other opponents.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class Shards:
             for connection in self.connections:
                 connection.build()
             for connection in self.connections:
-                _check_described(connection.number, connection.told(), expected)
+                _check_described(connection.number, found := connection.told(), expected)
+                if expected.opponents is None:  # all shards have those of the first
+                    expected = replace(expected, opponents=found.opponents)
         except BaseException:
             self.close()
             raise
@@ -142,6 +144,11 @@ def _check_described(number: int, found: Described, expected: Described) -> None
         raise ShardError(
             f"shard {number} has loaded another second model (agent.decoding.second; weights by side "
             f"{dict(found.seconds)}, here {dict(expected.seconds)}): put the same one on every machine"
+        )
+    if expected.opponents not in (None, found.opponents):
+        raise ShardError(
+            f"shard {number} has loaded other opponents (weights by use and role {found.opponents}, elsewhere "
+            f"{expected.opponents}): put the same folders on every machine"
         )
 
 
