@@ -501,6 +501,8 @@ def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
         told = f"--{drawn.replace('_', '-')} is about how a model replies"
         with pytest.raises(ValueError, match=told):
             evaluate("random", env=CUE, tasks=1, **{drawn: 0.5})
+    with pytest.raises(ValueError, match="--shards and ray say where a model of ours plays, and no player here is one"):
+        evaluate("random", env=CUE, tasks=1, shards=2)
     asked = EndpointConfig(base_url="http://127.0.0.1:1/v1")
     for target in ("random", model):
         with pytest.raises(ValueError, match=r"--base-url and endpoint\.KEY are about openai:MODEL"):

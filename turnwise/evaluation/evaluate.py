@@ -222,6 +222,10 @@ class _Evaluator:
             raise ValueError(
                 f"--{drawn[0].replace('_', '-')} is about how a model replies, and no player here is a model"
             )
+        if (asked.shards > 1 or asked.ray is not None) and not seating.models:
+            raise ValueError(
+                "--shards and ray say where a model of ours plays, and no player here is one: leave them out"
+            )
         if asked.endpoint != usual.endpoint and not endpoints:
             raise ValueError(
                 "--base-url and endpoint.KEY are about openai:MODEL, and no player here is one (a judge has "
