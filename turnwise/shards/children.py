@@ -69,5 +69,7 @@ def _losses() -> Iterator[None]:
     """A context that raises ShardLostError where the process has ended or does not answer."""
     try:
         yield
-    except (EnvDiedError, EnvTimeoutError, ResetNeeded) as error:
-        raise ShardLostError(str(error)) from None
+    except ResetNeeded:
+        raise ShardLostError("its process has ended") from None
+    except (EnvDiedError, EnvTimeoutError) as error:
+        raise ShardLostError(str(error).removesuffix(".")) from None
