@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess, parent_process
+from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,9 @@ START_METHODS = tuple(m for m in ("forkserver", "spawn") if m in multiprocessing
 
 "forkserver" forks a clean server process, which takes milliseconds. "spawn" starts a new interpreter, which imports
 everything again. Neither forks the parent, whose torch threads would make that unsafe."""
+
+_ALWAYS_FITS = 4096
+"""Bytes of a message that a pipe takes up whether anybody reads it or not."""
 
 
 class EnvTimeoutError(TimeoutError):
@@ -101,14 +105,21 @@ class Child:
         Raises EnvTimeoutError, EnvDiedError or EnvRaisedError where the call fails, and ResetNeeded where the process
         has ended before.
         """
-        self.tell(name, *arguments)
+        self.tell(name, *arguments, limit=limit)
         return self.told(name, limit=limit)
 
-    def tell(self, name: str, *arguments: Any) -> None:
-        """Start a call without waiting for its result, which ``told`` returns. Only one call at a time."""
+    def tell(self, name: str, *arguments: Any, limit: Limit) -> None:
+        """Start a call without waiting for its result, which ``told`` returns. Only one call at a time.
+
+        ``limit`` is that of taking up a large message: a process that was stopped reads none.
+        """
         self._check_alive()
+        message = ForkingPickler.dumps((name, arguments))
         with self._ending(), self._death_said(f"{name}()"):
-            self._connection.send((name, arguments))
+            if len(message) <= _ALWAYS_FITS:
+                self._connection.send_bytes(message)
+            else:
+                self._send_in_time(message, f"{name}()", *limit)
 
     def told(self, name: str, *, limit: Limit) -> Any:
         """Wait for the call that ``tell`` started, and return its result. Raises as ``ask`` does."""
@@ -150,13 +161,34 @@ class Child:
                 f"{call} got no answer: the {self._what}'s process {_fate(self._process)}.{self._then}"
             ) from error
 
+    def _send_in_time(self, message: Any, call: str, setting: str, seconds: float) -> None:
+        """Send a message. Where nobody takes it up in time, the process is killed, which ends the sending."""
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.start()
+        try:
+            self._connection.send_bytes(message)
+        except ConnectionError:
+            if late.is_set():
+                raise self._too_late(call, setting, seconds) from None
+            raise
+        finally:
+            timer.cancel()
+
+    def _too_late(self, call: str, setting: str, seconds: float) -> EnvTimeoutError:
+        return EnvTimeoutError(
+            f"{call} took longer than {setting} = {seconds:g} s: the {self._what}'s process was killed.{self._then}"
+        )
+
     def _received(self, call: str, setting: str, seconds: float) -> Any:
         with self._death_said(call):
             if not wait([self._connection, self._process.sentinel], seconds):
-                raise EnvTimeoutError(
-                    f"{call} took longer than {setting} = {seconds:g} s: the {self._what}'s process was "
-                    f"killed.{self._then}"
-                )
+                raise self._too_late(call, setting, seconds)
             if not self._connection.poll():
                 raise EOFError
             answer = self._connection.recv_bytes()

@@ -146,8 +146,8 @@ def _prepare(config: RunConfig) -> None:
     torch.set_num_threads(config.threads)
     check_device(config.device)
     check_mirrors(config.mirrors)
-    if config.rollout.backend == "vllm" and config.rollout.vllm.url is None:
-        check_installed()
+    if config.rollout.backend == "vllm" and config.rollout.vllm.url is None and config.ray is None:
+        check_installed()  # a cluster's nodes have what they have
 
 
 def _check_server(assembly: Assembly) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from turnwise.agents.seating import ModelAgent, Scripted, Seating
 from turnwise.config.sections import RayConfig
-from turnwise.evaluation.seated import Seated
+from turnwise.evaluation.seated import Seated, _described
 
 
 def elsewhere(**names: Any) -> Seated:
@@ -44,3 +45,12 @@ def test_a_second_model_gets_its_whole_path(tmp_path: Path, monkeypatch: pytest.
     assert elsewhere(agent=named("other")).agent == named(str(tmp_path / "other"))
     for kept in (named("Qwen/Qwen3-0.6B"), {}, {"decoding": None}, {"decoding": {"second": None}}):
         assert elsewhere(agent=kept).agent == kept
+
+
+def test_a_shard_says_which_opponents_it_has() -> None:
+    """Models by their weights: those of another machine may have the same name."""
+    opponent = ModelAgent.__new__(ModelAgent)
+    opponent.adapter_hash, opponent.second = "0123", None
+    seating = Seating({"": opponent}, {"second": opponent, "third": Scripted("random", lambda env, seed: None)})
+    found = _described(seating)
+    assert (found.weights, found.opponents) == ({"": "0123"}, {"measure/second": "0123"})

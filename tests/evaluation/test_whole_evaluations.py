@@ -460,6 +460,16 @@ def test_actors_that_cannot_play_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         Asked(ray=RayConfig(cpus_per_rank=2))
 
 
+def test_a_world_that_draws_from_global_generators_repeats_itself(model: Path) -> None:
+    """As in training, and in shards."""
+    careless = "tests.faults.worlds:tests/Careless-v0"
+    given: dict[str, Any] = {"env": careless, "split": "train", "tasks": 2, "agent": {"max_reply_tokens": 4}}
+    first, second = (evaluate(model, **given) for _ in range(2))
+    assert first.mean_return > 0
+    assert first == second
+    assert first != evaluate(model, **given, seed=1)
+
+
 def test_an_endpoint_is_not_asked_by_several_shards(model: Path) -> None:
     with pytest.raises(ValueError, match=r"rollout\.shards=2: openai:m would be asked by every shard.* leave .* at 1"):
         evaluate(model, env=NIM, tasks=2, opponent="openai:m@http://127.0.0.1:1/v1", shards=2)
@@ -501,6 +511,8 @@ def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
         told = f"--{drawn.replace('_', '-')} is about how a model replies"
         with pytest.raises(ValueError, match=told):
             evaluate("random", env=CUE, tasks=1, **{drawn: 0.5})
+    with pytest.raises(ValueError, match="--shards and ray say where a model of ours plays, and no player here is one"):
+        evaluate("random", env=CUE, tasks=1, shards=2)
     asked = EndpointConfig(base_url="http://127.0.0.1:1/v1")
     for target in ("random", model):
         with pytest.raises(ValueError, match=r"--base-url and endpoint\.KEY are about openai:MODEL"):

@@ -205,6 +205,31 @@ def test_an_update_that_does_not_fit_is_done_again_with_half(model: Path, tmp_pa
     assert [line["optimizer_steps"] for line in ours.metrics()] == [2, 2, 2, 2]
 
 
+def test_an_update_that_is_done_again_is_counted_once(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """What decoding and the mechanisms did in the first half of an update that did not fit is of no record."""
+    heat = "agent.decoding.heat={strength: 0.3, pivot: 1.7, above: 0.2, below: 0.5}"
+    made = config(model, heat, "algorithm={type: cispo, clip_high: 0.0001}", "num_updates=2")
+    train(made, tmp_path / "whole")
+    step, calls = update.step, list[int]()
+
+    def limited(*given: Any) -> float:
+        calls.append(0)
+        if len(calls) == 3:
+            raise MemoryError
+        return step(*given)
+
+    monkeypatch.setattr(update, "step", limited)
+    with pytest.warns(UserWarning, match="update 2 does not fit"):
+        train(made, tmp_path / "run")
+    names = ("decoding/tokens", "mechanisms/BoundedWeight/bounded_share")
+    ours, theirs = (
+        [[line[name] for name in names] for line in RunDirectory.open(tmp_path / name).metrics()]
+        for name in ("run", "whole")
+    )
+    assert ours == theirs
+    assert 0 < theirs[1][1] < 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "error",

@@ -116,6 +116,7 @@ def test_two_ranks_learn_what_one_process_does(config: Settings, lockstep: bool)
         for name, value in single.as_dict().items():
             assert mine.as_dict()[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert [a.num_tokens for a in pair[0].agreements] == [a.num_tokens for a in one.agreements]
+    assert pair[0].learner.clock.take().tokens == one.learner.clock.take().tokens
 
 
 def test_a_minibatch_is_summed_as_one_process_sums_it_in_rank_order() -> None:

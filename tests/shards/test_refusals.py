@@ -147,6 +147,24 @@ def test_another_model_or_version_is_refused(model: Path, tmp_path: Path) -> Non
         Shards(Here(), [(drawn, drawn)], Described("9.9", {}), {}, Patience(1.0, 0), 2)
 
 
+def test_another_opponent_is_refused(model: Path, tmp_path: Path) -> None:
+    """The folder has other weights where the second shard is."""
+    opponent = tmp_path / "opponent"
+    save_model(tiny_model(), tokenizer(), opponent)
+    nim = ("env.id=tests.worlds:tests/Nim-v0", "env.success_threshold=null", f"game.eval_opponent={opponent}")
+    made = config(model, TWO, *nim)
+
+    class Elsewhere(Here):
+        def place(self, number: int, seconds: float) -> Any:
+            save_model(tiny_model(seed=number), tokenizer(), opponent)
+            return super().place(number, seconds)
+
+    given = made.model_dump(mode="json"), str(model), (), {"": policy_of(made, model)}
+    shards_of(*given, Here()).close()
+    with pytest.raises(ShardError, match=r"shard 1 has loaded other opponents .*\{'measure/': '\w{16}'\}, elsewhere"):
+        shards_of(*given, Elsewhere())
+
+
 def test_what_a_shard_raises_is_raised_here(model: Path) -> None:
     def broken(shard: Shard) -> None:
         with torch.no_grad():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.training.tiny import MODEL, StopAfter, StopError, timeless
+from turnwise.assembly.run import Assembly
 from turnwise.config.files import load_config
 from turnwise.config.schema import RunConfig
 from turnwise.evaluation.evaluate import evaluate
@@ -90,6 +92,23 @@ def test_a_game_resumes_to_the_bit(roles: Path, tmp_path: Path) -> None:
     assert timeless(tmp_path / "broken") == timeless(roles)
     ours, theirs = (RunDirectory.open(path).load("last") for path in (tmp_path / "broken", roles))
     assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in theirs.tensors)
+
+
+def test_opponents_in_folders_are_named_for_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run resumes elsewhere, and shards of a cluster find them. Other names stay, whatever lies beside."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("before", "expert", "self"):
+        Path(name).mkdir()
+    with closing(Assembly(config("game.opponent=before", "game.eval_opponent=expert"))) as assembly:
+        game = assembly.settled().game
+    assert game is not None
+    assert (game.opponent, game.eval_opponent) == (str(tmp_path / "before"), "expert")
+    with closing(Assembly(config("game.policies=per_role"))) as assembly:
+        game = assembly.settled().game
+    assert game is not None
+    assert (game.opponent, game.eval_opponent) == ("self", "random")
 
 
 def test_an_earlier_run_is_an_opponent(roles: Path, tmp_path: Path) -> None:

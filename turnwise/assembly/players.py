@@ -119,6 +119,15 @@ def check_player(name: str) -> None:
     )
 
 
+def player_from_anywhere(name: str) -> str:
+    """The name of a player for processes in any working directory: the whole path of a folder; others as they are.
+
+    A name of another kind stays also where a folder has the same name.
+    """
+    is_folder = scripted(name) is None and not is_endpoint(name) and Path(name).exists()
+    return str(Path(name).resolve()) if is_folder else name
+
+
 def players(
     target: str | Path,
     env: TextEnv,

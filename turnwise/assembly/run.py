@@ -27,7 +27,7 @@ from turnwise.assembly.agent_files import is_untrained, with_decoding_from_anywh
 from turnwise.assembly.collecting import MEASURE, TRAIN, Cast
 from turnwise.assembly.frozen import check_frozen, second_weights, warn_if_steered
 from turnwise.assembly.learners import lead, learner_of
-from turnwise.assembly.players import check_player
+from turnwise.assembly.players import check_player, player_from_anywhere
 from turnwise.assembly.policies import load_policies, sides_of
 from turnwise.assembly.settling import backend_of, has_vllm
 from turnwise.assembly.shards import ahead_of, check_shards, is_sharded, shards_of
@@ -139,19 +139,26 @@ class Assembly:
     def settled(self) -> RunConfig:
         """The configuration with everything that it leaves open: what a run's folder keeps, and can read again.
 
-        Models and teachers in folders are named so that processes in other working directories find them, too.
+        Models, teachers and opponents in folders are named so that processes in other working directories find them,
+        too.
         """
         rollout = self.config.rollout.model_copy(update={"backend": backend_of(self.config)[0]})
         model = self.config.model
         if isinstance(model, PretrainedModelConfig):
             dtype, path = settled_dtype(model, self.config.device), from_anywhere(model.path)
             model = model.model_copy(update={"dtype": dtype, "path": path})
-        algorithm = with_teacher_from_anywhere(self.config.algorithm)
+        algorithm, game = with_teacher_from_anywhere(self.config.algorithm), self.config.game
+        if game is not None:
+            others = {"opponent": game.opponent, "eval_opponent": game.eval_opponent}
+            game = game.model_copy(
+                update={each: player_from_anywhere(who) for each, who in others.items() if who != "self"}
+            )
         changed = {
             "agent": with_decoding_from_anywhere(self.agent),
             "rollout": rollout,
             "model": model,
             "algorithm": algorithm,
+            "game": game,
         }
         return RunConfig(**{**dict(self.config), **changed})
 

@@ -13,6 +13,7 @@ from turnwise import __version__
 from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.opening import Example
 from turnwise.agents.playing import Playing
+from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.assembly.collecting import Cast
 from turnwise.assembly.learners import launched
 from turnwise.assembly.policies import new_policies, sides_of
@@ -69,7 +70,10 @@ class Blueprint:
             players = {name: Player(policy, cast.agent(name, policy, backend)) for name, policy in policies.items()}
             collectors = cast.collectors({name: player.agent for name, player in players.items()})
         seconds = {name: p.agent.second.weights for name, p in players.items() if p.agent.second is not None}
-        return Shard(self.number, collectors, players, _described(policies, seconds))
+        against = {use: collector.seating for use, collector in collectors.items()}
+        return Shard(
+            self.number, collectors, players, replace(_described(policies, seconds), opponents=opponents_in(against))
+        )
 
     def apart(self) -> Blueprint:
         """The same with every world in a process of its own."""
@@ -79,6 +83,16 @@ class Blueprint:
 
 def _described(policies: Mapping[str, Policy], seconds: Mapping[str, str]) -> Described:
     return Described(__version__, {side: policy.frozen_hash() for side, policy in policies.items()}, seconds)
+
+
+def opponents_in(uses: Mapping[str, Seating]) -> dict[str, str]:
+    """The hashes of the weights of the models among the opponents, by use and role."""
+    return {
+        f"{use}/{role}": player.adapter_hash
+        for use, seating in uses.items()
+        for role, player in (seating.opponents or {}).items()
+        if isinstance(player, ModelAgent)
+    }
 
 
 def is_sharded(rollout: RolloutConfig, ray: RayConfig | None) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from turnwise.agents.chat_client import PREFIX, EndpointConfig, Usage
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.episode import SuccessRule
-from turnwise.agents.playing import OnEpisode
+from turnwise.agents.playing import OnEpisode, seed_globals
 from turnwise.agents.seating import Seating
 from turnwise.agents.textplay import Played
 from turnwise.agents.untrained import advice
@@ -182,6 +182,7 @@ class _Evaluator:
                 part = self.file.part(number * len(self.decodings) + place, num_seats) if self.file else None
                 for endpoint in endpoints:
                     endpoint.sampling = sampling
+                seed_globals(seed, TEST_KEY)
                 if seating.models:
                     report = self._with_engines(subject, seated, seating, sampling, samples, part)
                 else:
@@ -221,6 +222,10 @@ class _Evaluator:
         if drawn and not seating.models and not endpoints:
             raise ValueError(
                 f"--{drawn[0].replace('_', '-')} is about how a model replies, and no player here is a model"
+            )
+        if (asked.shards > 1 or asked.ray is not None) and not seating.models:
+            raise ValueError(
+                "--shards and ray say where a model of ours plays, and no player here is one: leave them out"
             )
         if asked.endpoint != usual.endpoint and not endpoints:
             raise ValueError(

@@ -12,15 +12,13 @@ import torch
 from turnwise import __version__
 from turnwise.agents.chat_client import EndpointConfig
 from turnwise.agents.collector import Collector
-from turnwise.agents.endpoint import is_endpoint
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.playing import Grader, Playing
-from turnwise.agents.scripted import scripted
 from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.worldwork import WorldThreads
-from turnwise.assembly.players import opponents, players
+from turnwise.assembly.players import opponents, player_from_anywhere, players
 from turnwise.assembly.policies import WhichCheckpoint
-from turnwise.assembly.shards import host_of, shares_memory
+from turnwise.assembly.shards import host_of, opponents_in, shares_memory
 from turnwise.config.sections import RayConfig, RolloutConfig
 from turnwise.envs.interface import HasPlayers, capability
 from turnwise.envs.settings import EnvConfig
@@ -117,10 +115,10 @@ class Seated:
         """The same where the working directory is another one, and the device is the cluster's."""
         return replace(
             self,
-            target=_absolute(self.target),
+            target=player_from_anywhere(self.target),
             agent=_agent_elsewhere(self.agent),
-            opponent=self.opponent if self.opponent in (None, "self") else _absolute(str(self.opponent)),
-            usual_opponent="self" if self.usual_opponent == "self" else _absolute(self.usual_opponent),
+            opponent=self.opponent if self.opponent in (None, "self") else player_from_anywhere(str(self.opponent)),
+            usual_opponent="self" if self.usual_opponent == "self" else player_from_anywhere(self.usual_opponent),
             device="cuda" if ray.gpus_per_shard else "cpu",
         )
 
@@ -143,12 +141,6 @@ class _SeatedShard:
         return replace(self, seated=replace(self.seated, env=self.seated.env.model_copy(update={"process": True})))
 
 
-def _absolute(name: str) -> str:
-    """The whole path of a folder; a name of another kind as it is, also where a folder has the same name."""
-    is_folder = scripted(name) is None and not is_endpoint(name) and Path(name).exists()
-    return str(Path(name).resolve()) if is_folder else name
-
-
 def _agent_elsewhere(agent: Mapping[str, Any]) -> Mapping[str, Any]:
     """The agent's settings whose second model and steering vector have names for any working directory."""
     decoding = dict(agent.get("decoding") or {})
@@ -162,4 +154,5 @@ def _agent_elsewhere(agent: Mapping[str, Any]) -> Mapping[str, Any]:
 def _described(seating: Seating) -> Described:
     agents = {name: agent for name, agent in seating.learners.items() if isinstance(agent, ModelAgent)}
     seconds = {name: agent.second.weights for name, agent in agents.items() if agent.second is not None}
-    return Described(__version__, {name: agent.adapter_hash for name, agent in agents.items()}, seconds)
+    weights = {name: agent.adapter_hash for name, agent in agents.items()}
+    return Described(__version__, weights, seconds, opponents_in({USE: seating}))

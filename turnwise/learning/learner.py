@@ -191,9 +191,10 @@ class Learner:
         found = torch.zeros_like(batch.behaviour_logprobs).repeat(2 + len(readings), 1, 1)
         logprobs, values, *read = found
         asked = {"reference": reference, "hidden": critic is not None}
+        self.clock.add("score", 0.0, int(batch.lengths.sum()))  # those of all ranks: their seconds pass together
         for rows, counts in self._dealt(batch):
             micro = batch.select(rows).to(self._device)
-            with self.clock.stage("score", int(micro.lengths.sum())):
+            with self.clock.stage("score", 0):
                 scores = (scorer or self.scorer).score(micro, entropy=False, **asked, readings=readings)
             if not counts:
                 continue
@@ -286,10 +287,12 @@ class Learner:
         for part in recipe.parts():
             part.prepare(view)
         learning = recipe.learning(batch)
-        for part_of, is_counted in self._dealt(batch.select(learning)):
+        dealt = batch.select(learning)
+        self.clock.add("train", 0.0, int(dealt.lengths.sum()))  # as in ``_scored``
+        for part_of, is_counted in self._dealt(dealt):
             rows = learning[part_of]
             micro = batch.select(rows).to(self._device)
-            with self.clock.stage("train", int(micro.lengths.sum())):
+            with self.clock.stage("train", 0):
                 scores = Scored.of(self.scorer, micro, recipe)
                 if not is_counted:  # the other ranks need this one's part of the weights, there and back
                     (0.0 * scores.logprobs.sum()).backward()  # type: ignore[no-untyped-call]

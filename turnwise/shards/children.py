@@ -26,7 +26,8 @@ class Children:
     def place(self, number: int, seconds: float) -> Place:
         """A new process. Raises ShardLostError where it cannot be started in time."""
         with _losses():
-            return _ChildPlace(Child(pickle.dumps(Served), START_METHODS[0], _limit(seconds), self._preload, "shard"))
+            child = Child(pickle.dumps(Served), START_METHODS[0], _limit(seconds), self._preload, "shard")
+            return _ChildPlace(child, seconds)
 
     def shared(self, tensors: bytes) -> Any:
         return tensors
@@ -36,12 +37,14 @@ class Children:
 
 
 class _ChildPlace:
-    def __init__(self, child: Child) -> None:
-        self.child = child
+    """``seconds`` is how long a message may take to be sent."""
+
+    def __init__(self, child: Child, seconds: float) -> None:
+        self.child, self._seconds = child, seconds
 
     def tell(self, name: str, *arguments: Any) -> None:
         with _losses():
-            self.child.tell("call", name, *arguments)
+            self.child.tell("call", name, *arguments, limit=_limit(self._seconds))
 
     def told(self, seconds: float) -> Any:
         with _losses():
@@ -66,5 +69,7 @@ def _losses() -> Iterator[None]:
     """A context that raises ShardLostError where the process has ended or does not answer."""
     try:
         yield
-    except (EnvDiedError, EnvTimeoutError, ResetNeeded) as error:
-        raise ShardLostError(str(error)) from None
+    except ResetNeeded:
+        raise ShardLostError("its process has ended") from None
+    except (EnvDiedError, EnvTimeoutError) as error:
+        raise ShardLostError(str(error).removesuffix(".")) from None

@@ -98,7 +98,8 @@ class Connection:
     """One shard. ``make`` makes it, and ``apart`` makes it with worlds in processes of their own.
 
     The second is used once a shard was lost twice in a session: a world may have ended its process. ``lost`` counts the
-    shards that were lost, ``repeated`` the messages that were said again, and ``recovery_s`` the seconds of that.
+    shards that were lost, ``repeated`` the messages that were said again, and ``recovery_s`` the seconds of that and of
+    waiting for answers that never came.
     """
 
     def __init__(self, number: int, host: Host, make: Make, apart: Make, patience: Patience) -> None:
@@ -141,6 +142,7 @@ class Connection:
         said = (self._session or self._base)[-1]
         answer = None
         while not said.answered:
+            began, again = self.clock.now(), self._place is None
             try:
                 if (place := self._place) is None:
                     answer = self._say_again()
@@ -149,8 +151,16 @@ class Connection:
                     if isinstance(answer, Batch):
                         self._heard |= {_key(event): event for event in answer.events}
             except ShardLostError as error:
+                again = True
                 self._lose(error)
+            finally:
+                if again:
+                    self._count_recovery(self.clock.now() - began)
         return answer
+
+    def _count_recovery(self, seconds: float) -> None:
+        self.recovery_s += seconds
+        self.clock.add("recovery", seconds, 0)
 
     def abandon(self, seconds: float | None = None) -> None:
         """Wait for an answer that nobody needs any more, so that other messages can follow."""
@@ -212,7 +222,6 @@ class Connection:
 
     def _say_again(self) -> Any:
         """Make a new shard and say everything to it. Returns the last answer, with all events that are new."""
-        began = self.clock.now()
         if self._given_up:
             raise ShardLostError("it was given up")
         place = self._new_place()
@@ -226,8 +235,6 @@ class Connection:
                 self._compare(answer)
             elif before is not None and answer != before:
                 raise ShardError(f"shard {self.number} was made again and is another one: {before} and {answer}")
-        self.recovery_s += self.clock.now() - began
-        self.clock.add("recovery", self.clock.now() - began, 0)
         if not isinstance(answer, Batch):
             return answer
         fresh, self._fresh = self._fresh, []

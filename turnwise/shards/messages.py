@@ -81,12 +81,14 @@ class Batch:
 class Described:
     """What a shard was made of: turnwise's version, and by side the hash of the weights that it loaded by itself.
 
-    ``seconds`` are those of the models that draw tokens beside the policies, where there are any.
+    ``seconds`` are those of the models that draw tokens beside the policies, where there are any. ``opponents`` are
+    those of the models that fill other seats, by use and role; None where they were not loaded.
     """
 
     turnwise: str
     weights: Mapping[str, str]
     seconds: Mapping[str, str] = field(default_factory=dict)
+    opponents: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class Shards:
 
     ``makes`` has for each shard how it is made, and how it is made with worlds in processes of their own.
     ``num_slots`` episodes play at once, in all shards together. Raises ShardError where one cannot be made, or is not
-    what is ``expected``: of another version, or with other weights.
+    what is ``expected``: of another version, with other weights, or against other opponents.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class Shards:
             for connection in self.connections:
                 connection.build()
             for connection in self.connections:
-                _check_described(connection.number, connection.told(), expected)
+                _check_described(connection.number, found := connection.told(), expected)
+                if expected.opponents is None:  # all shards have those of the first
+                    expected = replace(expected, opponents=found.opponents)
         except BaseException:
             self.close()
             raise
@@ -72,12 +74,16 @@ class Shards:
         weights = self._present() if weights is None else weights
         for connection in self.connections:
             connection.clock = clock
-        with clock.stage("hold", 0):
-            self._hold(weights)
+        began, recovered = clock.now(), self._recovery_s()
+        self._hold(weights)
+        clock.add("hold", clock.now() - began - (self._recovery_s() - recovered), 0)
         for connection in self.connections:
             connection.tell("begin", session)
         for connection in self.connections:
             self._check_links(connection.number, connection.told(), weights)
+
+    def _recovery_s(self) -> float:
+        return sum(connection.recovery_s for connection in self.connections)
 
     def _present(self) -> dict[str, Weights]:
         """The policies' weights of now; of those that the shards hold already, the names alone."""
@@ -138,6 +144,11 @@ def _check_described(number: int, found: Described, expected: Described) -> None
         raise ShardError(
             f"shard {number} has loaded another second model (agent.decoding.second; weights by side "
             f"{dict(found.seconds)}, here {dict(expected.seconds)}): put the same one on every machine"
+        )
+    if expected.opponents not in (None, found.opponents):
+        raise ShardError(
+            f"shard {number} has loaded other opponents (weights by use and role {found.opponents}, elsewhere "
+            f"{expected.opponents}): put the same folders on every machine"
         )
 
 

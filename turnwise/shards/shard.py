@@ -55,6 +55,7 @@ class Shard:
 
         ``tensors`` are the policy's trainable tensors as a safetensors file.
         """
+        self._leave()
         policy, agent = self.players[side].policy, self.players[side].agent
         policy.load_trainable_state(load(tensors))
         policy.sync(version)
@@ -64,8 +65,7 @@ class Shard:
 
     def begin(self, session: Session) -> dict[str, Link]:
         """Forget the session before, and begin another."""
-        if self._rollouts is not None:
-            self._rollouts.abandon()
+        self._leave()
         collector = self.collectors[session.use]
         seed_globals(collector.seed, session.key, *([self.number] if self.number else []))
         self._use, self._failures = session.use, collector.failures
@@ -93,6 +93,12 @@ class Shard:
         """Close the worlds."""
         for collector in self.collectors.values():
             collector.close()
+
+    def _leave(self) -> None:
+        """Leave the session before, which may have been broken off with replies in progress."""
+        if self._rollouts is not None:
+            self._rollouts.abandon()
+            self._rollouts = None
 
     def _broken(self, side: str) -> str | None:
         """What is wrong between a side's weights and its engine, which is probed where it holds weights of its own."""

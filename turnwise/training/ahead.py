@@ -56,7 +56,7 @@ class Played:
 
     ``failures``, ``numbers`` and ``work`` are as of ``Playing``, ``mechanisms`` is how often the planner's mechanisms
     acted, ``spent`` what the judge took. The seconds are of the wall: ``playing_s`` of the whole session, ``idle_s`` of
-    the shards before it began.
+    the shards before it began, without the measurements in between.
     """
 
     trajectories: list[Trajectory]
@@ -102,6 +102,7 @@ class Ahead:
         self._open.set()
         self._playing = threading.Lock()  # held during a session, and while the shards are somebody else's
         self._thread: threading.Thread | None = None
+        self._free_since = 0.0  # when the shards last had something to do
 
     def version(self, update: int) -> int:
         """How many updates are behind the weights that play an update's episodes."""
@@ -130,7 +131,11 @@ class Ahead:
         self._open.clear()
         try:
             with self._playing:
-                yield
+                began = time.perf_counter()
+                try:
+                    yield
+                finally:
+                    self._free_since += time.perf_counter() - began
         finally:
             self._open.set()
 
@@ -159,7 +164,7 @@ class Ahead:
 
     def _work(self) -> None:
         """What the thread does."""
-        free_since = time.perf_counter()
+        self._free_since = time.perf_counter()
         while (asked := self._asked.get()) is not None:
             update, weights, future = asked
             self._open.wait()
@@ -168,10 +173,10 @@ class Ahead:
                     continue
                 began = time.perf_counter()
                 try:
-                    future.set_result(self._play(update, weights, began, began - free_since))
+                    future.set_result(self._play(update, weights, began, began - self._free_since))
                 except BaseException as error:  # whoever takes the update gets it
                     future.set_exception(error)
-                free_since = time.perf_counter()
+                self._free_since = time.perf_counter()
 
     def _play(self, update: int, weights: Mapping[str, Weights], began: float, idle: float) -> Played:
         collector = self._collector

@@ -364,6 +364,9 @@ class Trainer:
     def rewind(self) -> None:
         """Go back to the newest sound checkpoint. Later checkpoints, records and episodes are dropped and repeated."""
         self.load("last")
+        self.collector.numbers()  # taken: what was counted of an update that is repeated is counted then
+        for side in self.sides:
+            side.learner.recipe.acted()
         self.run.cut(self.finished)
         self.writer = TrajectoryWriter(self.run.trajectories_path)
         self.watchdog = Watchdog(self.watchdog.config, self.run.metrics())

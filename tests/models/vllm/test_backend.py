@@ -165,6 +165,17 @@ def test_a_vllm_that_shards_of_this_machine_lack_is_told_of_first(
     assert not (tmp_path / "run").exists()
 
 
+def test_where_a_clusters_nodes_have_vllm_the_machine_of_the_command_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it lacks for that is Ray, here."""
+    monkeypatch.setattr(install, "installed", lambda: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *given: None if name == "ray" else find(name, *given))
+    with pytest.raises(ValueError, match=r"ray\.address needs Ray"):
+        train(load_config("smoke", ["rollout.backend=vllm", "ray.address=auto"]), tmp_path / "run")
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_ranks_sample_from_a_server(parallel: str) -> None:
     url = "rollout.vllm.url=http://127.0.0.1:1"

@@ -85,6 +85,35 @@ def test_a_server_that_is_not_there_or_too_small_is_named_with_what_to_do() -> N
         Served(url, num_slots=1, max_length=512)
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:80x0", "http://[::1", "http://127.0.0.1:9/ a", "127.0.0.1:9"])
+def test_a_url_that_is_none_is_named_with_one_that_is(url: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^rollout\.vllm\.url=.*: no vLLM server answers .* http://127\.0\.0\.1:8000$"
+    ):
+        Served(url, num_slots=1, max_length=10)
+
+
+def test_another_program_that_answers_is_named() -> None:
+    """One that speaks no HTTP, and one whose JSON says nothing of a model."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+
+        Thread(target=greet, daemon=True).start()
+        with pytest.raises(ValueError, match=r"rollout\.vllm\.url=.*no vLLM server answers .*\(SSH-2\.0.*serve-vllm"):
+            Served(f"http://127.0.0.1:{listening.getsockname()[1]}", num_slots=1, max_length=10)
+    for said in ([], {"data": ["base"]}, {"data": [{"id": "base", "max_model_len": "long"}]}):
+        with (
+            serving(lambda path, body, said=said: (200, said)) as url,
+            pytest.raises(ValueError, match=r"rollout\.vllm\.url=.*who answers there is no vLLM server.*serve-vllm"),
+        ):
+            Served(url, num_slots=1, max_length=10)
+
+
 def test_an_adapter_that_is_refused_and_an_answer_in_another_form_end_it(tmp_path: Path) -> None:
     def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path == "/v1/load_lora_adapter":

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from turnwise.errors import AgentError
@@ -20,6 +21,7 @@ from turnwise.models.vllm.drawn import ARGUMENT, NUM_TOLD, Drawing
 from turnwise.models.vllm.engine import Finished, VllmEngine
 
 _LIMIT_S = 600.0
+_HOW = "`turnwise serve-vllm MODEL` starts one, and its url is such as http://127.0.0.1:8000"
 
 
 class Served:
@@ -33,10 +35,12 @@ class Served:
     def __init__(self, url: str, *, num_slots: int, max_length: int) -> None:
         self.url = url.rstrip("/")
         try:
-            self._model = self._get("/v1/models")["data"][0]
-        except (AgentError, LookupError, TypeError) as error:
-            raise ValueError(f"rollout.vllm.url={url}: {error}. `turnwise serve-vllm MODEL` starts a server") from None
-        room = self._model.get("max_model_len") or max_length
+            model = self._send("/v1/models")["data"][0]
+            self._base, room = str(model["id"]), int(model.get("max_model_len") or max_length)
+        except AgentError as error:
+            raise ValueError(f"rollout.vllm.url={url}: {error}. {_HOW}") from None
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise ValueError(f"rollout.vllm.url={url}: who answers there is no vLLM server. {_HOW}") from None
         if room < max_length:
             raise ValueError(
                 f"the vLLM server at {url} has contexts of {room} tokens, and this agent wants {max_length}: start it "
@@ -48,7 +52,7 @@ class Served:
 
     def ask(self, request: str, ids: list[int], drawing: Drawing, end_ids: frozenset[int]) -> None:
         body = {
-            "model": self.weights or self._model["id"],
+            "model": self.weights or self._base,
             "prompt": ids,
             "max_tokens": drawing.sampling.max_tokens,
             "temperature": 0.0,  # our draws are in the logits already
@@ -106,24 +110,20 @@ class Served:
                 "that does not"
             ) from None
 
-    def _get(self, path: str) -> Any:
-        return self._send(Request(self.url + path))
-
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._send(Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}))
+        return self._send(path, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
-    def _send(self, request: Request) -> Any:
+    def _send(self, path: str, *given: Any) -> Any:
         """The answer as JSON values, or as text. Raises AgentError where there is none, and where it is an error."""
         try:
-            with urlopen(request, timeout=_LIMIT_S) as answer:
+            with urlopen(Request(self.url + path, *given), timeout=_LIMIT_S) as answer:
                 text = answer.read().decode()
         except HTTPError as error:
             said = error.read().decode(errors="replace")[:300]
-            raise AgentError(
-                f"the vLLM server at {self.url} refused {request.selector} ({error.code}): {said}"
-            ) from None
-        except (URLError, OSError, ValueError) as error:
-            raise AgentError(f"no vLLM server answers at {self.url} ({error})") from None
+            raise AgentError(f"the vLLM server at {self.url} refused {path} ({error.code}): {said}") from None
+        except (OSError, ValueError, HTTPException) as error:  # the last: another program answers, or no such url
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise AgentError(f"no vLLM server answers at {self.url} ({said})") from None
         try:
             return json.loads(text)
         except ValueError:
