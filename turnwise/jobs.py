@@ -49,9 +49,11 @@ from turnwise.training.trainer import Trainer
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a run reached. ``gain`` is paired by task on the test panel, in success (in return where the world does
-    not say what success is); None where there was no test panel.
+    not say what success is).
 
-    ``seconds`` (wall) and ``cpu_seconds`` (process) are of this call, warm start included.
+    It is None without a test panel, where nothing was ``trained`` (the run made no update, and ``after`` is
+    ``before``), and where one measurement knows what success is and the other does not. ``seconds`` (wall) and
+    ``cpu_seconds`` (process) are of this call, warm start included.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Result:
     gain: Estimate | None
     seconds: float
     cpu_seconds: float
+    trained: bool = True
 
 
 class _Clock:
@@ -208,7 +211,8 @@ def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, b
 
 
 def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Result:
-    trainer.observer.stage("train")
+    if not trainer.is_over:
+        trainer.observer.stage("train")
     with Interrupts(lambda: trainer.observer.stage("stop")) as interrupts:
         while not trainer.is_over:
             _step(trainer)
@@ -221,9 +225,10 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Resul
                 )
     if trainer.settings.keep_checkpoint == "best" and trainer.best.update >= 0:
         trainer.load("best")
-    after = trainer.final() if trainer.finished else before  # without an update it is the same model
-    gain = _gain(before["sampled"], after["sampled"]) if before and after else None
-    result = Result(trainer.run.path, before, after, gain, began.wall(), began.cpu())
+    trained = trainer.finished > 0
+    after = trainer.final() if trained else before  # without an update it is the same model
+    gain = _gain(before["sampled"], after["sampled"]) if before and after and trained else None
+    result = Result(trainer.run.path, before, after, gain, began.wall(), began.cpu(), trained)
     measured = {
         "before": _plain(before),
         "after": _plain(after),
@@ -254,7 +259,12 @@ def _step(trainer: Trainer) -> None:
 
 
 def _gain(before: Report, after: Report) -> Estimate | None:
-    """Paired by task, over the tasks that have a sound episode on both sides."""
+    """Paired by task, over the tasks that have a sound episode on both sides.
+
+    None where there are none, and where one side has successes and the other returns.
+    """
+    if (before.success is None) != (after.success is None):
+        return None
     pairs = [(b, a) for b, a in zip(before.outcomes, after.outcomes, strict=True) if b and a]
     return paired_difference([b for b, _ in pairs], [a for _, a in pairs]) if pairs else None
 

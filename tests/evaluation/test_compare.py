@@ -299,6 +299,7 @@ def test_tables_and_json_show_the_same_numbers(four: list[Path]) -> None:
 def test_a_run_without_updates_has_no_curve(tmp_path: Path) -> None:
     found = compare([make_run(tmp_path / "a", "half", success=())])
     assert (found.horizon, found.methods[0].curve) == ({}, None)
+    assert any(note.startswith(f"No update was made in {tmp_path / 'a'}") for note in found.notes)
     assert "50.0" in markdown(found)
     assert json.dumps(plain(found), allow_nan=False)
     with pytest.raises(ValueError, match="has not made a single update"):

@@ -170,5 +170,7 @@ def _notes(groups: Mapping[str, Sequence[Run]], base: str) -> Iterable[str]:
         if met := next(iter(run.after.values())).overlap:
             told = ", ".join(f"{use} {num}" for use, num in met.items())
             yield f"WARNING: {run.path} has met tasks of this panel ({told}): this is no success on unseen tasks."
+    if untrained := [str(run.path) for run in every if run.has_course and not run.metrics]:
+        yield f"No update was made in {', '.join(untrained)}: what is after training there is the model before it."
     if (others := len(groups) - 1) >= 5:
         yield f"{others} methods against one baseline: at 95 %, one in twenty differs by chance where none does."
