@@ -223,6 +223,35 @@ def test_a_runs_table_shows_what_was_trained_for(tmp_path: Any) -> None:
     assert all("75.0 %" in row[3] for row in rows[1::2])
 
 
+def test_tasks_that_are_won_equally_often_have_an_interval() -> None:
+    found = report([True, False] * 4, samples=2)
+    assert found.success == wilson(4, 8), "a bootstrap of four halves would say exactly a half"
+    assert found.success != report([True, True, True, False] + [True, False] * 2, samples=2).success
+
+
+def test_what_pass_at_k_is_over_is_counted_beside_it() -> None:
+    found = report([True, None, True, False, False, False, True, True], samples=2, ends={1: "error"})
+    assert (found.pass_at[2], found.num_episodes) == (2 / 3, 7)
+    assert rows_of(report_table(found), "pass@2")["pass@2"] == ["6", "66.7 %"], "three tasks have both attempts"
+
+
+def test_a_log_counts_tasks_and_not_attempts() -> None:
+    out = io.StringIO()
+    display = LiveDisplay(Console(file=out, width=140), 4, "title")
+    one = [played(TASKS[0], won, sample=sample) for sample, won in enumerate([True, False, True])]
+    display.report(summarize("agent", TASKS[:1], one, samples=3, temperature=1.0))
+    display.report(report([True, None, False, True], ends={1: "error"}))
+    assert [line.rpartition("], ")[2] for line in out.getvalue().splitlines()] == ["1 task", "3 tasks"]
+
+
+def test_a_gain_that_nothing_varies_in_claims_no_interval() -> None:
+    known = report([False] * 4)
+    alike = gain_line(paired_difference(known.outcomes, known.outcomes), known)
+    assert alike == "gain, paired by task: [bold]+0.0 points[/bold] on each of 4 tasks, which gives no interval"
+    alone = gain_line(paired_difference([[0.0]], [[1.0]]), known)
+    assert alone == "gain, paired by task: [bold]+100.0 points[/bold] on a single task, which gives no interval"
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_display_follows_a_run(terminal: bool) -> None:
     console = Console(record=True, width=120, force_terminal=terminal)

@@ -146,7 +146,8 @@ class LiveDisplay:
 
     def report(self, report: Report) -> None:
         if report.success is not None:
-            self._say(f"  {report.name:<8} success {estimate_text(report.success)}, {report.success.num} tasks")
+            num = sum(map(bool, report.outcomes))  # those that count
+            self._say(f"  {report.name:<8} success {estimate_text(report.success)}, {num} task{'s' * (num != 1)}")
         elif report.num_episodes:
             self._say(
                 f"  {report.name:<8} mean return {number_text(report.mean_return)}, {report.num_tasks} tasks. The "
@@ -354,7 +355,15 @@ def _row(name: str, before: Report | None, after: Report) -> _Row:
 
 
 def gain_line(gain: Estimate, after: Report) -> str:
-    """The gain in points of success, or of mean return in worlds that do not say what success is."""
+    """The gain in points of success, or of mean return in worlds that do not say what success is.
+
+    Where all tasks gained the same there is nothing to resample, and the point is shown as no interval.
+    """
     unit, scale, digits = ("points", 100, 1) if after.success is not None else ("of mean return", 1, 3)
     value, low, high = (f"{scale * number:+.{digits}f}" for number in (gain.value, gain.low, gain.high))
-    return f"gain, paired by task: [bold]{value} {unit}[/bold] [{low}, {high}] over {gain.num} tasks"
+    told = f"gain, paired by task: [bold]{value} {unit}[/bold]"
+    if gain.num == 1:
+        return f"{told} on a single task, which gives no interval"
+    if gain.low == gain.high:
+        return f"{told} on each of {gain.num} tasks, which gives no interval"
+    return f"{told} [{low}, {high}] over {gain.num} tasks"

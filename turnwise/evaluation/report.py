@@ -70,6 +70,11 @@ class Report:
         """Episodes that count: those without an error."""
         return sum(map(len, self.outcomes))
 
+    @property
+    def pass_episodes(self) -> int:
+        """Episodes that ``pass_at`` is over: those of the tasks of which no attempt failed with an error."""
+        return sum(map(len, _full(self.outcomes, self.samples)))
+
     def episodes_of(self, part: str) -> int:
         """Episodes that count of a task type or a player, which ``per_type`` or ``per_player`` names."""
         if part in self.per_player:
@@ -134,7 +139,7 @@ def summarize(
 
     With one sample per task the interval of the success rate is Wilson's. With several it is a bootstrap over tasks,
     since attempts at one task are not independent. A single task leaves a bootstrap nothing to resample: its interval
-    is Wilson's too, and speaks of this task alone. Where an agent has several seats of a game (self-play) there is no
+    is Wilson's too, and speaks of this task alone. So is that of tasks with equal rates, over all attempts. Where an agent has several seats of a game (self-play) there is no
     pass@k: one attempt has several outcomes.
     """
     sound = [t for t in trajectories if t.end != "error"]
@@ -233,6 +238,8 @@ def _rate(outcomes: Sequence[Sequence[float]]) -> Estimate:
         return wilson(int(sum(map(sum, outcomes))), sum(map(len, outcomes)))
     if all(len(task) <= 1 for task in outcomes) or set(means) <= {0.0} or set(means) <= {1.0}:
         return wilson(int(sum(means)), len(means))  # a bootstrap of equal means would have no width
+    if len(set(means)) == 1:  # no task differs from another: neither would it here
+        return wilson(int(sum(map(sum, outcomes))), sum(map(len, outcomes)))
     return bootstrap_mean(means)
 
 
@@ -245,10 +252,15 @@ def _per_type(types: Sequence[str], outcomes: Sequence[Sequence[float]]) -> dict
     return {kind: _rate(results) for kind, results in sorted(found.items())}
 
 
+def _full(outcomes: Sequence[Sequence[float]], samples: int) -> list[Sequence[float]]:
+    """The tasks of which no attempt failed with an error."""
+    return [task for task in outcomes if len(task) == samples]
+
+
 def _pass_at(outcomes: Sequence[Sequence[float]], samples: int) -> dict[int, float]:
     """pass@k for powers of two up to ``samples``, over the tasks of which no attempt failed with an error."""
     powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
-    full = [task for task in outcomes if len(task) == samples]
+    full = _full(outcomes, samples)
     if not full:
         return {}
     return {k: _mean([pass_at_k(samples, int(sum(task)), k) for task in full]) for k in powers}
