@@ -139,8 +139,8 @@ def summarize(
 
     With one sample per task the interval of the success rate is Wilson's. With several it is a bootstrap over tasks,
     since attempts at one task are not independent. A single task leaves a bootstrap nothing to resample: its interval
-    is Wilson's too, and speaks of this task alone. So is that of tasks with equal rates, over all attempts. Where an agent has several seats of a game (self-play) there is no
-    pass@k: one attempt has several outcomes.
+    is Wilson's too, and speaks of this task alone. So is that of tasks with equal rates, over all attempts. Where an
+    agent has several seats of a game (self-play) there is no pass@k: one attempt has several outcomes.
     """
     sound = [t for t in trajectories if t.end != "error"]
     attempts = _by_task(tasks, sound)
