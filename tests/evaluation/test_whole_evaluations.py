@@ -21,6 +21,7 @@ from tests.chat_server import Response, completion, refusal, serving
 from tests.models import scratch_folder
 from turnwise import cli
 from turnwise.agents.chat_client import EndpointConfig, EndpointError
+from turnwise.agents.opening import Example
 from turnwise.assembly import players
 from turnwise.config.files import load_config
 from turnwise.config.sections import RayConfig
@@ -326,6 +327,19 @@ def test_what_ended_the_cloning_is_counted_beside_what_chose_the_checkpoint(tmp_
     assert overlap_with(run, panel(make_env(HOUSEHOLD), "demonstrations")[:2], "best") == {"selected on": 2}
 
 
+def test_tasks_whose_solution_the_prompt_shows_are_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is asked, and also where nothing else is known of it."""
+    tasks = panel(make_env(CUE), "test")
+    shown = tuple(Example(("cabinet 1",), (None,), ("go to drawer 1",), task.key) for task in tasks[1:4])
+    monkeypatch.setattr(players, "examples_of", lambda *_, **__: shown)
+    monkeypatch.setattr(players, "examples_for", lambda *_, **__: shown)
+    agent = {"max_reply_tokens": 4, "max_context_tokens": 512}
+    assert evaluate(model, env=CUE, tasks=3, agent=agent).overlap == {"shown as examples": 2}
+    assert evaluate(model, env=CUE, tasks=1, agent=agent).overlap is None
+    with serving(oracle) as server:
+        assert evaluate("openai:m", **asked(server.url)).overlap == {"shown as examples": 3}
+
+
 def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path], tmp_path: Path) -> None:
     assert evaluate(runs[0], tasks=3).overlap == {}, "proven by content"
     assert evaluate(runs[0], tasks=3, split="validation").overlap == {}
@@ -469,6 +483,17 @@ def test_a_game_is_evaluated_in_as_many_shards_as_can_hold_it(model: Path) -> No
     """Two slots for the one episode of two players, which is no shard of one slot each."""
     given: dict[str, Any] = {"env": NIM, "tasks": 1, "opponent": "self", "agent": {"max_reply_tokens": 4}}
     assert evaluate(model, **given, shards=2) == evaluate(model, **given)
+
+
+def test_the_tokens_of_episodes_that_cannot_be_graded_are_in_no_mean() -> None:
+    """They are left out of the episodes that the tokens are divided by."""
+    rewards = {"functions": ["tests.grading.rewards:only_even"], "threads": 0}
+    with serving(oracle) as server:
+        found = evaluate("openai:m", rewards=rewards, max_error_share=0.5, **asked(server.url))
+    assert (found.num_episodes, found.errors) == (3, 3)
+    assert found.mean_action_tokens == 12, "three replies of 4 tokens each"
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 3 * 3 * 4
 
 
 def test_tokens_that_a_server_does_not_count_are_unknown() -> None:
