@@ -362,6 +362,19 @@ def test_one_win_in_an_earlier_round_is_enough(made: Path, tmp_path: Path, monke
         rounds._check_won(1, 0, [])
 
 
+def test_own_episodes_that_were_cut_short_are_none_of_the_won(made: Path, tmp_path: Path) -> None:
+    """In a world that says only at the end whether an episode is a success."""
+    rounds = rounds_on([Ground(Levers(), Levers)], WarmstartConfig(takeovers=TakeoversConfig(episodes=5)))
+    rounds.path = tmp_path / "takeovers.jsonl.gz"
+    (first, _) = episodes_of(made)
+    won, *others = [e for e in first if e.fork is None]
+    assert others
+    cut = [replace(e, success=None, end="truncated") for e in others]
+    taken = [replace(e, success=False) for e in first if e.fork is not None]
+    TrajectoryWriter(rounds.path).append(1, [replace(won, success=True), *cut, *taken])
+    assert rounds.round(1, iter(())).score.success == 1 / len([*cut, won])
+
+
 # --- steps and rates ---
 
 

@@ -229,6 +229,15 @@ def test_tasks_that_are_won_equally_often_have_an_interval() -> None:
     assert found.success != report([True, True, True, False] + [True, False] * 2, samples=2).success
 
 
+def test_an_episode_that_was_cut_short_is_no_success_where_a_world_says_it_at_the_end() -> None:
+    """Of four attempts one is won and one lost; two never came to the end, at which their world says it."""
+    found = report([True, None, False, None], ends={1: "truncated", 3: "truncated"})
+    assert found.success == wilson(1, 4)
+    assert found.outcomes == ((1.0,), (0.0,), (0.0,), (0.0,))
+    assert report([True, None, False, True]).success is None, "one that ended, and does not say it"
+    assert report([None] * 4, ends=dict.fromkeys(range(4), "truncated")).success is None
+
+
 def test_what_pass_at_k_is_over_is_counted_beside_it() -> None:
     found = report([True, None, True, False, False, False, True, True], samples=2, ends={1: "error"})
     assert (found.pass_at[2], found.num_episodes) == (2 / 3, 7)

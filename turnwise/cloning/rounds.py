@@ -30,7 +30,7 @@ from turnwise.envs.tasks import demonstrated
 from turnwise.models.engine import Sampling
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter, truncate_after
 from turnwise.seeds import mix
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import Trajectory, successes
 
 Learner = Callable[[Any, Any], ModelAgent]
 
@@ -236,7 +236,7 @@ class Rounds:
         ]
         won = [episode for episode in taken if is_won(episode)]
         rows = [made for place in range(len(self._grounds)) for made in self._rows(number, place, won)]
-        known = [float(episode.success) for episode in played if episode.success is not None]
+        known = [float(told) for told in successes(played) if told is not None]
         score = RoundScore(
             number=number,
             of=self.settings.rounds,

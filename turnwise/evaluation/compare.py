@@ -104,7 +104,7 @@ def _check_unit(run: Run) -> None:
         lacking = ", ".join(what for what, knows in known.items() if not knows)
         raise ValueError(
             f"{run.path} cannot be compared: some episodes of its measurements ({lacking}) do not say whether they are "
-            "a success, and those of the others do. A world tells info['success'] at every step, or not at all"
+            "a success, and those of the others do. A world tells info['success'] at each episode's end, or never"
         )
 
 
