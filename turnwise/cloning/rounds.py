@@ -257,6 +257,13 @@ class Rounds:
                 f"none of the {len(found)} episodes of {world_name(world)} that the expert took over and won in round "
                 f"{number} fits into the context: raise agent.max_context_tokens"
             )
+        if len(rows) < len(found):
+            warnings.warn(
+                f"{len(found) - len(rows)} of the {len(found)} episodes of {world_name(world)} that the expert took "
+                f"over and won in round {number} do not fit into the context, and are left out "
+                "(agent.max_context_tokens)",
+                stacklevel=2,
+            )
         return rows
 
     def _mixed(self, number: int, taken: Sequence[list[CloningRow]], demonstrations: Rows) -> Rows:
