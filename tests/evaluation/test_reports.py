@@ -15,7 +15,7 @@ from rich.console import Console
 
 from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
 from turnwise.evaluation.file import Evaluation, Measured
-from turnwise.evaluation.pooling import pool
+from turnwise.evaluation.pooling import pool, pooled_rate
 from turnwise.evaluation.report import Report, summarize
 from turnwise.evaluation.tables import evaluation_table, report_table
 from turnwise.grading.agreement import Graded
@@ -236,6 +236,14 @@ def test_an_episode_that_was_cut_short_is_no_success_where_a_world_says_it_at_th
     assert found.outcomes == ((1.0,), (0.0,), (0.0,), (0.0,))
     assert report([True, None, False, True]).success is None, "one that ended, and does not say it"
     assert report([None] * 4, ends=dict.fromkeys(range(4), "truncated")).success is None
+
+
+def test_pooled_returns_vary_over_tasks_as_those_of_a_comparison_do() -> None:
+    """Two seeds that played the same: over seeds alone the interval would be a point."""
+    returns = replace(report([True, False, False, True]), success=None)
+    found = pool([returns, returns])
+    assert found.mean_return == pooled_rate([returns, returns])
+    assert found.mean_return.low < found.mean_return.value < found.mean_return.high
 
 
 def test_what_pass_at_k_is_over_is_counted_beside_it() -> None:

@@ -526,6 +526,9 @@ def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
         told = f"--{drawn.replace('_', '-')} is about how a model replies"
         with pytest.raises(ValueError, match=told):
             evaluate("random", env=CUE, tasks=1, **{drawn: 0.5})
+    for unread in ({"top_p": 0.5}, {"top_k": 3}):
+        with pytest.raises(ValueError, match="--temperature 0 is greedy: leave --top-p and --top-k"):
+            evaluate(model, env=CUE, tasks=1, temperature=0.0, **unread)
     asked = EndpointConfig(base_url="http://127.0.0.1:1/v1")
     for target in ("random", model):
         with pytest.raises(ValueError, match=r"--base-url and endpoint\.KEY are about openai:MODEL"):

@@ -79,6 +79,8 @@ class Asked:
         """Each decoding with its number of samples. Raises ValueError where all samples would be the same episode."""
         if self.temperature == 0 and self.samples > 1:
             raise ValueError("--temperature 0 is greedy: every sample would be the same episode; leave --samples at 1")
+        if self.temperature == 0 and (self.top_p != 1 or self.top_k):
+            raise ValueError("--temperature 0 is greedy: leave --top-p and --top-k, which are about draws, out")
         greedy = {"greedy": (Sampling(0.0), 1)}
         if self.temperature == 0:
             return greedy
