@@ -112,6 +112,11 @@ def trajectory_file(target: str | Path) -> Path:
     return found
 
 
+def updates_of(target: str | Path) -> list[int]:
+    """The updates of which a run has stored episodes. Raises ValueError where there is no trajectory file."""
+    return TrajectoryReader(trajectory_file(target)).updates()
+
+
 def run_of(target: str | Path) -> RunDirectory:
     """The run at ``target``, or the run of a trajectory file. Raises ValueError where there is none."""
     path = Path(target)
@@ -129,10 +134,9 @@ def select(target: str | Path, selection: Selection) -> Iterator[Stored]:
     tasks: dict[str, str] = {}
     """Index -> key, of those met."""
     found = 0
-    reader = TrajectoryReader(trajectory_file(target))
     if selection.updates is not None:
-        _check_updates(target, reader.updates(), selection.updates)
-    for flush in reader.flushes(selection.updates, selection.episode):
+        _check_updates(target, updates_of(target), selection.updates)
+    for flush in TrajectoryReader(trajectory_file(target)).flushes(selection.updates, selection.episode):
         for trajectory in flush.trajectories:
             tasks[str(trajectory.task.index)] = trajectory.task.key
             for name, names in seen.items():
