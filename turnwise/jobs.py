@@ -123,7 +123,10 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
         (observer or Callback()).engine(*sampling_of(config))
         with closing(assembly.trainer(run, observer)) as trainer:
             trainer.rewind()
-            return _finish(trainer, _read_reports(run), began)
+            before = _read_reports(run)
+            if not trainer.is_over:
+                _set_aside(run)
+            return _finish(trainer, before, began)
 
 
 def new_folder(config: RunConfig) -> Path:
@@ -347,6 +350,14 @@ def export(
 
 def _write_reports(run: RunDirectory, reports: dict[str, Any]) -> None:
     write_text(run.evaluation_path, json.dumps(reports, indent=1))
+
+
+def _set_aside(run: RunDirectory) -> None:
+    """Keep what was measured after fewer updates as ``earlier``: it is not of the model that trains on."""
+    found = read_object(run.evaluation_path) if run.evaluation_path.exists() else {}
+    if "after" in found:
+        before = {"before": found.pop("before", {})}
+        _write_reports(run, {**before, "earlier": found})
 
 
 def _plain(reports: dict[str, Report]) -> dict[str, Any]:
