@@ -32,7 +32,7 @@ from turnwise.evaluation.evaluate import evaluate, evaluate_all
 from turnwise.evaluation.file import EvaluationFile, read_evaluation
 from turnwise.evaluation.overlap import overlap_with
 from turnwise.evaluation.report import Report
-from turnwise.evaluation.subjects import Asked, Subject
+from turnwise.evaluation.subjects import Asked, Subject, check_seeds
 from turnwise.evaluation.tables import evaluation_table
 from turnwise.jobs import train
 from turnwise.models.settings import PretrainedModelConfig
@@ -309,6 +309,28 @@ def test_seeds_of_one_method_are_pooled_and_nothing_else(tmp_path: Path, runs: l
         evaluate_all([str(runs[0]), str(runs[0])], Asked())
     with pytest.raises(ValueError, match="expert is not a run: several targets are pooled"):
         evaluate_all([str(runs[0]), "expert"], Asked())
+
+
+def test_seeds_are_pooled_at_one_checkpoint(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The beginning of one run and the end of another are no two seeds of one model."""
+    begun, other = str(runs[0] / "checkpoints" / "update-00000"), str(runs[1])
+    with pytest.raises(ValueError, match=r"different checkpoints \(.*s0: 0, .*s1: (last|best)\): choose one"):
+        check_seeds([Subject.of(begun, Asked(tasks=1)), Subject.of(other, Asked(tasks=1))])
+    subjects = [Subject.of(str(run), Asked(tasks=1)) for run in runs]
+    subjects = [replace(subject, checkpoint="last") for subject in subjects]
+    check_seeds(subjects)
+    for subject, there in zip(subjects, ([60, 55], [20, 15]), strict=True):
+        assert subject.run is not None
+        monkeypatch.setattr(subject.run.checkpoints, "updates", lambda there=there: there)
+    with pytest.warns(UserWarning, match=r"different numbers of updates \(.*s0: 60, .*s1: 20\)"):
+        check_seeds(subjects)
+
+
+def test_the_beginning_of_a_run_is_not_described_as_its_end(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "e.json"
+    evaluate(runs[0], tasks=1, checkpoint=0, out=out)
+    (target,) = json.loads(out.read_text())["targets"]
+    assert target["settings"]["checkpoint"] == 0
 
 
 def test_a_threshold_that_would_do_nothing_is_refused() -> None:

@@ -235,6 +235,7 @@ class Rounds:
             if episode.fork is None and episode.end != "error" and self._place_of(episode) == len(self._grounds) - 1
         ]
         won = [episode for episode in taken if is_won(episode)]
+        own = [is_won(episode) for episode in taken if self._place_of(episode) == len(self._grounds) - 1]
         rows = [made for place in range(len(self._grounds)) for made in self._rows(number, place, won)]
         known = [float(told) for told in successes(played) if told is not None]
         score = RoundScore(
@@ -243,7 +244,7 @@ class Rounds:
             episodes=len(played),
             success=float(np.mean(known)) if known else None,
             mean_return=float(np.mean([episode.total_reward for episode in played])),
-            won=len(won) / len(taken),
+            won=float(np.mean(own)),
         )
         return Round(score, self._mixed(number, rows, demonstrations) if rows else demonstrations)
 
