@@ -326,6 +326,17 @@ def test_seeds_are_pooled_at_one_checkpoint(runs: list[Path], monkeypatch: pytes
         check_seeds(subjects)
 
 
+def test_a_comparison_notes_seeds_that_were_not_finished(runs: list[Path], tmp_path: Path) -> None:
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for run, file in zip(runs, files, strict=True):
+        evaluate(run, tasks=1, out=file)
+    assert not any("not finished" in note for note in compare(files).notes)
+    raw = json.loads(files[0].read_text())
+    raw["targets"][0]["players"]["all"]["update"] = 60
+    files[0].write_text(json.dumps(raw))
+    assert "epo is of seeds after 0, 60 updates: some were not finished." in " ".join(compare(files).notes)
+
+
 def test_the_beginning_of_a_run_is_not_described_as_its_end(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "e.json"
     evaluate(runs[0], tasks=1, checkpoint=0, out=out)

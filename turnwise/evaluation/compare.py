@@ -184,6 +184,11 @@ def _notes(groups: Mapping[str, Sequence[Run]], base: str) -> Iterable[str]:
         if met := next(iter(run.after.values())).overlap:
             told = ", ".join(f"{use} {num}" for use, num in met.items())
             yield f"WARNING: {run.path} has met tasks of this panel ({told}): this is no success on unseen tasks."
+    for name, own_runs in groups.items():
+        ended = [run for run in own_runs if run.settings.get("max_sampled_tokens") is None]  # by a number of updates
+        reached = sorted({run.update for run in ended if run.update is not None})
+        if len(reached) > 1:
+            yield f"{name} is of seeds after {', '.join(map(str, reached))} updates: some were not finished."
     if untrained := [str(run.path) for run in every if run.has_course and not run.metrics]:
         yield f"No update was made in {', '.join(untrained)}: what is after training there is the model before it."
     if (others := len(groups) - 1) >= 5:
