@@ -16,7 +16,6 @@ from turnwise.assembly.players import check_player
 from turnwise.assembly.policies import WhichCheckpoint, open_run
 from turnwise.config.checks import check_places
 from turnwise.config.files import changed_grading, parse_section
-from turnwise.config.schema import RunConfig
 from turnwise.config.sections import EvalConfig, EvaluationOverrides, GameConfig, RayConfig
 from turnwise.envs.interface import Panel
 from turnwise.envs.settings import EnvConfig
@@ -145,7 +144,7 @@ class Subject:
                 check_threshold(world, tasks[0], "env.success_threshold", threshold)
         overlap = None
         if run is not None and config is not None:
-            overlap = overlap_with(run, tasks, _chosen(checkpoint, config), where.id)
+            overlap = overlap_with(run, tasks, _chosen(checkpoint, config.keep_checkpoint), where.id)
         own = config.rewards if config is not None and same_env else GradingConfig()
         return cls(place, run, checkpoint, where, same_env, tasks, overlap, changed_grading(own, asked.rewards))
 
@@ -173,7 +172,7 @@ class Subject:
             settings = settings_of(
                 config.model_copy(update={"agent": agent, "env": self.where}).model_dump(mode="json")
             )
-            settings["checkpoint"] = _chosen(self.checkpoint, config)
+            settings["checkpoint"] = _chosen(self.checkpoint, config.keep_checkpoint)
         return {
             "target": self.target,
             "seed": self.seed,
@@ -223,14 +222,14 @@ def check_seeds(subjects: Sequence[Subject]) -> None:
         raise ValueError(f"the runs have the seeds {seeds}: one seed counted twice would make the interval too narrow")
 
 
-def _chosen(checkpoint: WhichCheckpoint | None, config: RunConfig) -> WhichCheckpoint:
+def _chosen(asked: WhichCheckpoint | None, own: WhichCheckpoint) -> WhichCheckpoint:
     """The asked checkpoint, of which 0 is the one before training, or else the one that the run names."""
-    return config.keep_checkpoint if checkpoint is None else checkpoint
+    return own if asked is None else asked
 
 
 def _check_checkpoints(subjects: Sequence[Subject]) -> None:
     runs = [(subject, subject.run, subject.run.config()) for subject in subjects if subject.run is not None]
-    chosen = {subject.target: _chosen(subject.checkpoint, config) for subject, _, config in runs}
+    chosen = {subject.target: _chosen(subject.checkpoint, config.keep_checkpoint) for subject, _, config in runs}
     if len(set(chosen.values())) > 1:
         told = ", ".join(f"{target}: {which}" for target, which in chosen.items())
         raise ValueError(f"the seeds are measured at different checkpoints ({told}): choose one with --checkpoint")
