@@ -49,9 +49,11 @@ from turnwise.training.trainer import Trainer
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a run reached. ``gain`` is paired by task on the test panel, in success (in return where the world does
-    not say what success is); None where there was no test panel.
+    not say what success is).
 
-    ``seconds`` (wall) and ``cpu_seconds`` (process) are of this call, warm start included.
+    It is None without a test panel, where nothing was ``trained`` (the run made no update, and ``after`` is
+    ``before``), and where one measurement knows what success is and the other does not. ``seconds`` (wall) and
+    ``cpu_seconds`` (process) are of this call, warm start included.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Result:
     gain: Estimate | None
     seconds: float
     cpu_seconds: float
+    trained: bool = True
 
 
 class _Clock:
@@ -120,7 +123,10 @@ def resume(path: str | Path, observer: Observer | None = None, settings: Sequenc
         (observer or Callback()).engine(*sampling_of(config))
         with closing(assembly.trainer(run, observer)) as trainer:
             trainer.rewind()
-            return _finish(trainer, _read_reports(run), began)
+            before = _read_reports(run)
+            if not trainer.is_over:
+                _set_aside(run)
+            return _finish(trainer, before, began)
 
 
 def new_folder(config: RunConfig) -> Path:
@@ -208,7 +214,8 @@ def _from_the_start(assembly: Assembly, run: RunDirectory, observer: Observer, b
 
 
 def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Result:
-    trainer.observer.stage("train")
+    if not trainer.is_over:
+        trainer.observer.stage("train")
     with Interrupts(lambda: trainer.observer.stage("stop")) as interrupts:
         while not trainer.is_over:
             _step(trainer)
@@ -221,9 +228,10 @@ def _finish(trainer: Trainer, before: dict[str, Report], began: _Clock) -> Resul
                 )
     if trainer.settings.keep_checkpoint == "best" and trainer.best.update >= 0:
         trainer.load("best")
-    after = trainer.final() if trainer.finished else before  # without an update it is the same model
-    gain = _gain(before["sampled"], after["sampled"]) if before and after else None
-    result = Result(trainer.run.path, before, after, gain, began.wall(), began.cpu())
+    trained = trainer.finished > 0
+    after = trainer.final() if trained else before  # without an update it is the same model
+    gain = _gain(before["sampled"], after["sampled"]) if before and after and trained else None
+    result = Result(trainer.run.path, before, after, gain, began.wall(), began.cpu(), trained)
     measured = {
         "before": _plain(before),
         "after": _plain(after),
@@ -254,7 +262,12 @@ def _step(trainer: Trainer) -> None:
 
 
 def _gain(before: Report, after: Report) -> Estimate | None:
-    """Paired by task, over the tasks that have a sound episode on both sides."""
+    """Paired by task, over the tasks that have a sound episode on both sides.
+
+    None where there are none, and where one side has successes and the other returns.
+    """
+    if (before.success is None) != (after.success is None):
+        return None
     pairs = [(b, a) for b, a in zip(before.outcomes, after.outcomes, strict=True) if b and a]
     return paired_difference([b for b, _ in pairs], [a for _, a in pairs]) if pairs else None
 
@@ -337,6 +350,14 @@ def export(
 
 def _write_reports(run: RunDirectory, reports: dict[str, Any]) -> None:
     write_text(run.evaluation_path, json.dumps(reports, indent=1))
+
+
+def _set_aside(run: RunDirectory) -> None:
+    """Keep what was measured after fewer updates as ``earlier``: it is not of the model that trains on."""
+    found = read_object(run.evaluation_path) if run.evaluation_path.exists() else {}
+    if "after" in found:
+        before = {"before": found.pop("before", {})}
+        _write_reports(run, {**before, "earlier": found})
 
 
 def _plain(reports: dict[str, Report]) -> dict[str, Any]:

@@ -136,8 +136,11 @@ def more_to_resolve(difference: Estimate, num: int, power: float = 0.8, confiden
     """About how many observations beyond ``num`` would find a true difference of the observed size.
 
     num * ((detectable / |difference|)^2 - 1): the variance falls as 1 / num, which it does where seeds and tasks are
-    added in proportion. 0 where the interval leaves 0 out already, None where the difference is exactly 0.
+    added in proportion. 0 where the interval leaves 0 out already, None where the difference is exactly 0, and where
+    the interval is a point: it knows no variance.
     """
+    if difference.high == difference.low:
+        return None
     if difference.low > 0 or difference.high < 0:
         return 0
     if difference.value == 0:

@@ -334,6 +334,16 @@ def counted(trajectories: Sequence[Trajectory]) -> list[int]:
     return [n for n in sound if trajectories[n].stored_start is None] or sound
 
 
+def successes(trajectories: Sequence[Trajectory]) -> list[bool | None]:
+    """Whether each of some episodes without an error succeeded, [N]; None where its world does not say.
+
+    A world may say it only where an episode ends by itself. There one that was cut short did not succeed: left out, it
+    would make the success rate one of the finished episodes alone. Where the world says it of none, nothing is known.
+    """
+    says = any(t.success is not None for t in trajectories)
+    return [False if says and t.success is None and t.end == "truncated" else t.success for t in trajectories]
+
+
 def group_by_task(trajectories: Iterable[Trajectory]) -> list[Group]:
     """Group trajectories by task key, player and stored start, in order of first appearance."""
     members = defaultdict[tuple[str, str, tuple[str, int] | None], list[Trajectory]](list)

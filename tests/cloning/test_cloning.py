@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,12 @@ from turnwise.cloning.losses import Whole, cloning_loss
 from turnwise.cloning.rows import rows_of
 from turnwise.cloning.settings import WarmstartConfig
 from turnwise.cloning.steps import Cloner, cooled
+from turnwise.cloning.warmstart import Cloning
 from turnwise.config.files import load_config
+from turnwise.envs.settings import EnvConfig
 from turnwise.envs.tasks import make_env
 from turnwise.models.scratch import new_model, set_phrases, train_tokenizer
-from turnwise.models.settings import ScratchModelConfig
+from turnwise.models.settings import PretrainedModelConfig, ScratchModelConfig
 
 AGENT = AgentConfig()
 SHOWN = Demonstration(
@@ -155,6 +158,31 @@ def test_the_cache_key_follows_what_matters() -> None:
         "agent.constrained=true",
     )
     assert len({key(), *map(key, others)}) == 6
+
+
+@pytest.mark.parametrize("changed", ["my_world.py", "tasks.jsonl", "model/model.safetensors", "model/tokenizer.json"])
+def test_the_cache_key_follows_the_files_that_settings_name(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An expert, tasks or a model that was edited under its old name is another one."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "model").mkdir()
+    for name in ("my_world.py", "tasks.jsonl", "model/model.safetensors", "model/tokenizer.json", "model/README.md"):
+        (tmp_path / name).write_text("before")
+    env = EnvConfig(id="my_world:my/World-v0", kwargs={"tasks": {"train": str(tmp_path / "tasks.jsonl")}})
+    model = PretrainedModelConfig(path=str(tmp_path / "model"), dtype="float32")
+    settings = WarmstartConfig(split="train")
+    cloning = Cloning(settings, model, AgentConfig(), env, 0, "cpu", {})
+    before = cloning.key
+    assert cloning.key == before
+    (tmp_path / "model/README.md").write_text("another one")
+    assert cloning.key == before
+    (tmp_path / changed).write_text("another")
+    assert cloning.key != before
+    elsewhere = replace(cloning, env=EnvConfig(id="turnwise/Household-v0"), settings=WarmstartConfig(env=env.id))
+    told = elsewhere.key
+    (tmp_path / "my_world.py").write_text("and again")
+    assert elsewhere.key != told
 
 
 def test_models_without_induction_heads_have_the_keys_of_before() -> None:

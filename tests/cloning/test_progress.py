@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
+from contextlib import closing
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +21,15 @@ from tests.cloning.test_cloning import AGENT, SHOWN
 from tests.models import scratch_folder, tiny_model, tokenizer
 from tests.training.tiny import MODEL
 from turnwise.agents.chat import ChatFormat
+from turnwise.assembly.run import Assembly
+from turnwise.assembly.warmstart import WarmStart
 from turnwise.cloning import partial
-from turnwise.cloning.cloner import KindScore, Progress
+from turnwise.cloning.cloner import KindScore, Progress, clone
 from turnwise.cloning.losses import END, FIRST, KINDS, OBSERVATION, REST, ByPolicy, CloningRow, Whole
 from turnwise.cloning.partial import Partial
+from turnwise.cloning.rounds import Round, RoundScore
 from turnwise.cloning.rows import rows_of
-from turnwise.cloning.settings import WarmstartConfig
+from turnwise.cloning.settings import TakeoversConfig, WarmstartConfig
 from turnwise.cloning.steps import Cloner
 from turnwise.commands.display import LiveDisplay
 from turnwise.config.files import load_config
@@ -77,6 +84,61 @@ def test_the_display_tells_the_kinds() -> None:
     told = console.export_text().splitlines()
     assert len(told) == 1, "a line for every tenth"
     assert "12 tokens  loss 0.250  probability of true tokens: first 0.51 (75.0 %), end 1.00 (100.0 %)" in told[0]
+
+
+# --- what a warm start leaves out ---
+
+
+@pytest.mark.parametrize("steps", [{"batch_episodes": 4}, {"num_steps": 10}])
+def test_demonstrations_that_do_not_fit_are_told(steps: dict[str, int]) -> None:
+    """A quarter of them is too long: the clone has learned the others alone."""
+    made = rows()
+    config = WarmstartConfig(max_tokens=40 * len(made[0].ids), **steps)
+    with pytest.warns(UserWarning, match=r"^2[45]\.\d % of the demonstrations did not fit into the context"):
+        clone(Whole(tiny_model()), None, cycle([made, [], made, made]), config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clone(Whole(tiny_model()), None, cycle([made]), config)
+
+
+def test_a_goal_that_is_never_measured_is_told() -> None:
+    made = rows()
+    config = WarmstartConfig(stop_success=0.5, max_tokens=len(made[0].ids))
+    with pytest.warns(UserWarning, match=r"stop_success=0.5 stops nothing: .* every warmstart.check_every=150,000"):
+        progress, _ = clone(Whole(tiny_model()), None, cycle([made]), config, measure=lambda *_: 1.0)
+    assert progress.success is None
+
+
+def test_what_was_measured_before_a_round_is_not_told_in_it() -> None:
+    made = rows()
+    size = 16 * len(made[0].ids)
+    score = RoundScore(1, 1, 4, 0.25, 0.25, 1.0)
+
+    class Rounds:
+        settings = TakeoversConfig(rounds=1, tokens=size)
+
+        def keep(self, number: int) -> bool:
+            return True
+
+        def play(self, *given: Any) -> None: ...
+
+        def round(self, number: int, demonstrations: Any) -> Round:
+            return Round(score, demonstrations)
+
+    config = WarmstartConfig(stop_success=1.0, max_tokens=size, check_every=1, takeovers=Rounds.settings)
+    rounds: Any = Rounds()
+    found, lines = clone(Whole(tiny_model()), None, cycle([made]), config, measure=lambda *_: 0.75, rounds=rounds)
+    assert [line.get("success") for line in lines] == [0.75, None]
+    assert (found.round, found.success) == (score, None)
+
+
+def test_a_mean_return_is_not_taken_for_a_success_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = SimpleNamespace(success=None, mean_return=3.0, too_many_errors=lambda share: "")
+    monkeypatch.setattr("turnwise.assembly.warmstart.evaluate_policy", lambda *_, **__: (told, []))
+    monkeypatch.setattr(WarmStart, "_playing", lambda *_: None)
+    config = load_config("smoke", ["warmstart.stop_success=0.5"])
+    with closing(Assembly(config)) as assembly, pytest.warns(UserWarning, match="its mean return is compared"):
+        assert assembly.warmstart._measure(None, None) == 3.0
 
 
 # --- interrupted ---

@@ -362,6 +362,34 @@ def test_one_win_in_an_earlier_round_is_enough(made: Path, tmp_path: Path, monke
         rounds._check_won(1, 0, [])
 
 
+def test_own_episodes_that_were_cut_short_are_none_of_the_won(made: Path, tmp_path: Path) -> None:
+    """In a world that says only at the end whether an episode is a success."""
+    rounds = rounds_on([Ground(Levers(), Levers)], WarmstartConfig(takeovers=TakeoversConfig(episodes=5)))
+    rounds.path = tmp_path / "takeovers.jsonl.gz"
+    (first, _) = episodes_of(made)
+    won, *others = [e for e in first if e.fork is None]
+    assert others
+    cut = [replace(e, success=None, end="truncated") for e in others]
+    taken = [replace(e, success=False) for e in first if e.fork is not None]
+    TrajectoryWriter(rounds.path).append(1, [replace(won, success=True), *cut, *taken])
+    assert rounds.round(1, iter(())).score.success == 1 / len([*cut, won])
+
+
+def test_what_an_expert_wins_is_told_of_the_world_that_the_learner_s_success_is_of(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grounds = [Ground(Levers(), Levers, 0.5), Ground(Levers(), Levers, 0.5)]
+    rounds = rounds_on(grounds, WarmstartConfig(takeovers=TakeoversConfig(episodes=6)))
+    rounds.path = tmp_path / "takeovers.jsonl.gz"
+    (first, _) = episodes_of(made)
+    played = [e for e in first if e.fork is None]
+    other, *own = [replace(e, success=False) for e in first if e.fork is not None]
+    monkeypatch.setattr(rounds, "_place_of", lambda episode: int(episode.task != other.task))
+    monkeypatch.setattr(rounds, "_rows", lambda *_: [])
+    TrajectoryWriter(rounds.path).append(1, [*played, replace(other, success=True), *own])
+    assert rounds.round(1, iter(())).score.won == 0, "the one that was won is of the other world"
+
+
 # --- steps and rates ---
 
 

@@ -192,6 +192,25 @@ def test_a_score_that_is_success_is_not_shown_twice(tmp_path: Path) -> None:
     assert "mean score" in last_words(ending.closing, result(scored, finer, run.path))
 
 
+def test_a_run_without_an_update_shows_one_measurement_and_no_gain(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run")
+    measured = report(True, True, False, False)
+    text = last_words(ending.closing, replace(result(measured, measured, run.path), trained=False))
+    assert "no update was made" in text
+    assert ("measured" in text, "before" in text, "after" in text) == (True, False, False)
+    assert text.count("50.0 % [") == 2, "of all and of the type, once each"
+    assert "gain, paired" not in text
+
+
+def test_a_success_and_a_return_are_no_gain(tmp_path: Path) -> None:
+    """A world that says it of some episodes only: its outcomes are successes before, and returns after."""
+    run = run_of(tmp_path / "run", 0.5)
+    before, after = report(True, True, False, False), report(True, None, False, False)
+    assert (before.success is None, after.success is None) == (False, True)
+    assert experiment._gain(before, after) is None
+    assert "no gain: some episodes" in last_words(ending.closing, result(before, after, run.path))
+
+
 def test_a_smoke_run_ends_in_no_table_of_zeros(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", 0.0, 0.0)
     text = last_words(ending.smoke_closing, result(report(*[False] * 4), report(*[False] * 4), run.path))

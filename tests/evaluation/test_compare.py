@@ -76,6 +76,7 @@ def test_how_many_more_episodes_would_resolve_a_difference() -> None:
     assert more_to_resolve(Estimate(1.0, 1.0 - half, 1.0 + half, 0), 100) == math.ceil(100 * (2.801585**2 - 1))
     assert more_to_resolve(Estimate(3.0, 3.0 - half, 3.0 + half, 0), 100) == 0
     assert more_to_resolve(Estimate(0.0, -half, half, 0), 100) is None
+    assert more_to_resolve(Estimate(0.5, 0.5, 0.5, 1), 100) is None, "a point knows no variance"
 
 
 def test_resolving_keeps_its_promise() -> None:
@@ -281,6 +282,30 @@ def test_equal_outcomes_still_have_an_interval(tmp_path: Path, monkeypatch: pyte
     assert method.after["sampled"] == wilson(TASKS, TASKS)
 
 
+def test_a_difference_that_nothing_varies_in_claims_no_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seed, in which every task differs by the same: nothing to resample, so that nothing is resolved."""
+    monkeypatch.setitem(ROWS, "all", [1] * TASKS)
+    monkeypatch.setitem(ROWS, "none", [0] * TASKS)
+    found = compare([make_run(tmp_path / "a", "none"), make_run(tmp_path / "b", "all", "algorithm=rloo")])
+    assert found.methods[1].differences["sampled"].more_episodes is None
+    (row,) = [line for line in markdown(found).splitlines() if line.startswith("| rloo | 0 |")]
+    assert "| +100.0 | - | - |" in row
+
+
+def test_successes_are_not_compared_with_returns(tmp_path: Path) -> None:
+    """A world that says of some episodes only what success is: greedy outcomes are returns, sampled ones successes."""
+    folders = [make_run(tmp_path / "a", "half"), make_run(tmp_path / "b", "high", "algorithm=rloo")]
+    for folder in folders:
+        path = RunDirectory(folder).evaluation_path
+        measured = json.loads(path.read_text())
+        measured["after"]["greedy"] = report(ROWS["half"], success=False)
+        path.write_text(json.dumps(measured))
+    with pytest.raises(ValueError, match=r"a cannot be compared: some episodes of its measurements \(greedy after\)"):
+        compare(folders)
+
+
 def test_tables_and_json_show_the_same_numbers(four: list[Path]) -> None:
     found = compare(four)
     console = Console(record=True, width=250)
@@ -299,6 +324,7 @@ def test_tables_and_json_show_the_same_numbers(four: list[Path]) -> None:
 def test_a_run_without_updates_has_no_curve(tmp_path: Path) -> None:
     found = compare([make_run(tmp_path / "a", "half", success=())])
     assert (found.horizon, found.methods[0].curve) == ({}, None)
+    assert any(note.startswith(f"No update was made in {tmp_path / 'a'}") for note in found.notes)
     assert "50.0" in markdown(found)
     assert json.dumps(plain(found), allow_nan=False)
     with pytest.raises(ValueError, match="has not made a single update"):

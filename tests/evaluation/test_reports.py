@@ -15,7 +15,7 @@ from rich.console import Console
 
 from turnwise.commands.display import LiveDisplay, gain_line, result_table, sparkline
 from turnwise.evaluation.file import Evaluation, Measured
-from turnwise.evaluation.pooling import pool
+from turnwise.evaluation.pooling import pool, pooled_rate
 from turnwise.evaluation.report import Report, summarize
 from turnwise.evaluation.tables import evaluation_table, report_table
 from turnwise.grading.agreement import Graded
@@ -221,6 +221,52 @@ def test_a_runs_table_shows_what_was_trained_for(tmp_path: Any) -> None:
         ["judge:tidy", "4", "", "0.625"],
     ]
     assert all("75.0 %" in row[3] for row in rows[1::2])
+
+
+def test_tasks_that_are_won_equally_often_have_an_interval() -> None:
+    found = report([True, False] * 4, samples=2)
+    assert found.success == wilson(4, 8), "a bootstrap of four halves would say exactly a half"
+    assert found.success != report([True, True, True, False] + [True, False] * 2, samples=2).success
+
+
+def test_an_episode_that_was_cut_short_is_no_success_where_a_world_says_it_at_the_end() -> None:
+    """Of four attempts one is won and one lost; two never came to the end, at which their world says it."""
+    found = report([True, None, False, None], ends={1: "truncated", 3: "truncated"})
+    assert found.success == wilson(1, 4)
+    assert found.outcomes == ((1.0,), (0.0,), (0.0,), (0.0,))
+    assert report([True, None, False, True]).success is None, "one that ended, and does not say it"
+    assert report([None] * 4, ends=dict.fromkeys(range(4), "truncated")).success is None
+
+
+def test_pooled_returns_vary_over_tasks_as_those_of_a_comparison_do() -> None:
+    """Two seeds that played the same: over seeds alone the interval would be a point."""
+    returns = replace(report([True, False, False, True]), success=None)
+    found = pool([returns, returns])
+    assert found.mean_return == pooled_rate([returns, returns])
+    assert found.mean_return.low < found.mean_return.value < found.mean_return.high
+
+
+def test_what_pass_at_k_is_over_is_counted_beside_it() -> None:
+    found = report([True, None, True, False, False, False, True, True], samples=2, ends={1: "error"})
+    assert (found.pass_at[2], found.num_episodes) == (2 / 3, 7)
+    assert rows_of(report_table(found), "pass@2")["pass@2"] == ["6", "66.7 %"], "three tasks have both attempts"
+
+
+def test_a_log_counts_tasks_and_not_attempts() -> None:
+    out = io.StringIO()
+    display = LiveDisplay(Console(file=out, width=140), 4, "title")
+    one = [played(TASKS[0], won, sample=sample) for sample, won in enumerate([True, False, True])]
+    display.report(summarize("agent", TASKS[:1], one, samples=3, temperature=1.0))
+    display.report(report([True, None, False, True], ends={1: "error"}))
+    assert [line.rpartition("], ")[2] for line in out.getvalue().splitlines()] == ["1 task", "3 tasks"]
+
+
+def test_a_gain_that_nothing_varies_in_claims_no_interval() -> None:
+    known = report([False] * 4)
+    alike = gain_line(paired_difference(known.outcomes, known.outcomes), known)
+    assert alike == "gain, paired by task: [bold]+0.0 points[/bold] on each of 4 tasks, which gives no interval"
+    alone = gain_line(paired_difference([[0.0]], [[1.0]]), known)
+    assert alone == "gain, paired by task: [bold]+100.0 points[/bold] on a single task, which gives no interval"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

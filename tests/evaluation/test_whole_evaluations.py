@@ -21,6 +21,7 @@ from tests.chat_server import Response, completion, refusal, serving
 from tests.models import scratch_folder
 from turnwise import cli
 from turnwise.agents.chat_client import EndpointConfig, EndpointError
+from turnwise.agents.opening import Example
 from turnwise.assembly import players
 from turnwise.config.files import load_config
 from turnwise.config.sections import RayConfig
@@ -31,7 +32,7 @@ from turnwise.evaluation.evaluate import evaluate, evaluate_all
 from turnwise.evaluation.file import EvaluationFile, read_evaluation
 from turnwise.evaluation.overlap import overlap_with
 from turnwise.evaluation.report import Report
-from turnwise.evaluation.subjects import Asked, Subject
+from turnwise.evaluation.subjects import Asked, Subject, check_seeds
 from turnwise.evaluation.tables import evaluation_table
 from turnwise.jobs import train
 from turnwise.models.settings import PretrainedModelConfig
@@ -310,6 +311,39 @@ def test_seeds_of_one_method_are_pooled_and_nothing_else(tmp_path: Path, runs: l
         evaluate_all([str(runs[0]), "expert"], Asked())
 
 
+def test_seeds_are_pooled_at_one_checkpoint(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The beginning of one run and the end of another are no two seeds of one model."""
+    begun, other = str(runs[0] / "checkpoints" / "update-00000"), str(runs[1])
+    with pytest.raises(ValueError, match=r"different checkpoints \(.*s0: 0, .*s1: (last|best)\): choose one"):
+        check_seeds([Subject.of(begun, Asked(tasks=1)), Subject.of(other, Asked(tasks=1))])
+    subjects = [Subject.of(str(run), Asked(tasks=1)) for run in runs]
+    subjects = [replace(subject, checkpoint="last") for subject in subjects]
+    check_seeds(subjects)
+    for subject, there in zip(subjects, ([60, 55], [20, 15]), strict=True):
+        assert subject.run is not None
+        monkeypatch.setattr(subject.run.checkpoints, "updates", lambda there=there: there)
+    with pytest.warns(UserWarning, match=r"different numbers of updates \(.*s0: 60, .*s1: 20\)"):
+        check_seeds(subjects)
+
+
+def test_a_comparison_notes_seeds_that_were_not_finished(runs: list[Path], tmp_path: Path) -> None:
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for run, file in zip(runs, files, strict=True):
+        evaluate(run, tasks=1, out=file)
+    assert not any("not finished" in note for note in compare(files).notes)
+    raw = json.loads(files[0].read_text())
+    raw["targets"][0]["players"]["all"]["update"] = 60
+    files[0].write_text(json.dumps(raw))
+    assert "epo is of seeds after 0, 60 updates: some were not finished." in " ".join(compare(files).notes)
+
+
+def test_the_beginning_of_a_run_is_not_described_as_its_end(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "e.json"
+    evaluate(runs[0], tasks=1, checkpoint=0, out=out)
+    (target,) = json.loads(out.read_text())["targets"]
+    assert target["settings"]["checkpoint"] == 0
+
+
 def test_a_threshold_that_would_do_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"env\.success_threshold=0\.5 would have no effect: .*Cue-v0 says by itself"):
         evaluate("random", env=CUE, tasks=2, success_threshold=0.5)
@@ -324,6 +358,19 @@ def test_what_ended_the_cloning_is_counted_beside_what_chose_the_checkpoint(tmp_
     ]
     run = RunDirectory.create(tmp_path / "apart", load_config("smoke", apart), {})
     assert overlap_with(run, panel(make_env(HOUSEHOLD), "demonstrations")[:2], "best") == {"selected on": 2}
+
+
+def test_tasks_whose_solution_the_prompt_shows_are_counted(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is asked, and also where nothing else is known of it."""
+    tasks = panel(make_env(CUE), "test")
+    shown = tuple(Example(("cabinet 1",), (None,), ("go to drawer 1",), task.key) for task in tasks[1:4])
+    monkeypatch.setattr(players, "examples_of", lambda *_, **__: shown)
+    monkeypatch.setattr(players, "examples_for", lambda *_, **__: shown)
+    agent = {"max_reply_tokens": 4, "max_context_tokens": 512}
+    assert evaluate(model, env=CUE, tasks=3, agent=agent).overlap == {"shown as examples": 2}
+    assert evaluate(model, env=CUE, tasks=1, agent=agent).overlap is None
+    with serving(oracle) as server:
+        assert evaluate("openai:m", **asked(server.url)).overlap == {"shown as examples": 3}
 
 
 def test_tasks_that_a_run_has_met_are_counted_and_said(runs: list[Path], tmp_path: Path) -> None:
@@ -481,6 +528,17 @@ def test_a_game_is_evaluated_in_as_many_shards_as_can_hold_it(model: Path) -> No
     assert evaluate(model, **given, shards=2) == evaluate(model, **given)
 
 
+def test_the_tokens_of_episodes_that_cannot_be_graded_are_in_no_mean() -> None:
+    """They are left out of the episodes that the tokens are divided by."""
+    rewards = {"functions": ["tests.grading.rewards:only_even"], "threads": 0}
+    with serving(oracle) as server:
+        found = evaluate("openai:m", rewards=rewards, max_error_share=0.5, **asked(server.url))
+    assert (found.num_episodes, found.errors) == (3, 3)
+    assert found.mean_action_tokens == 12, "three replies of 4 tokens each"
+    assert found.usage is not None
+    assert found.usage.completion_tokens == 3 * 3 * 4
+
+
 def test_tokens_that_a_server_does_not_count_are_unknown() -> None:
     """They were reported as 0."""
 
@@ -513,6 +571,9 @@ def test_settings_that_do_not_apply_are_refused(model: Path) -> None:
             evaluate("random", env=CUE, tasks=1, **{drawn: 0.5})
     with pytest.raises(ValueError, match="--shards and ray say where a model of ours plays, and no player here is one"):
         evaluate("random", env=CUE, tasks=1, shards=2)
+    for unread in ({"top_p": 0.5}, {"top_k": 3}):
+        with pytest.raises(ValueError, match="--temperature 0 is greedy: leave --top-p and --top-k"):
+            evaluate(model, env=CUE, tasks=1, temperature=0.0, **unread)
     asked = EndpointConfig(base_url="http://127.0.0.1:1/v1")
     for target in ("random", model):
         with pytest.raises(ValueError, match=r"--base-url and endpoint\.KEY are about openai:MODEL"):

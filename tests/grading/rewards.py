@@ -70,3 +70,8 @@ def word(episode: Trajectory, task: dict[str, Any]) -> int:
 
 def by_seat(episode: Trajectory, task: dict[str, Any]) -> int:
     return ("first", "second").index(episode.player) + 1
+
+
+def only_even(episode: Trajectory, task: object) -> float:
+    """Fails on every second task."""
+    return 1.0 / ((episode.task.index + 1) % 2)

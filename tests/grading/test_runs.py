@@ -224,8 +224,32 @@ def test_stored_episodes_are_graded_again(model: Path, tmp_path: Path, rubric: P
             rejudge(run, {}, **given)
     with pytest.raises(ValueError, match="say who grades"):
         rejudge(run, {"judge": None})
+    with pytest.raises(ValueError, match="no file can be made at"):
+        rejudge(run, {"judge": None, "functions": [LENGTH]}, out=other / "o.jsonl.gz")
     with pytest.raises(ValueError, match=r"Unknown setting 'rewards.jugde'"):
         rejudge(run, {"jugde": None})
+
+
+def test_a_grading_that_is_broken_off_leaves_no_file(model: Path, tmp_path: Path) -> None:
+    """One with the episodes of the first update would look like all of them."""
+    made = trainer(config(model, "algorithm=grpo"), tmp_path / "run")
+    made.step()
+    made.step()
+    made.close()
+    num, seen = len(stored(made.run)), list[Trajectory]()
+
+    def stop(episode: Trajectory) -> None:
+        seen.append(episode)
+        if len(seen) == num:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "new" / "o.jsonl.gz"
+    with pytest.raises(KeyboardInterrupt):
+        rejudge(made.run.path, {"functions": [LENGTH]}, out=out, on_episode=stop)
+    assert list(out.parent.iterdir()) == []
+    rejudge(made.run.path, {"functions": [LENGTH]}, out=out)
+    assert len(list(TrajectoryReader(out))) == num
+    assert [file.name for file in out.parent.iterdir()] == [out.name]
 
 
 def test_an_ungraded_run_is_graded_afterwards_and_played_again(model: Path, tmp_path: Path) -> None:

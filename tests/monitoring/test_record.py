@@ -32,6 +32,15 @@ def test_means_are_over_sound_episodes_from_the_start_of_their_task() -> None:
     assert counted(made[1:3]) == []
 
 
+def test_success_is_not_the_rate_of_the_finished_episodes_alone() -> None:
+    """A world that says it at the end: two of four were cut short before, one won, one lost."""
+    first = whole()
+    made = [replace(first, success=told, end=end) for told, end in ((True, "terminated"), (False, "terminated"))]
+    made += [replace(first, success=None, end="truncated")] * 2
+    assert episode_numbers([Group(first.task, tuple(made))])["success"] == 0.25
+    assert episode_numbers([Group(first.task, tuple(made[2:]))])["success"] is None, "its world never says it"
+
+
 def test_of_no_episode_there_is_no_mean() -> None:
     """A run that learns from stored episodes plays none: 0 would look like what it was paid."""
     numbers = episode_numbers([])

@@ -21,6 +21,7 @@ from turnwise.replay.store import TrajectoryReader, TrajectoryWriter
 from turnwise.runs.exporting import export_trajectories, trajectory_row
 from turnwise.runs.reproducing import NotReproducibleError, reproduce, reproduce_many
 from turnwise.runs.trajectories import Selection, find, parse_updates, select
+from turnwise.runs.trajectory_tables import Listing
 from turnwise.trajectory import Processing, Trajectory
 
 
@@ -81,6 +82,9 @@ def test_a_wrong_word_names_the_right_one(house: Path) -> None:
         ({"success": "true"}, "Expected one of: yes, no, unknown"),
         ({"updates": "5:3"}, "first:end"),
         ({"updates": "x"}, "first:end"),
+        ({"updates": "2"}, "no episodes of updates 2: it has those of 0 to 1"),
+        ({"updates": "5:"}, "no episodes of updates 5:: it has those of 0 to 1"),
+        ({"updates": "5:9"}, "no episodes of updates 5:9: it has those of 0 to 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             names(house, **(asked if "updates" not in asked else {"updates": parse_updates(asked["updates"])}))
@@ -320,6 +324,10 @@ def test_the_commands(
     assert "8 trajectories" in shown
     code, shown = run("trajectories", str(house), "--json", "--updates", "1")
     assert [json.loads(line)["update"] for line in shown.splitlines()] == [1] * 4
+    monkeypatch.setattr(Listing, "of", classmethod(lambda _, found, __: Listing(2, list(found)[:2], 8)))
+    code, shown = run("trajectories", str(house), "--json")
+    assert shown.splitlines()[2:] == ["the first 2 of 8 trajectories: --limit 0 prints all"]
+    assert len(run("trajectories", str(house), "--json", "--limit", "2")[1].splitlines()) == 2, "as it was asked"
     code, shown = run("trajectories", str(house), "--show", first)
     assert "Your task is to" in shown
     assert "tokens, entropy" in shown

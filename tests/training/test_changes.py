@@ -10,9 +10,11 @@ import pytest
 
 from tests.faults.runs import assert_same, config, timeless
 from turnwise.config.files import all_settings, parse_config
+from turnwise.evaluation.contenders import read_run
 from turnwise.jobs import resume, train
 from turnwise.runs.directory import RunDirectory
 from turnwise.training.changes import MAY_CHANGE, changed, check_goes_on
+from turnwise.training.observing import Callback
 
 FALLING = "optimizer={schedule: linear, min_lr_share: 0.2, lr: 1e-2}"
 
@@ -32,6 +34,28 @@ def test_a_finished_run_is_prolonged_to_what_the_longer_one_would_be(model: Path
     assert json.loads(line)["changed"]["num_updates"] == [2, 4]
     train(config(model, FALLING, "num_updates=4"), tmp_path / "other")  # with schedules of four updates
     assert timeless(RunDirectory.open(tmp_path / "other").metrics()) != timeless(whole.metrics())
+
+
+def test_what_was_measured_before_is_not_of_a_run_that_goes_on(model: Path, tmp_path: Path) -> None:
+    """Between a resume and its end the run has more updates than the measurement, and is none to compare."""
+    path = tmp_path / "run"
+    train(config(model, "num_updates=1", "eval.test_split=test", "eval.test_tasks=2"), path)
+    run, first = RunDirectory.open(path), json.loads((path / "evaluation.json").read_text())
+    assert read_run(path).after
+
+    class Stopping(Callback):
+        def update(self, record: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resume(path, Stopping(), ["num_updates=2"])
+    assert len(run.metrics()) == 2
+    with pytest.raises(ValueError, match="has no measurement after training"):
+        read_run(path)
+    stored = json.loads((path / "evaluation.json").read_text())
+    assert stored == {"before": first.pop("before"), "earlier": first}
+    resume(path)
+    assert set(json.loads((path / "evaluation.json").read_text())) == {"before", *first}
 
 
 def test_a_budget_of_tokens_is_prolonged(model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack, closing
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +139,12 @@ class WarmStart:
                 )
                 if why := report.too_many_errors(config.eval.max_error_share):
                     raise ValueError(why)
+                if report.success is None:
+                    warnings.warn(
+                        "the world does not say what success is: its mean return is compared with warmstart."
+                        "stop_success, and is what is shown as sampled success. env.success_threshold says it",
+                        stacklevel=2,
+                    )
                 rate = report.success.value if report.success else report.mean_return
                 if rate < settings.stop_success - 0.15:
                     break

@@ -30,6 +30,10 @@ MISSES = 64
 """After so many demonstrations in a row that do not fit into the context, none is expected to."""
 
 
+_FEW = 0.01
+"""A share of demonstrations that may be left out without a word."""
+
+
 @dataclass(frozen=True, slots=True)
 class KindScore:
     """How the model does on one kind of token, given the true tokens before it.
@@ -46,6 +50,7 @@ class KindScore:
 class Progress:
     """How far cloning has come. ``loss`` is in nats, smoothed; ``success`` is the latest measurement, in [0, 1].
 
+    In a round of takeovers it is None: what was measured was another model, before that.
     ``kinds`` has an entry for each kind of token (``losses.KINDS``) that the loss counts. ``round`` is the round of
     takeovers, after the demonstrations.
     """
@@ -77,6 +82,7 @@ class _Course:
     round: int = 0  # of takeovers; 0: the demonstrations
     begun: int = 0  # tokens seen before this stage
     demonstrated: int = 0  # demonstrations drawn before it
+    missed: int = 0  # of the demonstrations: that did not fit into the context
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,7 @@ def clone(
     ``partial`` it goes on from what that holds, to the same weights, and saves there. Raises ValueError where nothing
     of the source fits into the agent's context, and as ``Rounds`` does.
     """
+    _tell_unmeasured(config)
     training = _Training(cloned, tokenizer, config, measure, on_progress, partial)
     training.take_up(rounds)
     course, demonstrations = training.course, _Counted(source)
@@ -144,6 +151,7 @@ def clone(
     if not course.round:
         after = 0 if rounds is None else rounds.settings.rounds * rounds.settings.tokens
         training.run(_Stage(demonstrations, config.max_tokens, after, lambda left: cooled(left, config.cooldown)))
+        _tell_missed(course)
     if rounds is not None:
         of, resumed = rounds.settings, course.round
         for number in range(max(1, resumed), of.rounds + 1):
@@ -151,6 +159,27 @@ def clone(
                 training.begin(rounds, number, demonstrations.num)
             training.run(_round_stage(rounds.round(number, demonstrations), of))
     return training.progress, course.lines
+
+
+def _tell_missed(course: _Course) -> None:
+    """Warn where more than a few demonstrations were left out: the clone knows the others alone."""
+    if course.missed > _FEW * course.drawn:
+        warnings.warn(
+            f"{100 * course.missed / course.drawn:.1f} % of the demonstrations did not fit into the context, and were "
+            "left out: what is longer than agent.max_context_tokens the clone has not learned",
+            stacklevel=3,
+        )
+
+
+def _tell_unmeasured(config: WarmstartConfig) -> None:
+    """Warn where ``stop_success`` cannot end the demonstrations."""
+    if config.stop_success is not None and config.max_tokens < config.check_every:
+        warnings.warn(
+            f"warmstart.stop_success={config.stop_success:g} stops nothing: success is measured every "
+            f"warmstart.check_every={config.check_every:,} tokens, and the demonstrations end at warmstart.max_tokens="
+            f"{config.max_tokens:,}. Lower check_every, or leave stop_success out",
+            stacklevel=3,
+        )
 
 
 class _Training:
@@ -204,7 +233,7 @@ class _Training:
         began, before = time.process_time(), course.cpu_s
         self.cloned.model.train()
         while course.seen - course.begun < stage.tokens:
-            drawn, rows = course.drawn, self._drawn(stage.rows)
+            drawn, rows = course.drawn, self._drawn(stage)
             if not rows:
                 if (missed := missed + course.drawn - drawn) >= MISSES:
                     raise ValueError(
@@ -225,18 +254,21 @@ class _Training:
                 self.save()
         self.cloned.model.eval()
 
-    def _drawn(self, source: Rows) -> list[CloningRow]:
+    def _drawn(self, stage: _Stage) -> list[CloningRow]:
         """The rows of one step: of so many demonstrations, or of the tokens that are due after it."""
-        course, config = self.course, self.config
+        course, config, source = self.course, self.config, stage.rows
         if config.num_steps is None:
             course.drawn += config.batch_episodes
-            return [row for each in islice(source, config.batch_episodes) for row in each]
+            found = list(islice(source, config.batch_episodes))
+            course.missed += sum(not each for each in found) if stage.score is None else 0
+            return [row for each in found for row in each]
         size, done, missed = config.max_tokens / config.num_steps, course.seen - course.begun, 0
         wanted = (done // size + 1) * size - done
         rows: list[CloningRow] = []
         while sum(len(row.ids) for row in rows) < wanted and missed < MISSES:
             made = next(source)
             course.drawn, missed = course.drawn + 1, 0 if made else missed + 1
+            course.missed += not made and stage.score is None
             rows += made
         return rows
 
@@ -262,7 +294,8 @@ class _Training:
         """Note a step that was taken, and report it."""
         course, kinds = self.course, _by_kind(self.recent)
         total = course.begun + stage.tokens + stage.after
-        self.progress = Progress(course.seen, total, smooth, course.success, course.cpu_s, kinds, stage.score)
+        success = course.success if stage.score is None else None
+        self.progress = Progress(course.seen, total, smooth, success, course.cpu_s, kinds, stage.score)
         course.lines.append(_line(self.progress, scored))
         if self.on_progress is not None:
             self.on_progress(self.progress)

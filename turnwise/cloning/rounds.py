@@ -30,7 +30,7 @@ from turnwise.envs.tasks import demonstrated
 from turnwise.models.engine import Sampling
 from turnwise.replay.store import TrajectoryReader, TrajectoryWriter, truncate_after
 from turnwise.seeds import mix
-from turnwise.trajectory import Trajectory
+from turnwise.trajectory import Trajectory, successes
 
 Learner = Callable[[Any, Any], ModelAgent]
 
@@ -235,15 +235,16 @@ class Rounds:
             if episode.fork is None and episode.end != "error" and self._place_of(episode) == len(self._grounds) - 1
         ]
         won = [episode for episode in taken if is_won(episode)]
+        own = [is_won(episode) for episode in taken if self._place_of(episode) == len(self._grounds) - 1]
         rows = [made for place in range(len(self._grounds)) for made in self._rows(number, place, won)]
-        known = [float(episode.success) for episode in played if episode.success is not None]
+        known = [float(told) for told in successes(played) if told is not None]
         score = RoundScore(
             number=number,
             of=self.settings.rounds,
             episodes=len(played),
             success=float(np.mean(known)) if known else None,
             mean_return=float(np.mean([episode.total_reward for episode in played])),
-            won=len(won) / len(taken),
+            won=float(np.mean(own)),
         )
         return Round(score, self._mixed(number, rows, demonstrations) if rows else demonstrations)
 
@@ -256,6 +257,13 @@ class Rounds:
             raise ValueError(
                 f"none of the {len(found)} episodes of {world_name(world)} that the expert took over and won in round "
                 f"{number} fits into the context: raise agent.max_context_tokens"
+            )
+        if len(rows) < len(found):
+            warnings.warn(
+                f"{len(found) - len(rows)} of the {len(found)} episodes of {world_name(world)} that the expert took "
+                f"over and won in round {number} do not fit into the context, and are left out "
+                "(agent.max_context_tokens)",
+                stacklevel=2,
             )
         return rows
 

@@ -25,6 +25,7 @@ from turnwise.agents.opening import Example
 from turnwise.agents.prompts import AgentConfig
 from turnwise.cache import cache_dir
 from turnwise.cloning.cloner import MISSES, Measure, OnProgress, Progress, clone
+from turnwise.cloning.contents import contents
 from turnwise.cloning.demonstrations import demonstrations, shown_texts
 from turnwise.cloning.losses import ByPolicy, CloningRow, Whole
 from turnwise.cloning.partial import Partial
@@ -95,7 +96,7 @@ class Cloning:
 
     @property
     def key(self) -> str:
-        """16 hex digits over environment, model, agent, cloning settings and seed."""
+        """16 hex digits over environment, model, agent, cloning settings and seed, and the user's files they name."""
         parts = {
             "format": FORMAT,
             **({"draw": DRAW} if _samples(self.settings) else {}),
@@ -106,8 +107,16 @@ class Cloning:
             "success_threshold": self.env.success_threshold,
             "seed": self.seed,
             **({"content": self.content} if self.content else {}),
+            **({"files": files} if (files := self._files()) else {}),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def _files(self) -> dict[str, str]:
+        """Hashes of the user's files that the settings name: of worlds, and of a model's folder."""
+        worlds = {self.env.id: self.env.kwargs}
+        if self.settings.env is not None:
+            worlds[self.settings.env] = self.settings.env_kwargs
+        return contents(worlds, self.model.path if isinstance(self.model, PretrainedModelConfig) else None)
 
     def _model_parts(self) -> dict[str, Any]:
         """The model's settings, without those that change nothing in the clone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -146,7 +146,8 @@ class LiveDisplay:
 
     def report(self, report: Report) -> None:
         if report.success is not None:
-            self._say(f"  {report.name:<8} success {estimate_text(report.success)}, {report.success.num} tasks")
+            num = sum(map(bool, report.outcomes))  # those that count
+            self._say(f"  {report.name:<8} success {estimate_text(report.success)}, {num} task{'s' * (num != 1)}")
         elif report.num_episodes:
             self._say(
                 f"  {report.name:<8} mean return {number_text(report.mean_return)}, {report.num_tasks} tasks. The "
@@ -287,41 +288,58 @@ def _share_cell(name: str, value: float | None) -> Text:
 
 
 def result_table(result: Result) -> Table:
-    """Success before and after training on the same panel: sampled and greedy, then sampled by task type."""
+    """Success before and after training on the same panel: sampled and greedy, then sampled by task type.
+
+    Where nothing was trained there is one measurement, and one column for it.
+    """
     table = Table(title="Success on unseen tasks, with 95 % intervals", title_justify="left")
     table.add_column("")
     table.add_column("episodes", justify="right")
-    table.add_column("before")
-    table.add_column("after")
-    for name in result.after:
-        _row(table, f"[bold]{name}[/bold]", result.before.get(name), result.after[name])
-    sampled_before, sampled_after = result.before.get("sampled"), result.after.get("sampled")
-    if sampled_after is not None:
+    for when in ("before", "after") if result.trained else ("measured",):
+        table.add_column(when)
+    for part in _parts(result):
         table.add_section()
-        earlier = {**sampled_before.per_type, **sampled_before.per_player} if sampled_before else {}
-        for kind, after in {**sampled_after.per_type, **sampled_after.per_player}.items():
-            before = earlier.get(kind)
-            told = estimate_text(before) if before else ""
-            table.add_row(kind, str(sampled_after.episodes_of(kind)), told, estimate_text(after))
-        if sampled_after.graded is not None:
-            table.add_section()
-            _add_grades(table, sampled_before.graded if sampled_before else None, sampled_after.graded)
-        if sampled_after.score is not None and not _is_success(sampled_after):
-            score = sampled_before.score if sampled_before else None
-            table.add_section()
-            table.add_row("mean score", "", score_text(score) if score else "", score_text(sampled_after.score))
+        for what, num, before, after in part:
+            table.add_row(what, num, *((before, after) if result.trained else (after,)))
     return table
 
 
-def _add_grades(table: Table, before: Graded | None, after: Graded) -> None:
+_Row = tuple[RenderableType, str, str, str]
+"""What, number of episodes, before, after."""
+
+
+def _parts(result: Result) -> Iterator[list[_Row]]:
+    """The sections of the table."""
+    yield [_row(f"[bold]{name}[/bold]", result.before.get(name), after) for name, after in result.after.items()]
+    before, after = result.before.get("sampled"), result.after.get("sampled")
+    if after is None:
+        return
+    earlier = {**before.per_type, **before.per_player} if before else {}
+    yield [
+        (kind, str(after.episodes_of(kind)), _told(earlier.get(kind)), estimate_text(now))
+        for kind, now in {**after.per_type, **after.per_player}.items()
+    ]
+    if after.graded is not None:
+        yield _grades(before.graded if before else None, after.graded)
+    if after.score is not None and not _is_success(after):
+        score = before.score if before else None
+        yield [("mean score", "", score_text(score) if score else "", score_text(after.score))]
+
+
+def _told(estimate: Estimate | None) -> str:
+    return estimate_text(estimate) if estimate else ""
+
+
+def _grades(before: Graded | None, after: Graded) -> list[_Row]:
     """What functions and a judge gave before and after: it is what was trained for."""
-    num = str(after.num)
+    num, made = str(after.num), list[_Row]()
     for name, value in after.means.items():
         known = before.means.get(name) if before else None
-        table.add_row(Text(name), num, "" if known is None else number_text(known), number_text(value))
+        made.append((Text(name), num, "" if known is None else number_text(known), number_text(value)))
     if after.agreement is not None:
-        agreed = before.agreement if before else None
-        table.add_row("judge agrees", num, estimate_text(agreed) if agreed else "", estimate_text(after.agreement))
+        agreed = _told(before.agreement if before else None)
+        made.append(("judge agrees", num, agreed, estimate_text(after.agreement)))
+    return made
 
 
 def _is_success(report: Report) -> bool:
@@ -329,17 +347,23 @@ def _is_success(report: Report) -> bool:
     return report.score is not None and report.success is not None and report.score.value == report.success.value
 
 
-def _row(table: Table, name: str, before: Report | None, after: Report) -> None:
+def _row(name: str, before: Report | None, after: Report) -> _Row:
     if after.success is None:
         shown = number_text(before.mean_return) if before else ""
-        table.add_row(f"{name} (mean return)", str(after.num_episodes), shown, number_text(after.mean_return))
-        return
-    shown = estimate_text(before.success) if before and before.success else ""
-    table.add_row(name, str(sum(map(len, after.outcomes))), shown, estimate_text(after.success))
+        return f"{name} (mean return)", str(after.num_episodes), shown, number_text(after.mean_return)
+    return name, str(after.num_episodes), _told(before.success if before else None), estimate_text(after.success)
 
 
 def gain_line(gain: Estimate, after: Report) -> str:
-    """The gain in points of success, or of mean return in worlds that do not say what success is."""
+    """The gain in points of success, or of mean return in worlds that do not say what success is.
+
+    Where all tasks gained the same there is nothing to resample, and the point is shown as no interval.
+    """
     unit, scale, digits = ("points", 100, 1) if after.success is not None else ("of mean return", 1, 3)
     value, low, high = (f"{scale * number:+.{digits}f}" for number in (gain.value, gain.low, gain.high))
-    return f"gain, paired by task: [bold]{value} {unit}[/bold] [{low}, {high}] over {gain.num} tasks"
+    told = f"gain, paired by task: [bold]{value} {unit}[/bold]"
+    if gain.num == 1:
+        return f"{told} on a single task, which gives no interval"
+    if gain.low == gain.high:
+        return f"{told} on each of {gain.num} tasks, which gives no interval"
+    return f"{told} [{low}, {high}] over {gain.num} tasks"

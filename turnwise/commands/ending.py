@@ -38,6 +38,8 @@ def closing(console: Console, result: Result, display: LiveDisplay) -> None:
     _course(console, result)
     if result.gain is not None:
         console.print(gain_line(result.gain, result.after["sampled"]), highlight=False)
+    elif why := _no_gain(result):
+        console.print(why, highlight=False, soft_wrap=True)
     _whereabouts(console, result)
 
 
@@ -79,6 +81,17 @@ def _course(console: Console, result: Result) -> None:
     if curve:
         ends = f"{share_text(curve[0])} → {share_text(curve[-1])}"
         console.print(f"training success  {sparkline(curve)}  {ends}", highlight=False)
+
+
+def _no_gain(result: Result) -> str:
+    """Why a run has no gain; "" without a test panel."""
+    if not result.trained:
+        return "no update was made: nothing was trained, and nothing could be gained"
+    if not (result.before and result.after):
+        return ""
+    if (result.before["sampled"].success is None) != (result.after["sampled"].success is None):
+        return "no gain: some episodes before or after training do not say whether they are a success"
+    return "no gain: no task has an episode without an error before and after training"
 
 
 def judged_line(run: RunDirectory) -> str:

@@ -62,6 +62,9 @@ def trajectories(
     listing = Listing.of(select(run, selection), 20 if limit is None else limit)
     if as_json:
         typer.echo("".join(json.dumps(summary_row(stored)) + "\n" for stored in listing.rows), nl=False)
+        if len(listing.rows) < listing.num and limit is None:  # whoever reads JSON would count the lines
+            told = f"the first {len(listing.rows)} of {listing.num:,} trajectories: --limit 0 prints all"
+            Console(stderr=True).print(told, highlight=False, soft_wrap=True)
     else:
         console.print(listing.table())
 

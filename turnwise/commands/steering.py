@@ -35,7 +35,7 @@ def steering(
     """
     from turnwise.assembly.policies import load_policies
     from turnwise.assembly.steering import check_new, fit, write
-    from turnwise.runs.trajectories import Selection, parse_updates, run_of, select
+    from turnwise.runs.trajectories import Selection, parse_updates, run_of, select, updates_of
 
     quiet()
     opened = run_of(run)
@@ -54,7 +54,7 @@ def steering(
     chosen = parse_updates(updates)
     policy = load_policies(opened, sides, which)[""]  # type: ignore[arg-type]
     model = policy.sampler
-    newest_first = (range(update, update + 1) for update in range(policy.version, -1, -1))
+    newest_first = (range(update, update + 1) for update in reversed(updates_of(run)) if update <= policy.version)
     ranges = newest_first if chosen is None else [chosen]
     episodes = (stored.trajectory for each in ranges for stored in select(run, Selection(updates=each)))
     found = fit(model, episodes, layer, contexts)

@@ -82,6 +82,8 @@ def _check_ground(runs: Sequence[Run]) -> None:
     Raises ValueError that names the first two runs that differ.
     """
     first = runs[0]
+    for run in runs:
+        _check_unit(run)
     for run in runs[1:]:
         _same("environments", first, run, *_worlds(first, run))
         _same_panel(first, run)
@@ -92,6 +94,18 @@ def _check_ground(runs: Sequence[Run]) -> None:
         if run.seed is not None:
             other = of_seed.setdefault(run.seed, run)
             _same(f"starting models for seed {run.seed}", other, run, other.start, run.start)
+
+
+def _check_unit(run: Run) -> None:
+    """Raise ValueError where one measurement of a run has successes and another returns: both are its outcomes."""
+    every = {f"{name} {when}": r for when in ("before", "after") for name, r in getattr(run, when).items()}
+    known = {what: report.success is not None for what, report in every.items() if report.num_episodes}
+    if len(set(known.values())) > 1:
+        lacking = ", ".join(what for what, knows in known.items() if not knows)
+        raise ValueError(
+            f"{run.path} cannot be compared: some episodes of its measurements ({lacking}) do not say whether they are "
+            "a success, and those of the others do. A world tells info['success'] at each episode's end, or never"
+        )
 
 
 def _worlds(*runs: Run) -> list[dict[str, Any]]:
@@ -170,5 +184,12 @@ def _notes(groups: Mapping[str, Sequence[Run]], base: str) -> Iterable[str]:
         if met := next(iter(run.after.values())).overlap:
             told = ", ".join(f"{use} {num}" for use, num in met.items())
             yield f"WARNING: {run.path} has met tasks of this panel ({told}): this is no success on unseen tasks."
+    for name, own_runs in groups.items():
+        ended = [run for run in own_runs if run.settings.get("max_sampled_tokens") is None]  # by a number of updates
+        reached = sorted({run.update for run in ended if run.update is not None})
+        if len(reached) > 1:
+            yield f"{name} is of seeds after {', '.join(map(str, reached))} updates: some were not finished."
+    if untrained := [str(run.path) for run in every if run.has_course and not run.metrics]:
+        yield f"No update was made in {', '.join(untrained)}: what is after training there is the model before it."
     if (others := len(groups) - 1) >= 5:
         yield f"{others} methods against one baseline: at 95 %, one in twenty differs by chance where none does."

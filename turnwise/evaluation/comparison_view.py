@@ -127,7 +127,8 @@ def _results(comparison: Comparison, decoding: str) -> Sheet:
 
 def _change(found: Difference, percent: bool) -> tuple[str, str, str]:
     more = "-" if found.more_episodes is None else f"{found.more_episodes:,}"
-    return _value(found.estimate, percent, sign="+"), _number(found.detectable, percent), more
+    is_point = found.estimate.low == found.estimate.high  # nothing varied, so that nothing is known of the noise
+    return _value(found.estimate, percent, sign="+", bare=is_point), _number(found.detectable, percent), more
 
 
 def _areas(comparison: Comparison) -> Sheet:

@@ -70,7 +70,8 @@ class Run:
     """What a comparison reads of one finished run or evaluation.
 
     ``start`` identifies the weights that the run started from. ``start`` and ``seed`` are None for a target that is no
-    run of ours. An evaluation has no ``before`` and no ``metrics``.
+    run of ours. An evaluation has no ``before`` and no ``metrics``; ``update`` is the number of updates of its last
+    checkpoint, None where another was measured.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class Run:
     before: Mapping[str, Report]
     after: Mapping[str, Report]
     metrics: Sequence[Record]
+    update: int | None = None
 
     @property
     def has_course(self) -> bool:
@@ -157,7 +159,9 @@ def _from_evaluation(path: Path, measured: Measured, drawn: Mapping[str, Any]) -
     method = _method_of(settings) if about["settings"] else measured.target
     if not about["settings"]:
         settings |= {"target": measured.target, **flat({"players": about["players"]})}
-    return Run(path, method, settings, about["seed"], about["start"], {}, reports, ())
+    updates = [player["update"] for player in about["players"].values() if "update" in player]
+    last = max(updates, default=None) if about["settings"].get("checkpoint") == "last" else None
+    return Run(path, method, settings, about["seed"], about["start"], {}, reports, (), last)
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from turnwise.agents.chat_client import PREFIX, EndpointConfig, Usage
 from turnwise.agents.endpoint import Endpoint
 from turnwise.agents.episode import SuccessRule
 from turnwise.agents.playing import OnEpisode, seed_globals
-from turnwise.agents.seating import Seating
+from turnwise.agents.seating import ModelAgent, Seating
 from turnwise.agents.textplay import Played
 from turnwise.agents.untrained import advice
 from turnwise.assembly.policies import WhichCheckpoint
@@ -30,6 +30,7 @@ from turnwise.evaluation.subjects import Asked, Subject, check_seeds
 from turnwise.grading.grader import Grader, grader_of
 from turnwise.models.engine import Sampling
 from turnwise.monitoring.first_replies import FirstReplies
+from turnwise.runs.trajectories import episode_of
 from turnwise.trajectory import Trajectory
 
 
@@ -173,6 +174,7 @@ class _Evaluator:
         described = subject.described(seating, seed)
         if self.file is not None:
             self.file.describe(number, described)
+        overlap = _with_examples(subject, seating)
         endpoints = list(_endpoints(seating))
         self.endpoints += endpoints
         self._check_decodings(seating, endpoints)
@@ -187,7 +189,7 @@ class _Evaluator:
                     report = self._with_engines(subject, seated, seating, sampling, samples, part)
                 else:
                     report = self._by_text(subject, seating, seed, sampling, samples, part, endpoints=endpoints)
-                reports[name] = replace(report, overlap=subject.overlap)
+                reports[name] = replace(report, overlap=overlap)
         finally:
             for endpoint in endpoints:
                 endpoint.client.close()
@@ -318,12 +320,22 @@ class _Evaluator:
         if first is None:
             return report
         first.finish()
-        usage = sum(used.values(), Usage())
+        counting = {episode_of(trajectory) for trajectory in trajectories if trajectory.end != "error"}
+        usage = sum((own for episode, own in used.items() if episode in counting), Usage())
         alone = seating.opponents is None or not any(_endpoints(Seating({}, seating.opponents)))
         sound = sum(trajectory.end != "error" for trajectory in trajectories)
         known = alone and not usage.uncounted  # else an opponent's tokens are among them, or some answers' are not
         tokens = usage.completion_tokens / sound if known and sound else math.nan
         return replace(report, usage=usage, mean_action_tokens=tokens)
+
+
+def _with_examples(subject: Subject, seating: Seating) -> dict[str, int] | None:
+    """The tasks that a target may have met, with those that its prompts show how to solve."""
+    agents = [player if isinstance(player, ModelAgent) else player.make for player in seating.learners.values()]
+    every = (agent.examples for agent in agents if isinstance(agent, ModelAgent | Endpoint))
+    keys = {example.task for examples in every for example in examples}
+    shown = sum(task.key in keys for task in subject.tasks)
+    return {**(subject.overlap or {}), "shown as examples": shown} if shown else subject.overlap
 
 
 def _endpoints(seating: Seating) -> Iterator[Endpoint]:

@@ -23,7 +23,8 @@ class Difference:
     """A method's difference to the baseline, paired by seed and task.
 
     ``detectable`` is the smallest true difference that this comparison would find with 80 % power at 5 %. About
-    ``more_episodes`` more episodes of each method would resolve a difference of this size; None where it is exactly 0.
+    ``more_episodes`` more episodes of each method would resolve a difference of this size; None where it is exactly 0,
+    and where every task of every seed differs by the same.
     """
 
     estimate: Estimate

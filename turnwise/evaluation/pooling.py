@@ -17,7 +17,8 @@ from turnwise.statistics import Estimate, crossed_bootstrap, wilson
 class Pooled:
     """Several reports as one. Rates have bootstrap intervals over seeds and tasks; other numbers are means.
 
-    ``mean_return`` has an interval too, for worlds that do not say what success is. Episodes that failed in their
+    ``mean_return`` has an interval too: over seeds and tasks where the world does not say what success is, else over
+    seeds alone. Episodes that failed in their
     environment (``errors``) are left out. Where no other episode was played the means are nan.
     """
 
@@ -71,7 +72,7 @@ def pool(reports: Sequence[Report]) -> Pooled:
         success=pooled_rate(reports) if known else None,
         per_type={kind: _of_type(reports, kind) for kind in sorted({*types} - {""})} if known else {},
         pass_at={k: float(np.mean([r.pass_at[k] for r in reports])) for k in ks} if known else {},
-        mean_return=_return([report.mean_return for report in reports]),
+        mean_return=_return(reports),
         score=crossed_bootstrap([_means(r.scores) for r in reports]) if all(r.scores for r in reports) else None,
         mean_turns=_mean([r.mean_turns for r in reports]),
         mean_action_tokens=_mean([r.mean_action_tokens for r in reports]),
@@ -128,7 +129,11 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(counted)) if counted else math.nan
 
 
-def _return(means: Sequence[float]) -> Estimate:
+def _return(reports: Sequence[Report]) -> Estimate:
+    """The mean return: over seeds and tasks where a task's outcome is its return, over seeds alone elsewhere."""
+    if all(report.success is None for report in reports):
+        return pooled_rate(reports)
+    means = [report.mean_return for report in reports]
     if not any(map(math.isfinite, means)):
         return Estimate(math.nan, math.nan, math.nan, 0)
     return crossed_bootstrap([[mean] for mean in means])

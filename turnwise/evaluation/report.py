@@ -16,7 +16,7 @@ from turnwise.envs.interface import Panel
 from turnwise.grading.agreement import Graded, graded
 from turnwise.jsonfile import without_nan
 from turnwise.statistics import Estimate, bootstrap_mean, pass_at_k, wilson
-from turnwise.trajectory import Task, Trajectory
+from turnwise.trajectory import Task, Trajectory, successes
 
 _MEANS = ("mean_return", "mean_turns", "mean_action_tokens", "invalid_share", "entropy", "context_share")
 
@@ -29,10 +29,10 @@ class Report:
     are neither failures nor returns of 0. Where no other episode was played the means are nan. ``first_error`` is the
     reason of the first one.
 
-    ``overlap`` counts the tasks that the agent may have met before, by their use: ``trained on``, ``cloned on`` or
-    ``selected on`` (they chose the checkpoint, or ended the cloning). It is empty where it is proven that its run met
-    none, and None where that is unknown. What the run's model met before is not counted. ``graded`` is what functions
-    and a judge gave, if any did.
+    ``overlap`` counts the tasks that the agent may have met before, by their use: ``trained on``, ``cloned on``,
+    ``selected on`` (they chose the checkpoint, or ended the cloning) or ``shown as examples`` in its prompts. It is
+    empty where it is proven that its run met none, and None where that is unknown. What the run's model met before is
+    not counted. ``graded`` is what functions and a judge gave, if any did.
     """
 
     name: str
@@ -69,6 +69,11 @@ class Report:
     def num_episodes(self) -> int:
         """Episodes that count: those without an error."""
         return sum(map(len, self.outcomes))
+
+    @property
+    def pass_episodes(self) -> int:
+        """Episodes that ``pass_at`` is over: those of the tasks of which no attempt failed with an error."""
+        return sum(map(len, _full(self.outcomes, self.samples)))
 
     def episodes_of(self, part: str) -> int:
         """Episodes that count of a task type or a player, which ``per_type`` or ``per_player`` names."""
@@ -132,15 +137,16 @@ def summarize(
 ) -> Report:
     """A report of ``samples`` episodes for each task. In a game that is won, drawn or lost, success means to win.
 
+    Where the world says only at the end of an episode whether it is a success, one that was cut short is none.
     With one sample per task the interval of the success rate is Wilson's. With several it is a bootstrap over tasks,
     since attempts at one task are not independent. A single task leaves a bootstrap nothing to resample: its interval
-    is Wilson's too, and speaks of this task alone. Where an agent has several seats of a game (self-play) there is no
-    pass@k: one attempt has several outcomes.
+    is Wilson's too, and speaks of this task alone. So is that of tasks with equal rates, over all attempts. Where an
+    agent has several seats of a game (self-play) there is no pass@k: one attempt has several outcomes.
     """
     sound = [t for t in trajectories if t.end != "error"]
     attempts = _by_task(tasks, sound)
     one_seat = len({(t.task, t.sample) for t in sound}) == len(sound)
-    known = bool(sound) and all(t.success is not None for t in sound)
+    known = bool(sound) and None not in successes(sound)
     outcomes = tuple(tuple(_outcome(t, known) for t in own) for own in attempts)
     types = tuple(task.type or (own[0].task.type if own else "") for task, own in zip(tasks, attempts, strict=True))
     scores = tuple(tuple(t.score for t in own if t.score is not None) for own in attempts)
@@ -233,6 +239,8 @@ def _rate(outcomes: Sequence[Sequence[float]]) -> Estimate:
         return wilson(int(sum(map(sum, outcomes))), sum(map(len, outcomes)))
     if all(len(task) <= 1 for task in outcomes) or set(means) <= {0.0} or set(means) <= {1.0}:
         return wilson(int(sum(means)), len(means))  # a bootstrap of equal means would have no width
+    if len(set(means)) == 1:  # no task differs from another: neither would it here
+        return wilson(int(sum(map(sum, outcomes))), sum(map(len, outcomes)))
     return bootstrap_mean(means)
 
 
@@ -245,10 +253,15 @@ def _per_type(types: Sequence[str], outcomes: Sequence[Sequence[float]]) -> dict
     return {kind: _rate(results) for kind, results in sorted(found.items())}
 
 
+def _full(outcomes: Sequence[Sequence[float]], samples: int) -> list[Sequence[float]]:
+    """The tasks of which no attempt failed with an error."""
+    return [task for task in outcomes if len(task) == samples]
+
+
 def _pass_at(outcomes: Sequence[Sequence[float]], samples: int) -> dict[int, float]:
     """pass@k for powers of two up to ``samples``, over the tasks of which no attempt failed with an error."""
     powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
-    full = [task for task in outcomes if len(task) == samples]
+    full = _full(outcomes, samples)
     if not full:
         return {}
     return {k: _mean([pass_at_k(samples, int(sum(task)), k) for task in full]) for k in powers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,8 @@ class Asked:
         """Each decoding with its number of samples. Raises ValueError where all samples would be the same episode."""
         if self.temperature == 0 and self.samples > 1:
             raise ValueError("--temperature 0 is greedy: every sample would be the same episode; leave --samples at 1")
+        if self.temperature == 0 and (self.top_p != 1 or self.top_k):
+            raise ValueError("--temperature 0 is greedy: leave --top-p and --top-k, which are about draws, out")
         greedy = {"greedy": (Sampling(0.0), 1)}
         if self.temperature == 0:
             return greedy
@@ -141,7 +144,7 @@ class Subject:
                 check_threshold(world, tasks[0], "env.success_threshold", threshold)
         overlap = None
         if run is not None and config is not None:
-            overlap = overlap_with(run, tasks, checkpoint or config.keep_checkpoint, where.id)
+            overlap = overlap_with(run, tasks, _chosen(checkpoint, config.keep_checkpoint), where.id)
         own = config.rewards if config is not None and same_env else GradingConfig()
         return cls(place, run, checkpoint, where, same_env, tasks, overlap, changed_grading(own, asked.rewards))
 
@@ -169,7 +172,7 @@ class Subject:
             settings = settings_of(
                 config.model_copy(update={"agent": agent, "env": self.where}).model_dump(mode="json")
             )
-            settings["checkpoint"] = self.checkpoint or config.keep_checkpoint
+            settings["checkpoint"] = _chosen(self.checkpoint, config.keep_checkpoint)
         return {
             "target": self.target,
             "seed": self.seed,
@@ -198,7 +201,10 @@ def _checkpoint_in(target: str, asked: WhichCheckpoint | None) -> tuple[str, Whi
 
 
 def check_seeds(subjects: Sequence[Subject]) -> None:
-    """Raise ValueError unless several targets are runs of one method with different seeds."""
+    """Raise ValueError unless several targets are runs of one method with different seeds, at one checkpoint.
+
+    Warns where the last checkpoints are after different numbers of updates.
+    """
     if len(subjects) < 2:
         return
     first = subjects[0]
@@ -210,9 +216,32 @@ def check_seeds(subjects: Sequence[Subject]) -> None:
         if differing := [name for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)]:
             told = ", ".join(f"{name}={a.get(name)} against {b.get(name)}" for name in differing[:4])
             raise ValueError(f"{first.target} and {other.target} are not one method ({told}). {hint}")
+    _check_checkpoints(subjects)
     seeds = [subject.seed for subject in subjects]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"the runs have the seeds {seeds}: one seed counted twice would make the interval too narrow")
+
+
+def _chosen(asked: WhichCheckpoint | None, own: WhichCheckpoint) -> WhichCheckpoint:
+    """The asked checkpoint, of which 0 is the one before training, or else the one that the run names."""
+    return own if asked is None else asked
+
+
+def _check_checkpoints(subjects: Sequence[Subject]) -> None:
+    runs = [(subject, subject.run, subject.run.config()) for subject in subjects if subject.run is not None]
+    chosen = {subject.target: _chosen(subject.checkpoint, config.keep_checkpoint) for subject, _, config in runs}
+    if len(set(chosen.values())) > 1:
+        told = ", ".join(f"{target}: {which}" for target, which in chosen.items())
+        raise ValueError(f"the seeds are measured at different checkpoints ({told}): choose one with --checkpoint")
+    reached = {subject.target: max(run.checkpoints.updates(), default=0) for subject, run, _ in runs}
+    by_budget = any(config.max_sampled_tokens is not None for _, _, config in runs)
+    if set(chosen.values()) == {"last"} and len(set(reached.values())) > 1 and not by_budget:
+        told = ", ".join(f"{target}: {update}" for target, update in reached.items())
+        warnings.warn(
+            f"the seeds have different numbers of updates ({told}), and are pooled all the same: finish the shorter "
+            "ones, or choose an update that all have with --checkpoint",
+            stacklevel=4,
+        )
 
 
 def _graders(config: GradingConfig) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def report_table(report: Report) -> Table:
         table.add_row("mean score", "", score_text(report.score))
     for k, value in report.pass_at.items():
         if k > 1:
-            table.add_row(f"pass@{k}", str(episodes), f"{100 * value:.1f} %")
+            table.add_row(f"pass@{k}", str(report.pass_episodes), f"{100 * value:.1f} %")
     table.add_row("turns", "", number_text(report.mean_turns, 1))
     table.add_row("invalid actions", "", share_text(report.invalid_share))
     if report.context_share > 0:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from turnwise.grading.agreement import graded
-from turnwise.trajectory import Group, counted
+from turnwise.trajectory import Group, counted, successes
 
 _TOKENS = "decoding/tokens"
 
@@ -17,6 +17,7 @@ _TOKENS = "decoding/tokens"
 def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
     """Means and counts over an update's episodes. ``success`` is None in worlds that do not say what success is.
 
+    Where a world says it at the end of an episode alone, one that was cut short is none.
     The means leave out episodes that start in stored states, as far as there are others. Copies of an update's own
     attempts count. Of no episode there is no mean: an update that learns from stored episodes has None.
     ``played_turns`` and ``sampled_tokens`` count what was played for the update, in failed episodes too: what copies
@@ -25,7 +26,7 @@ def episode_numbers(groups: Sequence[Group]) -> dict[str, Any]:
     played = [t for group in groups for t in group.trajectories]
     episodes = [played[n] for n in counted(played)]
     turns = [turn for t in episodes for turn in t.turns]
-    known = [t.success for t in episodes if t.success is not None]
+    known = [told for told in successes(episodes) if told is not None]
     return {
         "success": mean_of(known),
         "reward": mean_of([t.total_reward for t in episodes]),

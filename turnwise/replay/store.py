@@ -126,6 +126,10 @@ class TrajectoryReader:
                 stacklevel=2,
             )
 
+    def updates(self) -> list[int]:
+        """The updates of which the file holds episodes, in its order. Nothing is decompressed."""
+        return list(dict.fromkeys(member.update for member in _members(self.path)))
+
     def __iter__(self) -> Iterator[Trajectory]:
         for flush in self.flushes():
             yield from flush.trajectories

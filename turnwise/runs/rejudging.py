@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -76,8 +76,8 @@ def rejudge(
     if out is not None and Path(out).exists():
         raise ValueError(f"{out} is already there: choose another --out")
     stored = select(target, Selection(updates))
-    with closing(Grader(config, run.path / FILE)) as grader:
-        pairs = list(_graded(stored, grader, Path(out) if out is not None else None, on_episode))
+    with closing(Grader(config, run.path / FILE)) as grader, _whole(out) as file:
+        pairs = list(_graded(stored, grader, file, on_episode))
         took = grader.take_spent()
     if not pairs:
         raise ValueError(f"{target} has no episodes to grade")
@@ -94,6 +94,29 @@ def rejudge(
         first_failure=failed[0].end_reason if failed else "",
         took=took,
     )
+
+
+@contextmanager
+def _whole(out: str | Path | None) -> Iterator[Path | None]:
+    """Where to write: beside ``out``, which takes its name once all of it is there.
+
+    A file that holds some of the episodes would look like one that holds all.
+    """
+    if out is None:
+        yield None
+        return
+    unfinished = Path(out).with_name(f"{Path(out).name}.tmp")
+    try:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"no file can be made at {out} ({error.strerror}): choose another --out") from error
+    try:
+        yield unfinished
+        if unfinished.exists():
+            unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

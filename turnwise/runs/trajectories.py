@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,6 +11,8 @@ from turnwise.errors import unknown
 from turnwise.replay.store import TrajectoryReader
 from turnwise.runs.directory import RunDirectory
 from turnwise.trajectory import End, Trajectory
+
+_NO_END = 1 << 62  # more updates than any run has
 
 SUCCESSES: dict[str, bool | None] = {"yes": True, "no": False, "unknown": None}
 
@@ -93,7 +95,7 @@ def parse_updates(given: str) -> range | None:
     first, colon, end = given.partition(":")
     try:
         start = int(first) if first else 0
-        stop = (int(end) if end else 1 << 62) if colon else start + 1
+        stop = (int(end) if end else _NO_END) if colon else start + 1
     except ValueError:
         start = stop = -1
     if not 0 <= start < stop:
@@ -110,6 +112,11 @@ def trajectory_file(target: str | Path) -> Path:
     return found
 
 
+def updates_of(target: str | Path) -> list[int]:
+    """The updates of which a run has stored episodes. Raises ValueError where there is no trajectory file."""
+    return TrajectoryReader(trajectory_file(target)).updates()
+
+
 def run_of(target: str | Path) -> RunDirectory:
     """The run at ``target``, or the run of a trajectory file. Raises ValueError where there is none."""
     path = Path(target)
@@ -120,12 +127,15 @@ def select(target: str | Path, selection: Selection) -> Iterator[Stored]:
     """The stored trajectories that are selected, in the order of the file.
 
     Raises ValueError where ``target`` is no run or its file is damaged. Also raises it where nothing is found because
-    no trajectory has the selected task, type, split or player; the message names the nearest one, or some tasks.
+    no trajectory has the selected update, task, type, split or player; the message names the nearest one, the updates
+    that there are, or some tasks.
     """
     seen: dict[str, set[str]] = {name: set() for name in ("type", "split", "player")}
     tasks: dict[str, str] = {}
     """Index -> key, of those met."""
     found = 0
+    if selection.updates is not None:
+        _check_updates(target, updates_of(target), selection.updates)
     for flush in TrajectoryReader(trajectory_file(target)).flushes(selection.updates, selection.episode):
         for trajectory in flush.trajectories:
             tasks[str(trajectory.task.index)] = trajectory.task.key
@@ -141,6 +151,15 @@ def select(target: str | Path, selection: Selection) -> Iterator[Stored]:
         some = ", ".join(sorted(tasks, key=int)[:8])
         more = f" and {len(tasks) - 8:,} others" if len(tasks) > 8 else ""
         raise ValueError(f"{target} has no episode of task {selection.task!r}. It has episodes of: {some}{more}.")
+
+
+def _check_updates(target: str | Path, there: Sequence[int], wanted: range) -> None:
+    """Raise ValueError where none of the wanted updates is there."""
+    if not there or any(update in wanted for update in there):
+        return
+    last = wanted.stop if wanted.stop < _NO_END else ""
+    told = f"{wanted.start}" if wanted.stop == wanted.start + 1 else f"{wanted.start}:{last}"
+    raise ValueError(f"{target} has no episodes of updates {told}: it has those of {min(there)} to {max(there)}")
 
 
 def find(target: str | Path, episode: str) -> list[Stored]:
