@@ -281,9 +281,10 @@ def _info(actions: list[str]) -> dict[str, Any]:
 
 
 def test_a_seed_knows_mistakes_and_how_to_go_on_from_them() -> None:
-    """A search without the options, or a product that is too dear, which it leaves; its own actions are as ever."""
+    """A search without the options, a product that is too dear, which it leaves, the features of one that lacks an
+    option; its own actions are as ever."""
     env = _generated()
-    made = {"search": 0, "dear": 0, "left": 0}
+    made = {"search": 0, "results": 0, "item": 0, "left": 0}
     for index in range(200):
         observation, info = env.reset(options={"split": "test", "task": index})
         expert, wish, ended = env.expert(seed=index + 1), read_instruction(observation), False
@@ -302,9 +303,12 @@ def test_a_seed_knows_mistakes_and_how_to_go_on_from_them() -> None:
             mistake, opened = expert.mistake(), ""
             if mistake:
                 assert mistake != action
-                made["search" if page.place == "search" else "dear"] += 1
+                made[page.place] += 1
                 if page.place == "search":
                     assert mistake == page.searches[-1]
+                elif page.place == "item":
+                    assert (mistake, action) == ("click[features]", "click[< prev]")
+                    assert any(value not in page.options.get(name, ()) for name, value in wish.options.items())
                 else:
                     opened = mistake[len("click[") : -1]
                     assert page.listed[opened].lowest > wish.price
@@ -313,7 +317,8 @@ def test_a_seed_knows_mistakes_and_how_to_go_on_from_them() -> None:
             observation, _, terminated, truncated, info = env.step(action)
             ended = terminated or truncated
     assert 40 <= made["search"] <= 80
-    assert 20 <= made["left"] == made["dear"] <= 80
+    assert 20 <= made["left"] == made["results"] <= 80
+    assert made["item"] >= 20
 
 
 def test_without_a_seed_there_are_no_mistakes() -> None:

@@ -79,7 +79,7 @@ def test_what_it_says_of_a_page_is_so() -> None:
             clicked |= opened
             product = min(opened, default=product)
     assert all(
-        counts[verdict] >= 20 for verdict in ("yes", "no", "tried", "under", "good", "take", "lacks", "read", "fits")
+        counts[verdict] >= 10 for verdict in ("yes", "no", "tried", "under", "good", "take", "lacks", "read", "fits")
     ), counts
 
 
@@ -100,8 +100,9 @@ def test_another_expert_is_unknown() -> None:
 def test_thoughts_of_a_model_are_compared_line_by_line() -> None:
     """The expert's own episode with one line changed, and another action behind it."""
     script = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "webshop_thoughts.py"))
-    shop, task = _shop(), _shop().tasks("demonstrations")[0]
-    played = demonstrate(shop, task, WarmstartConfig(expert="thinking", noise=0), 0)[0]
+    shop, config = _shop(), WarmstartConfig(expert="thinking", noise=0)
+    every = ((task, demonstrate(shop, task, config, 0)[0]) for task in _shop().tasks("demonstrations"))
+    task, played = next((task, played) for task, played in every if all(played.learn))  # without a mistake
     replies = [f"<think>\n{t}\n</think>\n\n{a}" for t, a in zip(played.thoughts, played.actions, strict=True)]
     page = next(n for n, t in enumerate(played.thoughts) if ": under" in t and played.actions[n] != "click[< prev]")
 

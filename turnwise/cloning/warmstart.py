@@ -58,7 +58,7 @@ COURSE_FILE = "cloning.jsonl"
 TAKEOVERS_FILE = "takeovers.jsonl.gz"
 """In the folder of a clone: the episodes of its rounds of takeovers, as trajectories."""
 
-FORMAT = 2  # 2: Muon in float32, and the mistakes of WebShop's expert
+FORMAT = 3  # 2: Muon in float32; 3: the mistakes and the thoughts of WebShop's experts
 """Raise whenever the same configuration may give another model."""
 
 

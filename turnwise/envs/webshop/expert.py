@@ -34,8 +34,9 @@ _BUTTON = re.compile(r"\[(?:clicked )?button_?\]")
 _LITTLE = STOP_WORDS | set(re.findall(r"\w+", "am buy find i looking me my need please show some want which"))
 TOO_MANY = 0.25
 """Share of an instruction's words that must not be missing: real products say a few in words of their own."""
-VAGUE, TOO_DEAR = 0.3, 0.3
-"""Shares of the seeds whose mistakes are a search without the options, and to open a product that costs too much."""
+VAGUE, TOO_DEAR, CURIOUS = 0.3, 0.3, 0.3
+"""Shares of the seeds whose mistakes are a search without the options, to open a product that costs too much, and to
+read the features of one that lacks an option."""
 
 _stem = lru_cache(maxsize=10_000)(stem)
 
@@ -175,18 +176,22 @@ class SearchingExpert:
 
     ``mistake`` is something to play in the place of an action (``Errs``), so that demonstrations show how to go on from
     it. With ``seed`` 0 there is none. Of the others three in ten know the last search that is suggested, which leaves
-    the options out: then many an offer lacks one. Three in ten know an offer that costs too much, once.
+    the options out: then many an offer lacks one. Three in ten know an offer that costs too much, once; three in ten
+    know the features of every product that lacks an option: of these many lack a word, too.
     """
 
     def __init__(self, step_limit: int = 15, too_many: float = TOO_MANY, seed: int = 0) -> None:
         self._step_limit, self._too_many = step_limit, too_many
         drawn = Random(seed)
-        self._vague, self._careless = (bool(seed) and drawn.random() < share for share in (VAGUE, TOO_DEAR))
+        shares = (VAGUE, TOO_DEAR, CURIOUS)
+        self._vague, self._careless, self._curious = (bool(seed) and drawn.random() < share for share in shares)
 
     def begin(self, observation: str, info: Info) -> None:
         """Raises ValueError where the page has no instruction that it can read."""
         self._page = read_page(observation, info)
         self._wish = read_task(observation)
+        self._usual: frozenset[str] = frozenset()
+        """Words of every title on the results that were seen last."""
         self._steps_left = self._step_limit
         self._last = self._mistake = ""
         self._asin = ""
@@ -217,6 +222,8 @@ class SearchingExpert:
         page, clicked = self._page, last[len("click[") : -1]
         if clicked in before.listed:
             self._asin = clicked
+        if page.listed:
+            self._usual = frozenset.intersection(*(frozenset(words(offer.title)) for offer in page.listed.values()))
         if page.place in ("search", "results"):
             self._chosen.clear()  # as the shop does
         self._chosen |= {name: clicked for name, values in before.options.items() if clicked in values}
@@ -237,11 +244,18 @@ class SearchingExpert:
 
     def _err(self, page: Sight) -> str:
         """A mistake that this episode is to show here; "" for none."""
-        if page.place == "search" and self._vague:
-            return page.searches[-1] if len(page.searches) > 1 else ""
-        if page.place != "results" or self._hurried or not self._careless:
+        if page.place == "search":
+            return page.searches[-1] if self._vague and len(page.searches) > 1 else ""
+        if self._hurried:
             return ""
-        kind, listed = self._kind(page.listed), page.listed
+        if page.place == "item" and self._curious and self._asin not in self._features_read:
+            offered = (value in page.options.get(name, ()) for name, value in self._wish.options.items())
+            return "" if all(offered) else FEATURES
+        return self._too_dear(page.listed) if self._careless else ""
+
+    def _too_dear(self, listed: Mapping[str, Offer]) -> str:
+        """Opens the first offer of the wanted type that costs too much, once; "" where there is none."""
+        kind = self._kind(listed)
         dear = [asin for asin in listed if listed[asin].lowest > self._wish.price and asin not in self._refused]
         wanted = [asin for asin in dear if not kind or kind in words(listed[asin].title)]
         self._careless = not wanted

@@ -93,8 +93,9 @@ class ThinkingExpert(SearchingExpert):
         yield from _so_far(found)
 
     def _words(self) -> Iterator[tuple[str, bool]]:
-        """The words of the instruction, and whether the product was seen to have them."""
-        return ((word, stem not in self._unseen) for stem, word in self._spelled.items() if stem in self._wish.words)
+        """The words of the instruction that not every offer has, and whether the product was seen to have them."""
+        asked = self._wish.words - self._usual
+        return ((word, stem not in self._unseen) for stem, word in self._spelled.items() if stem in asked)
 
     @property
     def _unseen(self) -> frozenset[str]:
