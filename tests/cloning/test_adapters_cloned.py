@@ -204,7 +204,7 @@ def test_a_run_goes_on_from_the_adapter(brought: Make, use: str, dtype: str, tmp
         exported = Policy.load(tmp_path / "adapter", lora=None, dtype=dtype).sampler(ids).logits.log_softmax(-1)
         torch.testing.assert_close(exported, played, atol=tolerance, rtol=1e-3)
     export(run.path, tmp_path / "merged")
-    merged = Policy.load(tmp_path / "merged", lora=None).sampler(ids).logits.log_softmax(-1)
+    merged = Policy.load(tmp_path / "merged", lora=None, dtype=dtype).sampler(ids).logits.log_softmax(-1)
     torch.testing.assert_close(merged, played, atol=tolerance, rtol=1e-3)
 
 
@@ -228,7 +228,7 @@ def test_the_command_clones_into_a_model_of_yours(
     monkeypatch.setenv("TURNWISE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("turnwise.cli.console", Console(width=200, file=(told := io.StringIO())))
     model = scratch_folder(tmp_path / "model")
-    given = [word for word in TINY if word.split(".")[0] in ("env", "agent", "warmstart")]
+    given = [word for word in TINY if word.split(".")[0] in ("env", "agent", "warmstart", "lora")]
 
     def call(*words: str) -> None:
         with pytest.raises(SystemExit) as ended:
