@@ -183,7 +183,7 @@ def recorded() -> tuple[dict[str, list[dict[str, float]]], dict[str, list[str]]]
         for run, config, algorithm, seed in runs:
             if "mechanisms" in run:
                 mechanisms[algorithm].append(run["mechanisms"])
-            if not pooled:
+            if not pooled and "superseded" not in run:
                 gain = f", gained {points_of(run['gain'])}" if "gain" in run else ""
                 results[algorithm].append(f"`{config}`, seed {seed}: {success(run['after'])}{gain}")
         for algorithm, line in pooled.items():
